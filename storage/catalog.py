@@ -1,0 +1,274 @@
+"""The backups and sandboxes that the bucket knows: what is committed, listed and deleted, and in which order.
+
+Metadata is the commit point: written last, deleted first. Whoever reads it finds a whole archive; an archive
+without it is nobody's, and the collector's. The index entry follows the metadata and only serves the listing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pydantic import SecretStr
+
+from storage import keys
+from storage.errors import (
+    CorruptMetadataError,
+    InvalidCursorError,
+    ObjectMissingError,
+    PreconditionFailedError,
+    StorageError,
+    StoreUnavailableError,
+)
+from storage.metadata import BackupRecord, SandboxState, load, sign, verify
+from storage.store import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+_READERS = 8
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A committed backup. `indexed` is False if it is missing from its sandbox's list until a collection runs."""
+
+    record: BackupRecord
+    indexed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPage:
+    """One page of a sandbox's backups, newest first. `cursor` is None on the last page."""
+
+    records: tuple[BackupRecord, ...]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NamePage:
+    """One page of a tenant's sandboxes, in the order of their names. `cursor` is None on the last page."""
+
+    names: tuple[str, ...]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredState:
+    """A sandbox's state and the ETag to hand back when it is written again."""
+
+    state: SandboxState
+    etag: str
+
+
+class BackupCatalog:
+    """Reads and writes the documents of one bucket. Thread-safe, without state of its own."""
+
+    def __init__(
+        self, store: ObjectStore, signing_key: SecretStr, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self.store = store
+        self._signing_key = signing_key
+        self._clock = clock
+
+    def commit(self, record: BackupRecord) -> Committed:
+        """Signs and writes the metadata of a backup whose archive is stored, then its index entry.
+
+        On return the backup exists. A failure to write the index entry is logged and returned, not raised.
+
+        Raises:
+            PreconditionFailedError: there is another backup of this id; permanent, nothing was changed.
+            StoreUnavailableError: it could not be learnt whether the metadata was written: `discard` or read again.
+            StorageError: nothing was written.
+        """
+        signed = sign(record, self._signing_key)
+        key, data = keys.metadata(record.id), signed.to_json()
+        conditional = self.store.supports_conditional_writes()
+        for last in [False] * (_TRIES - 1) + [True]:
+            try:
+                self.store.put(key, data, if_none_match=conditional)
+                break
+            except (PreconditionFailedError, StoreUnavailableError) as e:
+                # Either may come after our own write took effect: only reading tells.
+                found = self._find_bytes(key)
+                if found == data:
+                    break
+                if found is not None:
+                    raise PreconditionFailedError(e.operation, bucket=e.bucket, key=key, detail=e.detail) from None
+                if last:
+                    raise
+        return Committed(signed, self.write_index_entry(signed))
+
+    def _find_bytes(self, key: str) -> bytes | None:
+        try:
+            return self.store.get(key).data
+        except ObjectMissingError:
+            return None
+
+    def write_index_entry(self, record: BackupRecord) -> bool:
+        """Writes the index entry of a committed backup of ours. Idempotent; a failure is logged, and False."""
+        if record.sandbox is None:
+            return True
+        key = keys.index_entry(record.owner, record.sandbox, record.created_at, record.id)
+        try:
+            self.store.put(key, b"")
+        except StorageError as e:
+            logger.warning("backup %s is committed but missing from its sandbox's list: %s", record.id, e)
+            return False
+        return True
+
+    def read(self, backup_id: str) -> BackupRecord:
+        """The metadata of a backup, whoever it belongs to. For the service's own use; callers use `get`.
+
+        Raises:
+            ObjectMissingError, CorruptMetadataError: permanent.
+        """
+        key = keys.metadata(backup_id)
+        record = load(BackupRecord, self.store.get(key).data, bucket=self.store.bucket, key=key)
+        if record.id != backup_id:
+            raise CorruptMetadataError("read", bucket=self.store.bucket, key=key, detail="it names another backup")
+        return record
+
+    def get(self, tenant: str, backup_id: str) -> BackupRecord:
+        """The metadata of one of the tenant's backups.
+
+        Raises:
+            ObjectMissingError: there is none, or it belongs to another tenant: the two cannot be told apart.
+            CorruptMetadataError: permanent.
+        """
+        record = self.read(backup_id)
+        if record.owner != tenant:
+            raise ObjectMissingError(
+                "get", bucket=self.store.bucket, key=keys.metadata(backup_id), detail="HTTP 404 NoSuchKey"
+            )
+        return record
+
+    def trusted(self, record: BackupRecord) -> bool:
+        """Whether this service wrote the record, so that its digests prove where the archive comes from."""
+        return verify(record, self._signing_key)
+
+    def is_expired(self, record: BackupRecord, *, buffer_s: float = 60) -> bool:
+        """Whether the record expires within `buffer_s` from now, or has."""
+        return record.is_expired(self._clock(), buffer_s)
+
+    def page(self, tenant: str, sandbox: str, *, limit: int = 100, cursor: str | None = None) -> RecordPage:
+        """One page of a sandbox's backups, newest first, expired ones included.
+
+        Entries without metadata, and those whose metadata cannot be read or names another sandbox, are left out.
+
+        Raises:
+            InvalidCursorError: permanent.
+        """
+        prefix = keys.index_prefix(tenant, sandbox)
+        if cursor is not None and not keys.is_entry_name(cursor):
+            raise InvalidCursorError("page", bucket=self.store.bucket)
+        after = None if cursor is None else prefix + cursor
+        records: list[BackupRecord] = []
+        while True:
+            listed = self.store.list(prefix, after=after, limit=limit - len(records))
+            entries = [entry for row in listed.objects if (entry := keys.find_index_entry(row.key))]
+            found = self.read_all(entry.backup_id for entry in entries)
+            records += [r for r in found if r is not None and r.owner == tenant and r.sandbox == sandbox]
+            after = listed.after
+            if after is None or len(records) >= limit:
+                return RecordPage(tuple(records), after and after.removeprefix(prefix))
+
+    def read_all(self, backup_ids: Iterable[str]) -> Sequence[BackupRecord | None]:
+        """Several records at once, in order; None for those that are missing or unreadable."""
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
+            return list(pool.map(self._find, backup_ids))
+
+    def _find(self, backup_id: str) -> BackupRecord | None:
+        try:
+            return self.read(backup_id)
+        except ObjectMissingError:
+            return None
+        except CorruptMetadataError as e:
+            logger.warning("%s", e)
+            return None
+
+    def delete(self, tenant: str, backup_id: str) -> bool:
+        """Deletes one of the tenant's backups. Idempotent: False if there was none (any more).
+
+        If it fails halfway the backup is gone, and the collector removes what is left of it.
+        """
+        try:
+            record = self.get(tenant, backup_id)
+        except ObjectMissingError:
+            return False
+        self.discard(record)
+        return True
+
+    def discard(self, record: BackupRecord) -> None:
+        """Removes everything of one backup, in the order that keeps "metadata means archive" true. Idempotent."""
+        self.store.delete(keys.metadata(record.id))
+        self.store.delete(keys.archive(record.id))
+        if record.sandbox is not None:
+            self.store.delete(keys.index_entry(record.owner, record.sandbox, record.created_at, record.id))
+
+    def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
+        """A sandbox's durable state; None if it was never written.
+
+        Raises:
+            CorruptMetadataError: permanent.
+        """
+        key = keys.state(tenant, sandbox)
+        try:
+            stored = self.store.get(key)
+        except ObjectMissingError:
+            return None
+        state = load(SandboxState, stored.data, bucket=self.store.bucket, key=key)
+        if (state.tenant, state.id) != (tenant, sandbox):
+            raise CorruptMetadataError("read", bucket=self.store.bucket, key=key, detail="it names another sandbox")
+        return StoredState(state, stored.etag)
+
+    def write_state(self, state: SandboxState, *, replacing: str | None) -> str:
+        """Writes a sandbox's durable state and returns its ETag.
+
+        Args:
+            replacing: the ETag of the state that this one was made from, or None if there was none. Where the store
+                has conditional writes a second writer, who made his from the same one, is refused.
+
+        Raises:
+            PreconditionFailedError: somebody else has written it since; permanent.
+            StoreUnavailableError: it could not be learnt whether it was written.
+        """
+        key, data = keys.state(state.tenant, state.id), state.to_json()
+        conditional = self.store.supports_conditional_writes()
+        try:
+            return self.store.put(
+                key,
+                data,
+                if_none_match=conditional and replacing is None,
+                if_match=replacing if conditional else None,
+            )
+        except (PreconditionFailedError, StoreUnavailableError):
+            # A retry inside the store may have met its own write.
+            try:
+                stored = self.store.get(key)
+            except ObjectMissingError:
+                stored = None
+            if stored is None or stored.data != data:
+                raise
+            return stored.etag
+
+    def delete_state(self, tenant: str, sandbox: str) -> None:
+        """Forgets a sandbox; its backups stay. Idempotent."""
+        self.store.delete(keys.state(tenant, sandbox))
+
+    def sandboxes(self, tenant: str, *, limit: int = 100, cursor: str | None = None) -> NamePage:
+        """One page of the tenant's sandboxes that have a state or a backup.
+
+        Raises:
+            InvalidCursorError: permanent.
+        """
+        prefix = keys.sandboxes_prefix(tenant)
+        if cursor is not None and not keys.is_name(cursor):
+            raise InvalidCursorError("sandboxes", bucket=self.store.bucket)
+        after = None if cursor is None else f"{prefix}{cursor}/"
+        listed = self.store.list(prefix, after=after, limit=limit, delimiter="/")
+        names = tuple(row.removeprefix(prefix).rstrip("/") for row in listed.prefixes)
+        return NamePage(names, names[-1] if names and listed.after is not None else None)

@@ -1,0 +1,189 @@
+"""Collection: removes what has expired and what nobody owns, and writes index entries that are missing.
+
+Only this module decides by listings, so it never trusts one alone: whatever a listing suggests to delete is looked
+at once more right before, and nothing younger than the grace period is touched, because it may be a transfer on its
+way to its commit. The grace period must be longer than the longest upload. Every step may be repeated, so
+a collection that was interrupted is simply run again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from storage import keys
+from storage.catalog import BackupCatalog
+from storage.errors import CorruptMetadataError, ObjectMissingError
+from storage.metadata import BackupRecord
+from storage.store import Listed, ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionReport:
+    """What a collection removed and repaired, or in a dry run would. Backups are named by id, the rest by key.
+
+    `unreadable` and `without_archive` are backups that need a person: nothing of them was touched.
+    """
+
+    dry_run: bool
+    expired_backups: tuple[str, ...] = ()
+    orphaned_archives: tuple[str, ...] = ()
+    stale_uploads: tuple[str, ...] = ()
+    stale_index_entries: tuple[str, ...] = ()
+    rebuilt_index_entries: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    without_archive: tuple[str, ...] = ()
+    freed_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Backup:
+    archive: Listed | None = None
+    metadata: Listed | None = None
+
+
+@dataclass(slots=True)
+class _Collection:
+    catalog: BackupCatalog
+    now: datetime
+    grace: timedelta
+    dry_run: bool
+    expired: list[str] = field(default_factory=list)
+    orphaned: list[str] = field(default_factory=list)
+    uploads: list[str] = field(default_factory=list)
+    stale_entries: list[str] = field(default_factory=list)
+    rebuilt: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    without_archive: list[str] = field(default_factory=list)
+    live: list[BackupRecord] = field(default_factory=list)
+    freed_bytes: int = 0
+
+    @property
+    def store(self) -> ObjectStore:
+        return self.catalog.store
+
+    def is_old(self, at: datetime) -> bool:
+        return self.now - at >= self.grace
+
+    def collect_backups(self) -> None:
+        backups: dict[str, _Backup] = {}
+        for row in list_all(self.store, keys.BACKUPS_PREFIX):
+            if found := keys.find_backup_object(row.key):
+                backup = backups.setdefault(found.backup_id, _Backup())
+                if found.is_metadata:
+                    backup.metadata = row
+                else:
+                    backup.archive = row
+        for backup_id, backup in backups.items():
+            if backup.metadata is not None:
+                self._collect_committed(backup_id, backup.metadata, backup.archive)
+            elif backup.archive is not None:
+                self._collect_orphan(backup_id, backup.archive)
+
+    def _collect_committed(self, backup_id: str, metadata: Listed, archive: Listed | None) -> None:
+        try:
+            record = self.catalog.read(backup_id)
+        except ObjectMissingError:
+            return  # deleted since the listing
+        except CorruptMetadataError as e:
+            logger.warning("%s", e)
+            self.unreadable.append(backup_id)
+            return
+        if not (record.is_expired(self.now, buffer_s=0) and self.is_old(metadata.last_modified)):
+            self.live.append(record)
+            if archive is None and self.is_old(metadata.last_modified):
+                self.without_archive.append(backup_id)
+            return
+        if not self.dry_run:
+            self.catalog.discard(record)
+        self.expired.append(backup_id)
+        self.freed_bytes += metadata.size_bytes + (archive.size_bytes if archive else 0)
+
+    def _collect_orphan(self, backup_id: str, archive: Listed) -> None:
+        if not self.is_old(archive.last_modified) or self._is_committed(backup_id):
+            return
+        if not self.dry_run:
+            self.store.delete(archive.key)
+        self.orphaned.append(backup_id)
+        self.freed_bytes += archive.size_bytes
+
+    def _is_committed(self, backup_id: str) -> bool:
+        try:
+            self.store.head(keys.metadata(backup_id))
+        except ObjectMissingError:
+            return False
+        return True
+
+    def collect_uploads(self) -> None:
+        for upload in self.store.list_uploads(keys.BACKUPS_PREFIX):
+            if self.is_old(upload.initiated_at):
+                if not self.dry_run:
+                    self.store.abort_upload(upload.key, upload.upload_id)
+                self.uploads.append(upload.key)
+
+    def collect_index(self) -> None:
+        wanted = {
+            keys.index_entry(record.owner, record.sandbox, record.created_at, record.id): record
+            for record in self.live
+            if record.sandbox is not None
+        }
+        unlisted = dict(wanted)
+        for root in keys.INDEX_ROOTS:
+            for row in list_all(self.store, root):
+                entry = keys.find_index_entry(row.key)
+                if entry is None or unlisted.pop(row.key, None) is not None:
+                    continue
+                gone = row.key not in wanted and not self._is_committed(entry.backup_id)
+                if gone and self.is_old(row.last_modified):
+                    if not self.dry_run:
+                        self.store.delete(row.key)
+                    self.stale_entries.append(row.key)
+        for key, record in unlisted.items():
+            if self.dry_run or self.catalog.write_index_entry(record):
+                self.rebuilt.append(key)
+
+    def report(self) -> CollectionReport:
+        return CollectionReport(
+            dry_run=self.dry_run,
+            expired_backups=tuple(self.expired),
+            orphaned_archives=tuple(self.orphaned),
+            stale_uploads=tuple(self.uploads),
+            stale_index_entries=tuple(self.stale_entries),
+            rebuilt_index_entries=tuple(self.rebuilt),
+            unreadable=tuple(self.unreadable),
+            without_archive=tuple(self.without_archive),
+            freed_bytes=self.freed_bytes,
+        )
+
+
+def collect(catalog: BackupCatalog, *, now: datetime, grace_s: float, dry_run: bool = False) -> CollectionReport:
+    """Runs one collection over the whole bucket.
+
+    Args:
+        now: aware; the age of an object is the difference to the store's own time of its last change.
+        grace_s: what is younger is left alone.
+        dry_run: report only.
+
+    Raises:
+        StorageError: as the store raises it; what was collected until then stays collected.
+    """
+    run = _Collection(catalog, now, timedelta(seconds=grace_s), dry_run)
+    run.collect_backups()
+    run.collect_uploads()
+    run.collect_index()
+    return run.report()
+
+
+def list_all(store: ObjectStore, prefix: str) -> Iterator[Listed]:
+    """Every object under a prefix, page by page."""
+    after: str | None = None
+    while True:
+        page = store.list(prefix, after=after)
+        yield from page.objects
+        after = page.after
+        if after is None:
+            return

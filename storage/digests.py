@@ -1,0 +1,74 @@
+"""What is recorded of an archive's bytes, and how S3 derives an ETag from them.
+
+squashfs has no checksums of its own, and an ETag is a checksum on some stores only. So the SHA-256 of every
+part and of the whole goes into the metadata, and nothing is mounted that does not have them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PartDigest:
+    """One part of an archive, as it was sent. `md5` and `sha256` are in hexadecimal."""
+
+    size_bytes: int
+    md5: str
+    sha256: str
+
+    @property
+    def content_md5(self) -> str:
+        """The value of the Content-MD5 header. Source: RFC 1864."""
+        return base64.b64encode(bytes.fromhex(self.md5)).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveDigest:
+    """What is known of an archive before it is downloaded.
+
+    `parts` are the SHA-256 of consecutive stretches of `part_bytes` (the last may be shorter). Archives of other
+    writers have a size only; what is None is not checked.
+    """
+
+    size_bytes: int
+    etag: str | None = None
+    sha256: str | None = None
+    part_bytes: int | None = None
+    parts: tuple[str, ...] = ()
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether each part can be checked by itself: there are digests, and as many as the size asks for."""
+        return self.part_bytes is not None and len(self.parts) == part_count(self.size_bytes, self.part_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedArchive:
+    """What is known of an archive after it was uploaded and the store has confirmed it."""
+
+    size_bytes: int
+    sha256: str
+    parts: tuple[PartDigest, ...]
+    part_bytes: int
+    etag: str
+
+    @property
+    def digest(self) -> ArchiveDigest:
+        """What a later download has to find."""
+        shas = tuple(part.sha256 for part in self.parts)
+        return ArchiveDigest(self.size_bytes, self.etag, self.sha256, self.part_bytes, shas)
+
+
+def part_count(size_bytes: int, part_bytes: int) -> int:
+    """How many parts an archive has; an empty one has one."""
+    return max(1, -(-size_bytes // part_bytes))
+
+
+def multipart_etag(parts: Iterable[PartDigest]) -> str:
+    """The ETag that S3, R2 and moto give a multipart object: the MD5 of the parts' MD5s, and their number."""
+    md5s = [bytes.fromhex(part.md5) for part in parts]
+    return f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"

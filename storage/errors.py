@@ -1,0 +1,151 @@
+"""Every error that leaves `storage`.
+
+    StorageError                        anything the store answered that has no name of its own
+    ├── ObjectMissingError              no such object (or multipart upload, or backup of this tenant)
+    ├── PreconditionFailedError         If-Match or If-None-Match did not hold; somebody else was first
+    ├── AccessRefusedError              the keys are wrong, or may not do this
+    │   └── SignatureExpiredError       the signed URL was too old when it arrived; a fresh one may do
+    ├── BucketMissingError              the bucket itself does not exist
+    ├── StoreUnavailableError           5xx, throttling, timeouts, resets: outcome unknown, may be repeated
+    ├── IntegrityError                  the bytes are not those that were recorded
+    ├── CorruptMetadataError            a metadata or state document that cannot be read
+    ├── TransferCancelledError          somebody cancelled the transfer; nothing of it is left
+    ├── InvalidCursorError              a page was asked for with a cursor this package did not issue
+    └── LifecycleUnsupportedError       the store has no lifecycle rules
+
+Messages name the operation, the bucket and the object. They never hold a URL, an access key or a signature.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+
+class StorageError(Exception):
+    """The root. Carries what a caller needs as fields, since a `__cause__` does not cross process boundaries.
+
+    Attributes:
+        retryable: the same call may succeed later, and repeating it is safe.
+        operation: what was being done, in the words of `ObjectStore`.
+        bucket: the bucket's name, where one is known.
+        key: the object's key (or the prefix that was listed), where there is one.
+        detail: what the other side said, in a few words.
+        hint: what an operator can do about it.
+    """
+
+    retryable: ClassVar[bool] = False
+    summary: ClassVar[str] = "The store refused the request"
+    default_hint: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        operation: str,
+        *,
+        bucket: str | None = None,
+        key: str | None = None,
+        detail: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.operation = operation
+        self.bucket = bucket
+        self.key = key
+        self.detail = detail
+        self.hint = hint or self.default_hint
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        where = [f"operation {self.operation}"]
+        where += [f"{name} {value!r}" for name, value in (("bucket", self.bucket), ("object", self.key)) if value]
+        return f"{self.summary} ({', '.join(where)}){f': {self.detail}' if self.detail else '.'}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.operation, self.bucket, self.key, self.detail, self.hint))
+
+
+E = TypeVar("E", bound=StorageError)
+
+
+def _rebuild(
+    cls: type[E], operation: str, bucket: str | None, key: str | None, detail: str | None, hint: str | None
+) -> E:
+    return cls(operation, bucket=bucket, key=key, detail=detail, hint=hint)
+
+
+class ObjectMissingError(StorageError):
+    """The object, multipart upload or backup does not exist, or belongs to another tenant."""
+
+    summary = "No such object"
+
+
+class PreconditionFailedError(StorageError):
+    """A conditional request found another state of the object than the caller expected."""
+
+    summary = "The object is not in the expected state"
+
+
+class AccessRefusedError(StorageError):
+    """The store does not know the access key, or does not let it do this."""
+
+    summary = "The store refused access"
+    default_hint = "Check the access key, the secret, and that they may read, write, list and delete in this bucket."
+
+
+class SignatureExpiredError(AccessRefusedError):
+    """A signed request arrived after its time; it had no effect and may be signed anew."""
+
+    retryable = True
+    summary = "The signature had expired"
+    default_hint = "If this lasts, compare this node's clock with the store's."
+
+
+class BucketMissingError(StorageError):
+    """The bucket does not exist at this endpoint."""
+
+    summary = "No such bucket"
+    default_hint = "Create the bucket, or correct its name or the endpoint in the settings."
+
+
+class StoreUnavailableError(StorageError):
+    """The store failed, throttled or did not answer; whether the request took effect is unknown.
+
+    Attributes:
+        retry_after_s: how long the store asks to be left alone; known where the answer came in, not after pickling.
+    """
+
+    retry_after_s: float | None = None
+
+    retryable = True
+    summary = "The store did not answer"
+    default_hint = "Try again later; if this lasts, check the endpoint and the network."
+
+
+class IntegrityError(StorageError):
+    """The bytes stored or received are not those that were recorded."""
+
+    summary = "The bytes are not those that were recorded"
+
+
+class CorruptMetadataError(StorageError):
+    """A metadata or state document is damaged, or of a version that this release does not know."""
+
+    summary = "The document cannot be read"
+
+
+class TransferCancelledError(StorageError):
+    """The transfer was cancelled before it was complete; nothing of it was kept."""
+
+    summary = "The transfer was cancelled"
+
+
+class InvalidCursorError(StorageError):
+    """The cursor of a page request is not one that an earlier page returned."""
+
+    summary = "The cursor is not valid"
+    default_hint = "Start again without a cursor."
+
+
+class LifecycleUnsupportedError(StorageError):
+    """The store offers no lifecycle rules."""
+
+    summary = "This store has no lifecycle rules"
+    default_hint = "Run the collection of expired and orphaned objects regularly instead."

@@ -1,0 +1,147 @@
+"""The names of everything in the bucket.
+
+    backups/<backup id>/data.sqsh                       the archive
+    backups/<backup id>/meta.json                       its metadata
+    sandboxes/<sandbox>/backups/<descending stamp>-<backup id>      index entry
+    sandboxes/<sandbox>/state.json                      the sandbox's durable state
+    tenants/<tenant>/sandboxes/...                      the last two again, for every tenant but "default"
+
+S3 lists in ascending order of the keys' bytes only, and what people want first is the newest backup. So the
+stamp begins with the milliseconds left until a fixed far instant, in 13 digits: a younger backup has a smaller
+number, and one LIST page is one page of newest backups. The same instant follows in readable form:
+`8228158527876-20260223T101112123Z-<backup id>`.
+
+Tenants and sandboxes contain no "/", and none of them is empty; so no prefix of one is a prefix of another.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+DEFAULT_TENANT = "default"
+BACKUPS_PREFIX = "backups/"
+INDEX_ROOTS = ("sandboxes/", "tenants/")
+
+# 13 digits of milliseconds reach to the year 2286.
+_LAST_MS = 10**13 - 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAME = r"[a-z0-9](?:[a-z0-9\-]{0,126}[a-z0-9])?"
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_ENTRY = rf"(?P<left>[0-9]{{13}})-[0-9]{{8}}T[0-9]{{9}}Z-(?P<backup>{_UUID})"
+_NAME_PATTERN = re.compile(_NAME)
+_ENTRY_PATTERN = re.compile(_ENTRY)
+_INDEX_PATTERN = re.compile(rf"(?:tenants/(?P<tenant>{_NAME})/)?sandboxes/(?P<sandbox>{_NAME})/backups/{_ENTRY}")
+_BACKUP_PATTERN = re.compile(rf"backups/(?P<backup>{_UUID})/(?P<file>data\.sqsh|meta\.json)")
+
+
+def _checked_name(kind: str, value: str) -> str:
+    if not _NAME_PATTERN.fullmatch(value):
+        raise ValueError(f"not a valid {kind} name")
+    return value
+
+
+def _checked_id(backup_id: str) -> str:
+    if str(uuid.UUID(backup_id)) != backup_id:
+        raise ValueError("not a UUID in its hyphenated, lower-case form")
+    return backup_id
+
+
+def archive(backup_id: str) -> str:
+    """The key of a backup's archive."""
+    return f"{BACKUPS_PREFIX}{_checked_id(backup_id)}/data.sqsh"
+
+
+def metadata(backup_id: str) -> str:
+    """The key of a backup's metadata."""
+    return f"{BACKUPS_PREFIX}{_checked_id(backup_id)}/meta.json"
+
+
+def sandboxes_prefix(tenant: str) -> str:
+    """What the keys of all sandboxes of a tenant begin with."""
+    if _checked_name("tenant", tenant) == DEFAULT_TENANT:
+        return "sandboxes/"
+    return f"tenants/{tenant}/sandboxes/"
+
+
+def sandbox_prefix(tenant: str, sandbox: str) -> str:
+    """What everything of one sandbox begins with."""
+    return f"{sandboxes_prefix(tenant)}{_checked_name('sandbox', sandbox)}/"
+
+
+def state(tenant: str, sandbox: str) -> str:
+    """The key of a sandbox's durable state."""
+    return f"{sandbox_prefix(tenant, sandbox)}state.json"
+
+
+def index_prefix(tenant: str, sandbox: str) -> str:
+    """What the index entries of one sandbox begin with."""
+    return f"{sandbox_prefix(tenant, sandbox)}backups/"
+
+
+def entry_name(created_at: datetime, backup_id: str) -> str:
+    """The last segment of an index entry's key; among these, younger means smaller.
+
+    Raises:
+        ValueError: the instant has no time zone, or is not between 1970 and 2286.
+    """
+    if created_at.tzinfo is None:
+        raise ValueError("an instant needs a time zone")
+    at = created_at.astimezone(UTC)
+    since_ms = (at - _EPOCH) // timedelta(milliseconds=1)
+    if not 0 <= since_ms <= _LAST_MS:
+        raise ValueError("an instant between 1970 and 2286 is needed")
+    stamp = f"{at:%Y%m%dT%H%M%S}{at.microsecond // 1000:03d}Z"
+    return f"{_LAST_MS - since_ms:013d}-{stamp}-{_checked_id(backup_id)}"
+
+
+def index_entry(tenant: str, sandbox: str, created_at: datetime, backup_id: str) -> str:
+    """The key of a backup's index entry."""
+    return index_prefix(tenant, sandbox) + entry_name(created_at, backup_id)
+
+
+def is_entry_name(name: str) -> bool:
+    """Whether `name` can be the last segment of an index entry's key."""
+    return _ENTRY_PATTERN.fullmatch(name) is not None
+
+
+def is_name(value: str) -> bool:
+    """Whether `value` can be a sandbox's or a tenant's name."""
+    return _NAME_PATTERN.fullmatch(value) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """What the key of an index entry says."""
+
+    key: str
+    tenant: str
+    sandbox: str
+    backup_id: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BackupObject:
+    """What the key of an object under `backups/` says."""
+
+    key: str
+    backup_id: str
+    is_metadata: bool
+
+
+def find_index_entry(key: str) -> IndexEntry | None:
+    """Reads an index entry's key; None for any other key."""
+    found = _INDEX_PATTERN.fullmatch(key)
+    if found is None or found["tenant"] == DEFAULT_TENANT:
+        return None
+    created_at = _EPOCH + timedelta(milliseconds=_LAST_MS - int(found["left"]))
+    return IndexEntry(key, found["tenant"] or DEFAULT_TENANT, found["sandbox"], found["backup"], created_at)
+
+
+def find_backup_object(key: str) -> BackupObject | None:
+    """Reads the key of an archive or of metadata; None for any other key."""
+    found = _BACKUP_PATTERN.fullmatch(key)
+    return BackupObject(key, found["backup"], found["file"] == "meta.json") if found else None

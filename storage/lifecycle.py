@@ -1,0 +1,100 @@
+"""The bucket's own lifecycle rules: the safety net under the collector.
+
+A rule knows ages only, not the ttl of a single backup. So the operator chooses an upper bound after which anything
+under `backups/` may go, and the collector removes the rest exactly. Rules that are not ours are left as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from storage.errors import StorageError
+from storage.keys import BACKUPS_PREFIX
+
+EXPIRE_RULE = "holdfast-expire-backups"
+ABORT_RULE = "holdfast-abort-uploads"
+_OURS = (EXPIRE_RULE, ABORT_RULE)
+_ABORT_AFTER_DAYS = 1
+
+Rule = Mapping[str, Any]
+
+
+class LifecycleStore(Protocol):
+    """A bucket with lifecycle rules, which are documents of the store's: passed through, never interpreted."""
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+
+    def lifecycle_rules(self) -> Sequence[Rule]:
+        """All rules. Raises LifecycleUnsupportedError."""
+
+    def replace_lifecycle_rules(self, rules: Sequence[Rule]) -> None:
+        """Makes these all the rules, atomically. Raises LifecycleUnsupportedError."""
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleStatus:
+    """Which of our rules the bucket has. `foreign_rules` counts the others."""
+
+    expire_after_days: int | None
+    abort_uploads_after_days: int | None
+    foreign_rules: int
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether both rules are there and enabled."""
+        return self.expire_after_days is not None and self.abort_uploads_after_days is not None
+
+
+def inspect(store: LifecycleStore) -> LifecycleStatus:
+    """Reads which of our rules are installed.
+
+    Raises:
+        LifecycleUnsupportedError: permanent; the hint names what to do instead.
+    """
+    rules = store.lifecycle_rules()
+    enabled = {rule.get("ID"): rule for rule in rules if rule.get("Status") == "Enabled"}
+    expire = enabled.get(EXPIRE_RULE, {}).get("Expiration", {}).get("Days")
+    abort = enabled.get(ABORT_RULE, {}).get("AbortIncompleteMultipartUpload", {}).get("DaysAfterInitiation")
+    return LifecycleStatus(expire, abort, sum(rule.get("ID") not in _OURS for rule in rules))
+
+
+def install(store: LifecycleStore, *, expire_after_days: int) -> LifecycleStatus:
+    """Installs or replaces our rules and reads them back. Idempotent; not atomic against another writer of rules.
+
+    Args:
+        expire_after_days: at least the longest ttl in use, or backups go before they expire.
+
+    Raises:
+        LifecycleUnsupportedError: permanent; nothing was changed.
+        StorageError: the store accepted the rules but does not have them.
+    """
+    if expire_after_days < 1:
+        raise ValueError("expire_after_days must be at least 1")
+    foreign = [rule for rule in store.lifecycle_rules() if rule.get("ID") not in _OURS]
+    store.replace_lifecycle_rules([*foreign, *_rules(expire_after_days)])
+    status = inspect(store)
+    if status != LifecycleStatus(expire_after_days, _ABORT_AFTER_DAYS, len(foreign)):
+        raise StorageError("lifecycle", bucket=store.bucket, detail="the rules read back are not those written")
+    return status
+
+
+def remove(store: LifecycleStore) -> LifecycleStatus:
+    """Removes our rules and leaves the others. Idempotent."""
+    rules = store.lifecycle_rules()
+    foreign = [rule for rule in rules if rule.get("ID") not in _OURS]
+    if len(foreign) != len(rules):
+        store.replace_lifecycle_rules(foreign)
+    return inspect(store)
+
+
+def _rules(expire_after_days: int) -> list[Rule]:
+    expire = {"Expiration": {"Days": expire_after_days}}
+    abort = {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": _ABORT_AFTER_DAYS}}
+    return [
+        {"ID": name, "Status": "Enabled", "Filter": {"Prefix": BACKUPS_PREFIX}, **action}
+        for name, action in ((EXPIRE_RULE, expire), (ABORT_RULE, abort))
+    ]

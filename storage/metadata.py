@@ -1,0 +1,233 @@
+"""The documents that are persisted: a backup's metadata (meta.json) and a sandbox's state (state.json).
+
+The first six fields of a backup's metadata are exactly those that Cloudflare's Sandbox SDK writes and reads; ours
+follow and are all optional, so its backups load here and ours there. Documents of a later version are
+refused; fields nobody here knows are kept, and covered by the signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import PurePosixPath
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+)
+from pydantic.alias_generators import to_camel
+
+from storage.digests import ArchiveDigest
+from storage.errors import CorruptMetadataError
+from storage.keys import DEFAULT_TENANT, is_name
+
+VERSION = 1
+_MAX_EXACT_INTEGER = 2**53 - 1
+_MAX_TTL_S = 100 * 366 * 86_400
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+_KEY_PURPOSE = b"holdfast backup metadata, version 1"
+
+
+def _read_instant(value: Any) -> Any:
+    if isinstance(value, str):
+        if not _INSTANT.fullmatch(value):
+            raise ValueError("must be an ISO 8601 instant with a time zone")
+        return datetime.fromisoformat(value)
+    return value
+
+
+def _sane_instant(value: datetime) -> datetime:
+    """In UTC and whole milliseconds, as it is written. Far years are damage, and overflow when a ttl is added."""
+    if value.tzinfo is None:
+        raise ValueError("must have a time zone")
+    if not 2000 <= value.year < 2200:
+        raise ValueError("must be between the years 2000 and 2199")
+    at = value.astimezone(UTC)
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
+
+
+def _write_instant(value: datetime) -> str:
+    return f"{value:%Y-%m-%dT%H:%M:%S}.{value.microsecond // 1000:03d}Z"
+
+
+def _write_number(value: float) -> int | float:
+    return int(value) if value.is_integer() else value
+
+
+def _known_version(value: int) -> int:
+    if not 1 <= value <= VERSION:
+        raise ValueError(f"is not a version this release knows (1 to {VERSION})")
+    return value
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/") or "\0" in value or ".." in PurePosixPath(value).parts or len(value) > 4096:
+        raise ValueError("must be an absolute path without '..' and NUL")
+    return value
+
+
+def _uuid(value: str) -> str:
+    if str(uuid.UUID(value)) != value:
+        raise ValueError("must be a UUID in its hyphenated, lower-case form")
+    return value
+
+
+def _name(value: str) -> str:
+    if not is_name(value):
+        raise ValueError("must be 1 to 128 characters of a-z, 0-9 and '-'")
+    return value
+
+
+Instant = Annotated[
+    datetime, BeforeValidator(_read_instant), AfterValidator(_sane_instant), PlainSerializer(_write_instant)
+]
+Count = Annotated[int, Field(ge=0, le=_MAX_EXACT_INTEGER)]
+Seconds = Annotated[float, Field(gt=0, le=_MAX_TTL_S, allow_inf_nan=False), PlainSerializer(_write_number)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Identifier = Annotated[str, AfterValidator(_name)]
+BackupId = Annotated[str, AfterValidator(_uuid)]
+Directory = Annotated[str, AfterValidator(_absolute)]
+
+
+class Document(BaseModel):
+    """What all persisted documents share: camelCase in JSON, strict types, unknown fields kept, None left out."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="allow",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        hide_input_in_errors=True,
+    )
+
+    def to_json(self) -> bytes:
+        """The document as it is stored: canonical, so equal documents are equal bytes."""
+        return _canonical(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+class NotKept(Document):
+    """What the archive could not hold, counted."""
+
+    sockets: Count = 0
+    acls: Count = 0
+    other_xattrs: Count = 0
+
+
+class BackupRecord(Document):
+    """A backup's metadata. Whoever has a readable one has a complete backup: it is written last.
+
+    `name` is absent when there is none. `parts` are the SHA-256 of consecutive stretches of `part_bytes`.
+    `uid` is the numeric owner that the archive's files had; `max_name_bytes` the longest name among them.
+    """
+
+    id: BackupId
+    dir: Directory
+    name: Annotated[str, Field(max_length=256)] | None = None
+    size_bytes: Count
+    ttl: Seconds
+    created_at: Instant
+
+    version: Annotated[int, AfterValidator(_known_version)] | None = None
+    tenant: Identifier | None = None
+    sandbox: Identifier | None = None
+    sha256: Sha256 | None = None
+    part_bytes: Annotated[int, Field(gt=0, le=_MAX_EXACT_INTEGER)] | None = None
+    parts: Annotated[list[Sha256], Field(max_length=10_000)] | None = None
+    etag: Annotated[str, Field(max_length=1024)] | None = None
+    files: Count | None = None
+    inodes: Count | None = None
+    source_bytes: Count | None = None
+    compression: Annotated[str, Field(max_length=64)] | None = None
+    not_kept: NotKept | None = None
+    max_name_bytes: Count | None = None
+    uid: Count | None = None
+    signature: Annotated[str, Field(max_length=256)] | None = None
+
+    @property
+    def owner(self) -> str:
+        """The tenant it belongs to: the default one, if a foreign writer named none."""
+        return self.tenant or DEFAULT_TENANT
+
+    @property
+    def expires_at(self) -> datetime:
+        """`created_at` plus the time to live."""
+        return self.created_at + timedelta(seconds=self.ttl)
+
+    def is_expired(self, now: datetime, buffer_s: float = 60) -> bool:
+        """Whether it expires within `buffer_s` of `now`, or has."""
+        return now + timedelta(seconds=buffer_s) >= self.expires_at
+
+    @property
+    def digest(self) -> ArchiveDigest:
+        """What a download of the archive has to find."""
+        return ArchiveDigest(self.size_bytes, self.etag, self.sha256, self.part_bytes, tuple(self.parts or ()))
+
+
+class RestoredDirectory(Document):
+    """A directory of the sandbox that came from a backup."""
+
+    dir: Directory
+    backup_id: BackupId
+    mode: Annotated[str, Field(max_length=32)]
+    driver: Annotated[str, Field(max_length=64)] | None = None
+    restored_at: Instant
+
+
+class SandboxState(Document):
+    """What a sandbox's actor has to know after it was away."""
+
+    version: Annotated[int, AfterValidator(_known_version)] = VERSION
+    id: Identifier
+    tenant: Identifier
+    created_at: Instant
+    restored: list[RestoredDirectory] = []
+
+
+D = TypeVar("D", bound=Document)
+
+
+def load(document: type[D], data: bytes, *, bucket: str | None = None, key: str | None = None) -> D:
+    """Reads a stored document.
+
+    Raises:
+        CorruptMetadataError: it is damaged, or of a later version; permanent. Names the fields, never their values.
+    """
+    try:
+        return document.model_validate_json(data)
+    except ValidationError as e:
+        lines = [f"{'.'.join(map(str, line['loc'])) or 'document'}: {line['msg']}" for line in e.errors()[:5]]
+        raise CorruptMetadataError("read", bucket=bucket, key=key, detail="; ".join(lines)) from None
+
+
+def sign(record: BackupRecord, key: SecretStr) -> BackupRecord:
+    """The same record with our signature: it says that this service wrote it, so its digests can be trusted."""
+    return record.model_copy(update={"signature": _signature(record, key)})
+
+
+def verify(record: BackupRecord, key: SecretStr) -> bool:
+    """Whether `key` signed exactly this record. Takes the same time for every wrong signature."""
+    given = (record.signature or "").encode("utf-8", "replace")
+    return hmac.compare_digest(given, _signature(record, key).encode())
+
+
+def _signature(record: BackupRecord, key: SecretStr) -> str:
+    # A key of its own for this purpose, so that the operator's one secret can serve others too.
+    derived = hmac.digest(key.get_secret_value().encode(), _KEY_PURPOSE, hashlib.sha256)
+    return hmac.new(derived, record.model_copy(update={"signature": None}).to_json(), hashlib.sha256).hexdigest()
+
+
+def _canonical(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()

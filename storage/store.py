@@ -1,0 +1,170 @@
+"""The contract between Holdfast and an object store. One suite of tests holds every implementation to it.
+
+What every method has in common:
+
+* It is safe to call from many threads at once, and blocks until the store has answered or the attempts are used up.
+* `StoreUnavailableError` is the only retryable error, and it leaves the outcome unknown: the request may have taken
+  effect. Implementations have already retried; what a caller adds is settling the outcome by reading.
+* `AccessRefusedError`, `BucketMissingError` and `StorageError` itself are permanent: the same call fails again.
+* A read sees the newest completed write of the same object, and so does a listing (S3 and R2 are strongly consistent).
+  Nothing but the collector and the lists shown to people depends on a listing.
+* An object changes as a whole or not at all. A reader never sees a part of a write.
+
+ETags are opaque, without the quotes of HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+SMALL_OBJECT_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A small object's content, and the state it was read in."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What is known of an object without reading it.
+
+    `etag_is_digest` is False where the store encrypts in a way that makes the ETag no function of the content.
+    """
+
+    size_bytes: int
+    etag: str
+    last_modified: datetime
+    etag_is_digest: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One object of a listing."""
+
+    key: str
+    size_bytes: int
+    last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing, in ascending order of the keys' bytes. `after` is None on the last page.
+
+    `prefixes` are what a delimiter folded together: each ends with the delimiter.
+    """
+
+    objects: tuple[Listed, ...]
+    prefixes: tuple[str, ...]
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A multipart upload that is neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    initiated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """A URL that permits one request, and the headers that the signature covers, to be sent as they are.
+
+    The URL is a secret for as long as it is valid: it is never logged, shown, or put into an error or an argv.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return "SignedRequest(<url withheld>)"
+
+
+class ObjectStore(Protocol):
+    """One bucket."""
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+
+    def get(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
+        """Reads a small object whole.
+
+        Raises:
+            ObjectMissingError: permanent.
+            IntegrityError: it is larger than `max_bytes`.
+        """
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        """Writes a small object and returns its ETag. Atomic; repeating an unconditional put is harmless.
+
+        With `if_none_match` it only creates, with `if_match` it only replaces that state. Only a store for which
+        `supports_conditional_writes` is true looks at either. After a lost answer the attempt that follows meets
+        its own write, so `PreconditionFailedError` means "somebody wrote it, perhaps this call": read to know.
+
+        Raises:
+            PreconditionFailedError: the condition does not hold (for `if_match` also: there is no such object).
+        """
+
+    def head(self, key: str) -> Head:
+        """Looks at an object.
+
+        Raises:
+            ObjectMissingError: permanent.
+        """
+
+    def delete(self, key: str) -> None:
+        """Removes an object. Idempotent: one that does not exist is a success."""
+
+    def list(self, prefix: str, *, after: str | None = None, limit: int = 1000, delimiter: str | None = None) -> Page:
+        """One page of at most `limit` (1 to 1000) keys and prefixes that begin with `prefix` and come after `after`.
+
+        `after` is what the page before returned, or any key.
+        """
+
+    def supports_conditional_writes(self) -> bool:
+        """Whether the store honours `if_none_match` and `if_match`: found by trying, once, and remembered."""
+
+    def presign_get(self, key: str, *, ttl_s: int) -> SignedRequest:
+        """Permits reading one object. Signing happens here, without a request; the object need not exist.
+
+        Range and If-Match may be added to the request.
+        """
+
+    def presign_put(self, key: str, *, content_md5: str, size_bytes: int, ttl_s: int) -> SignedRequest:
+        """Permits writing one object with exactly this MD5 and size."""
+
+    def create_upload(self, key: str) -> str:
+        """Begins a multipart upload and returns its id. Not idempotent: a repetition begins another one."""
+
+    def presign_part(
+        self, key: str, upload_id: str, number: int, *, content_md5: str, size_bytes: int, ttl_s: int
+    ) -> SignedRequest:
+        """Permits writing one part (numbered from 1) with exactly this MD5 and size.
+
+        A part may be written again with the same bytes. All parts but the last have one size (R2 asks for it).
+        """
+
+    def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
+        """Makes the parts with these ETags, in order, one object and returns its ETag. Atomic.
+
+        After a lost answer the repetition may find that the upload is gone: `ObjectMissingError` then says
+        nothing about the object. `head` does.
+
+        Raises:
+            ObjectMissingError: there is no such upload (any more).
+        """
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Drops a multipart upload and its parts. Idempotent: one that does not exist is a success."""
+
+    def list_uploads(self, prefix: str) -> Sequence[Upload]:
+        """All unfinished multipart uploads of keys that begin with `prefix`."""

@@ -1,0 +1,15 @@
+"""Moving archives between a node and the bucket: `upload` and `download`, and what they record.
+
+Bytes go through presigned URLs only, each for one request and signed for one try; a thread holds at most
+256 KiB of them. A part that fails is tried again by itself, with exponential back-off and full jitter, for 5xx, 429
+(Retry-After is kept), timeouts, resets and expired signatures. Neither leaves anything behind when it fails.
+"""
+
+from __future__ import annotations
+
+from storage.digests import ArchiveDigest, PartDigest, UploadedArchive
+from storage.download import download
+from storage.upload import upload
+from storage.wire import Progress
+
+__all__ = ["ArchiveDigest", "PartDigest", "Progress", "UploadedArchive", "download", "upload"]

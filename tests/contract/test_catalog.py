@@ -1,0 +1,385 @@
+"""Commit, listing, deletion and collection, with a crash or an unknown outcome at every step."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from storage import keys
+from storage.catalog import BackupCatalog
+from storage.collect import CollectionReport, collect, list_all
+from storage.config import BucketConfig
+from storage.errors import (
+    CorruptMetadataError,
+    InvalidCursorError,
+    ObjectMissingError,
+    PreconditionFailedError,
+    StoreUnavailableError,
+)
+from storage.metadata import BackupRecord, RestoredDirectory, SandboxState
+from storage.s3 import S3ObjectStore
+from storage.store import ObjectStore
+from tests.support.s3 import FAST
+
+KEY = SecretStr("signing key")
+NOW = datetime.now(UTC).replace(microsecond=0)
+HOUR_S = 3600.0
+
+
+@dataclass(slots=True)
+class FaultyStore:
+    """Another store, with failures before or after the effect of a call: `fail("put", "meta", after=True)`."""
+
+    inner: ObjectStore
+    faults: list[tuple[str, str, bool]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    def fail(self, operation: str, part_of_key: str, *, after: bool) -> None:
+        self.faults.append((operation, part_of_key, after))
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.inner, name)
+        if name not in ("get", "put", "head", "delete", "list"):
+            return method
+
+        def call(key: str, *args: Any, **kwargs: Any) -> Any:
+            self.calls.append(f"{name} {key}")
+            fault = next((f for f in self.faults if f[0] == name and f[1] in key), None)
+            if fault is not None:
+                self.faults.remove(fault)
+                if fault[2]:
+                    method(key, *args, **kwargs)
+                raise StoreUnavailableError(name, bucket="b", key=key)
+            return method(key, *args, **kwargs)
+
+        return call
+
+
+@dataclass(slots=True)
+class Shelf:
+    """A catalog over an empty bucket, with faults to order."""
+
+    catalog: BackupCatalog
+    store: S3ObjectStore
+    faulty: FaultyStore
+    initiated_long_ago: bool
+
+    def record(
+        self, *, at: datetime = NOW, ttl: float = HOUR_S, sandbox: str = "box", tenant: str = "acme"
+    ) -> BackupRecord:
+        return BackupRecord(
+            id=str(uuid.uuid4()),
+            dir="/workspace",
+            size_bytes=7,
+            ttl=ttl,
+            created_at=at,
+            version=1,
+            tenant=tenant,
+            sandbox=sandbox,
+        )
+
+    def backup(self, **fields: Any) -> BackupRecord:
+        record = self.record(**fields)
+        self.store.put(keys.archive(record.id), b"archive")
+        return self.catalog.commit(record).record
+
+    def objects(self) -> set[str]:
+        return {row.key for row in list_all(self.store, "")}
+
+    def collect(self, *, after_s: float, grace_s: float = HOUR_S, dry_run: bool = False) -> CollectionReport:
+        return collect(self.catalog, now=NOW + timedelta(seconds=after_s), grace_s=grace_s, dry_run=dry_run)
+
+
+@pytest.fixture(params=["moto", "rclone"])
+def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf]:
+    config: BucketConfig = request.getfixturevalue(f"{request.param}_config")
+    store = S3ObjectStore(config, transfer=FAST)
+
+    def clear() -> None:
+        for row in list(list_all(store, "")):
+            store.delete(row.key)
+        for upload in store.list_uploads(""):
+            store.abort_upload(upload.key, upload.upload_id)
+
+    clear()
+    faulty = FaultyStore(store)
+    catalog = BackupCatalog(faulty, KEY, lambda: NOW)
+    # moto says of every multipart upload that it began in 2010.
+    yield Shelf(catalog, store, faulty, initiated_long_ago=request.param == "moto")
+    clear()
+
+
+def entry_of(record: BackupRecord) -> str:
+    assert record.sandbox is not None
+    return keys.index_entry(record.owner, record.sandbox, record.created_at, record.id)
+
+
+def test_a_committed_backup_is_found_signed_and_listed(shelf: Shelf) -> None:
+    record = shelf.record()
+    committed = shelf.catalog.commit(record)
+    assert committed.indexed
+    found = shelf.catalog.get("acme", record.id)
+    assert found == committed.record
+    assert shelf.catalog.trusted(found)
+    assert not shelf.catalog.trusted(record)
+    assert shelf.catalog.page("acme", "box").records == (found,)
+    assert not shelf.catalog.is_expired(found)
+
+
+def test_a_backup_of_another_tenant_is_missing(shelf: Shelf) -> None:
+    record = shelf.backup()
+    for tenant in ("default", "other"):
+        with pytest.raises(ObjectMissingError) as foreign:
+            shelf.catalog.get(tenant, record.id)
+        with pytest.raises(ObjectMissingError) as missing:
+            shelf.catalog.get(tenant, str(uuid.UUID(int=0)))
+        assert foreign.value.operation == missing.value.operation
+        assert not shelf.catalog.delete(tenant, record.id)
+        assert shelf.catalog.page(tenant, "box").records == ()
+    assert shelf.catalog.get("acme", record.id) == record
+
+
+def test_a_foreign_backup_belongs_to_the_default_tenant_and_is_not_trusted(shelf: Shelf) -> None:
+    backup_id = str(uuid.uuid4())
+    document = f'{{"id":"{backup_id}","dir":"/app","sizeBytes":1,"ttl":60,"createdAt":"2026-02-23T10:11:12.345Z"}}'
+    shelf.store.put(keys.metadata(backup_id), document.encode())
+    record = shelf.catalog.get("default", backup_id)
+    assert not shelf.catalog.trusted(record)
+    with pytest.raises(ObjectMissingError):
+        shelf.catalog.get("acme", backup_id)
+
+
+def test_metadata_that_names_another_backup_is_corrupt(shelf: Shelf) -> None:
+    record, other = shelf.backup(), str(uuid.uuid4())
+    shelf.store.put(keys.metadata(other), record.to_json())
+    with pytest.raises(CorruptMetadataError):
+        shelf.catalog.get("acme", other)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_commit_of_unknown_outcome_is_settled_by_reading(shelf: Shelf, after: bool) -> None:
+    record = shelf.record()
+    shelf.faulty.fail("put", "meta.json", after=after)
+    assert shelf.catalog.commit(record).indexed
+    assert shelf.catalog.get("acme", record.id).id == record.id
+    assert sum("put backups/" in call for call in shelf.faulty.calls) == (1 if after else 2)
+
+
+def test_a_commit_that_cannot_be_settled_is_unavailable_and_may_be_discarded(shelf: Shelf) -> None:
+    record = shelf.record()
+    shelf.faulty.fail("put", "meta.json", after=True)
+    shelf.faulty.fail("get", "meta.json", after=False)
+    with pytest.raises(StoreUnavailableError):
+        shelf.catalog.commit(record)
+    shelf.catalog.discard(record)
+    assert shelf.objects() == set()
+
+
+def test_a_second_backup_of_the_same_id_is_refused_where_the_store_can(shelf: Shelf) -> None:
+    record = shelf.backup()
+    other = record.model_copy(update={"dir": "/app"})
+    if shelf.store.supports_conditional_writes():
+        with pytest.raises(PreconditionFailedError):
+            shelf.catalog.commit(other)
+        assert shelf.catalog.get("acme", record.id).dir == "/workspace"
+    assert shelf.catalog.commit(record).record == record
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_failing_index_entry_does_not_fail_the_commit(shelf: Shelf, after: bool) -> None:
+    record = shelf.record()
+    shelf.faulty.fail("put", "sandboxes/", after=after)
+    assert not shelf.catalog.commit(record).indexed
+    assert shelf.catalog.get("acme", record.id).id == record.id
+    shelf.store.put(keys.archive(record.id), b"archive")
+    report = shelf.collect(after_s=0)
+    assert report.rebuilt_index_entries == (() if after else (entry_of(record),))
+    assert [r.id for r in shelf.catalog.page("acme", "box").records] == [record.id]
+
+
+def test_pages_are_newest_first_and_skip_what_is_gone(shelf: Shelf) -> None:
+    records = [shelf.backup(at=NOW + timedelta(milliseconds=n)) for n in (5, 1, 3, 0, 4, 2)]
+    newest_first = sorted(records, key=lambda r: r.created_at, reverse=True)
+    shelf.store.delete(keys.metadata(newest_first[1].id))
+    shelf.store.put(keys.metadata(newest_first[4].id), b"damaged")
+    expected = [r.id for n, r in enumerate(newest_first) if n not in (1, 4)]
+    shelf.backup(sandbox="box-2")
+    shelf.backup(sandbox="box", tenant="default")
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = shelf.catalog.page("acme", "box", limit=2, cursor=cursor)
+        assert len(page.records) <= 2
+        seen += [r.id for r in page.records]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert seen == expected
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "../../backups/", "~", "8228158527876"])
+def test_a_cursor_of_somebody_else_is_refused(shelf: Shelf, cursor: str) -> None:
+    with pytest.raises(InvalidCursorError):
+        shelf.catalog.page("acme", "box", cursor=cursor)
+
+
+def test_deleting_removes_everything_and_is_idempotent(shelf: Shelf) -> None:
+    record, kept = shelf.backup(), shelf.backup()
+    shelf.faulty.calls.clear()
+    assert shelf.catalog.delete("acme", record.id)
+    assert [c for c in shelf.faulty.calls if c.startswith("delete")] == [
+        f"delete {keys.metadata(record.id)}",
+        f"delete {keys.archive(record.id)}",
+        f"delete {entry_of(record)}",
+    ]
+    assert not shelf.catalog.delete("acme", record.id)
+    assert shelf.objects() == {keys.metadata(kept.id), keys.archive(kept.id), entry_of(kept)}
+
+
+@pytest.mark.parametrize("part", ["meta.json", "data.sqsh", "sandboxes/"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_deletion_that_breaks_off_anywhere_leaves_a_whole_backup_or_none(
+    shelf: Shelf, part: str, after: bool
+) -> None:
+    record = shelf.backup()
+    shelf.faulty.fail("delete", part, after=after)
+    with pytest.raises(StoreUnavailableError):
+        shelf.catalog.delete("acme", record.id)
+    if keys.metadata(record.id) in shelf.objects():
+        assert keys.archive(record.id) in shelf.objects()
+        assert shelf.catalog.delete("acme", record.id)
+    else:
+        assert shelf.catalog.page("acme", "box").records == ()
+    shelf.collect(after_s=2 * HOUR_S)
+    assert shelf.objects() == set()
+
+
+def test_sandboxes_are_listed_per_tenant_page_by_page(shelf: Shelf) -> None:
+    names = ["a", "a-b", "a0", "b"]
+    for name in names:
+        shelf.catalog.write_state(SandboxState(id=name, tenant="acme", created_at=NOW), replacing=None)
+        shelf.backup(sandbox=name)
+    shelf.backup(sandbox="other", tenant="default")
+    seen: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = shelf.catalog.sandboxes("acme", limit=1, cursor=cursor)
+        seen += page.names
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert sorted(seen) == names and len(seen) == len(names)
+    assert shelf.catalog.sandboxes("default").names == ("other",)
+    with pytest.raises(InvalidCursorError):
+        shelf.catalog.sandboxes("acme", cursor="../")
+
+
+def test_a_state_is_written_read_and_forgotten(shelf: Shelf) -> None:
+    assert shelf.catalog.find_state("acme", "box") is None
+    first = SandboxState(id="box", tenant="acme", created_at=NOW)
+    etag = shelf.catalog.write_state(first, replacing=None)
+    restored = RestoredDirectory(dir="/app", backup_id=str(uuid.uuid4()), mode="overlay", restored_at=NOW)
+    second = first.model_copy(update={"restored": [restored]})
+    shelf.faulty.fail("put", "state.json", after=True)
+    newer = shelf.catalog.write_state(second, replacing=etag)
+    stored = shelf.catalog.find_state("acme", "box")
+    assert stored is not None and (stored.state, stored.etag) == (second, newer)
+    if shelf.store.supports_conditional_writes():
+        for stale in (etag, None):
+            with pytest.raises(PreconditionFailedError):
+                shelf.catalog.write_state(first, replacing=stale)
+    shelf.catalog.delete_state("acme", "box")
+    assert shelf.catalog.find_state("acme", "box") is None
+
+
+def test_a_state_under_another_sandboxs_key_is_corrupt(shelf: Shelf) -> None:
+    state = SandboxState(id="other", tenant="acme", created_at=NOW)
+    shelf.store.put(keys.state("acme", "box"), state.to_json())
+    with pytest.raises(CorruptMetadataError):
+        shelf.catalog.find_state("acme", "box")
+
+
+def test_a_collection_removes_what_has_expired_and_nothing_else(shelf: Shelf) -> None:
+    expired, live = shelf.backup(ttl=60), shelf.backup(ttl=100 * HOUR_S)
+    before = shelf.objects()
+    report = shelf.collect(after_s=2 * HOUR_S, dry_run=True)
+    assert (report.expired_backups, report.dry_run) == ((expired.id,), True)
+    assert shelf.objects() == before
+    report = shelf.collect(after_s=2 * HOUR_S)
+    assert report == CollectionReport(
+        dry_run=False, expired_backups=(expired.id,), freed_bytes=7 + len(expired.to_json())
+    )
+    assert shelf.objects() == {keys.metadata(live.id), keys.archive(live.id), entry_of(live)}
+    assert shelf.collect(after_s=2 * HOUR_S) == CollectionReport(dry_run=False)
+
+
+def test_what_is_younger_than_the_grace_is_left_alone(shelf: Shelf) -> None:
+    expired = shelf.backup(ttl=1)
+    shelf.store.put(keys.archive(str(uuid.uuid4())), b"on its way")
+    shelf.store.delete(keys.metadata(shelf.backup(ttl=9).id))
+    if not shelf.initiated_long_ago:
+        shelf.store.create_upload(keys.archive(expired.id))
+    before = shelf.objects()
+    assert shelf.collect(after_s=HOUR_S / 2) == CollectionReport(dry_run=False)
+    assert shelf.objects() == before
+
+
+def test_orphans_of_every_kind_are_collected(shelf: Shelf) -> None:
+    live = shelf.backup(ttl=100 * HOUR_S)
+    orphan, stale = str(uuid.uuid4()), shelf.record()
+    shelf.store.put(keys.archive(orphan), b"orphan")
+    shelf.store.put(entry_of(stale), b"")
+    upload_key = keys.archive(str(uuid.uuid4()))
+    shelf.store.create_upload(upload_key)
+    report = shelf.collect(after_s=2 * HOUR_S)
+    assert report == CollectionReport(
+        dry_run=False,
+        orphaned_archives=(orphan,),
+        stale_uploads=(upload_key,),
+        stale_index_entries=(entry_of(stale),),
+        freed_bytes=6,
+    )
+    assert shelf.objects() == {keys.metadata(live.id), keys.archive(live.id), entry_of(live)}
+    assert list(shelf.store.list_uploads("")) == []
+
+
+def test_a_listing_that_is_behind_deletes_no_live_backup(shelf: Shelf) -> None:
+    live = shelf.backup(ttl=100 * HOUR_S)
+
+    class Behind(FaultyStore):
+        """A store whose listing does not show the metadata yet."""
+
+        def list(self, prefix: str, **kwargs: Any) -> Any:
+            page = self.inner.list(prefix, **kwargs)
+            objects = tuple(row for row in page.objects if not row.key.endswith("meta.json"))
+            return type(page)(objects, page.prefixes, page.after)
+
+    catalog = BackupCatalog(Behind(shelf.store), KEY)
+    report = collect(catalog, now=NOW + timedelta(hours=2), grace_s=HOUR_S)
+    assert report == CollectionReport(dry_run=False)
+    assert shelf.catalog.get("acme", live.id) == live
+    assert entry_of(live) in shelf.objects()
+
+
+def test_what_cannot_be_read_or_has_no_archive_is_reported_and_kept(shelf: Shelf) -> None:
+    damaged, bare = shelf.backup(), shelf.backup(ttl=100 * HOUR_S)
+    shelf.store.put(keys.metadata(damaged.id), b"{")
+    shelf.store.delete(keys.archive(bare.id))
+    before = shelf.objects()
+    report = shelf.collect(after_s=2 * HOUR_S)
+    assert (report.unreadable, report.without_archive) == ((damaged.id,), (bare.id,))
+    assert shelf.objects() == before
+
+
+def test_foreign_objects_in_the_bucket_are_not_ours_to_collect(shelf: Shelf) -> None:
+    for key in ("backups/readme.txt", "sandboxes/x", "tenants/y/z", "other/data.sqsh", "backups/not-a-uuid/data.sqsh"):
+        shelf.store.put(key, b"x")
+    before = shelf.objects()
+    assert shelf.collect(after_s=1000 * HOUR_S) == CollectionReport(dry_run=False)
+    assert shelf.objects() == before
