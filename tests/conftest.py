@@ -1,4 +1,4 @@
-"""What holds for every test: a time limit by kind."""
+"""What holds for every test: a time limit by kind, nothing left on the node, and no silent lack of a mount driver."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from actors.node import driver_choice, mounting
+from actors.node.drivers import Driver
 from storage.config import BucketConfig
+from tests.support.mount_leaks import nothing_leaks
 from tests.support.s3 import embedded_s3
 
+ALLOW_MISSING_DRIVERS = "HOLDFAST_ALLOW_MISSING_DRIVERS"
 _HERE = Path(__file__).parent
 _TIME_LIMITS_S = {"unit": 30, "contract": 120, "integration": 120, "faults": 180}
 
@@ -27,6 +31,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         limit_s = _TIME_LIMITS_S.get(folder)
         if limit_s is not None and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(limit_s))
+
+
+@pytest.fixture(params=list(Driver))
+def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """Every mount driver in turn. One that does not work here fails the test, unless the node is allowed to lack it."""
+    driver = Driver(request.param)
+    obstacle = driver_choice.obstacle(driver, tmp_path_factory.getbasetemp().resolve())
+    if obstacle is not None:
+        if ALLOW_MISSING_DRIVERS in os.environ:
+            pytest.skip(obstacle)
+        pytest.fail(obstacle)
+    return driver
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """A folder under which the test may leave no mount and no loop device; nor may it leave a child process."""
+    with nothing_leaks(tmp_path):
+        try:
+            yield tmp_path
+        finally:
+            mounting.sweep(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""This node's kernel: namespaces, cgroups, squashfs, mounts. Knows nothing of Ray or S3."""

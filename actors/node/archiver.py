@@ -1,0 +1,192 @@
+"""Archives made from a sandbox's tree, and unpacked into one, by tools that run in the sandbox's own box."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from actors.node import process, squashfs
+from actors.node.bubblewrap import Bind, Box, Identity, boxed
+from actors.node.removal import remove_tree
+from actors.node.survey import Limits, Survey, survey
+from actors.node.tree import Tree
+
+_SPOOL = "/spool"
+_EXTRACT_S = 3600.0
+_LIST_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An archive that was made and verified. `path` is the caller's to move or delete."""
+
+    path: Path
+    found: Survey
+
+
+class Archiver:
+    """Makes and unpacks archives for one sandbox. The caller sees to it that nothing else changes the tree."""
+
+    def __init__(self, box: Box, tree: Tree, *, limits: Limits, memory_bytes: int) -> None:
+        self._box = box
+        self._tree = tree
+        self._limits = limits
+        self._memory_bytes = memory_bytes
+        self._processors = max(1, os.cpu_count() or 1)
+
+    def create(
+        self,
+        directory: str,
+        spool: Path,
+        *,
+        compression: str,
+        level: int | None,
+        excludes: Sequence[str] = (),
+        gitignore: bool = False,
+        timeout_s: float,
+        cancelled: threading.Event,
+        on_survey: Callable[[Survey], None] = lambda found: None,
+        on_percent: Callable[[int], None] = lambda percent: None,
+    ) -> Made:
+        """Archives a directory of the tree into the empty folder `spool`.
+
+        Raises:
+            PathError: the directory cannot be used; PathMissingError and PathTypeError say why.
+            TreeError: it cannot be archived faithfully, or is beyond the limits.
+            ArchiveError, ToolTimeoutError, NoSpaceLeftError: the archive is not what it should be.
+        """
+        with self._tree.directory(directory) as fd:
+            inside = self._tree.canonical(fd)
+            found = survey(fd, limits=self._limits, excludes=excludes, gitignore=gitignore, cancelled=cancelled)
+            on_survey(found)
+            path = self._squash(
+                self._box,
+                inside,
+                found,
+                spool,
+                compression=compression,
+                level=level,
+                timeout_s=timeout_s,
+                cancelled=cancelled,
+                on_percent=on_percent,
+            )
+        return Made(path, found)
+
+    def extract(self, archive: Path, parent: Path, name: str, *, cancelled: threading.Event) -> None:
+        """Unpacks an archive of ours into the new directory `name` of `parent`, with owners and modes.
+
+        Cut short, without an error, when `cancelled` is set; so are the other methods here.
+
+        Raises:
+            ArchiveError, ToolTimeoutError, NoSpaceLeftError: what was unpacked has to be removed by the caller.
+        """
+        binds = (Bind(archive, "/archive"), Bind(parent, "/parent", writable=True))
+        command = squashfs.unsquashfs("/archive", f"/parent/{name}", processors=self._processors)
+        empty = replace(self._box, binds=())
+        with boxed(empty, command, identity=Identity.KEEPER, binds=binds) as ready:
+            ended = process.run(ready.argv, timeout_s=_EXTRACT_S, pass_fds=ready.fds, cancelled=cancelled)
+        if cancelled.is_set():
+            return
+        squashfs.verify_extraction(ended)
+        squashfs.verify_extracted_tree(archive, parent / name, self._limits)
+
+    def find_name(self, archive: Path, wanted: Callable[[bytes], bool], *, cancelled: threading.Event) -> bytes | None:
+        """The first file name in an archive of ours for which `wanted` is true.
+
+        Raises:
+            ArchiveError, ToolTimeoutError: the archive cannot be listed.
+        """
+        names = squashfs.NameReader(wanted)
+        empty = replace(self._box, binds=())
+        command = squashfs.listing("/archive")
+        with boxed(empty, command, identity=Identity.KEEPER, binds=(Bind(archive, "/archive"),)) as ready:
+            ended = process.run(
+                ready.argv, timeout_s=_LIST_S, pass_fds=ready.fds, on_stdout=names.read, cancelled=cancelled
+            )
+        if not cancelled.is_set():
+            squashfs.verify_extraction(ended)
+        return names.found
+
+    def convert(self, archive: Path, work: Path, *, cancelled: threading.Event) -> Path:
+        """Remakes an archive from elsewhere: unpacked without any privilege, packed again by us.
+
+        What comes out is safe for the kernel to mount, and its files belong to the sandbox. Owners, devices and
+        set-id bits of the original are not kept.
+
+        Raises:
+            ArchiveError, ToolTimeoutError, NoSpaceLeftError, TreeError: `work` has to be removed by the caller.
+        """
+        content = work / "content"
+        content.mkdir()
+        for path in (content, archive):
+            os.chown(path, self._box.uid, self._box.uid)
+        binds = (Bind(archive, "/archive"), Bind(content, "/content", writable=True))
+        command = squashfs.unsquashfs("/archive", "/content/tree", processors=self._processors)
+        alone = replace(self._box, binds=(), network=False)
+        with boxed(alone, command, binds=binds) as ready:
+            ended = process.run(ready.argv, timeout_s=_EXTRACT_S, pass_fds=ready.fds, cancelled=cancelled)
+        if cancelled.is_set():
+            return archive
+        squashfs.verify_extraction(ended)
+        fd = os.open(content / "tree", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            found = survey(fd, limits=self._limits, cancelled=cancelled)
+        finally:
+            os.close(fd)
+        box = replace(alone, binds=(Bind(content, "/content"),))
+        made = self._squash(
+            box, "/content/tree", found, work, compression="zstd", level=1, timeout_s=_EXTRACT_S, cancelled=cancelled
+        )
+        remove_tree(content)
+        return made
+
+    def _squash(
+        self,
+        box: Box,
+        inside: str,
+        found: Survey,
+        spool: Path,
+        *,
+        compression: str,
+        level: int | None,
+        timeout_s: float,
+        cancelled: threading.Event,
+        on_percent: Callable[[int], None] = lambda percent: None,
+    ) -> Path:
+        out = spool / "out"
+        out.mkdir(mode=0o700)
+        os.chown(out, box.uid, box.uid)
+        lines, words = squashfs.exclude_lines(found.excluded)
+        if lines or words:
+            (out / "excludes").write_bytes(lines)
+        command = squashfs.mksquashfs(
+            f"{_SPOOL}/data.sqsh",
+            uid=box.uid,
+            compression=compression,
+            level=level,
+            memory_bytes=self._memory_bytes,
+            processors=self._processors,
+            excludes=f"{_SPOOL}/excludes" if lines or words else None,
+        )
+        if words:
+            command += ["-e", *words]
+        bind = (Bind(out, _SPOOL, writable=True),)
+        with boxed(box, command, identity=Identity.READER, cwd=inside, binds=bind) as ready:
+            ended = process.run(
+                ready.argv,
+                timeout_s=timeout_s,
+                pass_fds=ready.fds,
+                on_stdout=squashfs.percent_reader(on_percent),
+                cancelled=cancelled,
+            )
+        path = spool / "data.sqsh"
+        if not cancelled.is_set():
+            squashfs.verify_creation(ended, out / "data.sqsh", inodes=found.inodes)
+            os.rename(out / "data.sqsh", path)
+            os.chown(path, 0, 0)
+        shutil.rmtree(out)
+        return path

@@ -1,0 +1,245 @@
+"""The box in which a sandbox's commands, and the tools that read its tree, run.
+
+Two bubblewraps, one inside the other. The outer one starts as root, because only root can reach the
+sandbox's files; it shows the inner one nothing but /usr and those files, and drops to the sandbox's uid. The
+inner one is unprivileged: new namespaces of every kind, no capabilities, a seccomp filter, no further
+user namespaces. What it mounts and sets comes through a file descriptor, so that neither the node's process
+list nor the sandbox's shows a path or an environment.
+
+Identities:
+    command   uid 1000 inside, the sandbox's uid outside; no capability.
+    reader    uid 0 inside, the sandbox's uid outside; may read files whatever their mode, and only this
+              sandbox's files, since nothing else is mapped. For mksquashfs and tar.
+    keeper    outer box only: real root with the capabilities over files alone, nothing but the bound
+              folders in sight. For unsquashfs of archives that this service has signed.
+
+Source: bwrap(1) 0.8; its own page says that the policy is the caller's to make.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import IO
+
+from actors.node import seccomp
+
+INNER_ID = 1000
+HOME = "/home/sandbox"
+_PASSWD = f"root:x:0:0:root:/root:/bin/sh\nsandbox:x:{INNER_ID}:{INNER_ID}:sandbox:{HOME}:/bin/bash\n"
+_GROUP = f"root:x:0:\nsandbox:x:{INNER_ID}:\n"
+_HOSTS = "127.0.0.1 localhost\n::1 localhost\n"
+_ETC = (
+    "alternatives",
+    "ca-certificates",
+    "ssl",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "localtime",
+    "mime.types",
+)
+_NETWORK_ETC = ("resolv.conf", "nsswitch.conf", "gai.conf", "services", "protocols")
+_READER_CAPS = ("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_FOWNER")
+_KEEPER_CAPS = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD")
+_OUTER = "/sandbox"
+_STATUS_BYTES = 65_536
+
+
+class Identity(StrEnum):
+    """Who runs in the box."""
+
+    COMMAND = "command"
+    READER = "reader"
+    KEEPER = "keeper"
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A folder or file of the node, and where the box shows it."""
+
+    source: Path
+    target: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """What every command of one sandbox has in common."""
+
+    uid: int
+    hostname: str
+    binds: tuple[Bind, ...]
+    network: bool = False
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a command: these few, then the caller's."""
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "HOME": HOME,
+        "USER": "sandbox",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",
+        **extra,
+    }
+
+
+def _system() -> list[str]:
+    args = ["--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/", name)
+        if path.is_symlink():
+            args += ["--symlink", os.readlink(path), str(path)]
+        elif path.is_dir():
+            args += ["--ro-bind", str(path), str(path)]
+    return args
+
+
+def outer(binds: Sequence[Bind]) -> list[str]:
+    """The outer box's options, for its `--args` descriptor."""
+    args = ["--die-with-parent", "--unshare-ipc", *_system(), "--ro-bind", "/etc", "/etc"]
+    args += ["--bind", "/proc", "/proc", "--dev-bind", "/dev", "/dev", "--tmpfs", "/tmp", "--dir", _OUTER]
+    for number, bind in enumerate(binds):
+        args += ["--bind" if bind.writable else "--ro-bind", str(bind.source), f"{_OUTER}/{number}"]
+    return [*args, "--chdir", "/"]
+
+
+def drop_to(uid: int) -> list[str]:
+    """The command that becomes the unprivileged `uid` for good, and then what follows it."""
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--"]
+
+
+def inner(
+    box: Box, binds: Sequence[Bind], *, identity: Identity, cwd: str, env: Mapping[str, str], fds: Mapping[str, int]
+) -> list[str]:
+    """The inner box's options, for its `--args` descriptor. `fds` are those of seccomp, passwd, group and hosts."""
+    uid = str(INNER_ID if identity is Identity.COMMAND else 0)
+    args = ["--unshare-all", "--unshare-user", "--disable-userns", "--uid", uid, "--gid", uid, "--cap-drop", "ALL"]
+    if identity is Identity.READER:
+        for capability in _READER_CAPS:
+            args += ["--cap-add", capability]
+    if box.network and identity is Identity.COMMAND:
+        args.append("--share-net")
+    args += ["--new-session", "--die-with-parent", "--hostname", box.hostname, "--clearenv"]
+    for name, value in environment(env).items():
+        args += ["--setenv", name, value]
+    args += [*_system(), "--dir", "/etc"]
+    for name in _ETC + (_NETWORK_ETC if box.network else ()):
+        args += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    for name in ("passwd", "group", "hosts"):
+        args += ["--perms", "0444", "--ro-bind-data", str(fds[name]), f"/etc/{name}"]
+    args += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
+    for number, bind in enumerate(binds):
+        args += ["--bind" if bind.writable else "--ro-bind", f"{_OUTER}/{number}", bind.target]
+    return [*args, "--remount-ro", "/", "--chdir", cwd, "--seccomp", str(fds["seccomp"])]
+
+
+def keeper(binds: Sequence[Bind], *, cwd: str) -> list[str]:
+    """The keeper's options, for its `--args` descriptor."""
+    args = ["--die-with-parent", "--new-session"]
+    args += [f"--unshare-{namespace}" for namespace in ("ipc", "pid", "net", "uts", "cgroup")]
+    args += ["--cap-drop", "ALL"]
+    for capability in _KEEPER_CAPS:
+        args += ["--cap-add", capability]
+    args += [*_system(), "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    for bind in binds:
+        args += ["--bind" if bind.writable else "--ro-bind", str(bind.source), bind.target]
+    return [*args, "--remount-ro", "/", "--chdir", cwd]
+
+
+@dataclass(frozen=True, slots=True)
+class Boxed:
+    """A command ready to be started: its argv, and the descriptors that it must inherit.
+
+    `status`, where asked for, is a pipe: `ran` tells from it, afterwards, whether the command ran.
+    """
+
+    argv: list[str]
+    fds: tuple[int, ...]
+    status: IO[bytes] | None = None
+
+
+@contextmanager
+def boxed(
+    box: Box,
+    command: Sequence[str],
+    *,
+    identity: Identity = Identity.COMMAND,
+    cwd: str = "/",
+    env: Mapping[str, str] | None = None,
+    binds: Sequence[Bind] = (),
+    with_status: bool = False,
+) -> Iterator[Boxed]:
+    """Makes a command ready to be started in the box, within the block.
+
+    Args:
+        binds: folders that only this command sees, besides the box's own.
+        with_status: have `Boxed.status`, which is then the caller's to close.
+    """
+    every = (*box.binds, *binds)
+    if identity is Identity.KEEPER:
+        with _memory_files({"keeper": _packed(keeper(every, cwd=cwd))}) as fds:
+            yield Boxed(["bwrap", "--args", str(fds["keeper"]), "--", *command], tuple(fds.values()))
+        return
+    files = {
+        "seccomp": seccomp.program(),
+        "passwd": _PASSWD.encode(),
+        "group": _GROUP.encode(),
+        "hosts": _HOSTS.encode(),
+        "outer": _packed(outer(every)),
+    }
+    with _memory_files(files) as fds, _status_pipe(with_status) as (status, told):
+        options = inner(box, every, identity=identity, cwd=cwd, env=env or {}, fds=fds)
+        if told is not None:
+            options += ["--json-status-fd", str(told)]
+        with _memory_files({"inner": _packed(options)}) as more:
+            argv = ["bwrap", "--args", str(fds["outer"]), "--", *drop_to(box.uid)]
+            argv += ["bwrap", "--args", str(more["inner"]), "--", *command]
+            passed = (*fds.values(), *more.values(), *(() if told is None else (told,)))
+            yield Boxed(argv, passed, status)
+
+
+def ran(status: IO[bytes]) -> bool:
+    """Whether the command of an ended box ran; if not, the box could not be built around it."""
+    return b'"exit-code"' in status.read(_STATUS_BYTES)
+
+
+@contextmanager
+def _status_pipe(wanted: bool) -> Iterator[tuple[IO[bytes] | None, int | None]]:
+    if not wanted:
+        yield None, None
+        return
+    reading, told = os.pipe()
+    status = os.fdopen(reading, "rb")
+    try:
+        yield status, told
+    except BaseException:
+        status.close()
+        raise
+    finally:
+        os.close(told)
+
+
+def _packed(options: Sequence[str]) -> bytes:
+    return b"".join(os.fsencode(option) + b"\0" for option in options)
+
+
+@contextmanager
+def _memory_files(contents: Mapping[str, bytes]) -> Iterator[dict[str, int]]:
+    fds: dict[str, int] = {}
+    try:
+        for name, data in contents.items():
+            fds[name] = os.memfd_create(name)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fds[name], view) :]
+            os.lseek(fds[name], 0, os.SEEK_SET)
+        yield fds
+    finally:
+        for fd in fds.values():
+            os.close(fd)

@@ -1,0 +1,112 @@
+"""What this machine offers and lacks, found out by trying."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.node import process
+from actors.node.bubblewrap import Bind, Box, boxed
+from actors.node.cgroup import Cgroup
+from actors.node.driver_choice import available
+from actors.node.errors import NodeError
+
+PACKAGES = {
+    "mksquashfs": "squashfs-tools",
+    "unsquashfs": "squashfs-tools",
+    "squashfuse_ll": "squashfuse",
+    "fuse-overlayfs": "fuse-overlayfs",
+    "fusermount3": "fuse3",
+    "bwrap": "bubblewrap",
+    "setpriv": "util-linux",
+    "prlimit": "util-linux",
+    "setsid": "util-linux",
+    "mount": "mount",
+    "tar": "tar",
+}
+_NEEDED_BY_ONE_DRIVER = ("squashfuse_ll", "fuse-overlayfs", "fusermount3")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried. `fix` says what to do where it failed."""
+
+    name: str
+    ok: bool
+    required: bool
+    detail: str
+    fix: str | None = None
+
+
+def examine(data_dir: Path, uid: int) -> list[Finding]:
+    """Tries everything that sandboxes on this machine need. Leaves nothing behind."""
+    findings = [_root(), *_tools()]
+    if all(finding.ok for finding in findings if finding.required):
+        findings += [_box(uid), _cgroup(), *_drivers(data_dir)]
+    return findings
+
+
+def _root() -> Finding:
+    ok = os.geteuid() == 0
+    return Finding(
+        "root",
+        ok,
+        required=True,
+        detail="runs as root" if ok else "does not run as root",
+        fix=None if ok else "run as root",
+    )
+
+
+def _tools() -> list[Finding]:
+    findings = []
+    for program, package in PACKAGES.items():
+        path = shutil.which(program, path=process.ENVIRONMENT["PATH"])
+        required = program not in _NEEDED_BY_ONE_DRIVER
+        fix = None if path else f"apt-get install {package}"
+        findings.append(Finding(program, path is not None, required, path or "not installed", fix))
+    return findings
+
+
+def _box(uid: int) -> Finding:
+    with tempfile.TemporaryDirectory() as folder:
+        box = Box(uid=uid, hostname="doctor", binds=(Bind(Path(folder), "/workspace"),))
+        try:
+            with boxed(box, ["true"], cwd="/") as ready:
+                ended = process.run(ready.argv, timeout_s=10, pass_fds=ready.fds)
+        except (NodeError, ValueError, OSError) as e:
+            return Finding("sandbox", ok=False, required=True, detail=str(e))
+    if ended.status == 0:
+        return Finding("sandbox", ok=True, required=True, detail="bubblewrap runs a command as an unprivileged user")
+    fix = "sysctl kernel.unprivileged_userns_clone=1; in a container, allow user namespaces and mounts"
+    return Finding("sandbox", ok=False, required=True, detail=process.printable(ended.stderr), fix=fix)
+
+
+def _cgroup() -> Finding:
+    try:
+        group = Cgroup(f"holdfast-doctor-{os.getpid()}", memory_bytes=2**30, processes=100)
+        group.prepare()
+        with group.frozen():
+            pass
+        group.remove()
+    except (NodeError, OSError) as e:
+        fix = e.hint if isinstance(e, NodeError) else "mount a writable cgroup v2 hierarchy"
+        return Finding("cgroup", ok=False, required=True, detail=str(e), fix=fix)
+    limited = ", ".join(sorted(group.limited)) or "nothing"
+    return Finding("cgroup", ok=True, required=True, detail=f"pauses and ends commands; limits {limited}")
+
+
+def _drivers(data_dir: Path) -> list[Finding]:
+    obstacles = available(data_dir / "node" / "driver")
+    any_works = any(obstacle is None for obstacle in obstacles.values())
+    return [
+        Finding(
+            f"driver {driver}",
+            obstacle is None,
+            required=not any_works,
+            detail="mounts" if obstacle is None else obstacle,
+        )
+        for driver, obstacle in obstacles.items()
+    ]

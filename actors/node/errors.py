@@ -1,0 +1,94 @@
+"""Errors of the node's kernel and tools.
+
+NodeError
+├── ToolError                 a tool failed
+│   ├── ToolMissingError      it is not installed
+│   └── ToolTimeoutError      it ran too long and was killed
+├── NoSpaceLeftError          the disk is full
+├── PathError                 a path inside a sandbox cannot be used
+│   ├── PathMissingError      it does not exist
+│   └── PathTypeError         it is of another type than needed
+├── TreeError                 a tree that cannot be archived faithfully, or is beyond the limits
+├── ArchiveError              an archive that is not what it should be
+├── CgroupError               a control group did not do as told
+├── MountError                a mount could not be made or removed
+│   └── MountBusyError        because something still uses it
+├── DriverUnavailableError    the node cannot mount in the way that was asked for
+└── LayerMismatchError        a layer was made with another archive or driver
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NodeError(Exception):
+    """The root. `message` may hold a path of the node: it is for the log, not for a client."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(cls: type[NodeError], message: str, hint: str | None) -> NodeError:
+    return cls(message, hint=hint)
+
+
+class ToolError(NodeError):
+    """A tool of the node failed."""
+
+
+class ToolMissingError(ToolError):
+    """A tool of the node is not installed."""
+
+
+class ToolTimeoutError(ToolError):
+    """A tool of the node ran too long and was killed, with all that it had started."""
+
+
+class NoSpaceLeftError(NodeError):
+    """The disk is full."""
+
+
+class PathError(NodeError):
+    """A path inside a sandbox cannot be used."""
+
+
+class PathMissingError(PathError):
+    """A path inside a sandbox does not exist."""
+
+
+class PathTypeError(PathError):
+    """A path inside a sandbox is of another type than needed."""
+
+
+class TreeError(NodeError):
+    """A tree cannot be archived faithfully, or is beyond the limits."""
+
+
+class ArchiveError(NodeError):
+    """An archive is not what it should be."""
+
+
+class CgroupError(NodeError):
+    """A control group did not do as it was told."""
+
+
+class MountError(NodeError):
+    """A mount could not be made or removed."""
+
+
+class MountBusyError(MountError):
+    """A mount could not be made or removed because something still uses it; nothing was changed."""
+
+
+class DriverUnavailableError(NodeError):
+    """The node cannot mount in the way that was asked for."""
+
+
+class LayerMismatchError(NodeError):
+    """A layer was made with another archive or driver than it is opened with."""

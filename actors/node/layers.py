@@ -1,0 +1,303 @@
+"""Writable layers over archives: `<root>/<layer id>/{lower,upper,work,merged,layer.json}`.
+
+A layer's writes are in its `upper` and nowhere else, so they survive an unmount, a dead daemon and a dead actor:
+`open` mounts the same upper again. An upper means something only to the driver, the options and the archive it was
+made with, so layer.json records them and `open` refuses any other. It is written last: a folder without it is a
+layer whose creation did not finish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from actors.node import daemons, mountinfo, mounting
+from actors.node.drivers import LOWER, MERGED, UPPER, WORK, Driver
+from actors.node.errors import LayerMismatchError, MountBusyError, MountError, ToolError
+from actors.node.lowers import Lowers
+from actors.node.removal import remove_tree
+from actors.node.stacks import READY_S, Stack
+
+_RECORD = "layer.json"
+_ID = re.compile(r"[0-9a-f]{32}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_UNMOUNT_S = 10.0
+
+
+class LayerRecord(BaseModel):
+    """layer.json: what the upper directory was made with."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True)
+
+    version: Literal[1] = 1
+    driver: Driver
+    options: str
+    archive_sha256: str = Field(validation_alias="archiveSha256", serialization_alias="archiveSha256")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer that has been created or opened. `archive` has to stay in place until it is closed."""
+
+    folder: Path
+    archive: Path
+    sha256: str
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits, unique for ever."""
+        return self.folder.name
+
+    @property
+    def merged(self) -> Path:
+        """The directory to use: the archive's content with the layer's writes."""
+        return self.folder / MERGED
+
+
+class Layers:
+    """The layers of one sandbox.
+
+    Args:
+        root: where they are kept; a file system that can be an overlay's upper (ext4, xfs, tmpfs; not an overlay).
+        lowers: where the kernel's mounts of archives are, shared by all sandboxes of the node.
+        driver: the driver of every layer here.
+        on_lost: is told, in a thread of its own, that a daemon of a layer has died and the layer is no longer
+            mounted. It ends the processes that use it, removes bind mounts of it, and calls `revive`.
+    """
+
+    def __init__(self, root: Path, lowers: Path, *, driver: Driver, on_lost: Callable[[Layer], None]) -> None:
+        self._root = Path(os.path.realpath(root))
+        self._lowers = Lowers(Path(os.path.realpath(lowers)))
+        self._driver = driver
+        self._on_lost = on_lost
+        self._daemons = daemons.of_this_process()
+        self._stacks: dict[str, Stack] = {}
+
+    def create(self, archive: Path, sha256: str) -> Layer:
+        """Mounts an archive under a new, empty upper. All or nothing.
+
+        The archive's hash is taken as given: the kernel parses the archive, so verify it first.
+
+        Raises:
+            MountError: it cannot be mounted; no mount, process or folder was left.
+        """
+        layer = self._layer(uuid.uuid4().hex, archive, sha256)
+        stack = self._stack(layer)
+        with _as_mount_error("The layer cannot be made"):
+            try:
+                layer.folder.mkdir(mode=0o700, parents=True)
+                for name in (UPPER, WORK, MERGED):
+                    (layer.folder / name).mkdir()
+                stack.mount_lower(archive, sha256)
+                _copy_root(layer.folder / LOWER, layer.folder / UPPER)
+                stack.mount_merged()
+                stack.serve()
+                self._write_record(layer)
+            except BaseException:
+                stack.abandon()
+                self._delete(layer.folder)
+                raise
+        self._stacks[layer.id] = stack
+        return layer
+
+    def open(self, layer_id: str, archive: Path, sha256: str) -> Layer:
+        """Mounts an existing upper again, with all its writes: after a restart, a crash or `close`.
+
+        A kernel mount that outlived its actor is adopted if it answers; FUSE mounts are always made anew.
+
+        Raises:
+            LayerMismatchError: the layer was made with another archive, driver or options; nothing was changed.
+            MountBusyError: a stale mount is in use.
+            MountError: the layer cannot be mounted; its upper is intact.
+        """
+        layer = self._layer(layer_id, archive, sha256)
+        with _as_mount_error("The layer cannot be opened"):
+            self._check_record(layer)
+            self._mount(layer)
+        return layer
+
+    def revive(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
+        """Mounts a lost layer again; all that was closed or synced before the loss is there.
+
+        Raises:
+            MountBusyError: processes still use the dead mount; end them and try again.
+            MountError: the layer cannot be mounted; its upper is intact.
+        """
+        with _as_mount_error("The layer cannot be revived"):
+            self.close(layer, deadline_s=deadline_s)
+            self._mount(layer)
+
+    def close(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
+        """Unmounts a layer and keeps its upper. A layer that is not open stays so. May be repeated after a failure.
+
+        Raises:
+            MountBusyError: something used it until the deadline. What this mount namespace uses stays mounted;
+                when only another namespace uses it, it is unmounted here.
+        """
+        stack = self._stacks.get(layer.id)
+        if stack is not None:
+            with _as_mount_error("The layer cannot be closed"):
+                stack.unmount(deadline_s=deadline_s)
+            del self._stacks[layer.id]
+
+    def discard(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
+        """Closes a layer and deletes it with all its writes.
+
+        Raises:
+            MountBusyError: something used it until the deadline; its upper is intact.
+            MountError: it could not be deleted.
+        """
+        self.close(layer, deadline_s=deadline_s)
+        self.discard_leftover(layer.id, deadline_s=deadline_s)
+
+    def discard_leftover(self, layer_id: str, *, deadline_s: float = _UNMOUNT_S) -> None:
+        """Deletes a layer that is not open here: of an earlier process, or one whose creation did not finish.
+
+        Raises:
+            MountBusyError: it is open here, or something used its mounts until the deadline.
+            MountError: it could not be deleted.
+        """
+        folder = self._folder(layer_id)
+        if layer_id in self._stacks:
+            raise MountBusyError("The layer is open.")
+        if mounting.sweep(folder, deadline_s=deadline_s):
+            raise MountBusyError(f"Layer {layer_id} is still in use after {deadline_s:g} s.")
+        self._delete(folder)
+
+    def ids(self) -> list[str]:
+        """The layers on disk, open or not, finished or not."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(name for name in os.listdir(self._root) if _ID.fullmatch(name))
+        return []
+
+    def release_unused_lowers(self) -> list[Path]:
+        """Unmounts the node's kernel mounts of archives that no process holds, and names them."""
+        with _as_mount_error("The archives cannot be unmounted"):
+            return self._lowers.release_unused()
+
+    def _folder(self, layer_id: str) -> Path:
+        if not _ID.fullmatch(layer_id):
+            raise MountError(f"{layer_id!r} is not the id of a layer.")
+        return self._root / layer_id
+
+    def _layer(self, layer_id: str, archive: Path, sha256: str) -> Layer:
+        if not _SHA256.fullmatch(sha256):
+            raise MountError(f"{sha256!r} is not a SHA-256 in hexadecimal.")
+        return Layer(self._folder(layer_id), Path(os.path.abspath(archive)), sha256)
+
+    def _stack(self, layer: Layer) -> Stack:
+        return Stack(
+            layer.folder,
+            driver=self._driver,
+            lowers=self._lowers,
+            daemons=self._daemons,
+            on_lost=lambda: self._on_lost(layer),
+        )
+
+    def _mount(self, layer: Layer) -> None:
+        if layer.id in self._stacks:
+            raise MountError("The layer is open already.")
+        stack = self._stack(layer)
+        adopted = self._adoptable(layer)
+        if not adopted and mounting.sweep(layer.folder, deadline_s=_UNMOUNT_S):
+            raise MountBusyError(f"A stale mount of layer {layer.id} is still in use.")
+        try:
+            stack.mount_lower(layer.archive, layer.sha256)
+            if not adopted:
+                stack.mount_merged()
+            stack.serve()
+        except BaseException:
+            stack.abandon()
+            raise
+        self._stacks[layer.id] = stack
+
+    def _adoptable(self, layer: Layer) -> bool:
+        if self._driver is not Driver.KERNEL:
+            return False
+        mount = mountinfo.find(layer.merged)
+        return (
+            mount is not None
+            and mount.fs_type == "overlay"
+            and mountinfo.probe(layer.merged, timeout_s=READY_S) is None
+        )
+
+    def _expected(self, sha256: str) -> LayerRecord:
+        return LayerRecord(driver=self._driver, options=self._driver.overlay_options, archive_sha256=sha256)
+
+    def _write_record(self, layer: Layer) -> None:
+        text = self._expected(layer.sha256).model_dump_json(by_alias=True)
+        temporary = layer.folder / f"{_RECORD}.tmp"
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(layer.folder / _RECORD)
+        _sync_folder(layer.folder)
+
+    def _check_record(self, layer: Layer) -> None:
+        try:
+            found = LayerRecord.model_validate_json((layer.folder / _RECORD).read_bytes())
+        except (FileNotFoundError, ValidationError) as e:
+            raise LayerMismatchError(f"Layer {layer.id} has no readable {_RECORD}.") from e
+        expected = self._expected(layer.sha256)
+        if found != expected:
+            raise LayerMismatchError(
+                f"Layer {layer.id} was made as {found!r} and cannot be opened as {expected!r}.",
+                hint="Open it with the driver and the archive it was made with, or restore the backup again.",
+            )
+
+    def _delete(self, folder: Path) -> None:
+        """Deletes a layer's folder once mountinfo shows nothing under it.
+
+        Not across file systems, in case a mount appears all the same.
+        """
+        if mountinfo.mounts_under(folder):
+            raise MountBusyError(f"Layer {folder.name} is still mounted.")
+        try:
+            remove_tree(folder)
+        except ToolError as e:
+            raise MountError(f"Layer {folder.name} cannot be deleted: {e.message}") from e
+
+
+def _copy_root(lower: Path, upper: Path) -> None:
+    """Gives the upper what an overlay's root shows as its own: owner, mode, user xattrs and times."""
+    status = lower.stat()
+    os.chown(upper, status.st_uid, status.st_gid)
+    for name in _user_xattrs(lower):
+        os.setxattr(upper, name, os.getxattr(lower, name))
+    upper.chmod(status.st_mode & 0o7777)
+    os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _user_xattrs(path: Path) -> list[str]:
+    try:
+        return [name for name in os.listxattr(path) if name.startswith("user.")]
+    except OSError as e:
+        if e.errno == errno.ENOTSUP:  # what the kernel says of an archive without any
+            return []
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _as_mount_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ToolError) as e:
+        raise MountError(f"{what}: {e}.") from e

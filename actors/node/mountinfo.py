@@ -1,0 +1,112 @@
+"""What is mounted here, by the kernel's own account, and whether it answers.
+
+A mount whose FUSE daemon is dead is invisible to `os.path.exists`, `lexists` and `ismount` alike, and one whose
+daemon hangs blocks every look at it. So the table comes from /proc/self/mountinfo, which asks no daemon, and the
+only real access is made by a child that can be killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.node import process
+
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_PROBE = "import os, sys; os.statvfs(sys.argv[1]); next(os.scandir(sys.argv[1]), None)"
+_KILLED_CHILD_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo. `options` belong to the mount, `super_options` to the file system under it.
+
+    Source: proc_pid_mountinfo(5).
+    """
+
+    id: int
+    parent_id: int
+    device: str
+    root: str
+    point: Path
+    options: frozenset[str]
+    fs_type: str
+    source: str
+    super_options: tuple[str, ...]
+
+
+def parse(text: bytes) -> list[Mount]:
+    """The mounts of a mountinfo file, in its order."""
+    return [_parse_line(line) for line in text.split(b"\n") if line]
+
+
+def mounts() -> list[Mount]:
+    """Every mount of this process's namespace."""
+    return parse(_MOUNTINFO.read_bytes())
+
+
+def mounts_under(path: Path) -> list[Mount]:
+    """The mounts at and below `path` (absolute, without symlinks), in an order in which they can be unmounted."""
+    below = [mount for mount in reversed(mounts()) if mount.point.is_relative_to(path)]
+    return sorted(below, key=lambda mount: -len(mount.point.parts))
+
+
+def find(path: Path) -> Mount | None:
+    """The top-most mount at exactly `path` (absolute, without symlinks)."""
+    here = [mount for mount in mounts() if mount.point == path]
+    covered = {mount.parent_id for mount in here}
+    return next((mount for mount in reversed(here) if mount.id not in covered), None)
+
+
+def probe(path: Path, *, timeout_s: float) -> str | None:
+    """Asks the file system at `path` for its statistics and a first directory entry.
+
+    Returns:
+        None when it answers, else what is wrong with it: the error, or that it does not answer in time.
+    """
+    child = process.start([sys.executable, "-I", "-S", "-c", _PROBE, str(path)], stdout=subprocess.DEVNULL, cwd="/")
+    try:
+        _, stderr = child.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        _abandon(child)
+        return f"it did not answer within {timeout_s:g} s"
+    if child.returncode == 0:
+        return None
+    lines = os.fsdecode(stderr).strip().splitlines()
+    return lines[-1] if lines else f"the probe ended with status {child.returncode}"
+
+
+def _abandon(child: subprocess.Popen[bytes]) -> None:
+    """Kills a probe without waiting for ever: a request that a FUSE daemon has taken cannot be interrupted."""
+    child.kill()
+    if child.stderr is not None:
+        child.stderr.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_KILLED_CHILD_S)
+
+
+def _parse_line(line: bytes) -> Mount:
+    head, _, tail = line.partition(b" - ")
+    mount_id, parent_id, device, root, point, options, *_ = head.split(b" ")
+    fs_type, source, super_options = tail.split(b" ")[:3]
+    return Mount(
+        id=int(mount_id),
+        parent_id=int(parent_id),
+        device=device.decode(),
+        root=_unescape(root),
+        point=Path(_unescape(point)),
+        options=frozenset(options.decode().split(",")),
+        fs_type=fs_type.decode(),
+        source=_unescape(source),
+        super_options=tuple(_unescape(option) for option in super_options.split(b",")),
+    )
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field))

@@ -1,0 +1,131 @@
+"""The door to mount(8), mount(2) and umount(2). What is unmounted is gone, or an error; nothing is lazy,
+but for what no path leads to any more, because a mount on the way has died.
+
+Mounting runs in a child, which can be killed when a file system hangs. Unmounting is one system call that asks
+nothing of the file system, so a hung or dead FUSE mount can be removed; umount(8) would look at it first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from actors.node import mountinfo, process
+from actors.node.errors import MountBusyError, MountError, ToolError
+
+_MOUNT_TIMEOUT_S = 30.0
+_RETRY_S = 0.02
+_MS_BIND = 4096
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_BUSY = b"already mounted"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(argv: Sequence[str], *, cwd: Path, deadline_s: float = 0.0) -> None:
+    """Runs a `mount` command; while the kernel says EBUSY, again until the deadline.
+
+    Raises:
+        MountBusyError: the mount point, or an overlay's upper, was in use to the end.
+        MountError: it failed; nothing is mounted.
+    """
+    deadline = time.monotonic() + deadline_s
+    while True:
+        try:
+            ended = process.run(argv, timeout_s=_MOUNT_TIMEOUT_S, cwd=str(cwd))
+        except ToolError as e:
+            raise MountError(e.message, hint=e.hint) from e
+        if ended.status == 0:
+            return
+        if _BUSY not in ended.stderr:
+            raise MountError(f"{argv[0]} of {argv[2]} failed: {process.printable(ended.stderr)}")
+        if time.monotonic() >= deadline:
+            raise MountBusyError(f"{argv[0]} of {argv[2]} found it in use: {process.printable(ended.stderr)}")
+        time.sleep(_RETRY_S)
+
+
+def bind_descriptors(source_fd: int, target_fd: int) -> None:
+    """Bind-mounts what one descriptor pins onto the directory that another one pins.
+
+    Raises:
+        MountError: the kernel refused.
+    """
+    source, target = f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{target_fd}"
+    if _libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(_MS_BIND), None) != 0:
+        raise MountError(f"A bind mount failed: {os.strerror(ctypes.get_errno())}.")
+
+
+def unmount(path: Path, *, deadline_s: float) -> None:
+    """Unmounts everything that is mounted at exactly `path`; while it is busy, again until the deadline.
+
+    Nothing being mounted there is success. A deadline of 0 tries once.
+
+    Raises:
+        MountBusyError: something used the mount to the end; it is still there.
+        MountError: the kernel refused for another reason.
+    """
+    deadline = time.monotonic() + deadline_s
+    while mountinfo.find(path) is not None:
+        if _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW) == 0:
+            continue
+        code = ctypes.get_errno()
+        if code == errno.EBUSY:
+            if time.monotonic() >= deadline:
+                raise MountBusyError(
+                    f"{path} is still in use after {deadline_s:g} s.",
+                    hint="End the processes that have files open or their working directory in it.",
+                )
+            time.sleep(_RETRY_S)
+        elif code == errno.ENOTCONN and _detach_way_to(path):
+            continue
+        elif code not in (errno.EINVAL, errno.ENOENT):
+            raise MountError(f"{path} cannot be unmounted: {os.strerror(code)}.")
+        elif time.monotonic() >= deadline and mountinfo.find(path) is not None:  # else someone was quicker
+            raise MountBusyError(f"{path} is covered by another mount.")
+
+
+def _detach_way_to(path: Path) -> bool:
+    """Detaches the mount in which `path` is mounted, with all that is mounted in it; its FUSE daemon is dead.
+
+    Nobody can write through a dead daemon, and an overlay that is still in use refuses to have its upper mounted
+    again. So what may outlive this can do no harm.
+    """
+    table = {mount.id: mount for mount in mountinfo.mounts()}
+    found = mountinfo.find(path)
+    way = table.get(found.parent_id) if found is not None else None
+    while way is not None and (way.fs_type == "overlay" or way.fs_type.startswith("fuse")):
+        if _libc.umount2(os.fsencode(way.point), _UMOUNT_NOFOLLOW | _MNT_DETACH) == 0:
+            return True
+        way = table.get(way.parent_id)
+    return False
+
+
+def sweep(path: Path, *, deadline_s: float = 10.0) -> list[Path]:
+    """Unmounts everything at and below `path`, whoever mounted it, whether it still answers or not.
+
+    A FUSE daemon ends with its last mount. For the start and the end of the service: under a living sandbox it
+    would take the mounts away.
+
+    Returns:
+        what could not be unmounted before the deadline.
+    """
+    path = Path(os.path.realpath(path))
+    deadline = time.monotonic() + deadline_s
+    while True:
+        for point in _points_under(path):
+            try:
+                unmount(point, deadline_s=0)
+            except MountError:
+                continue
+        left = _points_under(path)
+        if not left or time.monotonic() >= deadline:
+            return left
+        time.sleep(_RETRY_S)
+
+
+def _points_under(path: Path) -> list[Path]:
+    return list(dict.fromkeys(mount.point for mount in mountinfo.mounts_under(path)))

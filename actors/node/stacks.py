@@ -1,0 +1,190 @@
+"""The two mounts of one layer, the daemons that serve them, and their common fate.
+
+    MOUNTING -> SERVING -> CLOSING          unmounted on purpose; its daemons' ends mean nothing
+                       \\-> LOST            a daemon died: the other is killed at once, the owner is told
+
+Fate is shared because a fuse-overlayfs whose archive daemon is dead takes restored files for missing and lets new,
+empty ones hide them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from pathlib import Path
+
+import structlog
+
+from actors.node import drivers, mountinfo, mounting
+from actors.node.daemons import Daemon, Daemons
+from actors.node.drivers import LOWER, MERGED, Driver
+from actors.node.errors import MountBusyError, MountError
+from actors.node.lowers import Hold, Lowers
+
+READY_S = 10.0
+_KILLED_S = 5.0
+
+_log = structlog.get_logger()
+
+
+class _State(Enum):
+    MOUNTING = auto()
+    SERVING = auto()
+    CLOSING = auto()
+    LOST = auto()
+
+
+class Stack:
+    """Mounts a layer's folder. Not for two threads at once, except for the deaths of daemons."""
+
+    def __init__(
+        self, folder: Path, *, driver: Driver, lowers: Lowers, daemons: Daemons, on_lost: Callable[[], None]
+    ) -> None:
+        self._driver = driver
+        self._lowers = lowers
+        self._daemons = daemons
+        self._on_lost = on_lost
+        self._folder = folder
+        self._lower = folder / LOWER
+        self._merged = folder / MERGED
+        self._serving: list[tuple[Path, Daemon]] = []
+        self._hold: Hold | None = None
+        self._state = _State.MOUNTING
+        self._lock = threading.Lock()
+
+    def mount_lower(self, archive: Path, sha256: str) -> None:
+        """Makes the archive readable at `lower`.
+
+        Raises:
+            MountError: it cannot be mounted.
+        """
+        if self._driver is Driver.KERNEL:
+            self._hold = self._lowers.hold(archive, sha256)
+            self._lower.unlink(missing_ok=True)
+            self._lower.symlink_to(self._hold.path)
+        else:
+            self._lower.mkdir(exist_ok=True)
+            self._start("squashfuse_ll", drivers.fuse_squashfs(archive), self._lower)
+
+    def mount_merged(self) -> None:
+        """Lays the overlay over `lower`, waiting for an earlier one of the same upper to end.
+
+        Raises:
+            MountBusyError: another mount, perhaps in another mount namespace, uses the upper.
+            MountError: it cannot be mounted.
+        """
+        if self._driver is Driver.FUSE:
+            self._start("fuse-overlayfs", drivers.fuse_overlay(), self._merged)
+        else:
+            mounting.mount(drivers.kernel_overlay(), cwd=self._folder, deadline_s=READY_S)
+
+    def serve(self) -> None:
+        """Proves that the merged directory answers; from here on a daemon's death is a loss.
+
+        Raises:
+            MountError: it does not, or a daemon is dead already.
+        """
+        wrong = mountinfo.probe(self._merged, timeout_s=READY_S)
+        with self._lock:
+            dead = self._first_dead()
+            if wrong is None and dead is None:
+                self._state = _State.SERVING
+                return
+        raise MountError(f"The layer does not work: {wrong or f'{dead} died'}.")
+
+    def unmount(self, *, deadline_s: float) -> None:
+        """Unmounts both, and returns only when nothing can write to the upper any more. May be repeated.
+
+        Raises:
+            MountBusyError: something has used it until the deadline. If it was a process of this mount namespace,
+                everything is as it was; if another namespace still shows the mount, ours is gone.
+        """
+        deadline = time.monotonic() + deadline_s
+        with self._lock:
+            before, self._state = self._state, _State.CLOSING
+        try:
+            mounting.unmount(self._merged, deadline_s=deadline_s)
+        except MountError:
+            self._resume(before)
+            raise
+        for point, daemon in reversed(self._serving):
+            mounting.unmount(point, deadline_s=_left(deadline))
+            if not daemon.exited.wait(_left(deadline)):
+                raise MountBusyError(f"Another mount namespace still uses the mount of {daemon.name}.")
+        if self._hold is not None:
+            self._prove_unused(deadline)
+            hold, self._hold = self._hold, None
+            self._lowers.release(hold)
+
+    def abandon(self) -> None:
+        """Ends a stack that nobody has used: daemons are killed, nothing is waited for but the kernel.
+
+        Raises:
+            MountError: something cannot be unmounted.
+        """
+        with self._lock:
+            self._state = _State.CLOSING
+        self._kill_daemons()
+        mounting.unmount(self._merged, deadline_s=_KILLED_S)
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._lowers.release(hold)
+        else:
+            mounting.unmount(self._lower, deadline_s=_KILLED_S)
+
+    def _start(self, name: str, argv: list[str], point: Path) -> None:
+        daemon = self._daemons.start(argv, name=name, cwd=self._folder, on_exit=self._on_exit)
+        self._serving.append((point, daemon))
+        daemon.wait_until_serving(point, timeout_s=READY_S)
+
+    def _prove_unused(self, deadline: float) -> None:
+        """Waits until no mount namespace has the overlay: with index=on the kernel gives an upper to one at a time."""
+        mounting.mount(drivers.kernel_overlay(), cwd=self._folder, deadline_s=_left(deadline))
+        mounting.unmount(self._merged, deadline_s=_KILLED_S)
+
+    def _resume(self, before: _State) -> None:
+        with self._lock:
+            self._state = before
+            dead = self._first_dead()
+        if dead is not None:
+            self._lose(dead)
+
+    def _on_exit(self, daemon: Daemon) -> None:
+        self._lose(daemon.name)
+
+    def _lose(self, dead: str) -> None:
+        with self._lock:
+            if self._state is not _State.SERVING:
+                return
+            self._state = _State.LOST
+        for _, daemon in self._serving:
+            daemon.kill()
+        _log.error("a FUSE daemon died under a layer", daemon=dead, layer=self._folder.name)
+        threading.Thread(target=self._after_loss, name=f"lost-{self._folder.name}", daemon=True).start()
+
+    def _after_loss(self) -> None:
+        """What is still in use cannot be unmounted yet: the owner ends its processes, then revives the layer."""
+        try:
+            self._kill_daemons()
+            for point in (self._merged, self._lower):
+                with contextlib.suppress(MountBusyError):
+                    mounting.unmount(point, deadline_s=0)
+            self._on_lost()
+        except Exception:
+            _log.exception("the loss of a layer could not be handled", layer=self._folder.name)
+
+    def _kill_daemons(self) -> None:
+        for _, daemon in self._serving:
+            daemon.kill()
+        for _, daemon in self._serving:
+            daemon.exited.wait(_KILLED_S)
+
+    def _first_dead(self) -> str | None:
+        return next((daemon.name for _, daemon in self._serving if daemon.exited.is_set()), None)
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

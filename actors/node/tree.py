@@ -1,0 +1,282 @@
+"""A sandbox's file tree on the node, reached only through descriptors that cannot leave it.
+
+The node's process is root and the tree belongs to somebody who may be hostile, so no path is ever checked
+first and used later: each is resolved by openat2(2) with RESOLVE_IN_ROOT, which treats the tree's root as
+"/", for symbolic links too, and everything after that goes through the descriptor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import secrets
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from actors.node.errors import NoSpaceLeftError, PathError, PathMissingError, PathTypeError
+
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+_AGAIN = 32
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
+TEMPORARY = re.compile(r"\.holdfast-[0-9a-f]{16}")
+"""Names that this service gives to what it is still writing; no archive takes them in."""
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def openat2(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
+    """Opens `path` (absolute, as the sandbox sees it) below `root_fd`, never outside of it.
+
+    Raises:
+        OSError: as open(2); ELOOP also for the magic links of /proc.
+    """
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, _RESOLVE_NO_MAGICLINKS | _RESOLVE_IN_ROOT)
+    for _ in range(_AGAIN):
+        fd: int = _libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), how, len(how))
+        if fd >= 0:
+            return fd
+        error = ctypes.get_errno()
+        if error != errno.EAGAIN:  # a rename elsewhere raced with the resolution of ".."
+            break
+    raise OSError(error, os.strerror(error), path)
+
+
+def temporary_name() -> str:
+    """A fresh name that matches TEMPORARY."""
+    return f".holdfast-{secrets.token_hex(8)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One entry of a directory. `kind` is file, directory, symlink or other."""
+
+    name: str
+    kind: str
+    size_bytes: int
+    mode: int
+    modified_s: float
+
+
+class Tree:
+    """The root of one sandbox, with its writable top folders."""
+
+    def __init__(self, root: Path, *, tops: tuple[str, ...], uid: int) -> None:
+        """`tops` are absolute paths inside the sandbox ("/workspace"); `uid` owns what is made in them."""
+        self.root = root
+        self._tops = tops
+        self._uid = uid
+
+    def prepare(self) -> None:
+        """Makes the top folders. Repeatable; touches nothing that exists."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for top in self._tops:
+            path = self.root / top.lstrip("/")
+            if not path.is_dir():
+                path.mkdir(parents=True, mode=0o755)
+                os.chown(path, self._uid, self._uid)
+                path.chmod(0o1777 if top in ("/tmp", "/var/tmp") else 0o755)
+
+    @contextmanager
+    def open(self, path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
+        """A descriptor of `path`, closed after the block. Raises PathError and its kinds."""
+        with _translated(path), self._root() as root:
+            fd = openat2(root, path, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def directory(self, path: str) -> Iterator[int]:
+        """An O_PATH descriptor of a directory, closed after the block. Raises PathError and its kinds."""
+        with self.open(path, os.O_PATH | os.O_DIRECTORY) as fd:
+            yield fd
+
+    def canonical(self, fd: int) -> str:
+        """Where an open file lies, as the sandbox sees it, once every symbolic link is resolved.
+
+        Raises:
+            PathError: it lies outside the tree's top folders.
+        """
+        real = os.readlink(f"/proc/self/fd/{fd}")
+        root = os.path.realpath(self.root)
+        inside = real.removeprefix(root) if real.startswith(root + "/") else ""
+        if not any(inside == top or inside.startswith(top + "/") for top in self._tops):
+            raise PathError("The path leads outside the sandbox's writable roots.")
+        return inside
+
+    def make_directory(self, path: str) -> list[str]:
+        """Makes a directory and its parents; returns those that were made, outermost first.
+
+        Raises:
+            PathTypeError: something on the way is not a directory.
+            PathError: the way leads outside the top folders.
+        """
+        made: list[str] = []
+        parts = PurePosixPath(path).parts
+        for depth in range(2, len(parts) + 1):
+            step = str(PurePosixPath(*parts[:depth]))
+            try:
+                with self.directory(step):
+                    pass
+            except PathMissingError:
+                with _translated(step), self.directory(str(PurePosixPath(step).parent)) as parent:
+                    self.canonical(parent)
+                    name = PurePosixPath(step).name
+                    os.mkdir(name, 0o755, dir_fd=parent)
+                    os.chown(name, self._uid, self._uid, dir_fd=parent, follow_symlinks=False)
+                made.append(step)
+        return made
+
+    def remove_directories(self, made: list[str]) -> None:
+        """Takes back what `make_directory` made, as far as it is still empty."""
+        for path in reversed(made):
+            try:
+                with self.directory(str(PurePosixPath(path).parent)) as parent:
+                    os.rmdir(PurePosixPath(path).name, dir_fd=parent)
+            except (OSError, PathError):
+                return
+
+    @contextmanager
+    def regular_file(self, path: str) -> Iterator[int]:
+        """A readable descriptor of a regular file. A FIFO or device is refused without being waited for."""
+        with self.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY) as fd:
+            self.canonical(fd)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise PathTypeError("The path is not a regular file.")
+            yield fd
+
+    def entries(self, path: str, *, limit: int) -> list[Row]:
+        """The entries of a directory, by name. Raises PathTypeError if there are more than `limit`."""
+        with self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as fd:
+            self.canonical(fd)
+            rows = []
+            names = os.listdir(fd)
+            if len(names) > limit:
+                raise PathTypeError(f"The directory holds more than {limit} entries; list it by a command.")
+            for name in sorted(names):
+                try:
+                    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                kind = _KINDS.get(stat.S_IFMT(found.st_mode), "other")
+                rows.append(Row(name, kind, found.st_size, stat.S_IMODE(found.st_mode), found.st_mtime))
+            return rows
+
+    def new_file(self, path: str, mode: int | None) -> NewFile:
+        """Begins to write a file that will replace whatever `path` names. Parents are made."""
+        place = PurePosixPath(path)
+        self.make_directory(str(place.parent))
+        with self.directory(str(place.parent)) as parent:
+            self.canonical(parent)
+            return NewFile(parent, place.name, mode, self._uid)
+
+    def remove(self, path: str) -> None:
+        """Removes a file, a symbolic link or an empty directory."""
+        place = PurePosixPath(path)
+        with _translated(path), self.directory(str(place.parent)) as parent:
+            self.canonical(parent)
+            if path in self._tops:
+                raise PathTypeError("The sandbox's own folders cannot be removed.")
+            found = os.stat(place.name, dir_fd=parent, follow_symlinks=False)
+            remove = os.rmdir if stat.S_ISDIR(found.st_mode) else os.unlink
+            remove(place.name, dir_fd=parent)
+
+    @contextmanager
+    def _root(self) -> Iterator[int]:
+        fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+class NewFile:
+    """A file that is being written beside its place. It shows whole, by `commit`, or not at all."""
+
+    def __init__(self, parent_fd: int, name: str, mode: int | None, uid: int) -> None:
+        self._name = name
+        self._mode = mode
+        self._uid = uid
+        self._temporary = temporary_name()
+        with _translated(name):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(self._temporary, flags, 0o600, dir_fd=parent_fd)
+            self._parent = os.dup(parent_fd)
+
+    def write(self, data: bytes) -> None:
+        """Appends bytes. Raises NoSpaceLeftError."""
+        view = memoryview(data)
+        with _translated(self._name):
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    def commit(self) -> None:
+        """Makes the file durable and puts it in its place; an existing file keeps its mode."""
+        try:
+            with _translated(self._name):
+                os.fchown(self._fd, self._uid, self._uid)
+                os.fchmod(self._fd, self._final_mode())
+                os.fsync(self._fd)
+                os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
+        except BaseException:
+            self.abort()
+            raise
+        self._close()
+
+    def abort(self) -> None:
+        """Throws away what was written. Repeatable."""
+        if self._fd >= 0:
+            with suppress(FileNotFoundError):
+                os.unlink(self._temporary, dir_fd=self._parent)
+            self._close()
+
+    def _final_mode(self) -> int:
+        try:
+            found = os.stat(self._name, dir_fd=self._parent, follow_symlinks=False)
+        except FileNotFoundError:
+            found = None
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            raise PathTypeError("The path is a directory.")
+        if self._mode is not None:
+            return self._mode & 0o777
+        return stat.S_IMODE(found.st_mode) & 0o777 if found is not None and stat.S_ISREG(found.st_mode) else 0o644
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        os.close(self._parent)
+        self._fd = -1
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        match e.errno:
+            case errno.ENOENT:
+                raise PathMissingError("The path does not exist.") from None
+            case errno.ENOTDIR | errno.EEXIST:  # EEXIST: a symbolic link that leads nowhere
+                raise PathTypeError("Something on the path is not a directory.") from None
+            case errno.EISDIR:
+                raise PathTypeError("The path is a directory.") from None
+            case errno.ENXIO:
+                raise PathTypeError("The path is not a regular file.") from None
+            case errno.ENOTEMPTY:
+                raise PathTypeError("The directory is not empty.") from None
+            case errno.EBUSY:
+                raise PathTypeError("The path is a mount point.") from None
+            case errno.ELOOP:
+                raise PathError("Too many symbolic links on the path.") from None
+            case errno.ENAMETOOLONG:
+                raise PathError("A name on the path is too long.") from None
+            case errno.ENOSPC | errno.EDQUOT:
+                raise NoSpaceLeftError("The disk is full.") from None
+            case _:
+                raise

@@ -1,0 +1,64 @@
+"""What a test may leave behind on the node: nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from pathlib import Path
+
+from actors.node import mountinfo
+
+
+def children() -> dict[int, str]:
+    """The living child processes of this one and their names."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread or a child that ends while we look
+            for pid in (task / "children").read_text().split():
+                found[int(pid)] = Path(f"/proc/{pid}/comm").read_text().strip()
+    return found
+
+
+def child_named(name: str) -> int:
+    """The one child of this name."""
+    (pid,) = (pid for pid, found in children().items() if found == name)
+    return pid
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 5.0) -> bool:
+    """Whether the condition came true in time."""
+    deadline = time.monotonic() + timeout_s
+    tick = threading.Event()
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        tick.wait(0.01)
+    return True
+
+
+@contextmanager
+def nothing_leaks(scratch: Path) -> Iterator[None]:
+    """Fails unless the mounts and loop devices under `scratch` and all new children are gone within a moment."""
+    before = children().keys()
+    yield
+    wait_until(lambda: not _left(scratch, before))
+    assert not _left(scratch, before)
+
+
+def loop_devices(scratch: Path) -> list[str]:
+    """The loop devices whose backing files are under `scratch`."""
+    found = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(FileNotFoundError):
+            if Path(path.read_text().strip()).is_relative_to(scratch):
+                found.append(path.parts[3])
+    return found
+
+
+def _left(scratch: Path, before: AbstractSet[int]) -> list[object]:
+    started = {pid: name for pid, name in children().items() if pid not in before}
+    return [*mountinfo.mounts_under(scratch), *loop_devices(scratch), *started.items()]
