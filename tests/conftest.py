@@ -14,6 +14,7 @@ from actors.node.drivers import Driver
 from storage.config import BucketConfig
 from tests.support.mount_leaks import nothing_leaks
 from tests.support.s3 import embedded_s3
+from tests.support.sandboxes import Node
 
 ALLOW_MISSING_DRIVERS = "HOLDFAST_ALLOW_MISSING_DRIVERS"
 _HERE = Path(__file__).parent
@@ -60,3 +61,17 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketConfig]:
     """A real S3 server on this machine that checks signatures."""
     with embedded_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server.config
+
+
+@pytest.fixture
+def node(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Node]:
+    """A node with each driver in turn."""
+    with Node(scratch / "data", bucket, driver) as made:
+        yield made
+
+
+@pytest.fixture
+def kernel_node(scratch: Path, bucket: BucketConfig) -> Iterator[Node]:
+    """A node with the best driver, for what does not depend on the driver."""
+    with Node(scratch / "data", bucket, driver_choice.choose("auto", scratch / "probe")) as made:
+        yield made

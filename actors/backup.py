@@ -1,0 +1,193 @@
+"""The protocol of creating a backup: archive, upload, commit. All or nothing.
+
+    step       what it leaves                       what undoes it
+    archive    a file in the node's spool           removing the spool
+    upload     backups/<id>/data.sqsh               the upload removes its parts; `discard` the object
+    commit     backups/<id>/meta.json, index entry  nothing: from here on the backup exists
+
+An archive without metadata is nobody's: it can never be restored, and the collector removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from actors.cache import ArchiveCache
+from actors.errors import BackupCreateError, InvalidBackupConfigError
+from actors.faults import failing_as
+from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
+from actors.node.archiver import Archiver, Made
+from actors.node.errors import PathError
+from actors.node.survey import Survey
+from actors.operations import Progress
+from storage import keys
+from storage.catalog import BackupCatalog
+from storage.config import TransferConfig
+from storage.errors import ObjectMissingError, StorageError
+from storage.metadata import BackupRecord, NotKept
+from storage.transfer import UploadedArchive, upload
+
+_KEYED = uuid.UUID("5e6c1f53-3f0c-4d6d-9f0e-2a6a0f2d8f5b")
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupCreation:
+    """Everything that creating backups of one sandbox needs."""
+
+    tenant: str
+    sandbox: str
+    uid: int
+    catalog: BackupCatalog
+    archiver: Archiver
+    cache: ArchiveCache
+    spool: Path
+    transfer: TransferConfig
+    pause_s: float
+    paused: Callable[[], AbstractContextManager[None]]
+    """Pauses all that could change the tree."""
+
+    def create(
+        self, options: BackupOptions, progress: Progress, *, idempotency_key: str | None = None
+    ) -> DirectoryBackup:
+        """Creates one backup, or gives the one that an earlier call with the same key has created.
+
+        Raises:
+            InvalidBackupConfigError: the directory does not exist, is none, or leads out of the sandbox.
+            BackupCreateError: it failed; nothing is left of it.
+            OperationCancelledError: likewise.
+        """
+        backup_id = str(uuid.uuid4()) if idempotency_key is None else self._id_of(idempotency_key)
+        progress.backup_id = backup_id
+        if idempotency_key is not None and self._exists(backup_id, options):
+            return DirectoryBackup(id=backup_id, dir=options.dir)
+        work = self.spool / backup_id
+        work.mkdir(parents=True, mode=0o711)
+        try:
+            with failing_as(BackupCreateError, "created"):
+                created_at = datetime.now(UTC)
+                made = self._archive(options, work, progress)
+                uploaded = self._upload(backup_id, made, progress)
+                record = self._record(backup_id, options, created_at, made, uploaded)
+                self._commit(record, progress)
+            with contextlib.suppress(OSError):
+                self.cache.adopt(backup_id, made.path, uploaded.sha256)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        not_kept = {"sockets": made.found.sockets, "acls": made.found.acls, "other_xattrs": made.found.other_xattrs}
+        (log.warning if any(not_kept.values()) else log.info)(
+            "backup_created", backup=backup_id, dir=options.dir, bytes=uploaded.size_bytes, not_kept=not_kept
+        )
+        return DirectoryBackup(id=backup_id, dir=options.dir)
+
+    def _id_of(self, idempotency_key: str) -> str:
+        """Derived from the key, so that a second call finds the first one's metadata; no other record is needed."""
+        return str(uuid.uuid5(_KEYED, f"{self.tenant}/{self.sandbox}/{idempotency_key}"))
+
+    def _exists(self, backup_id: str, options: BackupOptions) -> bool:
+        with failing_as(BackupCreateError, "created"):
+            try:
+                found = self.catalog.get(self.tenant, backup_id)
+            except ObjectMissingError:
+                return False
+        if found.dir != options.dir:
+            raise InvalidBackupConfigError(
+                "The idempotency key was used for a backup of another directory.",
+                hint="Use a new key for each backup that you intend.",
+                context={"dir": found.dir},
+            )
+        return True
+
+    def _archive(self, options: BackupOptions, work: Path, progress: Progress) -> Made:
+        files = 0
+
+        def surveyed(found: Survey) -> None:
+            nonlocal files
+            files = found.files
+            progress.enter(Phase.COMPRESSING, total=files)
+
+        progress.enter(Phase.SCANNING)
+        compression = options.compression
+        try:
+            with self.paused():
+                made = self.archiver.create(
+                    options.dir,
+                    work,
+                    compression=compression.format,
+                    level=default_level(compression),
+                    excludes=options.excludes,
+                    gitignore=options.gitignore,
+                    timeout_s=self.pause_s,
+                    cancelled=progress.cancelled,
+                    on_survey=surveyed,
+                    on_percent=lambda percent: progress.set_done(files * percent // 100),
+                )
+        except PathError as e:
+            raise InvalidBackupConfigError(
+                f"The directory cannot be backed up: {e.message}", context={"dir": options.dir}
+            ) from None
+        progress.check()
+        return made
+
+    def _upload(self, backup_id: str, made: Made, progress: Progress) -> UploadedArchive:
+        progress.enter(Phase.UPLOADING, total=made.path.stat().st_size, unit="bytes")
+        return upload(
+            self.catalog.store,
+            keys.archive(backup_id),
+            made.path,
+            config=self.transfer,
+            progress=progress.advance,
+            cancelled=progress.cancelled,
+        )
+
+    def _record(
+        self, backup_id: str, options: BackupOptions, created_at: datetime, made: Made, uploaded: UploadedArchive
+    ) -> BackupRecord:
+        found = made.found
+        return BackupRecord(
+            id=backup_id,
+            dir=options.dir,
+            name=options.name,
+            size_bytes=uploaded.size_bytes,
+            ttl=options.ttl,
+            created_at=created_at,
+            version=1,
+            tenant=self.tenant,
+            sandbox=self.sandbox,
+            sha256=uploaded.sha256,
+            part_bytes=uploaded.part_bytes,
+            parts=[part.sha256 for part in uploaded.parts],
+            etag=uploaded.etag,
+            files=found.files,
+            inodes=found.inodes,
+            source_bytes=found.source_bytes,
+            compression=options.compression.format,
+            not_kept=NotKept(sockets=found.sockets, acls=found.acls, other_xattrs=found.other_xattrs),
+            max_name_bytes=found.max_name_bytes,
+            uid=self.uid,
+        )
+
+    def _commit(self, record: BackupRecord, progress: Progress) -> None:
+        try:
+            progress.point_of_no_return(Phase.COMMITTING)
+            self.catalog.commit(record)
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                self.catalog.discard(record)
+            raise
+
+
+def default_level(compression: Compression) -> int | None:
+    """The level to ask the tool for: 1 for zstd, whose own default of 15 takes twenty times as long."""
+    if compression.level is None and compression.format == "zstd":
+        return 1
+    return compression.level

@@ -1,0 +1,27 @@
+"""The bucket as the actors have it: opened from settings, or known to be missing some."""
+
+from __future__ import annotations
+
+from actors.errors import InvalidBackupConfigError
+from actors.settings import SandboxConfig
+from storage.catalog import BackupCatalog
+from storage.s3 import S3ObjectStore
+
+
+def open_catalog(config: SandboxConfig) -> BackupCatalog | None:
+    """The bucket's catalog, or None while the bucket is not configured."""
+    if config.bucket is None:
+        return None
+    return BackupCatalog(S3ObjectStore(config.bucket, transfer=config.transfer), config.signing_key)
+
+
+def configured(catalog: BackupCatalog | None, config: SandboxConfig) -> BackupCatalog:
+    """The catalog. Raises InvalidBackupConfigError, naming the missing settings, where there is none."""
+    if catalog is not None:
+        return catalog
+    missing = config.missing_settings
+    raise InvalidBackupConfigError(
+        f"The backup bucket is not configured: {', '.join(missing)} missing.",
+        hint="Set the missing settings in the environment of `holdfast serve` and start it again.",
+        context={"missing": list(missing)},
+    )

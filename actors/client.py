@@ -1,0 +1,418 @@
+"""The Python door: sandboxes for code that runs in the cluster. Needs Ray and these models; no HTTP, no S3 keys.
+
+    from actors.client import get_sandbox
+
+    box = get_sandbox("user-123")
+    backup = box.create_backup("/workspace", name="before upgrade", ttl=3600)
+    box.exec(["sh", "-c", "rm -rf src"])
+    box.restore_backup(backup)
+
+`Sandbox` blocks. `box.calls` offers the same as `Call`s and `Stream`s for code on an event loop, and
+`box.actor` is the raw handle for ObjectRefs.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from actors.errors import InvalidBackupConfigError, InvalidRequestError
+from actors.models import (
+    DEFAULT_TENANT,
+    DEFAULT_TTL_S,
+    TRANSFER_BYTES,
+    BackupInfo,
+    BackupOptions,
+    BackupPage,
+    Check,
+    Compression,
+    DirectoryBackup,
+    ExecEvent,
+    ExecRequest,
+    ExecResult,
+    Exit,
+    FileEntry,
+    GcReport,
+    IdempotencyKey,
+    LifecycleReport,
+    Model,
+    Operation,
+    RestoreBackupResult,
+    RestoreMode,
+    RestoreOptions,
+    SandboxId,
+    SandboxInfo,
+    SandboxPage,
+    validated,
+)
+from actors.rpc import SERVICE_NAME, ActorRef, Call, Steps, Stream, connect, sandbox_actor_name
+
+
+class _Address(Model):
+    sandbox: SandboxId
+    tenant: SandboxId
+
+
+class Upload:
+    """A transfer into a sandbox: any number of `send`, then `commit`.
+
+    A file shows when `commit` has ended, and not before. A tar archive is unpacked as it comes.
+    """
+
+    def __init__(self, actor: ActorRef, opened: str) -> None:
+        self._actor = actor
+        self._id = opened
+
+    def send(self, data: bytes) -> Call[None]:
+        """Sends the next bytes, at most `TRANSFER_BYTES` at a time."""
+        return Call(lambda: self._actor.call(lambda actor: actor.send.remote(self._id, data)))
+
+    def commit(self) -> Call[None]:
+        """Makes the whole visible at once."""
+        return Call(lambda: self._actor.call(lambda actor: actor.commit.remote(self._id)))
+
+    def abort(self) -> Call[None]:
+        """Throws away what was sent. Never fails for a transfer that has ended."""
+        return Call(lambda: self._actor.call_if_alive(lambda actor: actor.abort.remote(self._id), None))
+
+
+class SandboxCalls:
+    """Every call to one sandbox, as `Call`s and `Stream`s. Any call but a read creates the sandbox."""
+
+    def __init__(self, sandbox_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
+        address = validated(_Address, {"sandbox": sandbox_id, "tenant": tenant})
+        self.id = address.sandbox
+        self.tenant = address.tenant
+        self.service = ServiceCalls(tenant=tenant)
+        self.actor = ActorRef(sandbox_actor_name(tenant, sandbox_id), create=self._create)
+
+    def _create(self) -> Steps[None]:
+        yield from self.service.actor.call(lambda service: service.spawn.remote(self.tenant, self.id))
+
+    def create_backup(self, options: BackupOptions, *, idempotency_key: str | None = None) -> Call[DirectoryBackup]:
+        """Archives a directory and uploads it. With a key, a repeated call gives the first one's backup.
+
+        Raises:
+            InvalidBackupConfigError: permanent; nothing was changed.
+            BackupCreateError, NoSpaceError, OperationCancelledError: nothing is left of the backup.
+            SandboxUnavailableError: the outcome is unknown; repeat with the same key, or look at the list of backups.
+        """
+        if idempotency_key is not None:
+            validated(IdempotencyKey, {"key": idempotency_key}, InvalidBackupConfigError)
+        return Call(lambda: self.actor.call(lambda actor: actor.create_backup.remote(options, idempotency_key)))
+
+    def restore_backup(self, options: RestoreOptions) -> Call[RestoreBackupResult]:
+        """Restores a backup of the same tenant into a directory of this sandbox.
+
+        Raises:
+            InvalidBackupConfigError, BackupNotFoundError, BackupExpiredError: permanent; nothing was changed.
+            BackupRestoreError, NoSpaceError, OperationCancelledError: the directory is as it was.
+            SandboxUnavailableError: the directory shows the old content or the new, never a mix.
+        """
+        return Call(lambda: self.actor.call(lambda actor: actor.restore_backup.remote(options)))
+
+    def destroy(self) -> Call[None]:
+        """Ends the sandbox and removes its files and state. Its backups stay. Repeatable."""
+
+        def steps() -> Steps[None]:
+            yield from self.actor.call(lambda actor: actor.destroy.remote())
+            yield from self.actor.call_if_alive(lambda actor: actor.leave.remote(0.0), None)
+
+        return Call(steps)
+
+    def exec(self, request: ExecRequest) -> Stream[ExecEvent]:
+        """Runs a command; yields `Output`s as they come and `Exit` last. Closing the stream stops the command.
+
+        Raises:
+            ExecError: (or one of its kinds) it could not be started or was ended from outside.
+        """
+        return self._stream(lambda actor, name: actor.exec.remote(name, request))
+
+    def read_file(self, path: str) -> Stream[bytes]:
+        """The bytes of a regular file. Raises FileNotFoundInSandboxError, PathForbiddenError, NotARegularFileError."""
+        return self._stream(lambda actor, name: actor.read_file.remote(name, path))
+
+    def write_file(self, path: str, *, mode: int | None = None) -> Call[Upload]:
+        """Begins to write a file; parents are made; `commit` replaces it at once. Raises as `read_file`."""
+        return self._upload(lambda actor: actor.open_file.remote(path, mode))
+
+    def delete_file(self, path: str) -> Call[None]:
+        """Removes a file, a link or an empty directory. Raises as `read_file`."""
+        return Call(lambda: self.actor.call(lambda actor: actor.delete_file.remote(path)))
+
+    def list_files(self, path: str) -> Call[list[FileEntry]]:
+        """The entries of a directory, by name."""
+        return Call(lambda: self.actor.call(lambda actor: actor.list_files.remote(path)))
+
+    def persist(self) -> Stream[bytes]:
+        """A tar archive of /workspace."""
+        return self._stream(lambda actor, name: actor.persist.remote(name))
+
+    def hydrate(self) -> Call[Upload]:
+        """Begins to unpack a tar archive into /workspace. What was unpacked stays if it ends early."""
+        return self._upload(lambda actor: actor.open_hydrate.remote())
+
+    def _stream(self, send: Callable[[Any, str], Any]) -> Stream[Any]:
+        name = uuid.uuid4().hex
+        return Stream(
+            lambda: self.actor.stream(lambda actor: send(actor, name)),
+            on_close=lambda: Call(lambda: self.actor.call_if_alive(lambda actor: actor.stop.remote(name), None)),
+        )
+
+    def _upload(self, send: Any) -> Call[Upload]:
+        def steps() -> Steps[Upload]:
+            return Upload(self.actor, (yield from self.actor.call(send)))
+
+        return Call(steps)
+
+    def info(self) -> Call[SandboxInfo]:
+        """What is known of the sandbox. Neither wakes nor creates it. Raises SandboxNotFoundError."""
+
+        def steps() -> Steps[SandboxInfo]:
+            info = yield from self.actor.call_if_alive(lambda actor: actor.info.remote(), None)
+            if info is None:
+                info = yield from self.service.actor.call(lambda service: service.describe.remote(self.tenant, self.id))
+            return info  # type: ignore[no-any-return]
+
+        return Call(steps)
+
+    def running(self) -> Call[bool]:
+        """Whether an actor is awake for it. Neither wakes nor creates it."""
+        return Call(lambda: self.actor.call_if_alive(lambda actor: actor.ping.remote(), False))
+
+    def operation(self) -> Call[Operation | None]:
+        """The backup or restore that runs now, with its progress. Answers in milliseconds."""
+        return Call(lambda: self.actor.call_if_alive(lambda actor: actor.operation.remote(), None))
+
+    def cancel(self) -> Call[bool]:
+        """Cancels the backup or restore that runs now; False if none does, or if it can no longer be cancelled."""
+        return Call(lambda: self.actor.call_if_alive(lambda actor: actor.cancel.remote(), False))
+
+    def backups(self, *, limit: int = 100, cursor: str | None = None) -> Call[BackupPage]:
+        """One page of the sandbox's backups, newest first. Neither wakes nor creates it."""
+        return Call(
+            lambda: self.service.actor.call(lambda service: service.backups.remote(self.tenant, self.id, limit, cursor))
+        )
+
+
+class ServiceCalls:
+    """The calls that concern a whole tenant, or the whole bucket."""
+
+    def __init__(self, *, tenant: str = DEFAULT_TENANT) -> None:
+        self.tenant = tenant
+        self.actor = ActorRef(SERVICE_NAME)
+
+    def _call(self, send: Any) -> Call[Any]:
+        return Call(lambda: self.actor.call(send))
+
+    def ready(self) -> Call[None]:
+        """Returns once a call would succeed: the service answers, and the bucket too."""
+        return self._call(lambda service: service.ready.remote())
+
+    def create_sandbox(self) -> Call[str]:
+        """A fresh sandbox with a random id."""
+        return self._call(lambda service: service.create_sandbox.remote(self.tenant))
+
+    def sandboxes(self, *, limit: int = 100, cursor: str | None = None) -> Call[SandboxPage]:
+        """One page of the tenant's sandboxes."""
+        return self._call(lambda service: service.sandboxes.remote(self.tenant, limit, cursor))
+
+    def backup(self, backup_id: str) -> Call[BackupInfo]:
+        """One backup. Raises BackupNotFoundError, InvalidBackupConfigError."""
+        return self._call(lambda service: service.backup.remote(self.tenant, backup_id))
+
+    def delete_backup(self, backup_id: str) -> Call[None]:
+        """Deletes a backup: metadata first, archive after. Repeatable. Raises BackupNotFoundError."""
+        return self._call(lambda service: service.delete_backup.remote(self.tenant, backup_id))
+
+    def collect(self, *, dry_run: bool = False) -> Call[GcReport]:
+        """Deletes expired and orphaned objects of the bucket."""
+        return self._call(lambda service: service.collect.remote(dry_run))
+
+    def lifecycle(self, *, expire_days: int | None = None) -> Call[LifecycleReport]:
+        """Shows the bucket's lifecycle rules, or with `expire_days` installs them."""
+        return self._call(lambda service: service.lifecycle.remote(expire_days))
+
+    def doctor(self) -> Call[list[Check]]:
+        """What the service's node offers."""
+        return self._call(lambda service: service.doctor.remote())
+
+
+class Sandbox:
+    """One sandbox, for code that may block. See `SandboxCalls` for what each call promises and raises."""
+
+    def __init__(self, sandbox_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
+        self.calls = SandboxCalls(sandbox_id, tenant=tenant)
+
+    @property
+    def id(self) -> str:
+        """The sandbox's name."""
+        return self.calls.id
+
+    @property
+    def actor(self) -> Any:
+        """The raw Ray handle; creates the actor if need be. Its errors come wrapped by Ray."""
+        return Call(self.calls.actor.get).result()
+
+    def create_backup(
+        self,
+        dir: str,
+        *,
+        name: str | None = None,
+        ttl: float = DEFAULT_TTL_S,
+        excludes: Sequence[str] = (),
+        gitignore: bool = False,
+        compression: Compression | None = None,
+        idempotency_key: str | None = None,
+    ) -> DirectoryBackup:
+        """Backs a directory up.
+
+        Args:
+            dir: absolute, at or under a writable root.
+            name: for people; at most 256 characters.
+            ttl: seconds until it expires.
+            excludes: patterns as in a .gitignore file.
+            gitignore: also obey the .gitignore files in the tree.
+            compression: zstd at level 1 if not given.
+            idempotency_key: a repeated call with the same key gives the first one's backup.
+        """
+        values = {
+            "dir": dir,
+            "name": name,
+            "ttl": ttl,
+            "excludes": list(excludes),
+            "gitignore": gitignore,
+            "compression": compression or Compression(),
+        }
+        options = validated(BackupOptions, values, InvalidBackupConfigError)
+        return self.calls.create_backup(options, idempotency_key=idempotency_key).result()
+
+    def restore_backup(
+        self, backup: DirectoryBackup, *, dir: str | None = None, mode: RestoreMode | str = RestoreMode.OVERLAY
+    ) -> RestoreBackupResult:
+        """Restores a backup; into another directory with `dir`."""
+        if not isinstance(backup, DirectoryBackup):
+            raise InvalidBackupConfigError("The backup must be the handle that create_backup returned.")
+        values = {"id": backup.id, "dir": dir if dir is not None else backup.dir, "mode": mode}
+        return self.calls.restore_backup(validated(RestoreOptions, values, InvalidBackupConfigError)).result()
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str = "/workspace",
+        env: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> ExecResult:
+        """Runs a command to its end and returns its output. A non-zero exit is a result, not an error."""
+        output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        for event in self.exec_stream(argv, cwd=cwd, env=env, timeout_s=timeout_s):
+            if isinstance(event, Exit):
+                return ExecResult(
+                    exit_code=event.exit_code,
+                    stdout=b"".join(output["stdout"]),
+                    stderr=b"".join(output["stderr"]),
+                )
+            output[event.stream].append(event.data)
+        raise AssertionError("a stream of a command ends with its exit or an error")
+
+    def exec_stream(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str = "/workspace",
+        env: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[ExecEvent]:
+        """Runs a command and yields its output as it comes."""
+        if isinstance(argv, str):
+            raise InvalidRequestError("argv must be a list of words; for a shell use ['sh', '-c', ...].")
+        values: dict[str, Any] = {"argv": list(argv), "cwd": cwd, "env": dict(env or {})}
+        if timeout_s is not None:
+            values["timeout_ms"] = max(1, round(timeout_s * 1000))
+        return iter(self.calls.exec(validated(ExecRequest, values)))
+
+    def read_file(self, path: str) -> bytes:
+        """The whole content of a file; use `calls.read_file` for what does not fit into memory."""
+        return b"".join(self.calls.read_file(path))
+
+    def write_file(self, path: str, data: bytes | BinaryIO, *, mode: int | None = None) -> None:
+        """Writes a file; it shows whole or not at all."""
+        _send(self.calls.write_file(path, mode=mode).result(), data)
+
+    def delete_file(self, path: str) -> None:
+        """Removes a file, a link or an empty directory."""
+        self.calls.delete_file(path).result()
+
+    def list_files(self, path: str = "/workspace") -> list[FileEntry]:
+        """The entries of a directory, by name."""
+        return self.calls.list_files(path).result()
+
+    def persist(self) -> Iterator[bytes]:
+        """A tar archive of /workspace, piece by piece."""
+        return iter(self.calls.persist())
+
+    def hydrate(self, tar: bytes | BinaryIO) -> None:
+        """Unpacks a tar archive into /workspace."""
+        _send(self.calls.hydrate().result(), tar)
+
+    def info(self) -> SandboxInfo:
+        """What is known of the sandbox; neither wakes nor creates it."""
+        return self.calls.info().result()
+
+    def cancel(self) -> bool:
+        """Cancels the backup or restore that runs now."""
+        return self.calls.cancel().result()
+
+    def backups(self) -> Iterator[BackupInfo]:
+        """The sandbox's backups, newest first."""
+        cursor: str | None = None
+        while True:
+            page = self.calls.backups(cursor=cursor).result()
+            yield from page.backups
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def destroy(self) -> None:
+        """Ends the sandbox and removes its files. Its backups stay."""
+        self.calls.destroy().result()
+
+
+def get_sandbox(sandbox_id: str, *, tenant: str = DEFAULT_TENANT, address: str | None = None) -> Sandbox:
+    """The sandbox of this name. It exists as soon as it is used; nothing is created here.
+
+    Args:
+        sandbox_id: 1 to 128 characters of a-z, 0-9 and '-'.
+        tenant: whose sandbox; tenants share nothing.
+        address: the Ray cluster, where this process has not joined one and RAY_ADDRESS does not name it.
+
+    Raises:
+        InvalidRequestError: not a valid id.
+        ServiceUnavailableError: no cluster answers.
+    """
+    connect(address)
+    return Sandbox(sandbox_id, tenant=tenant)
+
+
+def get_service(*, tenant: str = DEFAULT_TENANT, address: str | None = None) -> ServiceCalls:
+    """The calls that concern a whole tenant or the bucket. Raises as `get_sandbox`."""
+    connect(address)
+    return ServiceCalls(tenant=tenant)
+
+
+def _send(upload: Upload, data: bytes | BinaryIO) -> None:
+    try:
+        for piece in _pieces(data):
+            upload.send(piece).result()
+    except BaseException:
+        upload.abort().result()
+        raise
+    upload.commit().result()
+
+
+def _pieces(data: bytes | BinaryIO) -> Iterable[bytes]:
+    if isinstance(data, bytes):
+        return (data[i : i + TRANSFER_BYTES] for i in range(0, len(data), TRANSFER_BYTES))
+    return iter(lambda: data.read(TRANSFER_BYTES), b"")

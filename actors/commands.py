@@ -1,0 +1,252 @@
+"""Commands in a sandbox: each in a box of its own, all in the sandbox's control group."""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import IO
+
+from fasteners import ReaderWriterLock
+
+from actors.errors import (
+    ExecError,
+    ExecOutputLimitError,
+    ExecStoppedError,
+    ExecTimeoutError,
+    FileNotFoundInSandboxError,
+    InvalidRequestError,
+    SandboxUnavailableError,
+)
+from actors.models import ExecEvent, ExecRequest, Exit, Output, is_writable
+from actors.node import process
+from actors.node.bubblewrap import Box, Identity, boxed, ran
+from actors.node.cgroup import Cgroup
+from actors.node.errors import CgroupError, PathError
+from actors.node.tree import Tree
+from actors.settings import ExecLimits
+
+_PIECE_BYTES = 64 * 1024
+_STOPS_REMEMBERED = 1000
+
+
+@dataclass(slots=True)
+class _Running:
+    process: subprocess.Popen[bytes]
+    status: IO[bytes]
+    error: ExecError | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def stop(self, error: ExecError) -> None:
+        """Kills the command; `error` is what its caller gets, unless another came first."""
+        with self.lock:
+            self.error = self.error or error
+        process.kill_group(self.process)
+
+
+class Commands:
+    """Starts, watches and stops the commands of one sandbox."""
+
+    def __init__(self, box: Box, cgroup: Cgroup, tree: Tree, *, limits: ExecLimits, gate: ReaderWriterLock) -> None:
+        """`gate` is held (shared) while a command starts, so that none starts into a tree that is being swapped."""
+        self._box = box
+        self._cgroup = cgroup
+        self._tree = tree
+        self._limits = limits
+        self._gate = gate
+        self._running: dict[str, _Running] = {}
+        self._stopped_early: deque[str] = deque(maxlen=_STOPS_REMEMBERED)
+        self._paused_s = 0.0
+        self._paused_at: float | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        """How many commands run now."""
+        return len(self._running)
+
+    def run(self, command_id: str, request: ExecRequest) -> Iterator[ExecEvent]:
+        """Runs a command; yields its output as it comes, and its exit last.
+
+        Abandoning the iterator stops the command.
+
+        Raises:
+            FileNotFoundInSandboxError: the working directory does not exist.
+            ExecError: (or one of its kinds) the command could not be started, or was ended from outside.
+        """
+        timeout_s = min((request.timeout_ms or float("inf")) / 1000, self._limits.timeout_s)
+        argv = _command(request.argv)
+        with self._started(command_id, argv, cwd=request.cwd, env=request.env) as running:
+            self._watch(running, timeout_s)
+            yield from self._output(running)
+            status = running.process.wait()
+            if running.error is not None:
+                raise running.error
+            if not ran(running.status):
+                raise ExecError("The command's box could not be built.", hint="Run `holdfast doctor` on the node.")
+            yield Exit(exit_code=status if status >= 0 else 128 - status)
+
+    @contextmanager
+    def tool(
+        self, name: str, argv: Sequence[str], *, identity: Identity, stdin: int | None
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Runs one of our tools over the tree as a command of the sandbox: paused and stopped like any other.
+
+        Raises:
+            ExecStoppedError: after the block, if it was stopped from outside.
+        """
+        with self._started(name, list(argv), cwd="/workspace", env={}, identity=identity, stdin=stdin) as running:
+            yield running.process
+            running.process.wait()
+            if running.error is not None:
+                raise running.error
+
+    def stop(self, command_id: str) -> bool:
+        """Stops one command; False if it does not run: should it come yet, it will not be started."""
+        with self._lock:
+            running = self._running.get(command_id)
+            if running is None:
+                self._stopped_early.append(command_id)
+                return False
+        running.stop(_on_request())
+        return True
+
+    def stop_all(self, error: ExecError) -> None:
+        """Stops every process of the sandbox, and returns when none is left. Raises CgroupError."""
+        with self._lock:
+            for running in self._running.values():
+                running.stop(error)
+        self._cgroup.kill()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Pauses every process of the sandbox within the block; the time does not count against their limits.
+
+        Raises:
+            CgroupError: they could not be paused; all run on.
+        """
+        with self._cgroup.frozen():
+            self._paused_at = time.monotonic()
+            try:
+                yield
+            finally:
+                self._paused_s, self._paused_at = self._paused_so_far(), None
+
+    def _paused_so_far(self) -> float:
+        at = self._paused_at
+        return self._paused_s + (time.monotonic() - at if at is not None else 0.0)
+
+    @contextmanager
+    def _started(
+        self,
+        name: str,
+        argv: list[str],
+        *,
+        cwd: str,
+        env: dict[str, str],
+        identity: Identity = Identity.COMMAND,
+        stdin: int | None = subprocess.DEVNULL,
+    ) -> Iterator[_Running]:
+        files = min(self._limits.open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        limits = ["prlimit", f"--nofile={files}", "--core=0", f"--fsize={self._limits.file_bytes}"]
+        with self._gate.read_lock():
+            self._check_cwd(cwd)
+            with boxed(self._box, argv, identity=identity, cwd=cwd, env=env, with_status=True) as ready:
+                assert ready.status is not None
+                child = self._start([*limits, *ready.argv], ready.fds, stdin)
+            running = _Running(child, ready.status)
+            with self._lock:
+                self._running[name] = running
+                if name in self._stopped_early:
+                    running.error = _on_request()
+                    process.kill_group(child)
+        try:
+            yield running
+        finally:
+            running.ended.set()
+            process.kill_group(child)
+            for pipe in (child.stdin, child.stdout, child.stderr, running.status):
+                if pipe is not None:
+                    with suppress(BrokenPipeError):  # what a stopped tool was still to be fed
+                        pipe.close()
+            with self._lock:
+                del self._running[name]
+
+    def _check_cwd(self, cwd: str) -> None:
+        if not is_writable(cwd):
+            return
+        try:
+            with self._tree.directory(cwd):
+                pass
+        except PathError as e:
+            raise FileNotFoundInSandboxError(
+                f"The working directory cannot be entered: {e.message}", context={"cwd": cwd}
+            ) from None
+
+    def _start(self, argv: list[str], fds: tuple[int, ...], stdin: int | None) -> subprocess.Popen[bytes]:
+        try:
+            return process.start(self._cgroup.entry(argv), pass_fds=fds, stdin=stdin)
+        except CgroupError:
+            raise SandboxUnavailableError(
+                "The sandbox was just closed; try again.", context={"outcome": "not_executed"}
+            ) from None
+        except OSError as e:
+            raise ExecError("The command could not be started.", context={"cause": type(e).__name__}) from None
+
+    def _watch(self, running: _Running, timeout_s: float) -> None:
+        """Ends a command when its time is over, whether or not anybody reads its output."""
+        error = ExecTimeoutError(
+            f"The command ran longer than {timeout_s:g} s.", context={"timeout_ms": round(timeout_s * 1000)}
+        )
+        began = time.monotonic() - self._paused_so_far()
+
+        def watch() -> None:
+            while (left_s := began + timeout_s + self._paused_so_far() - time.monotonic()) > 0:
+                if running.ended.wait(left_s):
+                    return
+            running.stop(error)
+
+        threading.Thread(target=watch, daemon=True, name="command-watch").start()
+
+    def _output(self, running: _Running) -> Iterator[Output]:
+        child, written = running.process, 0
+        assert child.stdout is not None and child.stderr is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ, "stdout")
+            selector.register(child.stderr, selectors.EVENT_READ, "stderr")
+            while selector.get_map():
+                for key, _ in selector.select():
+                    data = os.read(key.fd, _PIECE_BYTES)
+                    if not data:
+                        selector.unregister(key.fileobj)
+                        continue
+                    written += len(data)
+                    if written > (limit := self._limits.output_bytes):
+                        running.stop(
+                            ExecOutputLimitError(
+                                f"The command wrote more than {limit} bytes.", context={"limit_bytes": limit}
+                            )
+                        )
+                        return
+                    yield Output(stream="stdout" if key.data == "stdout" else "stderr", data=data)
+
+
+def _on_request() -> ExecStoppedError:
+    return ExecStoppedError("The command was stopped on request.")
+
+
+def _command(argv: Sequence[str]) -> list[str]:
+    """The argv behind a tiny program that gives 127 and 126, as a shell does, for what cannot be executed."""
+    if not argv[0]:
+        raise InvalidRequestError("The first word of argv must not be empty.")
+    if "=" in argv[0]:
+        return ["sh", "-c", 'exec "$@"', "sh", *argv]
+    return ["env", *argv]

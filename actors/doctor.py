@@ -1,0 +1,17 @@
+"""`doctor`: the node's findings in the form that travels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from actors.models import Check
+from actors.node.doctor import examine
+from actors.settings import DEFAULT_UID
+
+
+def checks(data_dir: Path, *, uid: int = DEFAULT_UID) -> list[Check]:
+    """Tries everything that sandboxes on this machine need."""
+    return [
+        Check(name=found.name, ok=found.ok, required=found.required, detail=found.detail, fix=found.fix)
+        for found in examine(data_dir, uid)
+    ]

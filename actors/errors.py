@@ -1,0 +1,206 @@
+"""Every error that leaves `actors`, and therefore every error a caller can meet.
+
+    HoldfastError
+    ├── InvalidRequestError             the request itself is wrong; nothing was changed
+    │   └── InvalidBackupConfigError    the same, for a backup or a restore (also: missing settings)
+    ├── UnauthorizedError               no API key, or not one of this service
+    ├── RequestTooLargeError            a body beyond the limit
+    ├── BackupNotFoundError             no such backup for this tenant
+    ├── BackupExpiredError              the backup's time to live is over
+    ├── BackupCreateError               the archive could not be made or stored; nothing is left of it
+    ├── BackupRestoreError              the restore failed; the directory is as it was
+    ├── OperationCancelledError         somebody cancelled the operation; nothing was changed
+    ├── SandboxNotFoundError            a read of a sandbox that was never used
+    ├── FileNotFoundInSandboxError      no such file
+    ├── PathForbiddenError              a path outside the sandbox's writable roots
+    ├── NotARegularFileError            a directory, socket or device where a file is needed
+    ├── NoSpaceError                    the node's disk is full
+    ├── ExecError                       a command could not be run, or was ended from outside
+    │   ├── ExecTimeoutError            it ran longer than its limit
+    │   ├── ExecOutputLimitError        it wrote more than its limit
+    │   ├── ExecStoppedError            a restore, a cancel or the sandbox's end stopped it
+    │   └── MountLostError              a FUSE daemon under its directory died
+    ├── StorageUnavailableError         the bucket did not answer; nothing was changed
+    ├── SandboxUnavailableError         the actor went away in mid-call: the outcome may be unknown
+    ├── ServiceUnavailableError         no Holdfast service answers in this cluster
+    └── InternalError                   a defect of Holdfast's own
+
+A command that exits non-zero is a result, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+Context = Mapping[str, Any]
+
+
+class HoldfastError(Exception):
+    """The root. Carries what a caller needs across Ray and HTTP, and survives pickling.
+
+    Attributes:
+        code: stable, machine-readable name of the circumstance.
+        retryable: the same call may succeed later, and repeating it is safe.
+        message: one sentence for a person; holds no secret, URL or node path.
+        hint: what to do next, if that is known.
+        context: small JSON values that a program may want (the sandbox, the backup, the limit).
+    """
+
+    code: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str | None = None, context: Context | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.context: dict[str, Any] = dict(context or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.hint, self.context))
+
+
+def _rebuild(cls: type[HoldfastError], message: str, hint: str | None, context: dict[str, Any]) -> HoldfastError:
+    return cls(message, hint=hint, context=context)
+
+
+class InvalidRequestError(HoldfastError):
+    """The request is malformed or refers to something that cannot be; nothing was changed."""
+
+    code = "INVALID_REQUEST"
+
+
+class InvalidBackupConfigError(InvalidRequestError):
+    """A backup or restore was asked for with bad options, or the bucket's settings are missing."""
+
+    code = "INVALID_BACKUP_CONFIG"
+
+
+class UnauthorizedError(HoldfastError):
+    """The request carries no API key, or one that this service did not issue."""
+
+    code = "UNAUTHORIZED"
+
+
+class RequestTooLargeError(HoldfastError):
+    """The body of the request is larger than the service accepts."""
+
+    code = "REQUEST_TOO_LARGE"
+
+
+class BackupNotFoundError(HoldfastError):
+    """The backup's metadata or archive is not in the bucket, or belongs to another tenant."""
+
+    code = "BACKUP_NOT_FOUND"
+
+
+class BackupExpiredError(HoldfastError):
+    """The backup's time to live has elapsed, or will within the next 60 seconds."""
+
+    code = "BACKUP_EXPIRED"
+
+
+class BackupCreateError(HoldfastError):
+    """The archive could not be made, verified or stored; no part of it was kept."""
+
+    code = "BACKUP_CREATE_FAILED"
+
+
+class BackupRestoreError(HoldfastError):
+    """The backup could not be restored; the directory is as it was before."""
+
+    code = "BACKUP_RESTORE_FAILED"
+
+
+class OperationCancelledError(HoldfastError):
+    """The operation was cancelled before it took effect."""
+
+    code = "OPERATION_CANCELLED"
+
+
+class SandboxNotFoundError(HoldfastError):
+    """Nothing is known of a sandbox of this name; reading does not create one."""
+
+    code = "SANDBOX_NOT_FOUND"
+
+
+class FileNotFoundInSandboxError(HoldfastError):
+    """The path does not exist in the sandbox."""
+
+    code = "FILE_NOT_FOUND"
+
+
+class PathForbiddenError(HoldfastError):
+    """The path is not at or under one of the sandbox's writable roots."""
+
+    code = "PATH_FORBIDDEN"
+
+
+class NotARegularFileError(HoldfastError):
+    """The path names a directory or a special file where a regular file is needed."""
+
+    code = "NOT_A_REGULAR_FILE"
+
+
+class NoSpaceError(HoldfastError):
+    """The node's disk is full; what was being written has been removed."""
+
+    code = "NO_SPACE"
+
+
+class ExecError(HoldfastError):
+    """A command could not be started, or its sandbox could not be built."""
+
+    code = "EXEC_FAILED"
+
+
+class ExecTimeoutError(ExecError):
+    """The command ran longer than its time limit and was killed."""
+
+    code = "EXEC_TIMEOUT"
+
+
+class ExecOutputLimitError(ExecError):
+    """The command wrote more than the output limit and was killed."""
+
+    code = "EXEC_OUTPUT_LIMIT"
+
+
+class ExecStoppedError(ExecError):
+    """The command was stopped from outside: by a restore, a cancel or the sandbox's end."""
+
+    code = "EXEC_STOPPED"
+
+
+class MountLostError(ExecError):
+    """A file system daemon died under the command; the directory has been mounted anew, with its writes."""
+
+    code = "MOUNT_LOST"
+    retryable = True
+
+
+class StorageUnavailableError(HoldfastError):
+    """The bucket did not answer, or refused to; nothing was changed."""
+
+    code = "STORAGE_UNAVAILABLE"
+    retryable = True
+
+
+class SandboxUnavailableError(HoldfastError):
+    """The sandbox's actor went away during the call; `context.outcome` is "unknown" or "not_executed"."""
+
+    code = "SANDBOX_UNAVAILABLE"
+    retryable = True
+
+
+class ServiceUnavailableError(HoldfastError):
+    """No Holdfast service runs in the Ray cluster that this process is connected to."""
+
+    code = "SERVICE_UNAVAILABLE"
+    retryable = True
+
+
+class InternalError(HoldfastError):
+    """Something broke that has no name of its own; the details are in the service's log."""
+
+    code = "INTERNAL"

@@ -1,0 +1,135 @@
+"""One table that turns the errors of storage and of the node into those that callers know."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from actors.errors import (
+    BackupCreateError,
+    BackupNotFoundError,
+    BackupRestoreError,
+    HoldfastError,
+    InternalError,
+    InvalidRequestError,
+    OperationCancelledError,
+    StorageUnavailableError,
+)
+from actors.node.errors import (
+    ArchiveError,
+    CgroupError,
+    DriverUnavailableError,
+    LayerMismatchError,
+    MountError,
+    NodeError,
+    NoSpaceLeftError,
+    PathError,
+    ToolError,
+    ToolMissingError,
+    ToolTimeoutError,
+    TreeError,
+)
+from storage.errors import (
+    AccessRefusedError,
+    BucketMissingError,
+    CorruptMetadataError,
+    IntegrityError,
+    InvalidCursorError,
+    LifecycleUnsupportedError,
+    ObjectMissingError,
+    PreconditionFailedError,
+    StorageError,
+    StoreUnavailableError,
+    TransferCancelledError,
+)
+
+log = structlog.get_logger(__name__)
+
+REASONS: dict[type[Exception], tuple[str, str]] = {
+    # the most special class first: (reason, sentence)
+    ObjectMissingError: ("OBJECT_MISSING", "an object is not in the bucket"),
+    PreconditionFailedError: ("CONFLICT", "somebody else wrote the same object"),
+    AccessRefusedError: ("ACCESS_REFUSED", "the bucket refused the keys"),
+    BucketMissingError: ("BUCKET_MISSING", "the bucket does not exist"),
+    StoreUnavailableError: ("STORAGE_UNAVAILABLE", "the bucket did not answer"),
+    IntegrityError: ("CORRUPT_ARCHIVE", "the archive's bytes are not those that were recorded"),
+    CorruptMetadataError: ("CORRUPT_METADATA", "the backup's metadata cannot be read"),
+    StorageError: ("STORAGE_FAILED", "the bucket failed"),
+    NoSpaceLeftError: ("NO_SPACE", "the node's disk is full"),
+    TreeError: ("TREE_REFUSED", "the directory cannot be archived"),
+    ArchiveError: ("BAD_ARCHIVE", "the archive is not what it should be"),
+    ToolMissingError: ("TOOL_MISSING", "a tool is not installed on the node"),
+    ToolTimeoutError: ("TIMEOUT", "it took too long"),
+    ToolError: ("TOOL_FAILED", "a tool of the node failed"),
+    CgroupError: ("PROCESSES_STUCK", "the sandbox's processes could not be paused or ended"),
+    DriverUnavailableError: ("NO_MOUNT_DRIVER", "the node cannot mount archives"),
+    LayerMismatchError: ("LAYER_MISMATCH", "the layer was made with another archive or driver"),
+    MountError: ("MOUNT_FAILED", "the archive could not be mounted"),
+    PathError: ("PATH", "the path cannot be used"),
+    NodeError: ("NODE_FAILED", "the node failed"),
+    OSError: ("NODE_FAILED", "the node failed"),
+}
+
+_SAID_TO_CALLERS = (TreeError, PathError)
+"""Errors whose message is about the caller's own tree, and may be shown as it is."""
+
+
+def reason_of(error: Exception) -> tuple[str, str]:
+    """The reason and the sentence for an error of storage or of the node."""
+    if isinstance(error, _SAID_TO_CALLERS):
+        return REASONS[type(error)][0] if type(error) in REASONS else "PATH", str(error).rstrip(".")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return REASONS[NoSpaceLeftError]
+    for kind, said in REASONS.items():
+        if isinstance(error, kind):
+            return said
+    raise LookupError(f"no reason is known for {type(error).__name__}")
+
+
+@contextmanager
+def failing_as(kind: type[BackupCreateError] | type[BackupRestoreError], verb: str) -> Iterator[None]:
+    """Raises what goes wrong in the block as `kind`; details go to the log, not to the caller."""
+    try:
+        yield
+    except TransferCancelledError:
+        raise OperationCancelledError("The operation was cancelled.") from None
+    except (StorageError, NodeError, OSError) as e:
+        reason, sentence = reason_of(e)
+        log.warning("operation_failed", verb=verb, reason=reason, error=type(e).__name__, detail=_loggable(e))
+        raise kind(
+            f"The backup could not be {verb}: {sentence}.",
+            hint=getattr(e, "hint", None) if isinstance(e, (StorageError, TreeError, DriverUnavailableError)) else None,
+            context={"reason": reason},
+        ) from None
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Raises what goes wrong with the bucket in the block as an error of a read or a deletion."""
+    try:
+        yield
+    except ObjectMissingError:
+        raise BackupNotFoundError(f"There is no {what}.") from None
+    except InvalidCursorError:
+        raise InvalidRequestError("The cursor is not one that this service gave out.") from None
+    except LifecycleUnsupportedError as e:
+        raise InvalidRequestError("The store has no lifecycle rules.", hint=e.hint) from None
+    except StoreUnavailableError:
+        raise StorageUnavailableError("The bucket did not answer; nothing was changed.") from None
+    except StorageError as e:
+        reason, sentence = reason_of(e)
+        log.warning("storage_failed", reason=reason, detail=_loggable(e))
+        raise storage_error(sentence, reason, e.hint) from None
+
+
+def storage_error(sentence: str, reason: str, hint: str | None) -> HoldfastError:
+    """The error of a bucket that answers, but not as it should."""
+    return InternalError(f"The bucket cannot be used: {sentence}.", hint=hint, context={"reason": reason})
+
+
+def _loggable(error: Exception) -> str:
+    """What the log may say: of an error of the node, which may name paths, only its kind and its tool's words."""
+    return str(error) if isinstance(error, (StorageError, TreeError, PathError, ArchiveError)) else type(error).__name__

@@ -1,0 +1,435 @@
+"""The actors themselves: thin Ray shells round plain classes. With `actors.rpc`, the only place that knows Ray.
+
+Lanes are Ray concurrency groups of a synchronous actor. The default group, left without `max_concurrency`,
+is the mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, `files` files,
+`control` questions and cancellations, which answer in about a millisecond while the others are busy.
+
+Nothing is retried by Ray: a call with an effect runs once, or its caller learns that the outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
+import structlog
+
+from actors.errors import HoldfastError, InternalError, SandboxUnavailableError
+from actors.rpc import LEAVING, NAMESPACE, SERVICE_NAME, sandbox_actor_name
+
+if TYPE_CHECKING:
+    from actors.models import BackupOptions, ExecRequest, RestoreOptions
+    from actors.sandbox import LocalSandbox
+    from actors.settings import SandboxConfig
+
+_LANES = {"exec": 32, "files": 16, "control": 8}
+SLOTS = "sandbox_slots"
+"""The resource of which each node offers as many as it can hold awake sandboxes."""
+_SPAWN_S = 30.0
+_CLOSE_S = 60.0
+_LEAVING_POLL_S = 0.02
+_STREAM_AHEAD = 16
+"""Items that a stream may be ahead of its reader: 16 MiB of a file."""
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+def configure_logging() -> None:
+    """One JSON object per line on stderr, which Ray keeps per process; no value of ours can break the line."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+class _Activity:
+    """Counts the calls that are being served, so that the actor leaves between calls and never under one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._serving = 0
+        self._used_at = time.monotonic()
+        self._leaving = False
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """One call is served within the block. Raises SandboxUnavailableError, for the caller's side to try again."""
+        with self._lock:
+            if self._leaving:
+                raise SandboxUnavailableError(
+                    "The sandbox's actor is leaving.", context={"outcome": "not_executed", LEAVING: True}
+                )
+            self._serving += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._serving -= 1
+                self._used_at = time.monotonic()
+
+    def leave_after(self, idle_s: float) -> bool:
+        """From now on serves nothing, if nothing was served for `idle_s`; otherwise gives False."""
+        with self._lock:
+            self._leaving = not self._serving and time.monotonic() - self._used_at >= idle_s
+            return self._leaving
+
+    def stay(self) -> None:
+        """Serves again."""
+        with self._lock:
+            self._leaving = False
+
+
+class SandboxHost:
+    """One sandbox's actor. `__init__` does nothing that can fail: an error there would lose its class."""
+
+    def __init__(self, tenant: str, sandbox_id: str, config: SandboxConfig) -> None:
+        self._address = (tenant, sandbox_id, config)
+        self._activity = _Activity()
+        self._making = threading.Lock()
+        self._made: LocalSandbox | None = None
+
+    def _sandbox(self) -> LocalSandbox:
+        """The sandbox, made on the first call."""
+        if self._made is None:
+            with self._making:
+                if self._made is None:
+                    self._made = self._make()
+        return self._made
+
+    def _make(self) -> LocalSandbox:
+        from actors.bucket import open_catalog
+        from actors.node.errors import NodeError
+        from actors.sandbox import LocalSandbox, choose_driver
+
+        configure_logging()
+        tenant, sandbox_id, config = self._address
+        structlog.contextvars.bind_contextvars(sandbox=sandbox_id)
+        try:
+            return LocalSandbox(
+                tenant, sandbox_id, config, driver=choose_driver(config.node), catalog=open_catalog(config)
+            )
+        except NodeError as e:
+            log.error("sandbox_not_made", error=type(e).__name__)
+            raise SandboxUnavailableError(
+                "This node cannot run sandboxes.",
+                hint="Run `holdfast doctor` on it.",
+                context={"outcome": "not_executed"},
+            ) from None
+
+    def _answer(self, act: Callable[[LocalSandbox], T]) -> T:
+        """A question: keeps nobody awake."""
+        return _guarded(lambda: act(self._sandbox()))
+
+    def _serve(self, act: Callable[[LocalSandbox], T]) -> T:
+        with self._activity.call():
+            return self._answer(act)
+
+    def _stream(self, act: Callable[[LocalSandbox], Iterator[T]]) -> Iterator[T]:
+        with self._activity.call():
+            yield from _guarded_items(lambda: act(self._sandbox()))
+
+    # --- mailbox
+
+    def create_backup(self, options: BackupOptions, idempotency_key: str | None = None) -> Any:
+        return self._serve(lambda box: box.create_backup(options, idempotency_key=idempotency_key))
+
+    def restore_backup(self, options: RestoreOptions) -> Any:
+        return self._serve(lambda box: box.restore_backup(options))
+
+    def destroy(self) -> None:
+        self._serve(lambda box: box.destroy())
+
+    def close(self) -> None:
+        """Unmounts everything and ends what runs, before the service stops."""
+        if self._made is not None:
+            self._answer(lambda box: box.close())
+
+    def leave(self, idle_s: float) -> None:
+        """Gives the process back if no call came for `idle_s`; files and layers stay, and the next call finds them.
+
+        Sent by somebody else: an actor that sends it to itself would wait for its own end.
+        """
+        if not self._activity.leave_after(idle_s):
+            return
+        try:
+            if self._made is not None:
+                if self._made.has_uploads:
+                    self._activity.stay()
+                    return
+                self._answer(lambda box: box.close())
+        except HoldfastError as e:
+            log.warning("sandbox_stays_awake", error=e.code)
+            self._activity.stay()
+            return
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+
+    # --- exec and files
+
+    @ray.method(concurrency_group="exec", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
+    def exec(self, command_id: str, request: ExecRequest) -> Iterator[Any]:
+        yield from self._stream(lambda box: box.exec(command_id, request))
+
+    @ray.method(concurrency_group="files", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
+    def read_file(self, transfer_id: str, path: str) -> Iterator[Any]:
+        yield from self._stream(lambda box: box.read_file(transfer_id, path))
+
+    @ray.method(concurrency_group="files", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
+    def persist(self, command_id: str) -> Iterator[Any]:
+        yield from self._stream(lambda box: box.persist(command_id))
+
+    @ray.method(concurrency_group="files")
+    def open_file(self, path: str, mode: int | None) -> str:
+        return self._serve(lambda box: box.open_file(path, mode))
+
+    @ray.method(concurrency_group="files")
+    def open_hydrate(self) -> str:
+        return self._serve(lambda box: box.open_hydrate())
+
+    @ray.method(concurrency_group="files")
+    def send(self, transfer_id: str, data: bytes) -> None:
+        self._serve(lambda box: box.send(transfer_id, data))
+
+    @ray.method(concurrency_group="files")
+    def commit(self, transfer_id: str) -> None:
+        self._serve(lambda box: box.commit(transfer_id))
+
+    @ray.method(concurrency_group="control")
+    def abort(self, transfer_id: str) -> None:
+        self._answer(lambda box: box.abort(transfer_id))
+
+    @ray.method(concurrency_group="files")
+    def delete_file(self, path: str) -> None:
+        self._serve(lambda box: box.delete_file(path))
+
+    @ray.method(concurrency_group="files")
+    def list_files(self, path: str) -> Any:
+        return self._serve(lambda box: box.list_files(path))
+
+    # --- control
+
+    @ray.method(concurrency_group="control")
+    def ping(self) -> bool:
+        return True
+
+    @ray.method(concurrency_group="control")
+    def info(self) -> Any:
+        return self._answer(lambda box: box.info())
+
+    @ray.method(concurrency_group="control")
+    def operation(self) -> Any:
+        return self._answer(lambda box: box.operation())
+
+    @ray.method(concurrency_group="control")
+    def cancel(self) -> bool:
+        return self._answer(lambda box: box.cancel())
+
+    @ray.method(concurrency_group="control")
+    def stop(self, name: str) -> bool:
+        return self._answer(lambda box: box.stop(name))
+
+
+class ServiceHost:
+    """The service's one actor. It makes the sandboxes, so that a job's folder and environment never become theirs."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        from actors.bucket import open_catalog
+        from actors.service import Service
+
+        configure_logging()
+        self._config = config
+        self._service = Service(config, open_catalog(config), is_running=_is_running)
+        if config.sleep_after_s > 0:
+            threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
+
+    def spawn(self, tenant: str, sandbox_id: str) -> None:
+        """Makes a sandbox's actor, unless there is one; returns once it answers.
+
+        Raises:
+            SandboxUnavailableError: no node has a slot free. Ray would wait for one for ever.
+        """
+        name = sandbox_actor_name(tenant, sandbox_id)
+        while True:
+            try:
+                actor, is_ours = ray.get_actor(name, namespace=NAMESPACE), False
+            except ValueError:
+                actor, is_ours = self._new_actor(name, tenant, sandbox_id), True
+            try:
+                ray.get(actor.ping.remote(), timeout=_SPAWN_S)
+            except ray.exceptions.ActorDiedError:  # it was just leaving; its name is free in an instant
+                time.sleep(_LEAVING_POLL_S)
+            except ray.exceptions.GetTimeoutError:
+                if is_ours:  # it has never answered anybody, so nothing is lost with it
+                    ray.kill(actor)
+                raise SandboxUnavailableError(
+                    "No node has room for the sandbox.",
+                    hint="Delete sandboxes, add nodes, or raise the slots of each.",
+                    context={"outcome": "not_executed"},
+                ) from None
+            else:
+                return
+
+    def _new_actor(self, name: str, tenant: str, sandbox_id: str) -> Any:
+        """A sandbox's new actor, or the one that another call has made in the same instant."""
+        return (
+            ray.remote(concurrency_groups=_LANES)(SandboxHost)  # type: ignore[call-overload]
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                num_cpus=0,
+                resources={SLOTS: 1},
+                max_restarts=-1,
+                max_task_retries=0,
+            )
+            .remote(tenant, sandbox_id, self._config)
+        )
+
+    def close_all(self) -> int:
+        """Closes every sandbox that is awake, before the service stops; returns how many could not be."""
+        actors = list(_sandboxes().values())
+        for actor in actors:
+            actor.cancel.remote()
+        closing: list[Any] = [actor.close.remote() for actor in actors]
+        if not closing:
+            return 0
+        ended, waiting = ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
+        return len(waiting) + sum(not _succeeded(ref) for ref in ended)
+
+    def _let_idle_ones_leave(self) -> None:
+        idle_s = self._config.sleep_after_s
+        asked: dict[str, Any] = {}
+        while True:
+            time.sleep(max(idle_s / 4, _LEAVING_POLL_S))
+            try:
+                asked = {name: ref for name, ref in asked.items() if not ray.wait([ref], timeout=0)[0]}
+                for name, actor in _sandboxes().items():
+                    if name not in asked:  # never two in one mailbox
+                        asked[name] = actor.leave.remote(idle_s)
+            except ray.exceptions.RayError as e:  # the cluster's head is away for a moment
+                log.warning("idle_sandboxes_not_asked", error=type(e).__name__)
+
+    def ready(self) -> None:
+        _guarded(self._service.ready)
+
+    def create_sandbox(self, tenant: str) -> str:
+        return _guarded(lambda: self._service.create_sandbox(tenant))
+
+    def sandboxes(self, tenant: str, limit: int, cursor: str | None) -> Any:
+        return _guarded(lambda: self._service.sandboxes(tenant, limit, cursor))
+
+    def describe(self, tenant: str, sandbox_id: str) -> Any:
+        return _guarded(lambda: self._service.describe(tenant, sandbox_id))
+
+    def backups(self, tenant: str, sandbox_id: str, limit: int, cursor: str | None) -> Any:
+        return _guarded(lambda: self._service.backups(tenant, sandbox_id, limit, cursor))
+
+    def backup(self, tenant: str, backup_id: str) -> Any:
+        return _guarded(lambda: self._service.backup(tenant, backup_id))
+
+    def delete_backup(self, tenant: str, backup_id: str) -> None:
+        _guarded(lambda: self._service.delete_backup(tenant, backup_id))
+
+    def collect(self, dry_run: bool) -> Any:
+        return _guarded(lambda: self._service.collect(dry_run))
+
+    def lifecycle(self, expire_days: int | None) -> Any:
+        return _guarded(lambda: self._service.lifecycle(expire_days))
+
+    def doctor(self) -> Any:
+        return _guarded(self._service.doctor)
+
+
+def start_service(config: SandboxConfig) -> None:
+    """Starts the service's actor in the cluster this process has joined, unless it runs; returns once it answers."""
+    actor: Any = (
+        ray.remote(ServiceHost)
+        .options(
+            name=SERVICE_NAME,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=32,
+        )
+        .remote(config)
+    )
+    ray.get(actor.ready.remote())
+
+
+def stop_service() -> int:
+    """Closes every sandbox of the cluster this process has joined; returns how many could not be closed."""
+    try:
+        actor: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
+    except ValueError:
+        return 0
+    failed: Any = ray.get(actor.close_all.remote(), timeout=120)
+    return int(failed)
+
+
+def _sandboxes() -> dict[str, Any]:
+    """The actors of all sandboxes that are awake, by name."""
+    found = {}
+    for row in ray.util.list_named_actors(all_namespaces=True):
+        if row["namespace"] == NAMESPACE and row["name"] != SERVICE_NAME:
+            with contextlib.suppress(ValueError):  # it has left by itself
+                found[row["name"]] = ray.get_actor(row["name"], namespace=NAMESPACE)
+    return found
+
+
+def _succeeded(ref: Any) -> bool:
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def _is_running(tenant: str, sandbox_id: str) -> bool:
+    try:
+        ray.get_actor(sandbox_actor_name(tenant, sandbox_id), namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def _guarded(act: Callable[[], T]) -> T:
+    """Lets only our own errors out: any other would carry paths and classes that the caller may not have."""
+    try:
+        return act()
+    except HoldfastError:
+        raise
+    except Exception as e:
+        raise _unexpected(e) from None
+
+
+def _guarded_items(begin: Callable[[], Iterator[T]]) -> Iterator[T]:
+    try:
+        yield from begin()
+    except HoldfastError:
+        raise
+    except Exception as e:
+        raise _unexpected(e) from None
+
+
+def _unexpected(error: Exception) -> InternalError:
+    # Where it happened, but not its message: that may hold a path of the node, or worse.
+    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    log.error("unexpected_error", error=type(error).__name__, where=where)
+    return InternalError("Something failed that has no name of its own.", context={"cause": type(error).__name__})

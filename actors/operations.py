@@ -1,0 +1,141 @@
+"""The operation that holds the mailbox: its progress, its cancellation, and the record of those that ended."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Literal
+
+from actors.errors import HoldfastError, OperationCancelledError
+from actors.models import Operation, OperationKind, OperationRecord, Phase
+
+_KEPT = 100
+
+
+class Progress:
+    """What one running operation reports, and what others may tell it. Safe to use from any thread."""
+
+    def __init__(self, kind: OperationKind, directory: str | None, clock: Callable[[], datetime]) -> None:
+        self.id = uuid.uuid4().hex
+        self.kind = kind
+        self.directory = directory
+        self.started_at = clock()
+        self.backup_id: str | None = None
+        self.cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._phase = Phase.WAITING
+        self._done = 0
+        self._total = 0
+        self._unit: Literal["files", "bytes"] = "files"
+        self._final = False
+
+    def enter(self, phase: Phase, *, total: int = 0, unit: Literal["files", "bytes"] = "files") -> None:
+        """Begins a phase.
+
+        Raises:
+            OperationCancelledError: somebody cancelled the operation, and it still can be.
+        """
+        self.check()
+        with self._lock:
+            self._phase, self._done, self._total, self._unit = phase, 0, total, unit
+
+    def check(self) -> None:
+        """Raises OperationCancelledError if somebody has cancelled the operation."""
+        with self._lock:
+            if self.cancelled.is_set() and not self._final:
+                raise OperationCancelledError("The operation was cancelled.", context={"operation": self.id})
+
+    def point_of_no_return(self, phase: Phase) -> None:
+        """Begins the phase after which a cancellation comes too late. Raises OperationCancelledError."""
+        self.enter(phase)
+        with self._lock:
+            self._final = True
+
+    def advance(self, amount: int) -> None:
+        """Adds to what is done; negative when a piece has to be done again."""
+        with self._lock:
+            self._done = max(0, self._done + amount)
+
+    def set_done(self, done: int) -> None:
+        """Sets what is done."""
+        with self._lock:
+            self._done = max(0, done)
+
+    def cancel(self) -> bool:
+        """Asks the operation to stop; False when it is too late for that."""
+        with self._lock:
+            if self._final:
+                return False
+            self.cancelled.set()
+            return True
+
+    def snapshot(self) -> Operation:
+        """The progress as it is now."""
+        with self._lock:
+            return Operation(
+                id=self.id,
+                kind=self.kind,
+                dir=self.directory,
+                phase=self._phase,
+                done=self._done,
+                total=self._total,
+                unit=self._unit,
+                started_at=self.started_at,
+            )
+
+
+class Operations:
+    """The running operation, and the last hundred that ended."""
+
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
+        self._running: Progress | None = None
+        self._ended: deque[OperationRecord] = deque(maxlen=_KEPT)
+
+    @contextmanager
+    def run(self, kind: OperationKind, directory: str | None = None) -> Iterator[Progress]:
+        """Makes a new operation the running one within the block, and records how it ended."""
+        progress = Progress(kind, directory, self._clock)
+        self._running = progress
+        outcome = "ok"
+        try:
+            yield progress
+        except HoldfastError as e:
+            outcome = e.code
+            raise
+        except BaseException:
+            outcome = "INTERNAL"
+            raise
+        finally:
+            self._ended.append(
+                OperationRecord(
+                    id=progress.id,
+                    kind=kind,
+                    dir=directory,
+                    backup_id=progress.backup_id,
+                    started_at=progress.started_at,
+                    ended_at=self._clock(),
+                    outcome=outcome,
+                )
+            )
+            self._running = None
+
+    @property
+    def running(self) -> Operation | None:
+        """The progress of the running operation."""
+        progress = self._running
+        return progress.snapshot() if progress else None
+
+    @property
+    def ended(self) -> list[OperationRecord]:
+        """The operations that ended, oldest first."""
+        return list(self._ended)
+
+    def cancel(self) -> bool:
+        """Cancels the running operation; False if there is none or it is too late."""
+        progress = self._running
+        return progress.cancel() if progress else False

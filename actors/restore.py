@@ -1,0 +1,217 @@
+"""The protocol of restoring a backup: read the metadata, fetch the archive, prepare, swap. All or nothing.
+
+    step       what it leaves                            what undoes it
+    metadata   nothing
+    fetch      an entry in the node's archive cache      it stays: verified, and bounded in size
+    prepare    a mounted layer, or an unpacked tree      discarding it
+    swap       the new content in the sandbox's tree     the old mounts are put back
+    record     the commit point: sandbox.json            nothing: from here on the directory is restored
+
+Commands are ended only for the swap (for `copy`: for the unpacking too), so a backup that is missing, expired
+or damaged costs the sandbox nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from actors.cache import ArchiveCache, CachedArchive, sha256_of
+from actors.errors import (
+    BackupExpiredError,
+    BackupNotFoundError,
+    BackupRestoreError,
+    InvalidBackupConfigError,
+)
+from actors.faults import failing_as
+from actors.models import Phase, RestoreBackupResult, RestoreMode, RestoreOptions
+from actors.node.archiver import Archiver
+from actors.node.drivers import Driver
+from actors.node.errors import NodeError, PathError
+from actors.node.layers import Layers
+from actors.node.squashfs import superblock
+from actors.node.tree import Tree
+from actors.operations import Progress
+from actors.restored import Entry, RestoredDirectories
+from storage import keys
+from storage.catalog import BackupCatalog
+from storage.config import TransferConfig
+from storage.errors import ObjectMissingError
+from storage.metadata import BackupRecord
+from storage.transfer import download
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRestoration:
+    """Everything that restoring backups into one sandbox needs."""
+
+    tenant: str
+    uid: int
+    driver: Driver
+    catalog: BackupCatalog
+    archiver: Archiver
+    cache: ArchiveCache
+    tree: Tree
+    layers: Layers
+    restored: RestoredDirectories
+    spool: Path
+    transfer: TransferConfig
+    stopped: Callable[[], AbstractContextManager[None]]
+    """Ends every command and transfer of the sandbox, and lets none begin within the block."""
+
+    def restore(self, options: RestoreOptions, progress: Progress) -> RestoreBackupResult:
+        """Restores one backup.
+
+        Raises:
+            InvalidBackupConfigError: the directory leads out of the sandbox.
+            BackupNotFoundError, BackupExpiredError: nothing was changed.
+            BackupRestoreError, OperationCancelledError: the directory is as it was.
+        """
+        progress.backup_id = options.id
+        work = self.spool / f"{options.id}-{uuid.uuid4().hex}"
+        work.mkdir(parents=True, mode=0o711)
+        try:
+            with failing_as(BackupRestoreError, "restored"):
+                record = self._metadata(options)
+                archive = self._fetch(record, work / "archive.sqsh", progress)
+                if options.mode is RestoreMode.OVERLAY:
+                    self._overlay(options, record, archive, progress)
+                else:
+                    self._copy(options, archive, progress)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            self.restored.drop_unused_archives()
+        log.info("backup_restored", backup=options.id, dir=options.dir, mode=options.mode.value)
+        return RestoreBackupResult(dir=options.dir, id=options.id)
+
+    def _metadata(self, options: RestoreOptions) -> BackupRecord:
+        missing = BackupNotFoundError("There is no such backup.", context={"backup": options.id})
+        try:
+            record = self.catalog.get(self.tenant, options.id)
+        except ObjectMissingError:
+            raise missing from None
+        if self.catalog.is_expired(record):
+            raise BackupExpiredError(
+                "The backup's time to live has elapsed.",
+                context={"backup": options.id, "expired_at": record.expires_at.isoformat()},
+            )
+        return record
+
+    def _fetch(self, record: BackupRecord, link: Path, progress: Progress) -> CachedArchive:
+        def produce(work: Path) -> tuple[Path, str]:
+            fetched = work / "fetched.sqsh"
+            progress.enter(Phase.DOWNLOADING, total=record.size_bytes, unit="bytes")
+            download(
+                self.catalog.store,
+                keys.archive(record.id),
+                fetched,
+                expected=record.digest,
+                config=self.transfer,
+                progress=progress.advance,
+                cancelled=progress.cancelled,
+            )
+            if self.catalog.trusted(record) and record.uid == self.uid and record.sha256 is not None:
+                return fetched, record.sha256
+            progress.enter(Phase.CONVERTING)
+            converted = self.archiver.convert(fetched, work, cancelled=progress.cancelled)
+            progress.check()
+            return converted, sha256_of(converted)
+
+        try:
+            archive, was_cached = self.cache.obtain(record.id, link, produce)
+            if was_cached:
+                self.catalog.store.head(keys.archive(record.id))
+        except ObjectMissingError:
+            raise BackupNotFoundError(
+                "The backup's archive is not in the bucket.", context={"backup": record.id}
+            ) from None
+        superblock(archive.path)
+        return archive
+
+    def _overlay(
+        self, options: RestoreOptions, record: BackupRecord, archive: CachedArchive, progress: Progress
+    ) -> None:
+        self._check_names(record, archive, progress)
+        progress.enter(Phase.MOUNTING)
+        layer = self.layers.create(self.restored.keep_archive(archive.path, archive.sha256), archive.sha256)
+        try:
+            progress.point_of_no_return(Phase.MOUNTING)
+            with self.stopped():
+                made, place = self._target(options.dir)
+                try:
+                    entry = Entry(
+                        dir=place,
+                        backup_id=options.id,
+                        mode="overlay",
+                        restored_at=datetime.now(UTC),
+                        driver=self.driver.value,
+                        layer=layer.id,
+                        archive_sha256=archive.sha256,
+                    )
+                    self.restored.replace_by_layer(entry, layer)
+                except BaseException:
+                    self.tree.remove_directories(made)
+                    raise
+        except BaseException:
+            try:
+                self.layers.discard(layer)
+            except NodeError as e:  # it goes when the sandbox is taken up; what went wrong first is what counts
+                log.warning("layer_left_behind", layer=layer.id, error=type(e).__name__)
+            raise
+
+    def _check_names(self, record: BackupRecord, archive: CachedArchive, progress: Progress) -> None:
+        longest = self.driver.max_name_bytes
+        hint = 'Restore it with mode "copy", or on a node with kernel mounts.'
+        if (record.max_name_bytes or 0) > longest:
+            raise BackupRestoreError(
+                f"The backup holds names of {record.max_name_bytes} bytes; the {self.driver} driver stands {longest}.",
+                hint=hint,
+                context={"reason": "NAME_TOO_LONG"},
+            )
+        if self.driver is Driver.FUSE:
+            found = self.archiver.find_name(
+                archive.path, lambda name: not self.driver.stands(name), cancelled=progress.cancelled
+            )
+            if found is not None:
+                raise BackupRestoreError(
+                    f"The backup holds names that the {self.driver} driver cannot show: over {longest} bytes,"
+                    " or beginning with .wh.",
+                    hint=hint,
+                    context={"reason": "NAME_REFUSED"},
+                )
+
+    def _copy(self, options: RestoreOptions, archive: CachedArchive, progress: Progress) -> None:
+        progress.enter(Phase.EXTRACTING)
+        with self.stopped():
+            made, place = self._target(options.dir)
+            try:
+                with self.restored.staging(place) as stage:
+                    self.archiver.extract(archive.path, stage.parent, stage.name, cancelled=progress.cancelled)
+                    progress.point_of_no_return(Phase.EXTRACTING)
+                    entry = Entry(dir=place, backup_id=options.id, mode="copy", restored_at=datetime.now(UTC))
+                    self.restored.replace_by_copy(entry, stage)
+            except BaseException:
+                self.tree.remove_directories(made)
+                raise
+
+    def _target(self, directory: str) -> tuple[list[str], str]:
+        """Makes the directory where it is missing; returns what was made, and where it really lies."""
+        made: list[str] = []
+        try:
+            made = self.tree.make_directory(directory)
+            with self.tree.directory(directory) as fd:
+                return made, self.tree.canonical(fd)
+        except PathError as e:
+            self.tree.remove_directories(made)
+            raise InvalidBackupConfigError(
+                f"The backup cannot be restored there: {e.message}", context={"dir": directory}
+            ) from None

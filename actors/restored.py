@@ -1,0 +1,326 @@
+"""The directories of a sandbox that came from backups: recorded on the node, mounted, replaced and taken up again.
+
+The record is the commit point of a restore. What is mounted follows from it: after a crash, at any instant,
+the mounts are made anew from what it says, with the same upper layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import structlog
+from pydantic import BaseModel, ConfigDict
+
+from actors.models import RestoredDirectory, RestoreMode
+from actors.node import mountinfo
+from actors.node.binds import bind, unbind
+from actors.node.drivers import Driver
+from actors.node.errors import MountBusyError, MountError, NodeError, PathError
+from actors.node.layers import Layer, Layers
+from actors.node.mounting import sweep
+from actors.node.removal import remove_tree
+from actors.node.tree import TEMPORARY, Tree, temporary_name
+
+_UNMOUNT_S = 10.0
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+log = structlog.get_logger(__name__)
+
+
+class Entry(BaseModel):
+    """One restored directory. `layer` and `archive_sha256` are set for an overlay."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    dir: str
+    backup_id: str
+    mode: Literal["overlay", "copy"]
+    restored_at: datetime
+    driver: str | None = None
+    layer: str | None = None
+    archive_sha256: str | None = None
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether it is an overlay, and so a mount."""
+        return self.layer is not None
+
+    def lies_in(self, directory: str) -> bool:
+        """Whether it is `directory`, or lies in it."""
+        return self.dir == directory or self.dir.startswith(directory + "/")
+
+    def public(self) -> RestoredDirectory:
+        """As a caller sees it."""
+        return RestoredDirectory(
+            dir=self.dir,
+            backup_id=self.backup_id,
+            mode=RestoreMode(self.mode),
+            driver=self.driver,
+            restored_at=self.restored_at,
+        )
+
+
+class Record(BaseModel):
+    """sandbox.json on the node's disk."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    version: Literal[1] = 1
+    created_at: datetime
+    entries: tuple[Entry, ...] = ()
+
+
+def recorded_driver(file: Path) -> Driver | None:
+    """The driver of the layers that a record speaks of: an upper layer never changes its driver."""
+    record = _read(file)
+    entries = record.entries if record else ()
+    return next((Driver(entry.driver) for entry in entries if entry.is_mounted and entry.driver), None)
+
+
+def _read(file: Path) -> Record | None:
+    return Record.model_validate_json(file.read_bytes()) if file.exists() else None
+
+
+class RestoredDirectories:
+    """The restored directories of one sandbox. Not thread-safe: its owner holds the gate."""
+
+    def __init__(self, file: Path, tree: Tree, layers: Layers) -> None:
+        self._file = file
+        self._archives = file.parent / "archives"
+        self._tree = tree
+        self._layers = layers
+        self._stage_note = file.parent / "stage"
+        self._open: dict[str, Layer] = {}
+        self._devices: dict[str, str] = {}
+        self.record = _read(file) or Record(created_at=datetime.now(UTC))
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The restored directories, outer ones before those inside them."""
+        return tuple(sorted(self.record.entries, key=lambda entry: entry.dir))
+
+    def take_up(self) -> None:
+        """Brings disk and mounts to what the record says, whatever an earlier process has left.
+
+        Raises:
+            NodeError: a recorded layer cannot be mounted; nothing of it is lost.
+        """
+        self.put_down()
+        stuck = sweep(self._file.parent, deadline_s=_UNMOUNT_S)
+        if stuck:
+            raise MountError(f"{len(stuck)} mounts of an earlier process are still in use.")
+        known = {entry.layer for entry in self.record.entries}
+        for layer_id in self._layers.ids():
+            if layer_id not in known:
+                self._layers.discard_leftover(layer_id)
+        for entry in self.entries:
+            if entry.layer is not None and entry.archive_sha256 is not None:
+                archive = self._archive(entry.archive_sha256)
+                self._open[entry.layer] = self._layers.open(entry.layer, archive, entry.archive_sha256)
+                try:
+                    self._bind(entry)
+                except PathError as e:
+                    log.error("layer_not_shown", layer=entry.layer, detail=e.message)
+        self._remove_stage()
+        self.drop_unused_archives()
+        if not self._file.exists():
+            self._save(self.record)
+
+    def forget(self) -> None:
+        """Begins anew, after the sandbox's files were removed."""
+        self.record = Record(created_at=datetime.now(UTC))
+        self._devices.clear()
+
+    def keep_archive(self, archive: Path, sha256: str) -> Path:
+        """Links an archive to where the layers of this sandbox find it, whatever the node's cache evicts."""
+        kept = self._archive(sha256)
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.link(archive, kept)
+        return kept
+
+    def drop_unused_archives(self) -> None:
+        """Removes the links to archives that no recorded layer needs."""
+        used = {self._archive(entry.archive_sha256) for entry in self.record.entries if entry.archive_sha256}
+        for path in self._archives.glob("*.sqsh"):
+            if path not in used:
+                path.unlink(missing_ok=True)
+
+    def put_down(self) -> None:
+        """Unmounts everything and keeps every upper layer. Raises MountError if something is in use."""
+        if self._open and sweep(self._tree.root, deadline_s=_UNMOUNT_S):
+            raise MountBusyError("A restored directory is still in use.")
+        for layer_id, layer in list(self._open.items()):
+            self._layers.close(layer)
+            del self._open[layer_id]
+
+    def replace_by_layer(self, entry: Entry, layer: Layer) -> None:
+        """Shows a new layer at `entry.dir`, in place of all that was restored there or below it. All or nothing.
+
+        Raises:
+            NodeError: the directory shows what it showed before; the layer is the caller's to discard.
+        """
+        with self._without_mounts_in(entry.dir) as replaced:
+            self._open[layer.id] = layer
+            try:
+                self._bind(entry)
+                self._commit(entry)
+            except BaseException:
+                self._unbind(entry)
+                del self._open[layer.id]
+                raise
+        self._discard(replaced)
+
+    def replace_by_copy(self, entry: Entry, stage: Path) -> None:
+        """Puts the plain directory `stage`, which lies beside it, at `entry.dir`. All or nothing.
+
+        Afterwards `stage` holds the old content.
+
+        Raises:
+            PathError: a directory of a restored overlay cannot be replaced with this driver.
+            NodeError: the directory shows what it showed before.
+        """
+        with self._without_mounts_in(entry.dir) as replaced:
+            place = self._place(entry.dir)
+            _exchange(stage, place)
+            try:
+                self._commit(entry)
+            except BaseException:
+                _exchange(stage, place)
+                raise
+        self._discard(replaced)
+
+    @contextmanager
+    def staging(self, place: str) -> Iterator[Path]:
+        """A fresh name beside the directory `place`; what lies there is removed after the block, or by `take_up`."""
+        stage = f"{place.rpartition('/')[0]}/{temporary_name()}"
+        self._stage_note.write_text(stage)
+        try:
+            yield self._place(stage)
+        finally:
+            self._remove_stage()
+
+    def _remove_stage(self) -> None:
+        if not self._stage_note.exists():
+            return
+        parent, _, name = self._stage_note.read_text().rpartition("/")
+        if not TEMPORARY.fullmatch(name):  # a note that was not written to its end: nothing was staged yet
+            self._stage_note.unlink()
+            return
+        try:
+            with self._tree.directory(parent or "/") as fd:
+                remove_tree(Path(f"/proc/{os.getpid()}/fd/{fd}/{name}"))
+        except NodeError as e:
+            log.warning("stage_left_behind", error=type(e).__name__)
+        self._stage_note.unlink()
+
+    def revive(self, layer: Layer, stop_users: Callable[[], None]) -> None:
+        """Mounts a layer anew whose daemon died, under the same upper. Raises NodeError."""
+        entry = next((entry for entry in self.entries if entry.layer == layer.id), None)
+        if entry is None or layer.id not in self._open:  # put down, or replaced, in the meantime
+            return
+        stop_users()
+        inside = [other for other in self.entries if other.layer in self._open and other.lies_in(entry.dir)]
+        for other in reversed(inside):
+            self._unbind(other)
+        self._layers.revive(layer)
+        for other in inside:
+            self._bind(other)
+
+    def _commit(self, entry: Entry) -> None:
+        kept = tuple(old for old in self.record.entries if not old.lies_in(entry.dir))
+        self._save(self.record.model_copy(update={"entries": (*kept, entry)}))
+
+    @contextmanager
+    def _without_mounts_in(self, directory: str) -> Iterator[list[Entry]]:
+        """Takes the mounts at and below `directory` out of the tree; puts them back if the block fails."""
+        self._put_back()
+        covered = [entry for entry in self.entries if entry.is_mounted and entry.lies_in(directory)]
+        taken: list[Entry] = []
+        try:
+            for entry in reversed(covered):
+                self._unbind(entry)
+                taken.append(entry)
+            yield covered
+        except BaseException:
+            for entry in reversed(taken):
+                self._bind(entry)
+            raise
+
+    def _discard(self, replaced: Sequence[Entry]) -> None:
+        for entry in reversed(replaced):
+            layer = self._open.pop(entry.layer or "", None)
+            if layer is None:
+                continue
+            try:
+                self._layers.discard(layer)
+            except NodeError as e:
+                log.warning("layer_left_behind", layer=layer.id, error=type(e).__name__)
+
+    def _put_back(self) -> None:
+        """Brings mounts back that a command has moved, by renaming a directory above them."""
+        mounted = [entry for entry in self.entries if entry.layer in self._open]
+        if all(self._points(entry) == [self._place(entry.dir)] for entry in mounted):
+            return
+        if sweep(self._tree.root, deadline_s=_UNMOUNT_S):
+            raise MountBusyError("A restored directory is still in use.")
+        for entry in mounted:
+            self._bind(entry)
+
+    def _bind(self, entry: Entry) -> None:
+        layer = self._open[entry.layer or ""]
+        self._tree.make_directory(entry.dir)
+        with self._tree.directory(entry.dir) as target:
+            self._tree.canonical(target)
+            bind(layer.merged, target)
+        mounted = mountinfo.find(layer.merged)
+        if mounted is not None:
+            self._devices[layer.id] = mounted.device
+
+    def _unbind(self, entry: Entry) -> None:
+        for point in self._points(entry):
+            unbind(point, deadline_s=_UNMOUNT_S)
+
+    def _points(self, entry: Entry) -> list[Path]:
+        """Where in the tree an overlay is mounted now."""
+        device = self._devices.get(entry.layer or "")
+        mounts = mountinfo.mounts_under(self._place("/"))
+        return [mount.point for mount in mounts if mount.device == device]
+
+    def _archive(self, sha256: str) -> Path:
+        return self._archives / f"{sha256}.sqsh"
+
+    def _place(self, directory: str) -> Path:
+        return Path(os.path.realpath(self._tree.root)) / directory.lstrip("/")
+
+    def _save(self, record: Record) -> None:
+        temporary = self._file.with_suffix(".new")
+        with temporary.open("w") as file:
+            file.write(record.model_dump_json())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._file)
+        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        self.record = record
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE: both names change hands in one step."""
+    result = _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    if result != 0:
+        error = ctypes.get_errno()
+        if error == errno.EXDEV:  # what fuse-overlayfs says of a directory that came from the archive
+            raise PathError('A directory inside a restored one cannot be replaced here; use mode "overlay".')
+        raise MountError(f"The directory cannot be exchanged: {os.strerror(error)}.")

@@ -1,0 +1,356 @@
+"""Calls to actors: the caller's side of Ray, and with `actors.hosts` the only place that knows it.
+
+A call is written once, as a generator that yields what has to be waited for and receives the outcome.
+`Call.result()` drives it by blocking, `await call` drives it on an event loop; so the rules of finding,
+creating and retrying an actor exist once, for jobs, notebooks and the gateway alike.
+
+Ray's errors end here (measured on Ray 2.60): `RayTaskError` carries our own error as its cause;
+`ActorUnavailableError` means "perhaps executed"; `ActorDiedError` of an actor that may restart without
+limit means that it left through its mailbox, so that the call was never executed and may be sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
+
+from actors.errors import (
+    HoldfastError,
+    InternalError,
+    OperationCancelledError,
+    SandboxUnavailableError,
+    ServiceUnavailableError,
+)
+
+NAMESPACE = "holdfast"
+SERVICE_NAME = "service"
+LEAVING = "leaving"
+"""In the context of the error of an actor that is about to leave, and serves nothing any more."""
+_RETRY_S = 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
+
+_REACHABLE_S = 5.0
+_MAX_HANDLES = 10_000
+_handles: dict[str, Any] = {}
+"""Handles by actor name, for the whole process: finding one anew is a round trip to the cluster's head."""
+
+T = TypeVar("T")
+Steps = Generator[Any, Any, T]
+
+
+def sandbox_actor_name(tenant: str, sandbox_id: str) -> str:
+    """The name under which a sandbox's actor is registered in the namespace."""
+    return f"sandbox:{tenant}:{sandbox_id}"
+
+
+def connect(address: str | None = None) -> None:
+    """Joins the Ray cluster, unless this process is part of one already.
+
+    Inside a job Ray injects the address; elsewhere `RAY_ADDRESS` names it. Never starts a cluster.
+
+    Raises:
+        ServiceUnavailableError: no cluster answers.
+    """
+    if ray.is_initialized():
+        return
+    _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
+    try:
+        ray.init(
+            address=address or "auto",
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    except (ConnectionError, RayError, RuntimeError, ValueError) as e:
+        raise ServiceUnavailableError(
+            "No Ray cluster answers.",
+            hint="Start one with `holdfast serve`, and set RAY_ADDRESS as it prints.",
+            context={"cause": type(e).__name__},
+        ) from None
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses an address where nobody listens, in seconds: Ray tries for minutes. Passes what is no host:port."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHABLE_S).close()
+    except OSError:
+        raise ServiceUnavailableError(
+            "No Ray cluster answers at the address that RAY_ADDRESS, or the call, names.",
+            hint="Start one with `holdfast serve`, and set RAY_ADDRESS as it prints.",
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """A step that waits for the next reference of a stream; its outcome is None at the end."""
+
+    refs: Any
+
+
+class Call(Generic[T]):
+    """One call that has not been sent yet. Wait for it once: by `result()`, or by `await`."""
+
+    def __init__(self, steps: Callable[[], Steps[T]]) -> None:
+        self._steps = steps
+
+    def result(self) -> T:
+        """Sends the call and blocks until it has ended. Raises a `HoldfastError`."""
+        return _drive(self._steps())
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return _drive_async(self._steps()).__await__()
+
+
+class Stream(Generic[T]):
+    """A call that answers with many items. Iterate once, with `for` or `async for`; `close` ends it early."""
+
+    def __init__(
+        self, open_stream: Callable[[], Steps[Any]], *, on_close: Callable[[], Call[Any]] | None = None
+    ) -> None:
+        self._open = open_stream
+        self._on_close = on_close
+        self._refs: Any = None
+        self._first: list[T] = []
+        self._ended = False
+
+    def start(self) -> Call[None]:
+        """Waits for the first item, so that an error of the whole call shows before anything is answered."""
+        return Call(self._start)
+
+    def _start(self) -> Steps[None]:
+        if self._refs is None:
+            refs, first, self._ended = yield from self._open()
+            self._refs, self._first = refs, first
+
+    def __iter__(self) -> Iterator[T]:
+        self.start().result()
+        try:
+            yield from self._first
+            if not self._ended:
+                for ref in self._refs:
+                    yield _drive(_once(ref))
+                self._ended = True
+        finally:
+            if not self._ended and self._on_close is not None:
+                self._ended = True
+                self._on_close().result()
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        await self.start()
+        try:
+            for item in self._first:
+                yield item
+            if not self._ended:
+                async for ref in self._refs:
+                    yield await _drive_async(_once(ref))
+                self._ended = True
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Tells the actor to stop producing, if it has not finished. Returns at once."""
+        if not self._ended and self._on_close is not None:
+            self._ended = True
+            submit(self._on_close())
+
+
+def submit(call: Call[Any]) -> None:
+    """Sends a call to an actor that this process has called before, and forgets its outcome. Never blocks."""
+    steps = call._steps()
+    with contextlib.suppress(StopIteration, HoldfastError, RayError):
+        next(steps)
+    steps.close()
+
+
+class ActorRef:
+    """A named actor of the service: found, remembered, and forgotten when it is gone.
+
+    With `create`, an actor that does not exist is made: `create` yields like any other step.
+    """
+
+    def __init__(
+        self, name: str, *, create: Callable[[], Steps[None]] | None = None, retry_s: float = _RETRY_S
+    ) -> None:
+        """`retry_s` bounds how long a call is sent again to actors that leave, one after the other."""
+        self.name = name
+        self._create = create
+        self._retry_s = retry_s
+
+    def find(self) -> Any | None:
+        """The actor's handle, or None when no such actor lives. Blocks for a round trip if not remembered."""
+        handle = _handles.get(self.name)
+        if handle is None:
+            try:
+                handle = ray.get_actor(self.name, namespace=NAMESPACE)
+            except ValueError:
+                return None
+            if len(_handles) >= _MAX_HANDLES:
+                _handles.clear()
+            _handles[self.name] = handle
+        return handle
+
+    def forget(self) -> None:
+        """Lets go of the handle of an actor that is gone."""
+        _handles.pop(self.name, None)
+
+    def get(self) -> Steps[Any]:
+        """The actor's handle; creates the actor where that is allowed."""
+        handle = _handles.get(self.name) or (yield self.find)
+        if handle is None:
+            if self._create is None:
+                raise ServiceUnavailableError(
+                    "No Holdfast service runs in this Ray cluster.",
+                    hint="Start it with `holdfast serve`.",
+                )
+            yield from self._create()
+            handle = yield self.find
+            if handle is None:
+                raise SandboxUnavailableError(
+                    "The sandbox's actor went away while it was being created.", context={"outcome": "not_executed"}
+                )
+        return handle
+
+    def call(self, send: Callable[[Any], Any]) -> Steps[Any]:
+        """Sends one call. Sends it again only when the actor had left, or was leaving, before it was executed."""
+
+        def once(handle: Any) -> Steps[Any]:
+            return (yield send(handle))
+
+        return (yield from self._until_served(once))
+
+    def stream(self, send: Callable[[Any], Any]) -> Steps[tuple[Any, list[Any], bool]]:
+        """Starts a call that yields, up to its first item: (remaining refs, first items, whether that was all)."""
+
+        def once(handle: Any) -> Steps[tuple[Any, list[Any], bool]]:
+            refs = send(handle)
+            ref = yield _Next(refs)
+            return (refs, [], True) if ref is None else (refs, [(yield ref)], False)
+
+        return (yield from self._until_served(once))
+
+    def _until_served(self, once: Callable[[Any], Steps[T]]) -> Steps[T]:
+        deadline, pause_s = time.monotonic() + self._retry_s, _FIRST_PAUSE_S
+        while True:
+            handle = yield from self.get()
+            try:
+                return (yield from once(handle))
+            except (ActorDiedError, RayTaskError) as e:
+                if not _was_leaving(e) or time.monotonic() > deadline:
+                    raise
+                self.forget()
+            yield partial(time.sleep, pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def call_if_alive(self, send: Callable[[Any], Any], default: T) -> Steps[Any | T]:
+        """Sends one call if the actor lives; otherwise, or if it leaves in the meantime, gives `default`."""
+        for _ in range(2):  # a remembered handle may be of an actor that has left, and has a successor
+            handle = _handles.get(self.name) or (yield self.find)
+            if handle is None:
+                break
+            try:
+                return (yield send(handle))
+            except RayActorError:
+                self.forget()
+        return default
+
+
+def _was_leaving(e: RayError) -> bool:
+    """Whether a call was not executed because its actor went to sleep: gone already, or about to go."""
+    if isinstance(e, RayTaskError):
+        cause = e.cause
+        return isinstance(cause, SandboxUnavailableError) and cause.context.get(LEAVING) is True
+    return isinstance(e, ActorDiedError)
+
+
+def _once(ref: Any) -> Steps[Any]:
+    return (yield ref)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    value: Any
+
+
+def _resumed(send: Callable[[], Any]) -> Any:
+    """What the steps wait for next, or their `_Result`. Raises the error that they end with, as one of ours."""
+    try:
+        return send()
+    except StopIteration as end:
+        return _Result(end.value)
+    except RayError as e:
+        raise _translated(e) from None
+
+
+def _drive(steps: Steps[T]) -> T:
+    send: Callable[[], Any] = partial(next, steps)
+    while not isinstance(waited := _resumed(send), _Result):
+        try:
+            if isinstance(waited, _Next):
+                outcome = next(waited.refs, None)
+            else:
+                outcome = waited() if callable(waited) else ray.get(waited)
+        except RayError as e:
+            send = partial(steps.throw, e)
+        else:
+            send = partial(steps.send, outcome)
+    return waited.value  # type: ignore[no-any-return]
+
+
+async def _drive_async(steps: Steps[T]) -> T:
+    send: Callable[[], Any] = partial(next, steps)
+    while not isinstance(waited := _resumed(send), _Result):
+        try:
+            if isinstance(waited, _Next):
+                outcome = await anext(waited.refs, None)
+            else:
+                outcome = await asyncio.to_thread(waited) if callable(waited) else await waited
+        except RayError as e:
+            send = partial(steps.throw, e)
+        else:
+            send = partial(steps.send, outcome)
+    return waited.value  # type: ignore[no-any-return]
+
+
+def _translated(e: RayError) -> HoldfastError:
+    """Our own error out of Ray's wrapping; without pids, addresses and colour codes."""
+    if isinstance(e, RayTaskError):
+        cause = e.cause
+        if isinstance(cause, HoldfastError):
+            return cause
+        if isinstance(cause, RayError):
+            return _translated(cause)
+        return InternalError("The actor failed in a way it has no name for.", context={"cause": type(cause).__name__})
+    if isinstance(e, TaskCancelledError):
+        return OperationCancelledError("The call was cancelled.")
+    if isinstance(e, ActorUnavailableError):
+        return SandboxUnavailableError(
+            "The actor went away during the call.",
+            hint="Look at the sandbox's state before you repeat the call.",
+            context={"outcome": "unknown"},
+        )
+    if isinstance(e, RayActorError):
+        return SandboxUnavailableError("The actor is gone.", context={"outcome": "not_executed"})
+    if isinstance(e, GetTimeoutError):
+        return ServiceUnavailableError("The cluster did not answer in time.")
+    return InternalError("Ray failed.", context={"cause": type(e).__name__})

@@ -1,0 +1,410 @@
+"""A sandbox on this node: its tree, commands, transfers, backups and restores. Knows nothing of Ray and HTTP.
+
+Calls arrive in three lanes. The mailbox brings backup, restore and destroy, one at a time and in order;
+the work lane commands and files, many at once; the control lane questions and cancellations. What keeps them
+apart inside is one gate: the work lane holds it shared for an instant whenever it touches the tree, and the
+mailbox holds it alone while the tree must not change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import structlog
+from fasteners import ReaderWriterLock
+
+from actors.backup import BackupCreation
+from actors.bucket import configured
+from actors.cache import ArchiveCache
+from actors.commands import Commands
+from actors.errors import (
+    ExecError,
+    ExecStoppedError,
+    MountLostError,
+    SandboxUnavailableError,
+)
+from actors.faults import reason_of
+from actors.models import (
+    WRITABLE_ROOTS,
+    BackupOptions,
+    DirectoryBackup,
+    ExecEvent,
+    ExecRequest,
+    FileEntry,
+    FileKind,
+    Operation,
+    OperationKind,
+    Phase,
+    RestoreBackupResult,
+    RestoreOptions,
+    SandboxInfo,
+    writable_path,
+)
+from actors.node.archiver import Archiver
+from actors.node.bubblewrap import HOME, Bind, Box
+from actors.node.cgroup import Cgroup
+from actors.node.driver_choice import choose
+from actors.node.drivers import Driver
+from actors.node.errors import NodeError, PathError
+from actors.node.layers import Layer, Layers
+from actors.node.mounting import sweep
+from actors.node.removal import remove_tree
+from actors.node.survey import Limits
+from actors.node.tree import Tree
+from actors.operations import Operations
+from actors.restore import BackupRestoration
+from actors.restored import RestoredDirectories, recorded_driver
+from actors.settings import NodeConfig, SandboxConfig
+from actors.transfers import Transfers, translated
+from storage.catalog import BackupCatalog
+from storage.errors import StorageError
+from storage.metadata import RestoredDirectory as StoredDirectory
+from storage.metadata import SandboxState
+
+_LISTED = 10_000
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+log = structlog.get_logger(__name__)
+
+
+def service_cgroup(data_dir: Path) -> str:
+    """The control group that holds those of all sandboxes of one data folder."""
+    return f"holdfast-{hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]}"
+
+
+class NodeLayout:
+    """Where the service keeps what on a node."""
+
+    def __init__(self, node: NodeConfig) -> None:
+        self.root = node.data_dir / "node"
+        self.cache = self.root / "cache"
+        self.lowers = self.root / "lowers"
+        self.cgroup = service_cgroup(node.data_dir)
+
+    def box(self, tenant: str, sandbox_id: str) -> Path:
+        """One sandbox's folder."""
+        return self.root / "boxes" / tenant / sandbox_id
+
+
+class LocalSandbox:
+    """One sandbox. Cheap to make; `wake` takes up what is on the disk, on the first call."""
+
+    def __init__(
+        self, tenant: str, sandbox_id: str, config: SandboxConfig, *, driver: Driver, catalog: BackupCatalog | None
+    ) -> None:
+        """`catalog` is None while the bucket is not configured: everything but backup and restore works."""
+        self.id = sandbox_id
+        self.tenant = tenant
+        self._config = config
+        self._catalog = catalog
+        layout = NodeLayout(config.node)
+        self._home = layout.box(tenant, sandbox_id)
+        record = self._home / "sandbox.json"
+        self._driver = recorded_driver(record) or driver
+        root, uid = self._home / "root", config.node.sandbox_uid
+        self._tree = Tree(root, tops=WRITABLE_ROOTS, uid=uid)
+        binds = tuple(Bind(root / top.lstrip("/"), top, writable=True) for top in WRITABLE_ROOTS)
+        box = Box(uid=uid, hostname=sandbox_id[:63], binds=binds, network=config.node.network)
+        name = hashlib.sha256(f"{tenant}/{sandbox_id}".encode()).hexdigest()[:24]
+        self._cgroup = Cgroup(
+            f"{layout.cgroup}/{name}", memory_bytes=config.exec.memory_bytes, processes=config.exec.processes
+        )
+        self._gate = ReaderWriterLock()
+        self._commands = Commands(box, self._cgroup, self._tree, limits=config.exec, gate=self._gate)
+        self._transfers = Transfers(self._tree, self._commands, self._gate)
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        layout.lowers.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._layers = Layers(self._home / "layers", layout.lowers, driver=self._driver, on_lost=self._revive)
+        self._restored = RestoredDirectories(record, self._tree, self._layers)
+        self._operations = Operations()
+        self._awake_since = datetime.now(UTC)
+        self._waking = threading.Lock()
+        self._awake = False
+        limits = config.backup
+        self._archiver = Archiver(
+            box,
+            self._tree,
+            limits=Limits(limits.inodes, limits.source_bytes, limits.hole_bytes, limits.depth),
+            memory_bytes=limits.memory_bytes,
+        )
+        self._cache = ArchiveCache(layout.cache, max_bytes=config.node.cache_max_bytes)
+
+    # --- mailbox
+
+    def create_backup(self, options: BackupOptions, *, idempotency_key: str | None = None) -> DirectoryBackup:
+        """See `SandboxCalls.create_backup`."""
+        catalog = configured(self._catalog, self._config)
+        self.wake()
+        with self._operations.run(OperationKind.BACKUP, options.dir) as progress:
+            creation = BackupCreation(
+                tenant=self.tenant,
+                sandbox=self.id,
+                uid=self._config.node.sandbox_uid,
+                catalog=catalog,
+                archiver=self._archiver,
+                cache=self._cache,
+                spool=self._home / "spool",
+                transfer=self._config.transfer,
+                pause_s=self._config.backup.pause_s,
+                paused=self._paused,
+            )
+            return creation.create(options, progress, idempotency_key=idempotency_key)
+
+    def restore_backup(self, options: RestoreOptions) -> RestoreBackupResult:
+        """See `SandboxCalls.restore_backup`."""
+        catalog = configured(self._catalog, self._config)
+        self.wake()
+        with self._operations.run(OperationKind.RESTORE, options.dir) as progress:
+            restoration = BackupRestoration(
+                tenant=self.tenant,
+                uid=self._config.node.sandbox_uid,
+                driver=self._driver,
+                catalog=catalog,
+                archiver=self._archiver,
+                cache=self._cache,
+                tree=self._tree,
+                layers=self._layers,
+                restored=self._restored,
+                spool=self._home / "spool",
+                transfer=self._config.transfer,
+                stopped=self._stopped,
+            )
+            result = restoration.restore(options, progress)
+        self._write_state()
+        return result
+
+    def destroy(self) -> None:
+        """Ends everything and removes the sandbox's files and state; its backups stay. Repeatable."""
+        with self._operations.run(OperationKind.DESTROY) as progress:
+            progress.point_of_no_return(Phase.WAITING)
+            with self._gate.write_lock():
+                self.close()
+                if sweep(self._home, deadline_s=10.0):
+                    raise SandboxUnavailableError(
+                        "The sandbox is still in use; try again.", context={"outcome": "unknown"}
+                    )
+                remove_tree(self._home)
+                self._restored.forget()
+            if self._catalog is not None:
+                try:
+                    self._catalog.delete_state(self.tenant, self.id)
+                except StorageError as e:
+                    log.warning("state_not_deleted", sandbox=self.id, detail=str(e))
+
+    # --- work
+
+    def exec(self, command_id: str, request: ExecRequest) -> Iterator[ExecEvent]:
+        """See `SandboxCalls.exec`."""
+        self.wake()
+        return self._commands.run(command_id, request)
+
+    def read_file(self, transfer_id: str, path: str) -> Iterator[bytes]:
+        """See `SandboxCalls.read_file`."""
+        self.wake()
+        return self._transfers.read(transfer_id, path)
+
+    def open_file(self, path: str, mode: int | None) -> str:
+        """Begins to write a file; returns the transfer's id."""
+        self.wake()
+        return self._transfers.open_file(path, mode)
+
+    def open_hydrate(self) -> str:
+        """Begins to unpack a tar archive; returns the transfer's id."""
+        self.wake()
+        return self._transfers.open_hydrate()
+
+    def send(self, transfer_id: str, data: bytes) -> None:
+        """Hands bytes to a transfer."""
+        self._transfers.send(transfer_id, data)
+
+    def commit(self, transfer_id: str) -> None:
+        """Ends a transfer well."""
+        self._transfers.commit(transfer_id)
+
+    def abort(self, transfer_id: str) -> None:
+        """Throws a transfer away."""
+        self._transfers.abort(transfer_id)
+
+    def persist(self, command_id: str) -> Iterator[bytes]:
+        """See `SandboxCalls.persist`."""
+        self.wake()
+        return self._transfers.persist(command_id)
+
+    def delete_file(self, path: str) -> None:
+        """See `SandboxCalls.delete_file`."""
+        self.wake()
+        inside = writable_path(path)
+        with self._gate.read_lock(), translated(inside):
+            self._tree.remove(inside)
+
+    def list_files(self, path: str) -> list[FileEntry]:
+        """See `SandboxCalls.list_files`."""
+        self.wake()
+        inside = writable_path(path)
+        with self._gate.read_lock(), translated(inside):
+            return [
+                FileEntry(
+                    name=row.name,
+                    kind=FileKind(row.kind),
+                    size_bytes=row.size_bytes,
+                    mode=row.mode,
+                    modified_at=datetime.fromtimestamp(row.modified_s, UTC),
+                )
+                for row in self._tree.entries(inside, limit=_LISTED)
+            ]
+
+    # --- control
+
+    def info(self) -> SandboxInfo:
+        """What is known of the sandbox."""
+        return SandboxInfo(
+            id=self.id,
+            running=True,
+            created_at=self._restored.record.created_at,
+            awake_since=self._awake_since,
+            restored=[entry.public() for entry in self._restored.entries],
+            operation=self._operations.running,
+            recent=self._operations.ended,
+            commands=self._commands.count,
+        )
+
+    def operation(self) -> Operation | None:
+        """The running operation."""
+        return self._operations.running
+
+    def cancel(self) -> bool:
+        """Cancels the running operation."""
+        return self._operations.cancel()
+
+    def stop(self, name: str) -> bool:
+        """Stops one command or one transfer; False if there is none of this name."""
+        return self._commands.stop(name) or self._transfers.abort(name)
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether it has been used since it was made, closed or destroyed."""
+        return self._awake
+
+    @property
+    def has_uploads(self) -> bool:
+        """Whether somebody is sending a file or a tar archive."""
+        return self._transfers.has_uploads
+
+    # --- life
+
+    def wake(self) -> None:
+        """Takes up what an earlier process has left on the disk: paused commands, mounts, half-made archives.
+
+        Raises:
+            SandboxUnavailableError: it cannot be taken up now; nothing is lost.
+        """
+        if self._awake:
+            return
+        with self._waking, self._gate.write_lock():
+            if self._awake:
+                return
+            try:
+                self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._cgroup.prepare()
+                self._cgroup.thaw()
+                self._stop(ExecStoppedError("The sandbox was taken up anew, which stopped the command."))
+                remove_tree(self._home / "spool")
+                self._cache.remove_leftovers()
+                self._tree.prepare()
+                self._restored.take_up()
+                self._make_home()
+            except NodeError as e:
+                reason, sentence = reason_of(e)
+                log.error("sandbox_not_taken_up", sandbox=self.id, reason=reason, error=type(e).__name__)
+                raise SandboxUnavailableError(
+                    f"The sandbox could not be taken up: {sentence}.",
+                    hint="Run `holdfast doctor` on the node.",
+                    context={"outcome": "not_executed", "reason": reason},
+                ) from None
+            self._awake = True
+        self._write_state(only_new=True)
+
+    def close(self) -> None:
+        """Ends what runs and unmounts everything; files and layers stay. Raises NodeError."""
+        with self._stopped():
+            self._restored.put_down()
+            self._cgroup.remove()
+            self._awake = False
+
+    def _make_home(self) -> None:
+        with contextlib.suppress(PathError):  # the sandbox may have put something else there
+            self._tree.make_directory(HOME)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        with self._gate.write_lock(), self._commands.paused():
+            yield
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        with self._gate.write_lock():
+            self._stop(ExecStoppedError("A restore, or the end of the sandbox, stopped the command."))
+            yield
+
+    def _stop(self, error: ExecError) -> None:
+        self._commands.stop_all(error)
+        self._transfers.abort_all()
+
+    def _revive(self, layer: Layer) -> None:
+        """A daemon under a restored directory died: ends what used it, and mounts the same upper again."""
+        lost = MountLostError("A file system daemon under the directory died; it has been mounted anew.")
+        with self._gate.write_lock():
+            try:
+                self._restored.revive(layer, lambda: self._stop(lost))
+                log.warning("layer_revived", sandbox=self.id, layer=layer.id)
+            except NodeError as e:
+                log.error("layer_lost", sandbox=self.id, layer=layer.id, error=type(e).__name__)
+                self._awake = False
+
+    def _write_state(self, *, only_new: bool = False) -> None:
+        """Brings the bucket's copy of the state up to date. The node's own record is what counts; this may lag."""
+        if self._catalog is None:
+            return
+        record = self._restored.record
+        try:
+            found = self._catalog.find_state(self.tenant, self.id)
+            if found is not None and only_new:
+                return
+            state = SandboxState(
+                id=self.id,
+                tenant=self.tenant,
+                created_at=found.state.created_at if found else record.created_at,
+                restored=[
+                    StoredDirectory(
+                        dir=entry.dir,
+                        backup_id=entry.backup_id,
+                        mode=entry.mode,
+                        driver=entry.driver,
+                        restored_at=entry.restored_at,
+                    )
+                    for entry in record.entries
+                ],
+            )
+            self._catalog.write_state(state, replacing=found.etag if found else None)
+        except StorageError as e:
+            log.warning("state_not_written", sandbox=self.id, detail=str(e))
+
+
+def choose_driver(node: NodeConfig) -> Driver:
+    """The node's mount driver, tried once after each boot. Raises DriverUnavailableError where none works."""
+    setting: Literal["auto"] | Driver = "auto" if node.driver == "auto" else Driver(node.driver)
+    folder = NodeLayout(node).root / "driver"
+    tried = folder / f"{setting}-{_BOOT_ID.read_text().strip()}"
+    with contextlib.suppress(FileNotFoundError):
+        return Driver(os.readlink(tried))
+    chosen = choose(setting, folder)
+    with contextlib.suppress(FileExistsError):
+        os.symlink(chosen.value, tried)
+    return chosen

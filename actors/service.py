@@ -1,0 +1,182 @@
+"""The service's own part: what concerns a tenant or the bucket as a whole. Knows nothing of Ray and HTTP."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from actors.bucket import configured
+from actors.doctor import checks
+from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError, SandboxNotFoundError
+from actors.faults import reading
+from actors.models import (
+    BackupInfo,
+    BackupPage,
+    Check,
+    DirectoryBackup,
+    GcReport,
+    LifecycleReport,
+    NotKept,
+    RestoredDirectory,
+    RestoreMode,
+    SandboxInfo,
+    SandboxPage,
+    SandboxRef,
+    validated,
+)
+from actors.settings import SandboxConfig
+from storage import lifecycle
+from storage.catalog import BackupCatalog
+from storage.collect import collect
+from storage.metadata import BackupRecord, SandboxState
+from storage.s3 import S3ObjectStore
+
+_MAX_PAGE = 1000
+GRACE_S = 86_400.0
+"""How old an archive without metadata has to be before it is taken for abandoned: longer than the longest upload."""
+
+
+class Service:
+    """Everything about backups and sandboxes that needs no sandbox's actor."""
+
+    def __init__(
+        self, config: SandboxConfig, catalog: BackupCatalog | None, *, is_running: Callable[[str, str], bool]
+    ) -> None:
+        """`is_running` says whether an actor lives for a tenant's sandbox."""
+        self._config = config
+        self._catalog = catalog
+        self._is_running = is_running
+
+    def ready(self) -> None:
+        """Returns if calls would succeed now. Raises StorageUnavailableError and its like."""
+        if self._catalog is not None:
+            with reading("bucket"):
+                self._catalog.sandboxes("default", limit=1)
+
+    def create_sandbox(self, tenant: str) -> str:
+        """Records a fresh sandbox and returns its random id."""
+        sandbox_id = f"sb-{secrets.token_hex(10)}"
+        if self._catalog is not None:
+            with reading("bucket"):
+                state = SandboxState(id=sandbox_id, tenant=tenant, created_at=datetime.now(UTC))
+                self._catalog.write_state(state, replacing=None)
+        return sandbox_id
+
+    def sandboxes(self, tenant: str, limit: int, cursor: str | None) -> SandboxPage:
+        """One page of a tenant's sandboxes."""
+        with reading("cursor"):
+            page = self._configured().sandboxes(tenant, limit=_page_size(limit), cursor=cursor)
+        rows = [SandboxRef(id=name, running=self._is_running(tenant, name)) for name in page.names]
+        return SandboxPage(sandboxes=rows, cursor=page.cursor)
+
+    def describe(self, tenant: str, sandbox_id: str) -> SandboxInfo:
+        """What the bucket knows of a sandbox that is not awake. Raises SandboxNotFoundError."""
+        found = None
+        if self._catalog is not None:
+            with reading("sandbox"):
+                found = self._catalog.find_state(tenant, sandbox_id)
+        if found is None:
+            raise SandboxNotFoundError("There is no such sandbox.", context={"sandbox": sandbox_id})
+        restored = [
+            RestoredDirectory(
+                dir=row.dir,
+                backup_id=row.backup_id,
+                mode=RestoreMode(row.mode),
+                driver=row.driver,
+                restored_at=row.restored_at,
+            )
+            for row in found.state.restored
+        ]
+        return SandboxInfo(id=sandbox_id, running=False, created_at=found.state.created_at, restored=restored)
+
+    def backups(self, tenant: str, sandbox_id: str, limit: int, cursor: str | None) -> BackupPage:
+        """One page of a sandbox's backups, newest first."""
+        with reading("cursor"):
+            page = self._configured().page(tenant, sandbox_id, limit=_page_size(limit), cursor=cursor)
+        return BackupPage(backups=[self._public(record) for record in page.records], cursor=page.cursor)
+
+    def backup(self, tenant: str, backup_id: str) -> BackupInfo:
+        """One backup. Raises BackupNotFoundError."""
+        known = _valid(backup_id)
+        with reading("such backup"):
+            return self._public(self._configured().get(tenant, known))
+
+    def delete_backup(self, tenant: str, backup_id: str) -> None:
+        """Deletes a backup. Raises BackupNotFoundError if there is none."""
+        known = _valid(backup_id)
+        with reading("such backup"):
+            if not self._configured().delete(tenant, known):
+                raise BackupNotFoundError("There is no such backup.", context={"backup": known})
+
+    def collect(self, dry_run: bool) -> GcReport:
+        """Deletes what has expired and what nobody owns."""
+        catalog = self._configured()
+        with reading("bucket"):
+            found = collect(catalog, now=datetime.now(UTC), grace_s=GRACE_S, dry_run=dry_run)
+        return GcReport(
+            dry_run=dry_run,
+            expired_backups=list(found.expired_backups),
+            orphaned_archives=list(found.orphaned_archives),
+            stale_uploads=len(found.stale_uploads),
+            stale_index_entries=len(found.stale_index_entries),
+            rebuilt_index_entries=len(found.rebuilt_index_entries),
+            unreadable=list(found.unreadable),
+            without_archive=list(found.without_archive),
+            freed_bytes=found.freed_bytes,
+        )
+
+    def lifecycle(self, expire_days: int | None) -> LifecycleReport:
+        """Shows the bucket's lifecycle rules, or installs them."""
+        store = self._configured().store
+        assert isinstance(store, S3ObjectStore)
+        with reading("bucket"):
+            if expire_days is None:
+                status = lifecycle.inspect(store)
+            elif expire_days < 1:
+                raise InvalidRequestError("The number of days must be at least 1.")
+            else:
+                status = lifecycle.install(store, expire_after_days=expire_days)
+        return LifecycleReport(
+            installed=status.is_installed,
+            expire_days=status.expire_after_days,
+            applied=expire_days is not None,
+        )
+
+    def doctor(self) -> list[Check]:
+        """What this node offers."""
+        node = self._config.node
+        return checks(node.data_dir, uid=node.sandbox_uid)
+
+    def _configured(self) -> BackupCatalog:
+        return configured(self._catalog, self._config)
+
+    def _public(self, record: BackupRecord) -> BackupInfo:
+        kept = record.not_kept
+        return BackupInfo(
+            id=record.id,
+            dir=record.dir,
+            name=record.name,
+            size_bytes=record.size_bytes,
+            ttl_s=record.ttl,
+            created_at=record.created_at,
+            expires_at=record.expires_at,
+            expired=record.is_expired(datetime.now(UTC)),
+            sandbox=record.sandbox,
+            files=record.files,
+            source_bytes=record.source_bytes,
+            compression=record.compression,
+            sha256=record.sha256,
+            not_kept=NotKept(sockets=kept.sockets, acls=kept.acls, other_xattrs=kept.other_xattrs) if kept else None,
+        )
+
+
+def _page_size(limit: int) -> int:
+    if not 1 <= limit <= _MAX_PAGE:
+        raise InvalidRequestError(f"The limit must be from 1 to {_MAX_PAGE}.")
+    return limit
+
+
+def _valid(backup_id: str) -> str:
+    """The id, checked in the way of every other door."""
+    return validated(DirectoryBackup, {"id": backup_id, "dir": "/workspace"}, InvalidBackupConfigError).id

@@ -1,0 +1,218 @@
+"""Settings: the only place that reads the environment, once, into frozen models that are passed on by value.
+
+Names without a prefix are those of the Cloudflare Sandbox SDK, so that one set of settings serves both.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from actors.models import DEFAULT_TENANT, SandboxId
+from storage.config import BucketConfig, TransferConfig
+
+GIB = 1024**3
+MIB = 1024**2
+
+BUCKET_SETTINGS = ("BACKUP_BUCKET_NAME", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY")
+SECRET_SETTINGS = (
+    "R2_ACCESS_KEY_ID",
+    "R2_SECRET_ACCESS_KEY",
+    "SANDBOX_API_KEY",
+    "HOLDFAST_API_KEYS",
+    "HOLDFAST_SIGNING_KEY",
+)
+
+
+DriverChoice = Literal["auto", "kernel", "mixed", "fuse"]
+DEFAULT_UID = 61_184
+Uid = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class Frozen(BaseModel):
+    """A group of settings, passed by value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ExecLimits(Frozen):
+    """What one command may use. Memory and processes are limited where the node has those cgroup controllers."""
+
+    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    output_bytes: Annotated[int, Field(gt=0)] = 256 * MIB
+    memory_bytes: Annotated[int, Field(gt=0)] = 4 * GIB
+    processes: Annotated[int, Field(gt=0)] = 1024
+    file_bytes: Annotated[int, Field(gt=0)] = 64 * GIB
+    open_files: Annotated[int, Field(gt=0)] = 65_536
+
+
+class BackupLimits(Frozen):
+    """What a tree may hold to be archived, and how long commands may be paused for it."""
+
+    pause_s: Annotated[float, Field(gt=0)] = 600.0
+    inodes: Annotated[int, Field(gt=0)] = 5_000_000
+    source_bytes: Annotated[int, Field(gt=0)] = 256 * GIB
+    hole_bytes: Annotated[int, Field(gt=0)] = 64 * GIB
+    depth: Annotated[int, Field(gt=0, le=768)] = 512
+    memory_bytes: Annotated[int, Field(ge=64 * MIB)] = 256 * MIB
+
+
+class NodeConfig(Frozen):
+    """One node's part: where its files lie and how it mounts."""
+
+    data_dir: Path
+    driver: DriverChoice = "auto"
+    sandbox_uid: Uid = DEFAULT_UID
+    network: bool = False
+    cache_max_bytes: Annotated[int, Field(ge=0)] = 20 * GIB
+
+
+class SandboxConfig(Frozen):
+    """Everything an actor is given. Pickled into its creation; holds the keys, so never log it."""
+
+    node: NodeConfig
+    sleep_after_s: Annotated[float, Field(ge=0)] = 900.0
+    exec: ExecLimits = ExecLimits()
+    backup: BackupLimits = BackupLimits()
+    transfer: TransferConfig = TransferConfig()
+    bucket: BucketConfig | None = None
+    missing_settings: tuple[str, ...] = ()
+    signing_key: SecretStr
+
+
+class Settings(BaseSettings):
+    """The environment, validated. Every field is described in the README's table."""
+
+    model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore", env_ignore_empty=True)
+
+    backup_bucket_name: str | None = Field(None, validation_alias="BACKUP_BUCKET_NAME")
+    backup_bucket_endpoint: str | None = Field(None, validation_alias="BACKUP_BUCKET_ENDPOINT")
+    cloudflare_account_id: str | None = Field(None, validation_alias="CLOUDFLARE_ACCOUNT_ID")
+    r2_access_key_id: SecretStr | None = Field(None, validation_alias="R2_ACCESS_KEY_ID")
+    r2_secret_access_key: SecretStr | None = Field(None, validation_alias="R2_SECRET_ACCESS_KEY")
+    sandbox_api_key: SecretStr | None = Field(None, validation_alias="SANDBOX_API_KEY")
+    api_keys: dict[SandboxId, SecretStr] = {}
+    signing_key: SecretStr | None = None
+
+    data_dir: Path = Path("/var/lib/holdfast")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8484
+    ray_address: str | None = None
+    slots: Annotated[int, Field(gt=0)] = 150
+    region: str = "auto"
+    driver: DriverChoice = "auto"
+    sandbox_uid: Uid = DEFAULT_UID
+    network: bool = False
+    sleep_after_s: Annotated[float, Field(ge=0)] = 900.0
+    cache_max_bytes: int = 20 * GIB
+    max_body_bytes: Annotated[int, Field(gt=0)] = 1 * MIB
+    max_upload_bytes: Annotated[int, Field(gt=0)] = 16 * GIB
+    exec_timeout_s: float = 3600.0
+    exec_output_bytes: int = 256 * MIB
+    exec_memory_bytes: int = 4 * GIB
+    exec_processes: int = 1024
+    backup_pause_s: float = 600.0
+    backup_max_inodes: int = 5_000_000
+    backup_max_bytes: int = 256 * GIB
+    part_bytes: int = 16 * MIB
+    transfer_concurrency: int = 4
+
+    @field_validator("backup_bucket_endpoint")
+    @classmethod
+    def _plain_endpoint(cls, value: str | None) -> str | None:
+        from urllib.parse import urlsplit
+
+        if value is None:
+            return None
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("must be an http(s) URL")
+        if url.username or url.password or url.query or url.fragment or url.path not in ("", "/"):
+            raise ValueError("must be a plain origin, without credentials, path and query")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _one_key_per_tenant(self) -> Self:
+        keys = [key.get_secret_value() for key in self.keys_by_tenant().values()]
+        if len(set(keys)) != len(keys):
+            raise ValueError("two tenants must not share one API key")
+        if any(len(key) < 8 for key in keys):
+            raise ValueError("an API key must have at least 8 characters")
+        return self
+
+    def keys_by_tenant(self) -> dict[str, SecretStr]:
+        """The API key of each tenant; `SANDBOX_API_KEY` is the default tenant's."""
+        keys = dict(self.api_keys)
+        if self.sandbox_api_key is not None:
+            keys[DEFAULT_TENANT] = self.sandbox_api_key
+        return keys
+
+    @property
+    def names_a_bucket(self) -> bool:
+        """Whether any setting speaks of a bucket of the operator's own; without one, the embedded store is used."""
+        return any((self.backup_bucket_name, self.backup_bucket_endpoint, self.cloudflare_account_id)) or any(
+            (self.r2_access_key_id, self.r2_secret_access_key)
+        )
+
+    @property
+    def shared_signing_key(self) -> SecretStr | None:
+        """What signs metadata for every node with these settings: the operator's key, or else the bucket's."""
+        return self.signing_key or self.r2_secret_access_key
+
+    def missing_bucket_settings(self) -> tuple[str, ...]:
+        """The names of the settings without which the bucket cannot be reached."""
+        given = (self.backup_bucket_name, self.r2_access_key_id, self.r2_secret_access_key)
+        missing = [name for name, value in zip(BUCKET_SETTINGS, given, strict=True) if not value]
+        if not (self.cloudflare_account_id or self.backup_bucket_endpoint):
+            missing.append("CLOUDFLARE_ACCOUNT_ID (or BACKUP_BUCKET_ENDPOINT)")
+        return tuple(missing)
+
+    def bucket(self) -> BucketConfig | None:
+        """The operator's bucket, or None while a setting is missing."""
+        if self.missing_bucket_settings():
+            return None
+        assert self.backup_bucket_name and self.r2_access_key_id and self.r2_secret_access_key
+        return BucketConfig(
+            bucket=self.backup_bucket_name,
+            endpoint_url=self.backup_bucket_endpoint
+            or f"https://{self.cloudflare_account_id}.r2.cloudflarestorage.com",
+            region=self.region,
+            access_key_id=self.r2_access_key_id,
+            secret_access_key=self.r2_secret_access_key,
+        )
+
+    def sandbox_config(self, *, bucket: BucketConfig | None, signing_key: SecretStr) -> SandboxConfig:
+        """What the actors are given. `bucket` is the operator's or the embedded one."""
+        return SandboxConfig(
+            node=NodeConfig(
+                data_dir=self.data_dir.absolute(),
+                driver=self.driver,
+                sandbox_uid=self.sandbox_uid,
+                network=self.network,
+                cache_max_bytes=self.cache_max_bytes,
+            ),
+            sleep_after_s=self.sleep_after_s,
+            exec=ExecLimits(
+                timeout_s=self.exec_timeout_s,
+                output_bytes=self.exec_output_bytes,
+                memory_bytes=self.exec_memory_bytes,
+                processes=self.exec_processes,
+            ),
+            backup=BackupLimits(
+                pause_s=self.backup_pause_s, inodes=self.backup_max_inodes, source_bytes=self.backup_max_bytes
+            ),
+            transfer=TransferConfig(part_bytes=self.part_bytes, concurrency=self.transfer_concurrency),
+            bucket=bucket,
+            missing_settings=() if bucket else self.missing_bucket_settings(),
+            signing_key=signing_key,
+        )
+
+
+def take_secrets_out_of_the_environment() -> None:
+    """Removes the secrets that `Settings` has read, so that no process started later inherits them."""
+    for name in SECRET_SETTINGS:
+        os.environ.pop(name, None)

@@ -1,0 +1,277 @@
+"""Files and tar archives on their way into and out of a sandbox, piece by piece.
+
+A transfer lasts over many calls, and a restore must not wait for a slow client: it ends every transfer and
+so closes every descriptor that would keep the old directory busy.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fasteners import ReaderWriterLock
+
+from actors.commands import Commands
+from actors.errors import (
+    ExecError,
+    ExecStoppedError,
+    FileNotFoundInSandboxError,
+    HoldfastError,
+    InvalidRequestError,
+    NoSpaceError,
+    NotARegularFileError,
+    PathForbiddenError,
+)
+from actors.models import TRANSFER_BYTES, writable_path
+from actors.node.bubblewrap import Identity
+from actors.node.errors import NoSpaceLeftError, PathError, PathMissingError, PathTypeError
+from actors.node.process import kill_group, printable
+from actors.node.tree import Tree
+
+_ABANDONED_AFTER_S = 600.0
+_TAR_IN = ("tar", "--extract", "--file=-", "--no-same-owner", "--delay-directory-restore")
+_OURS = "--exclude=.holdfast-????????????????"
+_TAR_OUT = ("tar", "--create", "--file=-", "--owner=1000", "--group=1000", "--numeric-owner", _OURS, ".")
+
+
+class Sink(Protocol):
+    """Where an upload goes. A file shows whole or not at all; a tar archive shows as it is unpacked."""
+
+    def write(self, data: bytes) -> None:
+        """Takes the next bytes."""
+
+    def commit(self) -> None:
+        """Makes the whole visible."""
+
+    def abort(self) -> None:
+        """Throws away what does not show yet. Repeatable."""
+
+
+@dataclass(slots=True)
+class _Open:
+    id: str
+    sink: Sink
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    used_at: float = field(default_factory=time.monotonic)
+    ended: bool = False
+
+
+class Transfers:
+    """The open transfers of one sandbox."""
+
+    def __init__(self, tree: Tree, commands: Commands, gate: ReaderWriterLock) -> None:
+        self._tree = tree
+        self._commands = commands
+        self._gate = gate
+        self._open: dict[str, _Open] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def has_uploads(self) -> bool:
+        """Whether an upload is open that its sender has not abandoned."""
+        self._end_abandoned()
+        return bool(self._open)
+
+    def read(self, transfer_id: str, path: str) -> Iterator[bytes]:
+        """The bytes of a regular file. Raises FileNotFoundInSandboxError and the other errors of paths."""
+        inside = writable_path(path)
+        with self._gate.read_lock(), translated(inside), self._tree.regular_file(inside) as fd:
+            transfer = self._register(reading := _Reading(os.dup(fd)), transfer_id)
+        try:
+            while True:
+                with transfer.lock:
+                    if transfer.ended:
+                        raise ExecStoppedError("The reading was stopped, on request or by a restore.")
+                    data = os.read(reading.fd, TRANSFER_BYTES)
+                if not data:
+                    return
+                yield data
+        finally:
+            self.abort(transfer_id)
+
+    def open_file(self, path: str, mode: int | None) -> str:
+        """Begins to write a file; returns the transfer's id."""
+        inside = writable_path(path)
+        self._end_abandoned()
+        with self._gate.read_lock(), translated(inside):
+            return self._register(self._tree.new_file(inside, mode)).id
+
+    def open_hydrate(self) -> str:
+        """Begins to unpack a tar archive into /workspace; returns the transfer's id."""
+        self._end_abandoned()
+        return self._register(_TarSink(self._commands)).id
+
+    def send(self, transfer_id: str, data: bytes) -> None:
+        """Hands the next bytes to a transfer."""
+        self._with(transfer_id, lambda sink: sink.write(data))
+
+    def commit(self, transfer_id: str) -> None:
+        """Ends a transfer well."""
+        self._with(transfer_id, lambda sink: sink.commit(), last=True)
+
+    def abort(self, transfer_id: str) -> bool:
+        """Ends a transfer and what came of it; False if there is none (any more)."""
+        with self._lock:
+            found = self._open.pop(transfer_id, None)
+        if found is not None:
+            self._end(found)
+        return found is not None
+
+    def abort_all(self) -> None:
+        """Ends every transfer, also those that read, and returns when none holds a file open."""
+        with self._lock:
+            everything = list(self._open.values())
+        for transfer in everything:
+            self._end(transfer)
+
+    def persist(self, command_id: str) -> Iterator[bytes]:
+        """A tar archive of /workspace."""
+        with self._commands.tool(command_id, _TAR_OUT, identity=Identity.READER, stdin=subprocess.DEVNULL) as tar:
+            assert tar.stdout is not None and tar.stderr is not None
+            complaints = _Complaints(tar)
+            while data := tar.stdout.read(TRANSFER_BYTES):
+                yield data
+            if tar.wait() != 0 and not complaints.changed_only():
+                raise HoldfastError("The archive could not be completed.", context={"tar": complaints.text()})
+
+    def _with(self, transfer_id: str, act: Callable[[Sink], None], *, last: bool = False) -> None:
+        found = self._open.get(transfer_id)
+        if found is None:
+            raise ExecStoppedError("The transfer has ended: a restore or a long silence stopped it.")
+        try:
+            with self._gate.read_lock(), found.lock, translated(""):
+                if found.ended:
+                    raise ExecStoppedError("A restore stopped the transfer.")
+                found.used_at = time.monotonic()
+                act(found.sink)
+        except BaseException:
+            self.abort(transfer_id)
+            raise
+        if last:
+            with self._lock:
+                self._open.pop(transfer_id, None)
+
+    def _register(self, sink: Sink, transfer_id: str | None = None) -> _Open:
+        transfer = _Open(transfer_id or uuid.uuid4().hex, sink)
+        with self._lock:
+            self._open[transfer.id] = transfer
+        return transfer
+
+    def _end(self, transfer: _Open) -> None:
+        with transfer.lock:
+            if not transfer.ended:
+                transfer.ended = True
+                transfer.sink.abort()
+
+    def _end_abandoned(self) -> None:
+        limit = time.monotonic() - _ABANDONED_AFTER_S
+        for transfer_id, transfer in list(self._open.items()):
+            if transfer.used_at < limit and not isinstance(transfer.sink, _Reading):
+                self.abort(transfer_id)
+
+
+class _Reading:
+    """A file that is being read: nothing to undo but the descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def write(self, data: bytes) -> None:
+        raise InvalidRequestError("This transfer goes the other way.")
+
+    def commit(self) -> None:
+        raise InvalidRequestError("This transfer goes the other way.")
+
+    def abort(self) -> None:
+        os.close(self.fd)
+
+
+class _TarSink:
+    """A tar process in the sandbox that unpacks what it is fed."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._stack = ExitStack()
+        self._tar = self._stack.enter_context(
+            commands.tool(uuid.uuid4().hex, _TAR_IN, identity=Identity.READER, stdin=subprocess.PIPE)
+        )
+        self._complaints = _Complaints(self._tar)
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def write(self, data: bytes) -> None:
+        assert self._tar.stdin is not None
+        try:
+            self._tar.stdin.write(data)
+        except BrokenPipeError:
+            raise self._refused() from None
+
+    def commit(self) -> None:
+        assert self._tar.stdin is not None
+        with suppress(BrokenPipeError):
+            self._tar.stdin.close()
+        if self._tar.wait() != 0:
+            raise self._refused()
+        self._stack.close()
+
+    def abort(self) -> None:
+        kill_group(self._tar)
+        with suppress(ExecError):
+            self._stack.close()
+
+    def _refused(self) -> HoldfastError:
+        self._tar.wait()
+        said = self._complaints.text()
+        if "No space left" in said:
+            return NoSpaceError("The disk is full.")
+        return InvalidRequestError("The body is not a tar archive that can be unpacked.", context={"tar": said})
+
+    def _drain(self) -> None:
+        assert self._tar.stdout is not None
+        while self._tar.stdout.read(TRANSFER_BYTES):
+            pass
+
+
+class _Complaints:
+    """What a tar process says on stderr, read aside so that it never blocks."""
+
+    def __init__(self, tar: subprocess.Popen[bytes]) -> None:
+        self._said = bytearray()
+        self._pipe = tar.stderr
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def text(self) -> str:
+        self._reader.join(5)
+        return printable(bytes(self._said))
+
+    def changed_only(self) -> bool:
+        """Whether it only says that files changed while they were read, which a live tree's may."""
+        self._reader.join(5)
+        return all(b"file changed as we read it" in line for line in self._said.splitlines())
+
+    def _read(self) -> None:
+        assert self._pipe is not None
+        while data := self._pipe.read(4096):
+            self._said += data[: max(0, 65_536 - len(self._said))]
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Turns the node's errors about a path of the sandbox into those that a caller may see."""
+    context = {"path": path} if path else {}
+    try:
+        yield
+    except PathMissingError as e:
+        raise FileNotFoundInSandboxError(e.message, context=context) from None
+    except PathTypeError as e:
+        raise NotARegularFileError(e.message, context=context) from None
+    except NoSpaceLeftError:
+        raise NoSpaceError("The disk is full.", context=context) from None
+    except PathError as e:
+        raise PathForbiddenError(e.message, context=context) from None

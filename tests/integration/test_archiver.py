@@ -1,0 +1,371 @@
+"""Archives hold exactly what was in the tree, or there is none."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.node import process, squashfs
+from actors.node.archiver import Archiver, Made
+from actors.node.bubblewrap import Bind, Box
+from actors.node.errors import ArchiveError, NodeError, NoSpaceLeftError, PathMissingError, ToolTimeoutError, TreeError
+from actors.node.mounting import sweep
+from actors.node.survey import Limits, survey
+from actors.node.tree import Tree
+from tests.support.mount_leaks import children, wait_until
+from tests.support.sandboxes import UID, Background
+from tests.support.trees import fingerprint, make_interesting_tree
+
+MIB = 2**20
+LIMITS = Limits(inodes=20_000, source_bytes=2**30, hole_bytes=2**30, depth=300)
+HOSTILE = [
+    b"with space", b"new\nline", b"-dash", b"--help", b"'q' \"d\" `b` $x", b"\xff\xfe", b"x" * 255, b"back\\slash",
+    b"*", b"a?", b"[x]", b"!(x)", b"#hash", b" lead", b"trail ", b"\x01\x1b[0m", b"...", b"end\n", b"\\n", b"{a,b}",
+    b"+(y)", b"@(z)", "Grüße".encode(),
+]  # fmt: skip
+
+
+class Setup:
+    """An archiver over a tree with one top folder."""
+
+    def __init__(self, folder: Path, limits: Limits = LIMITS) -> None:
+        self.tree = Tree(folder / "root", tops=("/workspace",), uid=UID)
+        self.tree.prepare()
+        self.work = self.tree.root / "workspace"
+        self.box = Box(uid=UID, hostname="a-box", binds=(Bind(self.work, "/workspace", writable=True),))
+        self.archiver = Archiver(self.box, self.tree, limits=limits, memory_bytes=64 * MIB)
+        self.folder = folder
+        self._count = 0
+
+    def spool(self) -> Path:
+        self._count += 1
+        spool = self.folder / f"spool{self._count}"
+        spool.mkdir(mode=0o711)
+        return spool
+
+    def create(self, spool: Path | None = None, **options: Any) -> Made:
+        given: dict[str, Any] = {"compression": "zstd", "level": 1, "timeout_s": 30, "cancelled": threading.Event()}
+        return self.archiver.create("/workspace", spool or self.spool(), **{**given, **options})
+
+    def extracted(self, made: Made) -> Path:
+        parent = self.spool()
+        self.archiver.extract(made.path, parent, "tree", cancelled=threading.Event())
+        return parent / "tree"
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
+
+
+def put(folder: Path, name: bytes, data: bytes = b"data") -> None:
+    path = os.path.join(os.fsencode(folder), name)
+    with open(path, "wb") as file:
+        file.write(data)
+    os.chown(path, UID, UID)
+
+
+def names(folder: Path) -> set[bytes]:
+    return set(os.listdir(os.fsencode(folder)))
+
+
+def test_the_interesting_tree_is_archived_and_unpacked_exactly(setup: Setup) -> None:
+    make_interesting_tree(setup.work / "tree", UID)
+    made = setup.create()
+    assert fingerprint(setup.extracted(made) / "tree") == fingerprint(setup.work / "tree")
+    assert squashfs.superblock(made.path).inodes == made.found.inodes
+
+
+def test_equal_trees_give_equal_archives(setup: Setup) -> None:
+    make_interesting_tree(setup.work / "tree", UID)
+    assert setup.create().path.read_bytes() == setup.create().path.read_bytes()
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:12]))
+def test_a_hostile_name_is_excluded_exactly_by_a_socket_of_that_name(setup: Setup, name: bytes) -> None:
+    for other in (b"a", b"ab", b"x", b"n", b"keep me", b"y", b"z", b"end", b"lead", b"b"):
+        put(setup.work, other)
+    expected = names(setup.work) - {name}
+    folder = os.open(setup.work, os.O_RDONLY)
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        if len(name) < 80:
+            server.bind(b"/proc/self/fd/%d/" % folder + name)
+        else:
+            server.bind(b"/proc/self/fd/%d/short" % folder)
+            os.rename(b"short", name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        server.close()
+        os.close(folder)
+    made = setup.create()
+    assert made.found.sockets == 1
+    assert names(setup.extracted(made)) == expected
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:12]))
+def test_a_hostile_name_is_kept_and_excluded_by_a_pattern(setup: Setup, name: bytes) -> None:
+    (setup.work / "keep").mkdir()
+    (setup.work / "drop").mkdir()
+    for folder in (setup.work / "keep", setup.work / "drop"):
+        put(folder, name)
+        put(folder, b"other")
+    made = setup.create(excludes=["/drop/*", "!/drop/other"])
+    found = setup.extracted(made)
+    assert names(found / "keep") == {name, b"other"}
+    assert names(found / "drop") == {b"other"}
+
+
+def test_many_excluded_names_with_newlines_fit(setup: Setup) -> None:
+    for number in range(40):
+        put(setup.work, b"a\n%d" % number)
+    put(setup.work, b"kept")
+    assert names(setup.extracted(setup.create(excludes=["a*"]))) == {b"kept"}
+
+
+def test_everything_can_be_excluded(setup: Setup) -> None:
+    put(setup.work, b"file")
+    made = setup.create(excludes=["*"])
+    assert made.found.inodes == 1
+    assert names(setup.extracted(made)) == set()
+
+
+def test_what_an_archive_cannot_keep_is_counted(setup: Setup) -> None:
+    put(setup.work, b"acl")
+    subprocess.run(["setfacl", "-m", "u:12345:r", setup.work / "acl"], check=True)
+    put(setup.work, b"attribute")
+    os.setxattr(setup.work / "attribute", "user.mine", b"kept")
+    made = setup.create()
+    assert (made.found.acls, made.found.other_xattrs) == (1, 0)
+    assert os.getxattr(setup.extracted(made) / "attribute", "user.mine") == b"kept"
+
+
+def test_links_to_files_outside_count_as_files(setup: Setup) -> None:
+    put(setup.folder, b"outside")
+    put(setup.work, b"one")
+    os.link(setup.folder / "outside", setup.work / "in")
+    os.link(setup.work / "one", setup.work / "two")
+    os.link(setup.work / "one", setup.folder / "out")
+    made = setup.create()
+    assert (made.found.inodes, made.found.files) == (3, 2)
+    found = setup.extracted(made)
+    assert (found / "one").stat().st_ino == (found / "two").stat().st_ino
+
+
+@pytest.mark.parametrize("mode", [0, 0o400, 0o7777])
+def test_the_mode_of_a_file_or_directory_hinders_nothing(setup: Setup, mode: int) -> None:
+    (setup.work / "d").mkdir()
+    put(setup.work / "d", b"f")
+    os.chown(setup.work / "d", UID, UID)
+    (setup.work / "d" / "f").chmod(mode)
+    (setup.work / "d").chmod(mode)
+    assert fingerprint(setup.extracted(setup.create()) / "d") == fingerprint(setup.work / "d")
+
+
+def test_a_file_of_another_owner_that_cannot_be_read_is_an_error_and_never_an_empty_file(setup: Setup) -> None:
+    put(setup.work, b"foreign")
+    os.chown(setup.work / "foreign", 0, 0)
+    (setup.work / "foreign").chmod(0o600)
+    spool = setup.spool()
+    with pytest.raises(ArchiveError, match="status 1"):
+        setup.create(spool)
+    assert not (spool / "data.sqsh").exists()
+
+
+def sparse(work: Path) -> None:
+    with open(work / "sparse", "wb") as file:
+        file.truncate(8 * 2**40)
+
+
+def many(work: Path) -> None:
+    for number in range(2001):
+        (work / str(number)).touch()
+
+
+def large(work: Path) -> None:
+    (work / "large").write_bytes(bytes(3 * MIB))
+
+
+def deep(work: Path) -> None:
+    subprocess.run(["sh", "-c", "for i in $(seq 320); do mkdir d; cd -P d; done"], cwd=work, check=True)
+
+
+@pytest.mark.parametrize("bomb", [sparse, many, large, deep])
+def test_a_bomb_is_refused_at_once(tmp_path: Path, bomb: Any) -> None:
+    setup = Setup(tmp_path, Limits(inodes=2000, source_bytes=2 * MIB, hole_bytes=MIB, depth=300))
+    bomb(setup.work)
+    began = time.monotonic()
+    with pytest.raises(TreeError):
+        setup.create()
+    assert time.monotonic() - began < 2
+
+
+def test_the_deepest_tree_that_the_settings_allow_is_archived(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, Limits(inodes=20_000, source_bytes=2**30, hole_bytes=2**30, depth=768))
+    subprocess.run(["sh", "-c", "for i in $(seq 760); do mkdir d; cd -P d; done"], cwd=setup.work, check=True)
+    assert setup.create().found.inodes == 761
+
+
+def test_a_file_that_grows_for_ever_meets_the_time_limit(setup: Setup) -> None:
+    stop = threading.Event()
+    put(setup.work, b"growing", os.urandom(MIB))
+
+    def grow() -> None:
+        with open(setup.work / "growing", "ab", buffering=0) as file:
+            while not stop.is_set() and file.tell() < 600 * MIB:
+                file.write(b"x" * 65_536)
+
+    thread = threading.Thread(target=grow)
+    thread.start()
+    spool = setup.spool()
+    try:
+        with pytest.raises((ToolTimeoutError, ArchiveError)):
+            setup.create(spool, timeout_s=0.5, compression="gzip", level=9)
+    finally:
+        stop.set()
+        thread.join()
+    assert not (spool / "data.sqsh").exists()
+    assert wait_until(lambda: "bwrap" not in children().values())
+
+
+def mksquashfs_of(folder: Path) -> int | None:
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "comm").read_text().strip() == "mksquashfs":
+                mounts = (entry / "mountinfo").read_text()
+                if str(folder) in mounts or folder.name in mounts:
+                    return int(entry.name)
+        except OSError:
+            continue
+    return None
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_a_killed_mksquashfs_leaves_no_archive(setup: Setup, how: signal.Signals) -> None:
+    put(setup.work, b"large", os.urandom(20 * MIB))
+    spool = setup.spool()
+    making = Background(lambda: setup.create(spool, compression="gzip", level=9))
+    pid: list[int] = []
+
+    def found() -> bool:
+        seen = mksquashfs_of(spool)
+        pid.extend([seen] if seen else [])
+        return bool(seen)
+
+    assert wait_until(found)
+    os.kill(pid[0], how)
+    assert isinstance(making.error(), ArchiveError)
+    assert not (spool / "data.sqsh").exists()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    point = tmp_path / "small"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", point], check=True)
+    yield point
+    sweep(point)
+
+
+def test_a_full_disk_is_named_when_packing_and_unpacking(setup: Setup, small: Path) -> None:
+    put(setup.work, b"large", os.urandom(6 * MIB))
+    with pytest.raises(NoSpaceLeftError):
+        setup.create(small)
+    made = setup.create()
+    with pytest.raises(NoSpaceLeftError):
+        setup.archiver.extract(made.path, small, "tree", cancelled=threading.Event())
+
+
+def test_a_tree_that_changed_after_the_walk_is_refused(setup: Setup) -> None:
+    put(setup.work, b"one")
+    with pytest.raises(ArchiveError, match="holds 3 inodes, the directory 2"):
+        setup.create(on_survey=lambda _: put(setup.work, b"two"))
+    with pytest.raises(NodeError):
+        setup.create(on_survey=lambda _: (setup.work / "one").unlink())
+
+
+def test_a_directory_that_is_missing_is_named_so(setup: Setup) -> None:
+    with pytest.raises(PathMissingError):
+        setup.archiver.create(
+            "/workspace/none", setup.spool(), compression="zstd", level=1, timeout_s=5, cancelled=threading.Event()
+        )
+
+
+def test_a_cancelled_archive_ends_at_once(setup: Setup) -> None:
+    put(setup.work, b"large", os.urandom(20 * MIB))
+    cancelled = threading.Event()
+    cancelled.set()
+    began = time.monotonic()
+    setup.create(cancelled=cancelled, compression="gzip", level=9)
+    assert time.monotonic() - began < 2
+
+
+def test_a_file_system_that_answers_with_errors_gives_no_archive(setup: Setup) -> None:
+    put(setup.work, b"file", os.urandom(MIB))
+    (setup.work / "mnt").mkdir()
+    subprocess.run(["mksquashfs", str(setup.work), str(setup.folder / "a.sqsh"), "-quiet"],
+                   check=True, capture_output=True)  # fmt: skip
+    argv = ["squashfuse_ll", "-f", "-o", "allow_other", str(setup.folder / "a.sqsh"), str(setup.work / "mnt")]
+    daemon = process.start(argv)
+    try:
+        assert wait_until(lambda: (setup.work / "mnt" / "file").exists())
+        daemon.kill()
+        daemon.communicate()
+        with pytest.raises(TreeError, match="ENOTCONN"):
+            setup.create()
+    finally:
+        sweep(setup.work)
+
+
+def random_patterns(rng: random.Random) -> list[str]:
+    words = ["a", "b", "ab", "*", "?", "a*", "*.x", "[ab]", "**", "a.x", "\\*", "!a", "#a", "b ", "c\\ "]
+    made = []
+    for _ in range(rng.randint(1, 5)):
+        pattern = "/".join(rng.choice(words) for _ in range(rng.randint(1, 3)))
+        pattern = rng.choice(["", "", "/", "!"]) + pattern + rng.choice(["", "", "/"])
+        if not pattern.endswith("**/"):  # a rare form in which pathspec and git differ
+            made.append(pattern)
+    return made
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_gitignore_files_mean_what_git_says(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    root = tmp_path / "repo"
+    paths = ["a", "b", "ab", "a.x", "*", "c ", "d"]
+    for _ in range(40):
+        path = root.joinpath(*(rng.choice(paths) for _ in range(rng.randint(1, 4))))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError:
+            continue
+    folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
+    for folder in {root, rng.choice(folders)}:
+        (folder / ".gitignore").write_text("\n".join(random_patterns(rng)) + "\n")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1",
+                   "GIT_DIR": str(tmp_path / "git"), "GIT_WORK_TREE": str(root)}  # fmt: skip
+    subprocess.run(["git", "init", "-q"], check=True, env=environment, capture_output=True)
+    git = subprocess.run(["git", "ls-files", "-z", "--others", "--exclude-standard"],
+                         cwd=root, check=True, env=environment, capture_output=True)  # fmt: skip
+    expected = {os.fsdecode(line) for line in git.stdout.split(b"\0") if line}
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        found = survey(fd, limits=LIMITS, gitignore=True)
+    finally:
+        os.close(fd)
+    dropped = [os.fsdecode(path) for path in found.excluded]
+    kept = {
+        str(path.relative_to(root)) for path in root.rglob("*")
+        if not path.is_dir() and not any(path.is_relative_to(root / drop) for drop in dropped)
+    }  # fmt: skip
+    assert kept == expected, {str(f): (f / ".gitignore").read_text() for f in folders if (f / ".gitignore").exists()}

@@ -1,0 +1,512 @@
+"""A sandbox's life: woken, crashed, taken up again, destroyed; its transfers, its commands, its lost daemons."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.errors import (
+    ExecOutputLimitError,
+    ExecStoppedError,
+    ExecTimeoutError,
+    FileNotFoundInSandboxError,
+    InvalidRequestError,
+    MountLostError,
+    NotARegularFileError,
+    PathForbiddenError,
+    SandboxUnavailableError,
+)
+from actors.models import ExecRequest, RestoreMode
+from actors.node import mountinfo
+from actors.node.cgroup import Cgroup, Hierarchies
+from actors.node.drivers import Driver
+from actors.sandbox import LocalSandbox, service_cgroup
+from actors.settings import ExecLimits
+from storage import keys
+from tests.support.mount_leaks import children, wait_until
+from tests.support.sandboxes import (
+    Background,
+    Node,
+    backup,
+    command,
+    crash,
+    described,
+    read,
+    restore,
+    run,
+    sh,
+    write,
+)
+
+CRASH = """
+import os, signal, sys
+from tests.support.sandboxes import backup, command, from_description, restore, sh
+node = from_description(sys.argv[1])
+box = node.sandbox()
+sh(box, "mkdir -p data/inner; echo 1 > data/a; echo 2 > data/inner/b")
+handle, inner = backup(box, "/workspace/data"), backup(box, "/workspace/data/inner")
+restore(box, handle)
+restore(box, inner)
+sh(box, "echo 3 > data/c; echo 4 > data/inner/d; rm data/a; sync")
+running = command(box, "echo started; exec sleep 1000")
+running.__enter__()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_crashed_sandbox_is_taken_up_with_every_write(node: Node) -> None:
+    ended = crash(CRASH, described(node))
+    assert ended.status == -signal.SIGKILL, ended.stderr
+    box = node.sandbox()
+    assert sh(box, "cat data/c data/inner/b data/inner/d; ls data data/inner") == (
+        "3\n2\n4\ndata:\nc\ninner\n\ndata/inner:\nb\nd\n"
+    )
+    assert [entry.dir for entry in box.info().restored] == ["/workspace/data", "/workspace/data/inner"]
+    assert box.info().commands == 0
+
+
+def test_taking_up_fails_while_something_holds_a_mount_and_works_afterwards(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.restored._UNMOUNT_S", 0.2)
+    first = node.sandbox()
+    write(first, "/workspace/file", "kept")
+    restore(first, backup(first))
+    with (node.tree(first) / "workspace" / "file").open():
+        second = node.sandbox(awake=False)
+        with pytest.raises(SandboxUnavailableError) as raised:
+            second.wake()
+        assert raised.value.context["outcome"] == "not_executed"
+        assert str(node.data_dir) not in str(raised.value)
+    first.close()
+    assert read(second, "/workspace/file") == b"kept"
+
+
+def test_a_sandbox_that_could_not_be_taken_up_can_be_once_the_cause_is_gone(node: Node) -> None:
+    first = node.sandbox()
+    sh(first, "mkdir a b; echo 1 > a/x; echo 2 > b/x")
+    for name in ("a", "b"):
+        restore(first, backup(first, f"/workspace/{name}"))
+    first.close()
+    archives = sorted((node.home("box") / "archives").iterdir())
+    records = {row["archive_sha256"]: row["dir"] for row in json.loads(
+        (node.home("box") / "sandbox.json").read_text())["entries"]}  # fmt: skip
+    last = next(path for path in archives if records[path.stem] == "/workspace/b")
+    last.rename(last.with_suffix(".away"))
+    again = node.sandbox(awake=False)
+    for _ in range(2):
+        with pytest.raises(SandboxUnavailableError):
+            again.wake()
+    last.with_suffix(".away").rename(last)
+    assert sh(again, "cat a/x b/x") == "1\n2\n"
+
+
+def test_destroy_leaves_nothing_but_the_backups(node: Node) -> None:
+    box = node.sandbox("doomed")
+    deep = "for i in $(seq 1100); do mkdir d; cd -P d; done"
+    sh(box, f"mkdir data; echo 1 > data/x; cd /tmp; {deep}")
+    handle = backup(box, "/workspace/data")
+    restore(box, handle)
+    with command(box, "echo started; exec sleep 1000") as running:
+        box.destroy()
+        assert isinstance(running.error(), ExecStoppedError)
+    assert not node.home("doomed").exists()
+    assert mountinfo.mounts_under(node.data_dir) == []
+    assert node.catalog().find_state("default", "doomed") is None
+    assert [path for path in (Hierarchies.find().v2 / service_cgroup(node.data_dir)).iterdir() if path.is_dir()] == []
+    box.destroy()
+    heir = node.sandbox("doomed")
+    assert sh(heir, "ls -A") == ""
+    restore(heir, handle)
+    assert sh(heir, "cat data/x") == "1\n"
+    heir.destroy()
+
+
+def test_a_sandbox_that_was_never_used_can_be_destroyed(kernel_node: Node) -> None:
+    box = kernel_node.sandbox(awake=False)
+    box.destroy()
+    assert not kernel_node.home("box").exists()
+
+
+def test_a_copy_over_a_tree_deeper_than_python_can_recurse_leaves_nothing(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "mkdir data; echo 1 > data/x")
+    handle = backup(box, "/workspace/data")
+    sh(box, "cd data; for i in $(seq 1500); do mkdir d; cd -P d; done")
+    restore(box, handle, mode="copy")
+    assert sh(box, "ls -A . data") == ".:\ndata\n\ndata:\nx\n"
+
+
+def test_the_state_in_the_bucket_says_what_is_restored(kernel_node: Node) -> None:
+    box = kernel_node.sandbox("stateful")
+    handle = backup(box)
+    restore(box, handle)
+    restore(box, handle, "/tmp/copy", "copy")
+    text = json.loads(kernel_node.catalog().store.get(keys.state("default", "stateful")).data)
+    assert (text["id"], text["tenant"], text["version"]) == ("stateful", "default", 1)
+    assert [(row["dir"], row["backupId"], row["mode"], row.get("driver")) for row in text["restored"]] == [
+        ("/workspace", handle.id, "overlay", kernel_node.driver.value),
+        ("/tmp/copy", handle.id, "copy", None),
+    ]
+    created_at = text["createdAt"]
+    box.close()
+    again = kernel_node.sandbox("stateful")
+    restore(again, handle)
+    text = json.loads(kernel_node.catalog().store.get(keys.state("default", "stateful")).data)
+    assert text["createdAt"] == created_at
+    again.destroy()
+
+
+@pytest.mark.parametrize("home", ["ln -s /nowhere /home/sandbox", "ln -s /etc /home/sandbox", "touch /home/sandbox"])
+def test_whatever_lies_at_the_home_directory_the_sandbox_wakes(kernel_node: Node, home: str) -> None:
+    box = kernel_node.sandbox()
+    sh(box, f"rm -rf /home/sandbox; {home}")
+    box.close()
+    assert sh(kernel_node.sandbox(), "echo awake") == "awake\n"
+
+
+def daemon(name: str) -> int:
+    """The process that serves the only layer."""
+    return next(pid for pid, found in children().items() if found == name)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("driver", "victim"),
+    [(Driver.MIXED, "squashfuse_ll"), (Driver.FUSE, "squashfuse_ll"), (Driver.FUSE, "fuse-overlayfs")],
+    indirect=["driver"],
+)
+def test_a_killed_daemon_ends_the_command_with_a_typed_error_and_loses_no_write(
+    node: Node, victim: str, *, nested: bool
+) -> None:
+    box = node.sandbox()
+    sh(box, "mkdir -p data/inner; echo 1 > data/a; echo in > data/inner/i")
+    inner = backup(box, "/workspace/data/inner")
+    restore(box, backup(box, "/workspace/data"))
+    if nested:
+        restore(box, inner)
+    script = "cd data; echo 2 > b; sync b; echo started; while :; do cat a > /dev/null 2>&1; done"
+    with command(box, script) as running:
+        os.kill(daemon(victim), signal.SIGKILL)
+        assert isinstance(running.error(), MountLostError)
+    assert wait_until(lambda: victim in children().values())
+    assert sh(box, "cat data/a data/b; echo 3 > data/c; cat data/c") == "1\n2\n3\n"
+    assert sh(box, "cat data/inner/i") == "in\n"
+    box.close()
+    assert sh(node.sandbox(), "cat data/a data/b data/c data/inner/i") == "1\n2\n3\nin\n"
+
+
+@pytest.mark.parametrize("mode", list(RestoreMode))
+def test_open_transfers_are_ended_by_a_restore_and_do_not_block_it(node: Node, mode: RestoreMode) -> None:
+    box = node.sandbox()
+    (node.tree(box) / "workspace" / "large").write_bytes(os.urandom(4_000_000))
+    handle = backup(box)
+    restore(box, handle)
+    reading = box.read_file("reading", "/workspace/large")
+    next(reading)
+    upload, hydrate = box.open_file("/workspace/upload", None), box.open_hydrate()
+    box.send(upload, b"part")
+    box.send(hydrate, b"\0" * 512)
+    restore(box, handle, mode=mode)
+    with pytest.raises(ExecStoppedError):
+        list(reading)
+    for transfer in (upload, hydrate):
+        with pytest.raises(ExecStoppedError):
+            box.send(transfer, b"more")
+    assert sh(box, "ls -A") == "large\n"
+
+
+def test_commands_of_before_are_stopped_by_a_restore(node: Node) -> None:
+    box = node.sandbox()
+    write(box, "/workspace/file", "original")
+    handle = backup(box)
+    with command(box, "echo started; (while :; do echo x > background; done) & exec sleep 1000") as running:
+        restore(box, handle)
+        assert isinstance(running.error(), ExecStoppedError)
+    assert sh(box, "ls -A") == "file\n"
+
+
+def test_calls_of_two_lanes_mix_without_harm(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "mkdir data; for i in $(seq 50); do echo $i > data/$i; done")
+    handle = backup(box, "/workspace/data")
+    stop = threading.Event()
+    odd: list[BaseException] = []
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                write(box, f"/workspace/data/{uuid.uuid4().hex}", "x")
+                sh(box, "ls data > /dev/null; cat data/1")
+                box.list_files("/workspace/data")
+            except ExecStoppedError:
+                continue
+            except BaseException as e:
+                odd.append(e)
+                return
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    try:
+        for mode in ("overlay", "copy", "overlay"):
+            restore(box, handle, mode=mode)
+            backup(box, "/workspace/data")
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join(30)
+    assert [error for error in odd if not isinstance(error, AssertionError)] == []
+
+
+def test_files_go_in_and_out_whole(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    data = os.urandom(3_000_000)
+    transfer = box.open_file("/workspace/a/b/file", 0o750)
+    for start in range(0, len(data), 700_000):
+        box.send(transfer, data[start : start + 700_000])
+        assert sh(box, "ls a/b") == ""
+    box.commit(transfer)
+    assert read(box, "/workspace/a/b/file") == data
+    assert sh(box, "stat -c '%a %U' a/b/file") == "750 sandbox\n"
+    write(box, "/workspace/a/b/file", b"")
+    assert sh(box, "stat -c '%a %s' a/b/file; ls -A a/b") == "750 0\nfile\n"
+    rows = box.list_files("/workspace/a/b")
+    assert [(row.name, row.kind, row.size_bytes, row.mode) for row in rows] == [("file", "file", 0, 0o750)]
+    box.delete_file("/workspace/a/b/file")
+    with pytest.raises(FileNotFoundInSandboxError):
+        read(box, "/workspace/a/b/file")
+
+
+def test_an_aborted_upload_leaves_nothing(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    transfer = box.open_file("/workspace/file", None)
+    box.send(transfer, b"x")
+    assert box.stop(transfer)
+    box.abort(transfer)
+    assert sh(box, "ls -A") == ""
+    with pytest.raises(ExecStoppedError):
+        box.commit(transfer)
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/etc/passwd", PathForbiddenError),
+        ("/workspace/../etc/passwd", InvalidRequestError),
+        ("workspace/x", InvalidRequestError),
+        ("/workspace/x\0", InvalidRequestError),
+        ("/workspace", NotARegularFileError),
+        ("/workspace/none", FileNotFoundInSandboxError),
+        ("/workspace/out/passwd", FileNotFoundInSandboxError),
+        ("/workspace/fifo", NotARegularFileError),
+    ],
+)
+def test_a_path_that_is_no_file_of_the_sandbox_is_refused(kernel_node: Node, path: str, error: type) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "ln -s /etc out; mkfifo fifo; ln -s /nowhere dangling")
+    with pytest.raises(error) as raised:
+        read(box, path)
+    assert type(raised.value) is error
+    assert str(kernel_node.data_dir) not in str(raised.value)
+
+
+def test_a_file_below_a_dangling_link_is_refused_with_a_typed_error(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "ln -s /nowhere dangling")
+    with pytest.raises(NotARegularFileError):
+        box.open_file("/workspace/dangling/file", None)
+
+
+def test_persist_and_hydrate_carry_a_tree_over(kernel_node: Node) -> None:
+    one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
+    sh(one, "mkdir -p src; echo x > src/a; ln -s a src/b; chmod 000 src/a")
+    data = b"".join(one.persist(uuid.uuid4().hex))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert set(tar.getnames()) == {".", "./src", "./src/a", "./src/b"}
+    transfer = other.open_hydrate()
+    for start in range(0, len(data), 4096):
+        other.send(transfer, data[start : start + 4096])
+    other.commit(transfer)
+    assert sh(other, "stat -c %a src/a; readlink src/b; chmod u+r src/a; cat src/a") == "0\na\nx\n"
+
+
+def test_a_body_that_is_no_tar_archive_is_refused(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    transfer = box.open_hydrate()
+    with pytest.raises(InvalidRequestError):
+        for _ in range(100):
+            box.send(transfer, os.urandom(10_000))
+        box.commit(transfer)
+
+
+def test_a_tar_archive_cannot_write_outside_the_workspace(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as tar:
+        for name in ("../../escape", "/etc/escape", "link/escape"):
+            if name == "link/escape":
+                link = tarfile.TarInfo("link")
+                link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+                tar.addfile(link)
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    transfer = box.open_hydrate()
+    try:
+        box.send(transfer, body.getvalue())
+        box.commit(transfer)
+    except InvalidRequestError:
+        pass
+    assert not Path("/etc/escape").exists()
+    assert not (kernel_node.tree(box) / "escape").exists()
+
+
+def test_a_command_is_limited_in_time_and_output(kernel_node: Node) -> None:
+    kernel_node.adjust(exec=ExecLimits(output_bytes=100_000))
+    box = kernel_node.sandbox()
+    with pytest.raises(ExecTimeoutError):
+        run(box, "sleep", "60", timeout_ms=200)
+    with pytest.raises(ExecOutputLimitError):
+        run(box, "yes")
+    assert box.info().commands == 0
+
+
+def test_abandoning_a_commands_output_ends_it(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    events = box.exec("name", ExecRequest(argv=["sh", "-c", "echo started; exec sleep 1000"]))
+    next(iter(events))
+    assert box.info().commands == 1
+    events.close()  # type: ignore[attr-defined]
+    assert box.info().commands == 0
+    with pytest.raises(FileNotFoundInSandboxError):
+        run(box, "true", cwd="/workspace/none")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [(["true"], 0), (["sh", "-c", "exit 3"], 3), (["no-such-program"], 127), (["/etc"], 126), (["A=B"], 127),
+     (["sh", "-c", "kill -9 $$"], 137)],
+)  # fmt: skip
+def test_the_exit_code_is_a_shells(kernel_node: Node, argv: list[str], code: int) -> None:
+    assert run(kernel_node.sandbox(), *argv).exit_code == code
+
+
+THAW = """
+import os, signal, sys, time
+from actors.node.cgroup import Cgroup
+group = Cgroup(sys.argv[1], memory_bytes=2**30, processes=100)
+with group.frozen():
+    print("frozen", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def group(scratch: Path) -> Iterator[tuple[str, Cgroup]]:
+    name = f"holdfast-test-{uuid.uuid4().hex[:12]}"
+    made = Cgroup(f"{name}/one", memory_bytes=256 * 2**20, processes=20)
+    made.prepare()
+    yield name, made
+    Cgroup.remove_tree(name)
+    assert not (Hierarchies.find().v2 / name).exists()
+
+
+def member(group: Cgroup, script: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(group.entry(["sh", "-c", script]), stdout=subprocess.PIPE, start_new_session=True)
+
+
+def frozen(group: Cgroup) -> bool:
+    return "frozen 1" in (group._path / "cgroup.events").read_text()
+
+
+def test_a_frozen_group_stands_still_and_goes_on(group: tuple[str, Cgroup]) -> None:
+    _, one = group
+    with member(one, "while :; do echo x; done") as process:
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        assert wait_until(lambda: bool(process.stdout and process.stdout.read(1)))
+        with one.frozen():
+            assert frozen(one)
+            while process.stdout.read(65536):
+                pass
+            assert process.stdout.read(1) in (None, b"")
+        assert wait_until(lambda: not frozen(one))
+        assert wait_until(lambda: bool(process.stdout and process.stdout.read(1)))
+        one.kill()
+        process.wait(10)
+
+
+def test_a_guard_resumes_what_a_killed_process_had_paused(group: tuple[str, Cgroup]) -> None:
+    name, one = group
+    with member(one, "sleep 1000") as process:
+        assert wait_until(lambda: process.pid in one.pids())
+        ended = crash(THAW, f"{name}/one")
+        assert (ended.status, ended.stdout) == (-signal.SIGKILL, "frozen\n")
+        assert wait_until(lambda: not frozen(one))
+        one.kill()
+        process.wait(10)
+
+
+def test_a_guard_of_an_earlier_pause_never_ends_a_later_one(group: tuple[str, Cgroup]) -> None:
+    _, one = group
+    with member(one, "sleep 1000") as process:
+        assert wait_until(lambda: process.pid in one.pids())
+        for _ in range(30):
+            with one.frozen():
+                pass
+            with one.frozen():
+                assert not wait_until(lambda: not frozen(one), timeout_s=0.03)
+        with one.frozen():
+            one.kill()
+        process.wait(10)
+
+
+def test_limits_of_a_group_hold(group: tuple[str, Cgroup]) -> None:
+    _, one = group
+    assert one.limited == {"memory", "pids"}
+    bomb = "for i in $(seq 60); do sleep 100 & done; echo made $(jobs -p | wc -l)"
+    with member(one, f"({bomb}) 2>/dev/null") as process:
+        assert wait_until(lambda: process.poll() is not None or len(one.pids()) >= 19)
+        assert len(one.pids()) <= 20
+        one.kill()
+        process.wait(10)
+    with member(one, "head -c 600000000 /dev/zero | tail -c 500000000 | wc -c") as process:
+        out, _ = process.communicate(timeout=30)
+        assert b"500000000" not in out
+
+
+def test_many_sandboxes_in_a_row_leave_no_descriptor(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    handle = backup(box)
+    restore(box, handle)
+    before = len(os.listdir("/proc/self/fd"))
+    for mode in ("overlay", "copy", "overlay"):
+        restore(box, handle, mode=mode)
+        sh(box, "true")
+        backup(box)
+        with pytest.raises(NotARegularFileError):
+            read(box, "/workspace")
+    assert wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+def test_a_second_process_over_the_same_folder_takes_over(node: Node) -> None:
+    first = node.sandbox()
+    write(first, "/workspace/file", "1")
+    restore(first, backup(first))
+    other: LocalSandbox = node.sandbox("other")
+    background = Background(lambda: sh(other, "echo other"))
+    assert background.result() == "other\n"
+    first.close()
+    second = node.sandbox()
+    assert read(second, "/workspace/file") == b"1"

@@ -1,0 +1,283 @@
+"""Sandboxes on this machine as an actor has them, without Ray and HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from pydantic import SecretStr
+
+from actors.errors import HoldfastError
+from actors.models import (
+    BackupOptions,
+    DirectoryBackup,
+    ExecRequest,
+    ExecResult,
+    Exit,
+    RestoreMode,
+    RestoreOptions,
+)
+from actors.node.cgroup import Cgroup, Hierarchies
+from actors.node.drivers import Driver
+from actors.sandbox import LocalSandbox, NodeLayout, service_cgroup
+from actors.settings import NodeConfig, SandboxConfig
+from storage.catalog import BackupCatalog
+from storage.config import BucketConfig
+from storage.s3 import S3ObjectStore
+from storage.store import ObjectStore
+from tests.support.mount_leaks import wait_until
+from tests.support.s3 import FAST
+
+UID = 61_184
+SIGNING_KEY = SecretStr("a signing key for tests only")
+T = TypeVar("T")
+
+
+class Node:
+    """One node: a data folder, a driver, a bucket. Closes what it made, and leaves no control group."""
+
+    def __init__(self, data_dir: Path, bucket: BucketConfig, driver: Driver) -> None:
+        self.data_dir = data_dir.absolute()
+        self.driver = driver
+        self.bucket = bucket
+        self.config = SandboxConfig(
+            node=NodeConfig(data_dir=self.data_dir, driver=driver.value),
+            transfer=FAST,
+            bucket=bucket,
+            signing_key=SIGNING_KEY,
+        )
+        self._made: list[LocalSandbox] = []
+
+    @property
+    def layout(self) -> NodeLayout:
+        """Where everything is."""
+        return NodeLayout(self.config.node)
+
+    def home(self, sandbox_id: str, tenant: str = "default") -> Path:
+        """A sandbox's folder."""
+        return self.layout.box(tenant, sandbox_id)
+
+    def tree(self, sandbox: LocalSandbox) -> Path:
+        """The root of a sandbox's tree, as the node sees it."""
+        return self.home(sandbox.id, sandbox.tenant) / "root"
+
+    def catalog(self, store: ObjectStore | None = None) -> BackupCatalog:
+        """The bucket's catalog, over `store` if that is given."""
+        return BackupCatalog(store or S3ObjectStore(self.bucket, transfer=FAST), SIGNING_KEY)
+
+    def adjust(self, **changes: Any) -> None:
+        """Changes the settings of the sandboxes made from now on."""
+        self.config = self.config.model_copy(update=changes)
+
+    def sandbox(
+        self,
+        sandbox_id: str = "box",
+        *,
+        tenant: str = "default",
+        catalog: BackupCatalog | None = None,
+        awake: bool = True,
+    ) -> LocalSandbox:
+        """A sandbox over its folder, which may have been another's before."""
+        sandbox = LocalSandbox(tenant, sandbox_id, self.config, driver=self.driver, catalog=catalog or self.catalog())
+        self._made.append(sandbox)
+        if awake:
+            sandbox.wake()
+        return sandbox
+
+    def keys(self) -> set[str]:
+        """Every key in the bucket."""
+        store, found, after = S3ObjectStore(self.bucket, transfer=FAST), set[str](), None
+        while True:
+            page = store.list("", after=after)
+            found |= {row.key for row in page.objects}
+            after = page.after
+            if after is None:
+                return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failures = []
+        for sandbox in self._made:
+            try:
+                if sandbox.is_awake:
+                    sandbox.close()
+            except Exception as e:
+                failures.append(e)
+        Cgroup.remove_tree(service_cgroup(self.data_dir))
+        assert not (Hierarchies.find().v2 / service_cgroup(self.data_dir)).exists()
+        if failures and error is None:
+            raise failures[0]
+
+
+def run(sandbox: LocalSandbox, *argv: str, cwd: str = "/workspace", timeout_ms: int = 20_000) -> ExecResult:
+    """Runs a command to its end."""
+    request = ExecRequest(argv=list(argv), cwd=cwd, timeout_ms=timeout_ms)
+    out: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+    code = -1
+    for event in sandbox.exec(uuid.uuid4().hex, request):
+        if isinstance(event, Exit):
+            code = event.exit_code
+        else:
+            out[event.stream] += event.data
+    return ExecResult(exit_code=code, stdout=bytes(out["stdout"]), stderr=bytes(out["stderr"]))
+
+
+def sh(sandbox: LocalSandbox, script: str, *, cwd: str = "/workspace") -> str:
+    """What a shell script that has to succeed prints."""
+    ended = run(sandbox, "sh", "-c", script, cwd=cwd)
+    assert ended.exit_code == 0, ended
+    return ended.stdout.decode("utf-8", "surrogateescape")
+
+
+def write(sandbox: LocalSandbox, path: str, data: bytes | str) -> None:
+    """Writes a file as a client does."""
+    transfer = sandbox.open_file(path, None)
+    sandbox.send(transfer, data.encode() if isinstance(data, str) else data)
+    sandbox.commit(transfer)
+
+
+def read(sandbox: LocalSandbox, path: str) -> bytes:
+    """Reads a file as a client does."""
+    return b"".join(sandbox.read_file(uuid.uuid4().hex, path))
+
+
+def backup(sandbox: LocalSandbox, directory: str = "/workspace", **options: Any) -> DirectoryBackup:
+    """Creates a backup."""
+    return sandbox.create_backup(BackupOptions(dir=directory, **options))
+
+
+def restore(
+    sandbox: LocalSandbox,
+    handle: DirectoryBackup,
+    directory: str | None = None,
+    mode: RestoreMode | str = RestoreMode.OVERLAY,
+) -> None:
+    """Restores a backup to where it came from, or to `directory`."""
+    sandbox.restore_backup(RestoreOptions(id=handle.id, dir=directory or handle.dir, mode=RestoreMode(mode)))
+
+
+class Background(Generic[T]):
+    """A call in a thread of its own."""
+
+    def __init__(self, act: Callable[[], T]) -> None:
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        self._act = act
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._act())
+        except BaseException as e:
+            self._error = e
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has returned or raised."""
+        return not self._thread.is_alive()
+
+    def result(self, timeout_s: float = 30.0) -> T:
+        """What it returned; raises what it raised."""
+        self._thread.join(timeout_s)
+        assert self.ended, "the call has not ended in time"
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+    def error(self, timeout_s: float = 30.0) -> BaseException | None:
+        """What it raised."""
+        self._thread.join(timeout_s)
+        assert self.ended, "the call has not ended in time"
+        return self._error
+
+
+@contextmanager
+def command(sandbox: LocalSandbox, script: str) -> Iterator[Background[ExecResult]]:
+    """A shell script that runs in the background, once it has printed a first line; stopped at the end."""
+    name, started = uuid.uuid4().hex, threading.Event()
+
+    def act() -> ExecResult:
+        out = bytearray()
+        try:
+            for event in sandbox.exec(name, ExecRequest(argv=["sh", "-c", script])):
+                if isinstance(event, Exit):
+                    return ExecResult(exit_code=event.exit_code, stdout=bytes(out), stderr=b"")
+                out += event.data
+                started.set()
+        finally:
+            started.set()
+        raise AssertionError("a command without an end")
+
+    background = Background(act)
+    assert started.wait(20)
+    try:
+        yield background
+    finally:
+        sandbox.stop(name)
+        assert wait_until(lambda: background.ended, timeout_s=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class Crashed:
+    """How a process that was to kill itself has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def crash(program: str, *args: str, timeout_s: float = 60.0) -> Crashed:
+    """Runs a Python program in a process of its own."""
+    root = str(Path(__file__).parents[2])
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": root, "LC_ALL": "C.UTF-8"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, timeout=timeout_s, env=environment, cwd=root
+    )
+    return Crashed(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
+
+
+def described(node: Node) -> str:
+    """All that another process needs to make the same node."""
+    return json.dumps(
+        {
+            "data_dir": str(node.data_dir),
+            "driver": node.driver.value,
+            "bucket": node.bucket.bucket,
+            "endpoint_url": node.bucket.endpoint_url,
+            "access": node.bucket.access_key_id.get_secret_value(),
+            "secret": node.bucket.secret_access_key.get_secret_value(),
+        }
+    )
+
+
+def from_description(text: str) -> Node:
+    """The node that `described` described."""
+    told = json.loads(text)
+    config = BucketConfig(
+        bucket=told["bucket"],
+        endpoint_url=told["endpoint_url"],
+        access_key_id=SecretStr(told["access"]),
+        secret_access_key=SecretStr(told["secret"]),
+    )
+    return Node(Path(told["data_dir"]), config, Driver(told["driver"]))
+
+
+def code_of(error: BaseException | None) -> str:
+    """The code of one of our errors."""
+    assert isinstance(error, HoldfastError), repr(error)
+    return error.code

@@ -1,0 +1,99 @@
+"""Every error of ours: named, documented, unique, and the same after a journey between processes."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from collections.abc import Iterator
+
+import pytest
+
+from actors import errors, faults
+from actors.errors import BackupCreateError, BackupRestoreError, HoldfastError, OperationCancelledError
+from actors.node import errors as node_errors
+from actors.node.errors import NodeError
+from storage import errors as storage_errors
+from storage.errors import StorageError, TransferCancelledError
+
+PATH = "/var/lib/holdfast/node/boxes/default/secret"
+
+
+def family(root: type[Exception]) -> Iterator[type[Exception]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from family(child)
+
+
+OURS = [kind for kind in family(HoldfastError) if kind.__module__ == errors.__name__]
+NODES = [kind for kind in family(NodeError) if kind.__module__ == node_errors.__name__]
+STORES = [kind for kind in family(StorageError) if kind.__module__ == storage_errors.__name__]
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_an_error_survives_pickling_with_all_its_fields(kind: type[HoldfastError]) -> None:
+    error = kind("a sentence", hint="do this", context={"a": 1})
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert (again.message, again.hint, again.context, str(again)) == ("a sentence", "do this", {"a": 1}, "a sentence")
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_an_error_of_the_node_survives_pickling(kind: type[NodeError]) -> None:
+    again = pickle.loads(pickle.dumps(kind("a sentence", hint="do this")))
+    assert (type(again), again.message, again.hint) == (kind, "a sentence", "do this")
+
+
+def test_codes_tell_every_error_apart() -> None:
+    codes = [kind.code for kind in OURS if kind is not HoldfastError]  # type: ignore[attr-defined]
+    assert len(codes) == len(set(codes))
+    assert all(code == code.upper() and code.replace("_", "").isalpha() for code in codes)
+
+
+@pytest.mark.parametrize("kind", OURS + NODES)
+def test_every_error_says_when_it_comes_and_is_in_the_picture(kind: type[Exception]) -> None:
+    assert (kind.__doc__ and kind.__doc__.strip().endswith(".")) or "Attributes:" in (kind.__doc__ or "")
+    module = errors if issubclass(kind, HoldfastError) else node_errors
+    assert kind.__name__ in (module.__doc__ or "")
+
+
+def made(kind: type[Exception]) -> Exception:
+    if issubclass(kind, StorageError):
+        return kind("get", bucket="bucket", key="key", detail=PATH)
+    return kind(PATH)
+
+
+@pytest.mark.parametrize("kind", [*NODES, *STORES, OSError])
+def test_there_is_a_reason_for_every_error(kind: type[Exception]) -> None:
+    reason, sentence = faults.reason_of(made(kind))
+    assert reason.replace("_", "").isupper()
+    assert sentence
+
+
+@pytest.mark.parametrize("target", [BackupCreateError, BackupRestoreError])
+@pytest.mark.parametrize("kind", [*NODES, *STORES, OSError])
+def test_what_a_caller_gets_names_no_path_of_the_node(kind: type[Exception], target: type[BackupCreateError]) -> None:
+    about_the_callers_tree = issubclass(kind, (node_errors.TreeError, node_errors.PathError))
+    with pytest.raises(HoldfastError) as raised, faults.failing_as(target, "made"):
+        raise made(kind)
+    if issubclass(kind, TransferCancelledError):
+        assert type(raised.value) is OperationCancelledError
+        return
+    assert type(raised.value) is target
+    assert raised.value.context["reason"]
+    assert raised.value.__cause__ is None
+    assert (PATH in f"{raised.value} {raised.value.hint} {raised.value.context}") == about_the_callers_tree
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_called_so(number: int) -> None:
+    with pytest.raises(BackupRestoreError) as raised, faults.failing_as(BackupRestoreError, "restored"):
+        raise OSError(number, "full", PATH)
+    assert raised.value.context == {"reason": "NO_SPACE"}
+    assert PATH not in str(raised.value)
+
+
+def test_an_error_nobody_knows_is_not_given_a_reason() -> None:
+    with pytest.raises(LookupError):
+        faults.reason_of(ValueError("x"))
+    with pytest.raises(ZeroDivisionError), faults.failing_as(BackupRestoreError, "restored"):
+        raise ZeroDivisionError

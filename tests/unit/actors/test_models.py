@@ -1,0 +1,150 @@
+"""What the models let in, and what they refuse without repeating it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from actors.errors import InvalidBackupConfigError, InvalidRequestError, PathForbiddenError
+from actors.models import (
+    BackupOptions,
+    Compression,
+    DirectoryBackup,
+    ExecRequest,
+    RestoreMode,
+    RestoreOptions,
+    validated,
+    writable_path,
+)
+
+ID = "01234567-89ab-4cde-8f01-23456789abcd"
+SECRET = "s3cr3t-value"
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ("/workspace", "/workspace"), ("/workspace/", "/workspace"), ("//workspace//a", "/workspace/a"),
+        ("/workspace/./a", "/workspace/a"), ("/app/x", "/app/x"), ("/var/tmp", "/var/tmp"), ("/home/ü", "/home/ü"),
+    ],
+)  # fmt: skip
+def test_directories_are_normalized(given: str, normal: str) -> None:
+    assert BackupOptions(dir=given).dir == normal
+    assert writable_path(given) == normal
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["", "workspace", "/", "/etc", "/var", "/workspaces", "/workspace/..", "/workspace/../etc", "/workspace/a\0",
+     "/workspace/" + "x" * 4096, 7, None, True, b"/workspace", ["/workspace"]],
+)  # fmt: skip
+def test_other_directories_are_refused(bad: Any) -> None:
+    with pytest.raises(InvalidBackupConfigError, match="dir"):
+        validated(BackupOptions, {"dir": bad}, InvalidBackupConfigError)
+
+
+def test_the_length_of_a_path_counts_in_bytes() -> None:
+    writable_path("/workspace/" + "x" * 4085)
+    with pytest.raises(InvalidRequestError):
+        writable_path("/workspace/" + "ü" * 2043)
+    with pytest.raises(PathForbiddenError):
+        writable_path("/etc/passwd")
+
+
+@pytest.mark.parametrize("name", ["", "a" * 256, "größer 🌲", None])
+def test_names_may_be_anything_printable(name: str | None) -> None:
+    assert BackupOptions(dir="/app", name=name).name == name
+
+
+@pytest.mark.parametrize("name", ["a" * 257, "line\nbreak", "\x1b[0m", "\x7f", "\udc80", 5, True])
+def test_control_characters_and_long_names_are_refused(name: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        validated(BackupOptions, {"dir": "/app", "name": name})
+
+
+@pytest.mark.parametrize("ttl", [1, 0.001, 259_200, 3_000_000_000])
+def test_times_to_live_are_finite_and_positive(ttl: float) -> None:
+    assert BackupOptions(dir="/app", ttl=ttl).ttl == ttl
+    assert BackupOptions(dir="/app").ttl == 259_200
+
+
+@pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf"), True, False, "60", None, 4e9, 10**400])
+def test_other_times_to_live_are_refused(ttl: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        validated(BackupOptions, {"dir": "/app", "ttl": ttl})
+
+
+@pytest.mark.parametrize("bad", ["", "0123", ID.replace("-", ""), "{" + ID + "}", f"urn:uuid:{ID}", ID + "\n", 5, None])
+def test_only_hyphenated_uuids_are_ids(bad: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        validated(DirectoryBackup, {"id": bad, "dir": "/app"})
+
+
+def test_ids_are_lower_case_ever_after() -> None:
+    assert DirectoryBackup(id=ID.upper(), dir="/app").id == ID
+
+
+@pytest.mark.parametrize("excludes", [[""], ["a\nb"], ["a\0b"], ["x" * 4097], ["a"] * 1001, "*.log", [7], None])
+def test_patterns_that_cannot_be_are_refused(excludes: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        validated(BackupOptions, {"dir": "/app", "excludes": excludes})
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [{"format": "xz"}, {"format": "zstd", "level": 0}, {"format": "zstd", "level": 23}, {"format": "gzip", "level": 10},
+     {"format": "lz4", "level": 1}, {"level": "3"}, {"level": True}, {"level": 1.5}, {"other": 1}, "zstd"],
+)  # fmt: skip
+def test_compressions_that_no_tool_has_are_refused(compression: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        validated(BackupOptions, {"dir": "/app", "compression": compression})
+
+
+def test_every_compression_with_its_levels_is_accepted() -> None:
+    for form, level in (("zstd", 22), ("zstd", None), ("gzip", 9), ("lz4", None)):
+        assert Compression(format=form, level=level).level == level  # type: ignore[arg-type]
+
+
+def test_a_mode_may_come_as_its_word() -> None:
+    assert validated(RestoreOptions, {"id": ID, "dir": "/app", "mode": "copy"}).mode is RestoreMode.COPY
+    assert RestoreOptions(id=ID, dir="/app").mode is RestoreMode.OVERLAY
+    with pytest.raises(InvalidRequestError):
+        validated(RestoreOptions, {"id": ID, "dir": "/app", "mode": "move"})
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"argv": []}, {"argv": "ls"}, {"argv": [1]}, {"argv": ["a\0"]}, {"argv": ["a"], "timeout_ms": 0},
+     {"argv": ["a"], "timeout_ms": True}, {"argv": ["a"], "cwd": "x"}, {"argv": ["a"], "env": {"A=B": "x"}},
+     {"argv": ["a"], "env": {"": "x"}}, {"argv": ["a"], "env": {"A": "x\0"}}, {"argv": ["x" * 1_000_001]},
+     {"argv": ["a"], "other": 1}],
+)  # fmt: skip
+def test_commands_that_cannot_be_run_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError):
+        validated(ExecRequest, bad)
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (BackupOptions, {"dir": f"/{SECRET}"}),
+        (BackupOptions, {"dir": "/app", "name": f"{SECRET}\n"}),
+        (BackupOptions, {"dir": "/app", "ttl": SECRET}),
+        (BackupOptions, {"dir": "/app", "excludes": [f"{SECRET}\n"]}),
+        (BackupOptions, {"dir": "/app", "compression": {"format": SECRET}}),
+        (DirectoryBackup, {"id": SECRET, "dir": "/app"}),
+        (ExecRequest, {"argv": [f"{SECRET}\0"]}),
+        (ExecRequest, {"argv": ["a"], "env": {"A": f"{SECRET}\0"}}),
+    ],
+)
+def test_no_error_repeats_a_value(model: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        validated(model, values)
+    assert SECRET not in f"{raised.value} {raised.value.context} {raised.value.hint}"
+
+
+def test_models_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        setattr(BackupOptions(dir="/app"), "dir", "/tmp")  # noqa: B010

@@ -1,0 +1,139 @@
+"""What becomes of Ray's errors, without a Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
+
+from actors import rpc
+from actors.errors import (
+    BackupNotFoundError,
+    HoldfastError,
+    InternalError,
+    OperationCancelledError,
+    SandboxUnavailableError,
+    ServiceUnavailableError,
+)
+from actors.rpc import ActorRef, Call
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("a unit test may not start Ray")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "get", refuse)
+    rpc._handles.clear()
+    yield
+    rpc._handles.clear()
+
+
+def wrapped(cause: Exception) -> RayTaskError:
+    return RayTaskError("create_backup", "Traceback: /secret/path pid=12", cause)  # type: ignore[no-untyped-call]
+
+
+TABLE: list[tuple[RayError, type[HoldfastError], dict[str, Any]]] = [
+    (wrapped(BackupNotFoundError("x", context={"backup": "b"})), BackupNotFoundError, {"backup": "b"}),
+    (wrapped(ValueError("/secret/path")), InternalError, {"cause": "ValueError"}),
+    (wrapped(wrapped(BackupNotFoundError("x"))), BackupNotFoundError, {}),
+    (wrapped(ActorUnavailableError("x", None)), SandboxUnavailableError, {"outcome": "unknown"}),
+    (ActorUnavailableError("x", None), SandboxUnavailableError, {"outcome": "unknown"}),
+    (ActorDiedError(), SandboxUnavailableError, {"outcome": "not_executed"}),
+    (TaskCancelledError(), OperationCancelledError, {}),
+    (GetTimeoutError("x"), ServiceUnavailableError, {}),
+    (ObjectLostError("00" * 28, None, ""), InternalError, {"cause": "ObjectLostError"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "kind", "context"), TABLE, ids=lambda value: type(value).__name__)
+def test_every_error_of_ray_becomes_one_of_ours(
+    error: RayError, kind: type[HoldfastError], context: dict[str, Any]
+) -> None:
+    def steps() -> Generator[Any, Any, None]:
+        yield fail
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(HoldfastError) as raised:
+        Call(steps).result()
+    assert type(raised.value) is kind
+    assert raised.value.context == context
+    assert "/secret" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+class Actor:
+    """Answers with what it was told to; each answer once."""
+
+    def __init__(self, *answers: object) -> None:
+        self.answers = list(answers)
+
+    def answer(self) -> object:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_a_call_to_an_actor_that_had_left_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, there = Actor(ActorDiedError()), Actor("done")
+    found = iter([gone, there])
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: next(found))
+    reference = ActorRef("sandbox:default:x")
+    assert Call(lambda: reference.call(lambda actor: actor.answer)).result() == "done"
+
+
+def test_a_call_that_may_have_been_executed_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Actor(ActorUnavailableError("x", None), "never")
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    with pytest.raises(SandboxUnavailableError) as raised:
+        Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result()
+    assert raised.value.context == {"outcome": "unknown"}
+    assert actor.answers == ["never"]
+
+
+def test_an_actor_that_always_leaves_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: Actor(ActorDiedError()))
+    with pytest.raises(SandboxUnavailableError) as raised:
+        Call(lambda: ActorRef("a", retry_s=0.05).call(lambda actor: actor.answer)).result()
+    assert raised.value.context == {"outcome": "not_executed"}
+
+
+def test_a_call_that_an_actor_refuses_because_it_is_leaving_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving = wrapped(SandboxUnavailableError("x", context={"outcome": "not_executed", rpc.LEAVING: True}))
+    actor = Actor(leaving, leaving, "done")
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    assert Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result() == "done"
+
+
+def test_a_call_that_failed_for_another_reason_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Actor(wrapped(SandboxUnavailableError("no room", context={"outcome": "not_executed"})), "never")
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    with pytest.raises(SandboxUnavailableError, match="no room"):
+        Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result()
+    assert actor.answers == ["never"]
+
+
+def test_without_a_service_the_error_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str, namespace: str) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(ray, "get_actor", none)
+    with pytest.raises(ServiceUnavailableError) as raised:
+        Call(lambda: ActorRef("service").call(lambda actor: actor.answer)).result()
+    assert "holdfast serve" in (raised.value.hint or "")
+    assert Call(lambda: ActorRef("a").call_if_alive(lambda actor: actor.answer, "default")).result() == "default"
