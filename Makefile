@@ -1,4 +1,4 @@
-# `make test` installs what it needs, once.
+# Two commands matter: `make demo` and `make test`. Both install what they need, once.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: test check lint types imports setup system lock format clean
+.PHONY: demo test check lint types imports setup system bench lock format clean
+
+demo: setup ## run the main job on real input
+	$(BIN)/python examples/demo.py
 
 test: setup ## every test; the kernel's and FUSE's really run
 	$(BIN)/python -m pytest $(TESTS)
@@ -22,6 +25,9 @@ types: setup
 
 imports: setup
 	$(BIN)/lint-imports --no-cache
+
+bench: setup ## the figures of DESIGN.md, on this machine
+	$(BIN)/python examples/bench.py
 
 setup: system $(INSTALLED)
 

@@ -1,0 +1,92 @@
+"""The figures that matter to a user, measured over HTTP on this machine: medians of several runs each.
+
+Compare runs made side by side on one machine; no figure here is a promise.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from demo import execute, start, tar_of
+from rich.console import Console
+from rich.table import Table
+
+SMALL_RUNS, LARGE_RUNS = 20, 5
+FILE_BYTES = 256 * 1024**2
+
+
+def main() -> int:
+    """Runs everything and prints one table."""
+    table = Table("what", "median", "min", "max", "runs")
+    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+        service = start(Path(folder))
+        try:
+            measure(service.api, Path(folder), table)
+        finally:
+            service.stop()
+    Console().print(table)
+    return 0
+
+
+def measure(api: httpx.Client, data_dir: Path, table: Table) -> None:
+    """Every row."""
+
+    def row(what: str, run: Callable[[], object], runs: int, before: Callable[[], object] = lambda: None) -> None:
+        times = []
+        for _ in range(runs):
+            before()
+            began = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - began)
+        figures = (statistics.median(times), min(times), max(times))
+        table.add_row(what, *(f"{figure * 1000:.1f} ms" for figure in figures), str(runs))
+
+    def post(path: str, body: dict[str, object]) -> dict[str, str]:
+        answer: dict[str, str] = api.post(path, json=body).raise_for_status().json()
+        return answer
+
+    fresh = iter(range(10_000))
+    row("first call to a new sandbox", lambda: execute(api, f"new-{next(fresh)}", "true"), 10)
+    box = "/v1/sandbox/bench"
+    execute(api, "bench", "echo hello > small.txt")
+    row("exec true", lambda: execute(api, "bench", "true"), SMALL_RUNS)
+    row("state of a sandbox", lambda: api.get(box).raise_for_status(), SMALL_RUNS)
+    row("back up one small file", lambda: post(f"{box}/backup", {"dir": "/workspace"}), SMALL_RUNS)
+    small = post(f"{box}/backup", {"dir": "/workspace"})
+    row("roll it back (overlay)", lambda: post(f"{box}/restore", dict(small)), SMALL_RUNS)
+    row("roll it back (copy)", lambda: post(f"{box}/restore", {**small, "mode": "copy"}), SMALL_RUNS)
+
+    site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
+    api.post("/v1/sandbox/tree/hydrate", content=tar_of(site_packages)).raise_for_status()
+    tree = "/v1/sandbox/tree"
+    row("back up this Python environment", lambda: post(f"{tree}/backup", {"dir": "/workspace"}), LARGE_RUNS)
+    large = post(f"{tree}/backup", {"dir": "/workspace"})
+    row("roll it back (overlay, archive cached)", lambda: post(f"{tree}/restore", dict(large)), LARGE_RUNS)
+    row("roll it back (overlay, archive downloaded)", lambda: post(f"{tree}/restore", dict(large)), LARGE_RUNS,
+        before=lambda: [path.unlink() for path in (data_dir / "node" / "cache").glob("*.sqsh")])  # fmt: skip
+    row("roll it back (copy)", lambda: post(f"{tree}/restore", {**large, "mode": "copy"}), LARGE_RUNS)
+    forks = iter(range(10_000))
+    row("fork it into a new sandbox", lambda: post(f"/v1/sandbox/fork-{next(forks)}/restore", dict(large)), LARGE_RUNS)
+
+    backup = threading.Thread(target=lambda: post(f"{tree}/backup", {"dir": "/workspace"}))
+    backup.start()
+    row("state of a sandbox while it is backed up", lambda: api.get(tree).raise_for_status(), SMALL_RUNS)
+    backup.join()
+
+    data = os.urandom(1024**2) * (FILE_BYTES // 1024**2)
+    file = f"{box}/file/workspace/big"
+    row(f"send a file of {FILE_BYTES >> 20} MiB", lambda: api.put(file, content=io.BytesIO(data)), LARGE_RUNS)
+    row(f"fetch a file of {FILE_BYTES >> 20} MiB", lambda: api.get(file).raise_for_status(), LARGE_RUNS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

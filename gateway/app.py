@@ -1,0 +1,85 @@
+"""The gateway's application, made by a factory: every app has its own configuration, metrics and cluster.
+
+A request passes Telemetry (id, log, metrics), ErrorBoundary (every error in one shape), Authentication
+(the key decides the tenant) and then the routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from actors.errors import InvalidRequestError
+from gateway.admission import Admission
+from gateway.answers import error_answer
+from gateway.auth import Authentication
+from gateway.boundary import ErrorBoundary, answer_http_exception
+from gateway.cluster import Cluster, RayCluster
+from gateway.config import GatewayConfig
+from gateway.errors import ErrorDocument
+from gateway.metrics import HttpMetrics
+from gateway.routes import backups, commands, files, sandboxes, service
+from gateway.routes.request import KEY_REQUIRED
+from gateway.telemetry import Telemetry, json_log
+
+CLUSTER_THREADS = 128
+"""Finding an actor, and waiting for a stream's first item, blocks a thread each; asyncio's own limit is cores + 4."""
+
+
+def create_app(config: GatewayConfig, *, cluster: Cluster | None = None, log: Any = None) -> FastAPI:
+    """A gateway.
+
+    Args:
+        config: keys and limits.
+        cluster: where sandboxes are found; the Ray cluster of this process if not given.
+        log: a structlog logger for the access log; JSON lines on stderr if not given.
+    """
+    cluster = cluster or RayCluster()
+    log = log or json_log()
+    metrics = HttpMetrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CLUSTER_THREADS, "cluster"))
+        cluster.connect()
+        yield
+
+    app = FastAPI(
+        title="Holdfast",
+        summary="Durable sandboxes on Ray: back a directory up, restore it as a copy-on-write overlay.",
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Telemetry, log=log, metrics=metrics),
+            Middleware(ErrorBoundary, log=log),
+            Middleware(Authentication, keys_by_tenant=config.keys_by_tenant),
+        ],
+        exception_handlers={HTTPException: answer_http_exception, RequestValidationError: _answer_bad_parameter},
+        responses={"default": {"model": ErrorDocument, "description": "An error"}},
+    )
+    app.state.config = config
+    app.state.cluster = cluster
+    app.state.metrics = metrics
+    app.state.admission = Admission()
+    app.include_router(service.router)
+    for module in (sandboxes, commands, files, backups):
+        app.include_router(module.router, dependencies=[KEY_REQUIRED])
+    return app
+
+
+async def _answer_bad_parameter(request: Request, e: Exception) -> Response:
+    assert isinstance(e, RequestValidationError)
+    fields = {str(line["loc"][-1]): line["msg"] for line in e.errors()}
+    sentence = "; ".join(f"{name}: {message}" for name, message in fields.items())
+    return error_answer(InvalidRequestError(f"Invalid request: {sentence}.", context={"fields": fields}), request.scope)

@@ -1,0 +1,119 @@
+"""Reading bodies: bounded in size and in idleness, whether or not the client says how long they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect, Request
+
+from actors.errors import InvalidBackupConfigError, InvalidRequestError, RequestTooLargeError
+from actors.models import Model, invalid
+from gateway.config import GatewayConfig
+from gateway.errors import MalformedBodyError, RequestTimeoutError
+
+M = TypeVar("M", bound=Model)
+
+
+async def pieces(request: Request, *, limit_bytes: int, idle_s: float) -> AsyncIterator[bytes]:
+    """The body as it comes.
+
+    Raises:
+        RequestTooLargeError: it is, or says it is, longer than `limit_bytes`.
+        RequestTimeoutError: nothing came for `idle_s`.
+        ClientDisconnect: the client is gone.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit_bytes):
+        raise _too_large(limit_bytes)
+    received = 0
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout(idle_s):
+                message = await request.receive()
+        except TimeoutError:
+            raise RequestTimeoutError(
+                "The request's body stopped coming.", context={"idle_s": idle_s, "received_bytes": received}
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
+        received += len(piece)
+        if received > limit_bytes:
+            raise _too_large(limit_bytes)
+        if piece:
+            yield piece
+        more = message.get("more_body", False)
+
+
+async def in_blocks(source: AsyncIterator[bytes], block_bytes: int) -> AsyncIterator[bytes]:
+    """The same bytes in blocks of one size; the last may be shorter."""
+    buffer = bytearray()
+    async for piece in source:
+        buffer += piece
+        while len(buffer) >= block_bytes:
+            yield bytes(buffer[:block_bytes])
+            del buffer[:block_bytes]
+    if buffer:
+        yield bytes(buffer)
+
+
+async def parsed(request: Request, model: type[M], error: type[InvalidRequestError] = InvalidRequestError) -> M:
+    """The JSON body as a model.
+
+    Args:
+        request: whose body; it is read here, whole.
+        model: what it must be, strictly.
+        error: the kind of error for a body that is JSON but not such a model. Where that is
+            InvalidBackupConfigError, it is also the one for a body that is no JSON.
+    """
+    config: GatewayConfig = request.app.state.config
+    body = bytearray()
+    async for piece in pieces(request, limit_bytes=config.max_body_bytes, idle_s=config.body_idle_s):
+        body += piece
+    malformed = InvalidBackupConfigError if error is InvalidBackupConfigError else MalformedBodyError
+    try:
+        from_json(bytes(body), allow_inf_nan=False)
+    except (ValueError, RecursionError):
+        raise malformed("The body is not a JSON document.", hint="NaN and Infinity are not JSON either.") from None
+    try:
+        return model.model_validate_json(bytes(body))
+    except ValidationError as e:
+        raise invalid(e, error) from None
+
+
+def describes(model: type[Model]) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose body is parsed by `parsed`."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    return _json_body(_inlined(schema, definitions))
+
+
+def describes_bytes(media_type: str) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose body is raw bytes."""
+    schema = {"type": "string", "format": "binary"}
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+def _json_body(schema: Any) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    reference = schema.get("$ref")
+    if reference is not None:
+        target = definitions[reference.removeprefix("#/$defs/")]
+        return _inlined({**target, **{k: v for k, v in schema.items() if k != "$ref"}}, definitions)
+    return {name: _inlined(value, definitions) for name, value in schema.items()}
+
+
+def _too_large(limit_bytes: int) -> RequestTooLargeError:
+    return RequestTooLargeError("The request's body is too large.", context={"limit_bytes": limit_bytes})

@@ -1,0 +1,63 @@
+"""The top frame of a request: whatever is raised below becomes an error document, and nothing else leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from actors.errors import HoldfastError, InternalError, InvalidRequestError
+from gateway.answers import error_answer
+from gateway.errors import MethodNotAllowedError, RouteNotFoundError
+
+
+class ErrorBoundary:
+    """Answers errors. An error after the answer has begun cuts the connection: a short body must not look whole."""
+
+    def __init__(self, app: ASGIApp, *, log: Any) -> None:
+        self._app = app
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            return
+        except Exception as e:
+            error = self._named(e, scope)
+            if begun:
+                self._log.warning("answer cut short", request_id=scope["state"]["request_id"], code=error.code)
+            else:
+                await error_answer(error, scope)(scope, receive, send)
+
+    def _named(self, e: Exception, scope: Scope) -> HoldfastError:
+        if isinstance(e, HoldfastError):
+            return e
+        self._log.error("unhandled error", request_id=scope["state"]["request_id"], exc_info=e)
+        return InternalError("Something broke in the gateway.", hint="The service's log has it under the request's id.")
+
+
+async def answer_http_exception(request: Request, e: Exception) -> Response:
+    """Starlette's own refusals (no such path, no such method) in our words."""
+    assert isinstance(e, HTTPException)
+    error: HoldfastError
+    if e.status_code == 404:
+        error = RouteNotFoundError("There is nothing at this path.", hint="See /docs.")
+    elif e.status_code == 405:
+        error = MethodNotAllowedError("This path does not know this method.")
+    else:
+        error = InvalidRequestError("The request was refused.")
+    return error_answer(error, request.scope, status=e.status_code, headers=e.headers)

@@ -1,0 +1,1 @@
+"""The command line `holdfast`. Modules here import Ray inside functions, so that `--help` answers at once."""

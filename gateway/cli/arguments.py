@@ -1,0 +1,35 @@
+"""Arguments that several commands take, and `BOX:PATH`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+DEFAULT_DIR = "/workspace"
+
+Box = Annotated[str, typer.Argument(metavar="BOX", help="The sandbox; any name of a-z, 0-9 and '-'.")]
+
+_REMOTE = re.compile(r"([a-z0-9](?:[a-z0-9-]{0,126}[a-z0-9])?):(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A path in a sandbox."""
+
+    box: str
+    path: str
+
+
+def remote(text: str) -> Remote | None:
+    """`BOX:PATH` taken apart, or None for a local path. A relative path is one under /workspace.
+
+    A local file whose name looks like that is meant by `./BOX:PATH`.
+    """
+    match = _REMOTE.fullmatch(text)
+    if match is None:
+        return None
+    box, path = match.groups()
+    return Remote(box, path if path.startswith("/") else f"{DEFAULT_DIR}/{path}".rstrip("/"))

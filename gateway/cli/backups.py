@@ -1,0 +1,102 @@
+"""`holdfast backup`, `restore` and `cancel`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from actors.errors import InvalidBackupConfigError
+from actors.models import (
+    DEFAULT_TTL_S,
+    BackupOptions,
+    OperationKind,
+    RestoreMode,
+    RestoreOptions,
+    validated,
+)
+from gateway.cli.arguments import Box
+from gateway.cli.session import Session, with_session
+
+
+@with_session
+def backup(
+    session: Session,
+    box: Box,
+    dir: Annotated[str, typer.Argument(metavar="DIR", help="The directory, absolute.")],
+    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    ttl: Annotated[float, typer.Option(metavar="SECONDS", help="How long it can be restored.")] = DEFAULT_TTL_S,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Leave this out, as .gitignore would. Repeatable.")
+    ] = None,
+    gitignore: Annotated[bool, typer.Option("--gitignore", help="Leave out what .gitignore files name.")] = False,
+    compression: Annotated[str | None, typer.Option(metavar="FORMAT[:LEVEL]", help="zstd, lz4 or gzip.")] = None,
+) -> None:
+    """Back a directory up; prints the backup's id."""
+    from gateway.cli.progress import supervised
+
+    values: dict[str, Any] = {
+        "dir": dir,
+        "name": name,
+        "ttl": ttl,
+        "excludes": exclude or [],
+        "gitignore": gitignore,
+    }
+    if compression is not None:
+        values["compression"] = _compression(compression)
+    options = validated(BackupOptions, values, InvalidBackupConfigError)
+    calls = session.sandbox(box).calls
+    handle = supervised(
+        calls.create_backup(options),
+        calls,
+        kind=OperationKind.BACKUP,
+        dir=options.dir,
+        visible=session.output.shows_progress,
+    )
+    session.output.result(handle, handle.id)
+
+
+@with_session
+def restore(
+    session: Session,
+    box: Box,
+    backup_id: Annotated[str, typer.Argument(metavar="BACKUP_ID", help="The backup.")],
+    dir: Annotated[
+        str | None, typer.Argument(metavar="[DIR]", help="Where to; where it came from if not given.")
+    ] = None,
+    mode: Annotated[RestoreMode, typer.Option(help="A writable layer over the archive, or plain files.")] = (
+        RestoreMode.OVERLAY
+    ),
+) -> None:
+    """Restore a backup. What the directory holds now is replaced; commands in the sandbox are stopped."""
+    from gateway.cli.progress import supervised
+
+    placeholder = dir if dir is not None else "/workspace"
+    options = validated(RestoreOptions, {"id": backup_id, "dir": placeholder, "mode": mode}, InvalidBackupConfigError)
+    if dir is None:
+        options = options.model_copy(update={"dir": session.service().backup(options.id).result().dir})
+    calls = session.sandbox(box).calls
+    result = supervised(
+        calls.restore_backup(options),
+        calls,
+        kind=OperationKind.RESTORE,
+        dir=options.dir,
+        visible=session.output.shows_progress,
+    )
+    session.output.result(result, f"restored {result.id} to {result.dir}")
+
+
+@with_session
+def cancel(session: Session, box: Box) -> None:
+    """Cancel the backup or restore that a sandbox is busy with."""
+    cancelled = session.sandbox(box).cancel()
+    session.output.result({"cancelled": cancelled}, "cancelled" if cancelled else "nothing to cancel")
+
+
+def _compression(text: str) -> dict[str, Any]:
+    name, separator, level = text.partition(":")
+    if not separator:
+        return {"format": name}
+    if not (level.isascii() and level.isdigit()):
+        raise InvalidBackupConfigError("The level of a compression is a number, as in zstd:3.")
+    return {"format": name, "level": int(level)}

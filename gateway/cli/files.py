@@ -1,0 +1,164 @@
+"""`holdfast cp` and `holdfast ls`."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from actors.errors import HoldfastError, InvalidRequestError
+from actors.models import FileKind
+from gateway.cli.arguments import DEFAULT_DIR, Remote, remote
+from gateway.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from actors.client import Sandbox
+
+STANDARD_STREAM = "-"
+
+
+@with_session
+def copy(
+    session: Session,
+    source: Annotated[str, typer.Argument(metavar="SRC", help="BOX:/path, a local file, or - for stdin.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="BOX:/path, a local file, or - for stdout.")],
+) -> None:
+    """Copy a file into or out of a sandbox. The target shows whole or not at all."""
+    there, here = remote(target), remote(source)
+    if (there is None) == (here is None):
+        raise InvalidRequestError("Exactly one of SRC and DST must be of the form BOX:/path.")
+    try:
+        if there is not None:
+            copied = _upload(session, source, there)
+        else:
+            assert here is not None
+            copied = _download(session, here, target)
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        name = e.filename if isinstance(e.filename, str) else "local file"
+        raise InvalidRequestError(f"{name}: {e.strerror}.") from None
+    if session.output.as_json and target != STANDARD_STREAM:
+        session.output.result({"ok": True, "bytes": copied})
+
+
+@with_session
+def list_files(
+    session: Session,
+    directory: Annotated[str, typer.Argument(metavar="BOX[:PATH]", help="A directory; /workspace if not given.")],
+) -> None:
+    """List a directory of a sandbox."""
+    at = remote(directory) or Remote(directory, DEFAULT_DIR)
+    entries = session.sandbox(at.box).list_files(at.path)
+    marks = {FileKind.DIRECTORY: stat.S_IFDIR, FileKind.SYMLINK: stat.S_IFLNK, FileKind.FILE: stat.S_IFREG}
+    session.output.rows(
+        {"files": entries},
+        ("mode", "bytes", "modified", "name"),
+        [
+            (
+                stat.filemode(marks.get(e.kind, 0) | stat.S_IMODE(e.mode)),
+                str(e.size_bytes),
+                e.modified_at.isoformat(timespec="seconds"),
+                e.name,
+            )
+            for e in entries
+        ],
+    )
+
+
+def _upload(session: Session, source: str, to: Remote) -> int:
+    from actors.models import TRANSFER_BYTES
+    from gateway.cli.progress import meter
+
+    path = to.path
+    if path.endswith("/"):
+        path += Path(source).name
+    with _readable(source) as file, meter(visible=session.output.shows_progress) as display:
+        found = os.fstat(file.fileno())
+        regular = stat.S_ISREG(found.st_mode)
+        sandbox = session.sandbox(to.box)
+        mode = stat.S_IMODE(found.st_mode) & 0o777 if regular else None
+        upload = sandbox.calls.write_file(path, mode=mode).result()
+        done = 0
+        try:
+            while block := file.read(TRANSFER_BYTES):
+                upload.send(block).result()
+                done += len(block)
+                display.amount("copying", done=done, total=found.st_size if regular else None, unit="bytes")
+        except BaseException:
+            upload.abort().result()
+            raise
+        upload.commit().result()
+    return done
+
+
+def _download(session: Session, source: Remote, target: str) -> int:
+    from gateway.cli.progress import meter
+
+    sandbox = session.sandbox(source.box)
+    visible = session.output.shows_progress and not (target == STANDARD_STREAM and sys.stdout.isatty())
+    total = _size(sandbox, source.path) if visible else None
+    done = 0
+    blocks = iter(sandbox.calls.read_file(source.path))
+    with _writable(target, PurePosixPath(source.path).name) as file, meter(visible=visible) as display:
+        for block in blocks:
+            file.write(block)
+            done += len(block)
+            display.amount("copying", done=done, total=total, unit="bytes")
+        file.flush()
+    return done
+
+
+def _size(sandbox: Sandbox, path: str) -> int | None:
+    """How much will come, for the bar; reading the file itself will tell what is wrong with it."""
+    parent, name = os.path.split(path)
+    try:
+        return next((e.size_bytes for e in sandbox.list_files(parent) if e.name == name), None)
+    except HoldfastError:
+        return None
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[BinaryIO]:
+    if source == STANDARD_STREAM:
+        yield sys.stdin.buffer
+    else:
+        with Path(source).open("rb") as file:
+            yield file
+
+
+@contextmanager
+def _writable(target: str, name: str) -> Iterator[BinaryIO]:
+    """Where the bytes go: stdout, a device, or a new file that takes the target's name once it is whole."""
+    path = Path(target)
+    if target == STANDARD_STREAM:
+        yield sys.stdout.buffer
+        return
+    if path.is_dir():
+        path = path / name
+    if path.exists() and not path.is_file():
+        with path.open("wb") as device:
+            yield device
+        return
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o666 & ~_umask())
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

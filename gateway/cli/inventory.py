@@ -1,0 +1,95 @@
+"""`holdfast list`, `inspect` and `delete`: what there is."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from actors.errors import BackupNotFoundError, InvalidRequestError
+from actors.models import BackupInfo, Model, SandboxRef
+from gateway.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from actors.client import ServiceCalls
+
+
+@with_session
+def list_all(
+    session: Session,
+    box: Annotated[str | None, typer.Argument(metavar="[BOX]", help="List this sandbox's backups.")] = None,
+) -> None:
+    """List the sandboxes, or the backups of one."""
+    if box is None:
+        refs = list(_sandboxes(session.service()))
+        session.output.rows(
+            {"sandboxes": refs}, ("sandbox", "state"), [(r.id, "running" if r.running else "asleep") for r in refs]
+        )
+        return
+    backups = list(session.sandbox(box).backups())
+    session.output.rows(
+        {"backups": backups}, ("backup", "created", "dir", "bytes", "expires", "name"), [_row(b) for b in backups]
+    )
+
+
+@with_session
+def inspect(
+    session: Session,
+    subject: Annotated[str, typer.Argument(metavar="BOX|BACKUP_ID", help="A sandbox or a backup.")],
+) -> None:
+    """Show everything that is known of a sandbox or a backup."""
+    info: Model
+    try:
+        info = session.service().backup(subject).result() if _is_uuid(subject) else session.sandbox(subject).info()
+    except BackupNotFoundError as missing:
+        try:
+            info = session.sandbox(subject).info()
+        except InvalidRequestError:
+            raise missing from None
+    session.output.result(info, *json.dumps(info.model_dump(mode="json", exclude_none=True), indent=2).splitlines())
+
+
+@with_session
+def delete(
+    session: Session,
+    box: Annotated[str | None, typer.Argument(metavar="[BOX]", help="The sandbox; its backups stay.")] = None,
+    backup: Annotated[str | None, typer.Option(metavar="ID", help="Delete this backup instead.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a sandbox with its files, or a backup."""
+    if (box is None) == (backup is None):
+        raise typer.BadParameter("name either a sandbox or --backup ID")
+    what = f"backup {backup}" if box is None else f"sandbox {box} and all its files"
+    if not yes and not session.output.as_json and sys.stdin.isatty():
+        typer.confirm(f"Delete {what}?", abort=True, err=True)
+    if box is not None:
+        session.sandbox(box).destroy()
+    elif backup is not None:
+        session.service().delete_backup(backup).result()
+    session.output.result({"deleted": box if box is not None else backup}, f"deleted {what}")
+
+
+def _sandboxes(service: ServiceCalls) -> Iterator[SandboxRef]:
+    cursor: str | None = None
+    while True:
+        page = service.sandboxes(cursor=cursor).result()
+        yield from page.sandboxes
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+def _row(b: BackupInfo) -> tuple[str, ...]:
+    expires = "expired" if b.expired else b.expires_at.isoformat(timespec="seconds")
+    return (b.id, b.created_at.isoformat(timespec="seconds"), b.dir, str(b.size_bytes), expires, b.name or "")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False

@@ -1,0 +1,130 @@
+"""`holdfast serve`: the whole service on this machine, until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+
+from actors.errors import HoldfastError, InvalidRequestError
+from actors.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.embedded.machine import Machine
+
+_ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+Port = Annotated[int | None, typer.Option(help="Where the gateway listens; 0 takes a free port.", min=0, max=65_535)]
+Host = Annotated[str | None, typer.Option(help="The address the gateway listens on.")]
+Address = Annotated[str | None, typer.Option(help="Join this Ray cluster (auto: the one on this machine).")]
+DataDir = Annotated[Path | None, typer.Option(help="Where sandboxes, backups and secrets are kept.")]
+
+
+def serve(port: Port = None, host: Host = None, data_dir: DataDir = None, address: Address = None) -> None:
+    """Run the service: Ray, the store, the sandboxes and the gateway.
+
+    Without settings the backups go to an S3 server on a folder of its own. With R2 settings in the environment
+    they go to R2. Ends on Ctrl-C or SIGTERM and leaves no process and no mount behind. With --address it joins a
+    running cluster instead of starting one; then the sandboxes go on when it ends.
+    """
+    given = {"port": port, "host": host, "data_dir": data_dir, "ray_address": address}
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as e:
+        names = "; ".join(f"{'.'.join(map(str, line['loc']))}: {line['msg']}" for line in e.errors(include_input=False))
+        print(f"error: a setting is wrong: {names}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    _heed_signals()
+    try:
+        _run(settings)
+    except _Stopped:
+        pass
+    except HoldfastError as e:
+        print(f"error: {e.message}", file=sys.stderr)
+        if e.hint:
+            print(f"hint: {e.hint}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print("stopped", file=sys.stderr)
+
+
+class _Stopped(BaseException):
+    """SIGINT, SIGTERM or SIGHUP came; everything is undone on the way out."""
+
+
+def _heed_signals() -> None:
+    for number in _ENDINGS:
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # Once: a second, impatient signal must not cut the clean-up short.
+    for ending in _ENDINGS:
+        signal.signal(ending, signal.SIG_IGN)
+    raise _Stopped
+
+
+def _run(settings: Settings) -> None:
+    from gateway.app import create_app
+    from gateway.config import GatewayConfig
+    from gateway.embedded.machine import running
+    from gateway.server import server
+
+    with _bound(settings.host, settings.port) as listening:
+        print("starting …", file=sys.stderr, flush=True)
+        with running(settings) as machine:
+            _heed_signals()  # again: Ray has put a handler of its own in place
+            config = GatewayConfig(
+                keys_by_tenant=machine.keys_by_tenant,
+                max_body_bytes=settings.max_body_bytes,
+                max_upload_bytes=settings.max_upload_bytes,
+            )
+            print(_banner(machine, f"http://{settings.host}:{listening.getsockname()[1]}"), flush=True)
+            server(create_app(config), host=settings.host, port=settings.port).run(sockets=[listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has the port but refuses connections until the gateway listens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off, and so 40 ms per answer, only where the protocol is named.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as e:
+        listening.close()
+        raise InvalidRequestError(
+            f"The gateway cannot listen on {host} port {port}: {e.strerror}.", hint="Choose another with --port."
+        ) from None
+    return listening
+
+
+def _banner(machine: Machine, url: str) -> str:
+    """Where everything is, and what to try. Names where the key is; never the key."""
+    key = f"$(cat {machine.api_key_file})" if machine.api_key_file else "$SANDBOX_API_KEY"
+    ray = f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={machine.token_file} RAY_ADDRESS={machine.ray.jobs_url}"
+    job = "ray job submit -- holdfast backup demo /workspace"
+    lines = [
+        f"holdfast listens on {url} (API documentation at {url}/docs)",
+        f"backups go to {machine.store}",
+    ]
+    if machine.missing_settings:
+        lines.append(f"warning: backup and restore are off; missing: {', '.join(machine.missing_settings)}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "try:",
+            f"""  curl -N -H @<(echo "Authorization: Bearer {key}") -H 'Content-Type: application/json' \\""",
+            f"""    {url}/v1/sandbox/demo/exec -d '{{"argv": ["sh", "-c", "echo hello > hello.txt; ls -l"]}}'""",
+            "  holdfast backup demo /workspace",
+            "as a job:",
+            f"  {ray} \\\n    {job}" if machine.ray.jobs_url else f"  {job}",
+            "stop with Ctrl-C",
+        ]
+    )

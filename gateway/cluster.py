@@ -1,0 +1,110 @@
+"""What the gateway needs of the cluster, as protocols; and the cluster itself, reached through Ray.
+
+The protocols are the asynchronous half of `actors.client`: a `Call` is an awaitable, a `Stream` iterates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from typing import Protocol, TypeVar
+
+from actors.models import (
+    BackupInfo,
+    BackupOptions,
+    BackupPage,
+    DirectoryBackup,
+    ExecEvent,
+    ExecRequest,
+    FileEntry,
+    Operation,
+    RestoreBackupResult,
+    RestoreOptions,
+    SandboxInfo,
+    SandboxPage,
+)
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ItemStream(Protocol[T_co]):
+    """A call that answers with many items; iterated once. Errors show at the first item or later."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+
+    def close(self) -> None:
+        """Tells the other side to stop producing. Returns at once; harmless when the stream has ended."""
+
+
+class Uploading(Protocol):
+    """A transfer into a sandbox, ended by `commit`."""
+
+    def send(self, data: bytes) -> Awaitable[None]: ...
+    def commit(self) -> Awaitable[None]: ...
+    def abort(self) -> Awaitable[None]: ...
+
+
+class SandboxPort(Protocol):
+    """The calls to one sandbox; `actors.client.SandboxCalls` says what each promises and raises."""
+
+    def create_backup(
+        self, options: BackupOptions, *, idempotency_key: str | None = ...
+    ) -> Awaitable[DirectoryBackup]: ...
+    def restore_backup(self, options: RestoreOptions) -> Awaitable[RestoreBackupResult]: ...
+    def destroy(self) -> Awaitable[None]: ...
+    def exec(self, request: ExecRequest) -> ItemStream[ExecEvent]: ...
+    def read_file(self, path: str) -> ItemStream[bytes]: ...
+    def write_file(self, path: str) -> Awaitable[Uploading]: ...
+    def delete_file(self, path: str) -> Awaitable[None]: ...
+    def list_files(self, path: str) -> Awaitable[list[FileEntry]]: ...
+    def persist(self) -> ItemStream[bytes]: ...
+    def hydrate(self) -> Awaitable[Uploading]: ...
+    def info(self) -> Awaitable[SandboxInfo]: ...
+    def running(self) -> Awaitable[bool]: ...
+    def operation(self) -> Awaitable[Operation | None]: ...
+    def cancel(self) -> Awaitable[bool]: ...
+    def backups(self, *, limit: int = ..., cursor: str | None = ...) -> Awaitable[BackupPage]: ...
+
+
+class ServicePort(Protocol):
+    """The calls that concern a whole tenant; see `actors.client.ServiceCalls`."""
+
+    def ready(self) -> Awaitable[None]: ...
+    def create_sandbox(self) -> Awaitable[str]: ...
+    def sandboxes(self, *, limit: int = ..., cursor: str | None = ...) -> Awaitable[SandboxPage]: ...
+    def backup(self, backup_id: str) -> Awaitable[BackupInfo]: ...
+    def delete_backup(self, backup_id: str) -> Awaitable[None]: ...
+
+
+class Cluster(Protocol):
+    """Where sandboxes are found. Neither method waits for anything."""
+
+    def connect(self) -> None:
+        """Called once, before the first request. Raises ServiceUnavailableError."""
+
+    def sandbox(self, tenant: str, sandbox_id: str) -> SandboxPort: ...
+    def service(self, tenant: str) -> ServicePort: ...
+
+
+class RayCluster:
+    """The Ray cluster that this process joins, or is part of already."""
+
+    def __init__(self, *, address: str | None = None) -> None:
+        self._address = address
+
+    def connect(self) -> None:
+        """Joins the cluster. Raises ServiceUnavailableError."""
+        from actors.rpc import connect
+
+        connect(self._address)
+
+    def sandbox(self, tenant: str, sandbox_id: str) -> SandboxPort:
+        """The calls to one sandbox. Raises InvalidRequestError."""
+        from actors.client import SandboxCalls
+
+        return SandboxCalls(sandbox_id, tenant=tenant)
+
+    def service(self, tenant: str) -> ServicePort:
+        """The calls that concern a whole tenant."""
+        from actors.client import ServiceCalls
+
+        return ServiceCalls(tenant=tenant)

@@ -1,0 +1,29 @@
+"""What the gateway is configured with; passed in by value, never read from the environment here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from actors.models import SandboxId
+
+
+class GatewayConfig(BaseModel):
+    """The gateway's settings.
+
+    Attributes:
+        keys_by_tenant: the API key of each tenant. The key of a request decides whose sandboxes it sees.
+        max_body_bytes: the largest JSON body.
+        max_upload_bytes: the largest file or tar archive that is sent into a sandbox.
+        body_idle_s: how long a body may stop coming before the request is given up.
+        keep_alive_s: how long an event stream may be silent before a comment is sent to keep proxies from cutting it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keys_by_tenant: Annotated[dict[SandboxId, SecretStr], Field(min_length=1)]
+    max_body_bytes: Annotated[int, Field(gt=0)] = 1024**2
+    max_upload_bytes: Annotated[int, Field(gt=0)] = 16 * 1024**3
+    body_idle_s: Annotated[float, Field(gt=0)] = 30.0
+    keep_alive_s: Annotated[float, Field(gt=0)] = 15.0

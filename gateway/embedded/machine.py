@@ -1,0 +1,192 @@
+"""Starts the parts of the service on this machine in their order, and ends them in the reverse one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from fasteners import InterProcessLock
+from pydantic import SecretStr
+
+from actors.errors import HoldfastError, InvalidRequestError, ServiceUnavailableError
+from actors.models import DEFAULT_TENANT
+from actors.settings import SandboxConfig, Settings, take_secrets_out_of_the_environment
+from gateway.cli.connection import CLIENT_ENV
+from gateway.embedded import ray_head
+from gateway.embedded.secrets import MachineSecrets, load_or_make, write_private
+from storage.config import BucketConfig
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The running service, but for its gateway."""
+
+    keys_by_tenant: dict[str, SecretStr]
+    api_key_file: Path | None
+    """Where the key is that was made for this machine; None where the operator gave one."""
+    store: str
+    missing_settings: tuple[str, ...]
+    ray: ray_head.RayHead
+    token_file: Path | None
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Machine]:
+    """Runs Ray, the store and the service within the block; leaves no process and no mount behind.
+
+    Raises:
+        InvalidRequestError: this machine lacks something, or another service has the data folder.
+        HoldfastError: a part did not start.
+    """
+    if settings.ray_address is not None:
+        with _joined(settings, settings.ray_address) as machine:
+            yield machine
+        return
+    data_dir = settings.data_dir.absolute()
+    with ExitStack() as stack:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stack.enter_context(_alone(data_dir))
+        secrets = load_or_make(data_dir / "secrets")
+        token_file = data_dir / "secrets" / "ray_token"
+        write_private(token_file, secrets.ray_token.get_secret_value())
+        take_secrets_out_of_the_environment()
+        _check_node(data_dir, settings.sandbox_uid)
+        stack.callback(_clean_node, data_dir)
+        _clean_node(data_dir)
+        bucket, store = settings.bucket(), f"the bucket {settings.backup_bucket_name}"
+        if not settings.names_a_bucket:
+            bucket, store = stack.enter_context(_embedded_s3(data_dir, secrets)), f"{data_dir / 's3'} (embedded store)"
+        folder = _ray_folder(data_dir)
+        stack.callback(shutil.rmtree, folder.parent, ignore_errors=True)
+        stack.callback(ray_head.stop)
+        head = ray_head.start(folder, token_file, slots=settings.slots)
+        config = settings.sandbox_config(bucket=bucket, signing_key=settings.shared_signing_key or secrets.signing_key)
+        _start_service(config)
+        stack.callback(_stop_service)
+        write_private(
+            data_dir / CLIENT_ENV,
+            "".join(f"{name}={os.environ[name]}\n" for name in ray_head.SHARED) + f"RAY_ADDRESS={head.address}\n",
+        )
+        stack.callback((data_dir / CLIENT_ENV).unlink, missing_ok=True)
+        keys, key_file = settings.keys_by_tenant(), None
+        if not keys:
+            keys, key_file = {DEFAULT_TENANT: secrets.api_key}, data_dir / "secrets" / "api_key"
+            write_private(key_file, secrets.api_key.get_secret_value())
+        yield Machine(keys, key_file, store, config.missing_settings, head, token_file)
+
+
+@contextmanager
+def _joined(settings: Settings, address: str) -> Iterator[Machine]:
+    """A gateway to a cluster that runs already. The bucket and the keys have to be the same for all its gateways."""
+    bucket, keys = settings.bucket(), settings.keys_by_tenant()
+    missing = [*settings.missing_bucket_settings(), *([] if keys else ["SANDBOX_API_KEY"])]
+    signing_key = settings.shared_signing_key
+    if bucket is None or not keys or signing_key is None:
+        raise InvalidRequestError(
+            f"To join a cluster, every node needs the same bucket and key: {', '.join(missing)} missing.",
+            hint="Set the missing settings, or leave --address out to run on this machine alone.",
+        )
+    take_secrets_out_of_the_environment()
+    head = ray_head.join(address)
+    try:
+        _start_service(settings.sandbox_config(bucket=bucket, signing_key=signing_key))
+        yield Machine(keys, None, f"the bucket {bucket.bucket}", (), head, None)
+    finally:
+        ray_head.stop()
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    lock = InterProcessLock(data_dir / "lock")
+    if not lock.acquire(blocking=False):
+        raise InvalidRequestError(
+            "Another `holdfast serve` uses this data folder.", hint="Stop it, or choose another with --data-dir."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_node(data_dir: Path, uid: int) -> None:
+    from actors.doctor import checks
+
+    failed = [check for check in checks(data_dir, uid=uid) if check.required and not check.ok]
+    if failed:
+        fixes = dict.fromkeys(check.fix or check.detail for check in failed)
+        raise InvalidRequestError(
+            f"This machine cannot run sandboxes: {', '.join(check.name for check in failed)}.", hint="; ".join(fixes)
+        )
+
+
+def _clean_node(data_dir: Path) -> None:
+    """Unmounts what an earlier service was killed over, and ends its commands."""
+    from actors.node.cgroup import Cgroup
+    from actors.node.mounting import sweep
+    from actors.sandbox import service_cgroup
+
+    Cgroup.remove_tree(service_cgroup(data_dir))
+    for stuck in sweep(data_dir):
+        log.error("mount_left_behind", mount=stuck.name)
+
+
+@contextmanager
+def _embedded_s3(data_dir: Path, secrets: MachineSecrets) -> Iterator[BucketConfig]:
+    from storage.embedded import EmbeddedS3
+
+    server = EmbeddedS3(data_dir / "s3", access_key=secrets.s3_access_key, secret_key=secrets.s3_secret_key)
+    with server:
+        yield server.config
+
+
+def _ray_folder(data_dir: Path) -> Path:
+    """A short path, since Ray keeps sockets in it and their paths are bounded; emptied of earlier sessions.
+
+    Ray opens its own folder to everybody, so that folder lies in one that only we can enter.
+    """
+    name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"holdfast-{name}"
+    ray_head.end_leftovers(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        raise InvalidRequestError(
+            f"{folder} is somebody else's, or cannot be removed.", hint="Remove it, or set TMPDIR to another folder."
+        ) from None
+    return folder / "ray"
+
+
+def _start_service(config: SandboxConfig) -> None:
+    from actors.hosts import start_service
+
+    try:
+        start_service(config)
+    except HoldfastError:
+        raise
+    except Exception as e:
+        cause = getattr(e, "cause", None)
+        if isinstance(cause, HoldfastError):
+            raise cause from None
+        raise ServiceUnavailableError("The service did not start.", context={"cause": type(e).__name__}) from e
+
+
+def _stop_service() -> None:
+    from actors.hosts import stop_service
+
+    try:
+        left = stop_service()
+    except Exception as e:
+        log.error("service_not_stopped", error=type(e).__name__)
+    else:
+        if left:
+            log.error("sandboxes_not_closed", count=left)

@@ -1,0 +1,115 @@
+"""A Ray cluster of one machine, for the embedded service: loopback only, token authentication on.
+
+Source: measured on Ray 2.60. Without RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 every port is bound to all interfaces,
+on Linux too. Token authentication has to be set for each process. Workers start in a third of the time when
+Ray is compiled to .pyc and the modules below are imported by a worker before it is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+_PRELOADED = (
+    "ray._common.pydantic_compat",
+    "pydantic.v1.fields",
+    "starlette.datastructures",
+    "ray._private.arrow_serialization",
+    "anyio.to_thread",
+    "actors.hosts",
+    "actors.sandbox",
+    "actors.service",
+)
+SHARED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+"""The names that every driver of the cluster needs too, with the values that `start` gives them."""
+_OBJECT_STORE_BYTES = 512 * 1024**2
+_END_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RayHead:
+    """A running cluster. `address` is for drivers, `jobs_url` for `ray job submit` (None: it was joined)."""
+
+    address: str
+    jobs_url: str | None
+
+
+def start(folder: Path, token_file: Path, *, slots: int) -> RayHead:
+    """Starts a cluster that lives as long as this process; its files go to `folder`, `slots` sandboxes fit in.
+
+    Has to be called before anything imports Ray, which reads its environment once.
+    """
+    os.environ.update(
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token_file),
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_preload_python_modules=",".join(_PRELOADED),
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+    )
+    for name in ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE"):
+        os.environ.pop(name, None)
+    ray = _ray()
+    context = ray.init(
+        namespace="holdfast",
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        object_store_memory=_OBJECT_STORE_BYTES,
+        resources={"sandbox_slots": slots},
+        _temp_dir=str(folder),
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    return RayHead(address=context.address_info["gcs_address"], jobs_url=f"http://{context.address_info['webui_url']}")
+
+
+def join(address: str) -> RayHead:
+    """Joins a running cluster; its jobs' URL is the operator's to know. Raises ServiceUnavailableError."""
+    from actors.rpc import connect
+
+    connect(address)
+    return RayHead(address=address, jobs_url=None)
+
+
+def end_leftovers(folder: Path) -> None:
+    """Ends what an earlier cluster with its files in `folder` has left: its agents outlive a killed raylet.
+
+    Only processes of Ray's own: drivers name the folder neither in their arguments nor have Ray's title.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(int(process.name))
+            try:
+                if _belongs_to(process, folder):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    select.select([pidfd], [], [], _END_S)
+            finally:
+                os.close(pidfd)
+
+
+def _belongs_to(process: Path, folder: Path) -> bool:
+    command, inside = (process / "cmdline").read_bytes(), os.fsencode(folder) + b"/"
+    if inside in command and os.fsencode(sysconfig.get_path("platlib")) in command:
+        return True
+    return command.startswith(b"ray::") and any(
+        os.readlink(os.fsencode(file)).startswith(inside) for file in (process / "fd").iterdir()
+    )
+
+
+def stop() -> None:
+    """Ends the cluster that this process started, with all its processes; leaves one that it joined. Repeatable."""
+    _ray().shutdown()
+
+
+def _ray() -> ModuleType:
+    import ray
+
+    return ray

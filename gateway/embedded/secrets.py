@@ -1,0 +1,60 @@
+"""The secrets that a machine's service makes for itself, once, and keeps beside its data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, SecretStr, field_serializer
+
+
+class MachineSecrets(BaseModel):
+    """The secrets of one data folder. Backups that were signed with `signing_key` are trusted as long as it lives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    api_key: SecretStr
+    signing_key: SecretStr
+    s3_access_key: SecretStr
+    s3_secret_key: SecretStr
+    ray_token: SecretStr
+
+    @field_serializer("*")
+    def _plain(self, value: SecretStr) -> str:
+        return value.get_secret_value()
+
+    @classmethod
+    def make(cls) -> MachineSecrets:
+        """Fresh ones, of 160 to 256 bits each."""
+        return cls(
+            api_key=SecretStr(f"hf_{secrets.token_urlsafe(32)}"),
+            signing_key=SecretStr(secrets.token_hex(32)),
+            s3_access_key=SecretStr(secrets.token_hex(10)),
+            s3_secret_key=SecretStr(secrets.token_hex(20)),
+            ray_token=SecretStr(secrets.token_hex(32)),
+        )
+
+
+def load_or_make(folder: Path) -> MachineSecrets:
+    """The secrets kept in `folder`, which only root can enter; made on the first call."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = folder / "secrets.json"
+    with contextlib.suppress(FileNotFoundError):
+        return MachineSecrets.model_validate_json(file.read_bytes())
+    made = MachineSecrets.make()
+    write_private(file, made.model_dump_json())
+    return made
+
+
+def write_private(file: Path, text: str) -> None:
+    """Writes a file that only its owner can read, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)

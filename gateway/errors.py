@@ -1,0 +1,65 @@
+"""The errors that only HTTP knows, and the document in which every error is answered.
+
+HoldfastError
+├── RouteNotFoundError          no such path
+├── MethodNotAllowedError       the path knows other methods
+├── RequestTimeoutError         the body stopped coming
+├── TooManyRequestsError        the sandbox has enough waiting calls
+└── InvalidRequestError
+    └── MalformedBodyError      the body is not JSON at all
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from actors.errors import HoldfastError, InvalidRequestError
+from actors.models import Model
+
+
+class RouteNotFoundError(HoldfastError):
+    """The service has no such path."""
+
+    code = "NOT_FOUND"
+
+
+class MethodNotAllowedError(HoldfastError):
+    """The path exists, but not for this method."""
+
+    code = "METHOD_NOT_ALLOWED"
+
+
+class RequestTimeoutError(HoldfastError):
+    """The client began to send a body and then stopped; nothing was changed."""
+
+    code = "REQUEST_TIMEOUT"
+
+
+class TooManyRequestsError(HoldfastError):
+    """As many calls as the gateway lets wait for one sandbox are waiting already; nothing was changed."""
+
+    code = "TOO_MANY_REQUESTS"
+    retryable = True
+
+
+class MalformedBodyError(InvalidRequestError):
+    """The body is not a JSON document; nothing was changed."""
+
+
+class ErrorDocument(Model):
+    """The body of every answer that is an error."""
+
+    code: str
+    error: str
+    context: Annotated[dict[str, Any], Field(default_factory=dict)]
+    hint: str | None = None
+    request_id: str
+
+
+def document(error: HoldfastError, request_id: str) -> ErrorDocument:
+    """The error as its body."""
+    return ErrorDocument(
+        code=error.code, error=error.message, context=error.context, hint=error.hint, request_id=request_id
+    )

@@ -1,0 +1,1 @@
+"""The routes, one module per concern. Each only translates between HTTP and the cluster's calls."""

@@ -1,0 +1,75 @@
+"""Backups: making, restoring, listing and deleting them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
+
+from actors.errors import InvalidBackupConfigError
+from actors.models import (
+    BackupId,
+    BackupInfo,
+    BackupOptions,
+    BackupPage,
+    DirectoryBackup,
+    Model,
+    RestoreBackupResult,
+    RestoreOptions,
+    validated,
+)
+from gateway.answers import NO_CONTENT, answer, done
+from gateway.body import describes, parsed
+from gateway.routes.request import Box, Cursor, Limit, Place, Service
+
+router = APIRouter(prefix="/v1", tags=["backups"])
+
+
+class _Named(Model):
+    id: BackupId
+
+
+async def _backup_id(id: Annotated[str, Path(description="The backup's UUID.")]) -> str:
+    return validated(_Named, {"id": id}, InvalidBackupConfigError).id
+
+
+Key = Annotated[str | None, Header(description="1 to 200 printable ASCII characters, one for each intended backup.")]
+Backup = Annotated[str, Depends(_backup_id)]
+
+
+@router.post("/sandbox/{id}/backup", response_model=DirectoryBackup, openapi_extra=describes(BackupOptions))
+async def create_backup(request: Request, box: Box, place: Place, idempotency_key: Key = None) -> Response:
+    """Archives a directory and uploads it. Goes on to its end even if the client goes away.
+
+    With an `Idempotency-Key`, a repeated request gives the first one's backup instead of making a second.
+    """
+    options = await parsed(request, BackupOptions, InvalidBackupConfigError)
+    with place:
+        return answer(await box.create_backup(options, idempotency_key=idempotency_key))
+
+
+@router.post("/sandbox/{id}/restore", response_model=RestoreBackupResult, openapi_extra=describes(RestoreOptions))
+async def restore_backup(request: Request, box: Box, place: Place) -> Response:
+    """Restores a backup into a directory. Goes on to its end even if the client goes away."""
+    options = await parsed(request, RestoreOptions, InvalidBackupConfigError)
+    with place:
+        return answer(await box.restore_backup(options))
+
+
+@router.get("/sandbox/{id}/backups", response_model=BackupPage)
+async def list_backups(box: Box, limit: Limit = 100, cursor: Cursor = None) -> Response:
+    """The sandbox's backups, newest first. Neither wakes nor creates it."""
+    return answer(await box.backups(limit=limit, cursor=cursor))
+
+
+@router.get("/backup/{id}", response_model=BackupInfo)
+async def backup_info(service: Service, backup_id: Backup) -> Response:
+    """One backup."""
+    return answer(await service.backup(backup_id))
+
+
+@router.delete("/backup/{id}", status_code=NO_CONTENT, response_class=Response)
+async def delete_backup(service: Service, backup_id: Backup) -> Response:
+    """Deletes a backup: its metadata first, its archive after."""
+    await service.delete_backup(backup_id)
+    return done()

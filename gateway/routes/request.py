@@ -1,0 +1,72 @@
+"""What the routes take from a request: the sandbox or the service it means, paths and pages."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Annotated
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from fastapi import Depends, Path, Query, Request, Security
+from fastapi.security import HTTPBearer
+
+from actors.models import Model, SandboxId, validated, writable_path
+from gateway.admission import Admission
+from gateway.cluster import Cluster, SandboxPort, ServicePort
+from gateway.config import GatewayConfig
+from gateway.errors import RouteNotFoundError
+
+KEY_REQUIRED = Security(HTTPBearer(auto_error=False, description="The API key; it decides the tenant."))
+"""Documents the key in OpenAPI; `gateway.auth` checks it, before any route is looked for."""
+
+DEFAULT_DIR = "/workspace"
+
+
+class _Named(Model):
+    id: SandboxId
+
+
+def config_of(request: Request) -> GatewayConfig:
+    """The gateway's configuration."""
+    config: GatewayConfig = request.app.state.config
+    return config
+
+
+async def _box(request: Request, id: Annotated[str, Path(description="The sandbox's name.")]) -> SandboxPort:
+    cluster: Cluster = request.app.state.cluster
+    return cluster.sandbox(request.state.tenant, validated(_Named, {"id": id}).id)
+
+
+async def _service(request: Request) -> ServicePort:
+    cluster: Cluster = request.app.state.cluster
+    return cluster.service(request.state.tenant)
+
+
+async def _place(request: Request, id: str) -> AbstractContextManager[None]:
+    admission: Admission = request.app.state.admission
+    return admission.place(request.state.tenant, id)
+
+
+async def _file_path(
+    request: Request, path: Annotated[str, Path(description="Absolute, without its first '/'.")]
+) -> str:
+    """The path out of the request's raw target, so that names that are not UTF-8 survive (as surrogate escapes)."""
+    _, marker, raw = request.scope["raw_path"].partition(b"/file/")
+    if not marker:  # the route matched an encoded "file"
+        raise RouteNotFoundError("There is no such route.")
+    return writable_path("/" + unquote_to_bytes(raw).decode("utf-8", "surrogateescape"))
+
+
+async def _query_path(
+    request: Request, path: Annotated[str, Query(description="The directory to list.")] = DEFAULT_DIR
+) -> str:
+    query = parse_qsl(request.scope["query_string"].decode("latin-1"), errors="surrogateescape")
+    return writable_path(dict(query).get("path", DEFAULT_DIR))
+
+
+Box = Annotated[SandboxPort, Depends(_box)]
+Place = Annotated[AbstractContextManager[None], Depends(_place)]
+Service = Annotated[ServicePort, Depends(_service)]
+FilePath = Annotated[str, Depends(_file_path)]
+DirectoryPath = Annotated[str, Depends(_query_path)]
+Limit = Annotated[int, Query(ge=1, le=1000, description="The most rows of a page.")]
+Cursor = Annotated[str | None, Query(max_length=1024, description="The `cursor` of the page before.")]

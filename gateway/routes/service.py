@@ -1,0 +1,56 @@
+"""The service itself: is it up, can it work, what has it done."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from actors.errors import HoldfastError, ServiceUnavailableError
+from actors.models import Model
+from gateway.answers import answer, error_answer
+from gateway.metrics import HttpMetrics
+from gateway.routes.request import KEY_REQUIRED, Service
+
+READY_LIMIT_S = 10.0
+
+router = APIRouter(tags=["service"])
+
+
+class Health(Model):
+    """The process answers."""
+
+    status: str = "ok"
+
+
+class Ready(Model):
+    """A call would succeed: the cluster's service answers, and the bucket too."""
+
+    ready: bool = True
+
+
+@router.get("/health", response_model=Health)
+async def health() -> Response:
+    """Whether this process answers. The only route that needs no key."""
+    return answer(Health())
+
+
+@router.get("/ready", response_model=Ready, dependencies=[KEY_REQUIRED])
+async def ready(request: Request, service: Service) -> Response:
+    """Whether a call would succeed; otherwise 503, and why."""
+    try:
+        async with asyncio.timeout(READY_LIMIT_S):
+            await service.ready()
+    except TimeoutError:
+        late = ServiceUnavailableError("The service did not answer in time.", context={"limit_s": READY_LIMIT_S})
+        return error_answer(late, request.scope)
+    except HoldfastError as e:
+        return error_answer(e, request.scope, status=503)
+    return answer(Ready())
+
+
+@router.get("/metrics", response_class=Response, dependencies=[KEY_REQUIRED])
+async def metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    http_metrics: HttpMetrics = request.app.state.metrics
+    return http_metrics.exposition()

@@ -1,0 +1,47 @@
+"""A command's output as Server-Sent Events.
+
+Source: the WHATWG HTML standard, "Server-sent events"; data is base64, so it never holds a line break.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncGenerator
+
+from actors.errors import HoldfastError
+from actors.models import ExecEvent, Exit
+from gateway.streaming import Source
+
+MEDIA_TYPE = "text/event-stream"
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def frame(event: str, data: str) -> bytes:
+    """One event. `data` must be free of line breaks."""
+    return f"event: {event}\ndata: {data}\n\n".encode("ascii")
+
+
+def encoded(event: ExecEvent) -> bytes:
+    """A piece of output, or the end, as a frame."""
+    if isinstance(event, Exit):
+        return frame("exit", json.dumps({"exit_code": event.exit_code}))
+    return frame(event.stream, base64.b64encode(event.data).decode("ascii"))
+
+
+async def frames(source: Source[ExecEvent], *, keep_alive_s: float) -> AsyncGenerator[bytes, None]:
+    """The whole stream: output as it comes, a comment in every silence, and `exit` or `error` last."""
+    while True:
+        if not await source.wait(keep_alive_s):
+            yield KEEP_ALIVE
+            continue
+        try:
+            event = await source.take()
+        except HoldfastError as e:
+            yield frame("error", json.dumps({"error": e.message, "code": e.code}))
+            return
+        if event is None:
+            return
+        if isinstance(event, Exit) or event.data:
+            yield encoded(event)

@@ -1,0 +1,137 @@
+"""Answers that are streamed out of the cluster, and stopped there when the client goes away.
+
+uvicorn cancels nothing on a disconnect; whoever streams has to listen for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.cluster import ItemStream
+
+T = TypeVar("T")
+
+
+class Source(Generic[T]):
+    """A stream of the cluster whose next item can be waited for without taking it."""
+
+    def __init__(self, stream: ItemStream[T]) -> None:
+        self._stream = stream
+        self._items = aiter(stream)
+        self._next: asyncio.Task[T | None] | None = None
+
+    async def begin(self, receive: Receive, *, within_s: float | None = None) -> None:
+        """Waits for the first item, so that an error of the whole call is answered as such.
+
+        Returns early, with nothing lost, when `within_s` is over.
+
+        Raises:
+            HoldfastError: the call failed before it produced anything.
+            ClientDisconnect: the client went away; the call is stopped.
+        """
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            first = self._awaited()
+            await asyncio.wait({first, gone}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            if first.done():
+                first.result()
+            elif gone.done():
+                raise ClientDisconnect
+        except BaseException:
+            await self.close()
+            raise
+        finally:
+            await _ended(gone)
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Whether the next item, the end or an error has come within the time."""
+        awaited = self._awaited()
+        await asyncio.wait({awaited}, timeout=timeout_s)
+        return awaited.done()
+
+    async def take(self) -> T | None:
+        """The next item, or None at the end. Raises what the stream raises."""
+        awaited = self._awaited()
+        await asyncio.wait({awaited})
+        self._next = None
+        return awaited.result()
+
+    async def close(self) -> None:
+        """Stops the stream, there and here."""
+        self._stream.close()
+        if self._next is not None:
+            await _ended(self._next)
+
+    def _awaited(self) -> asyncio.Task[T | None]:
+        if self._next is None:
+            self._next = asyncio.ensure_future(_next_of(self._items))
+        return self._next
+
+
+class StreamedAnswer(Response):
+    """Sends pieces as they come. The source is closed whatever happens: end, error, disconnect, shutdown."""
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        source: Source[Any],
+        *,
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._pieces = pieces
+        self._source = source
+        self.status_code = 200
+        self.background = None
+        self.media_type = media_type
+        self.init_headers(headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.ensure_future(_disconnected(receive))
+        sending = asyncio.ensure_future(self._send(send))
+        try:
+            await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                raise ClientDisconnect
+            sending.result()
+        finally:
+            await _ended(gone)
+            await _ended(sending)
+            await self._source.close()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._pieces) as pieces:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def raw(source: Source[bytes]) -> AsyncGenerator[bytes, None]:
+    """The stream's bytes as they are."""
+    while (piece := await source.take()) is not None:
+        yield piece
+
+
+async def _next_of(items: Any) -> Any:
+    return await anext(items, None)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Cancels a task and waits for its end, whatever that is."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

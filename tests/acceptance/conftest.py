@@ -1,0 +1,65 @@
+"""One service for the session, watched from its start to its end; a fresh sandbox for each test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import httpx
+import pytest
+
+from tests.acceptance.http_box import HttpBox
+from tests.support.service import CommandLines, Service, running
+
+OTHER_TENANT = "other"
+OTHER_KEY = "key-of-other-tenant-000"
+API_KEY = "key-of-default-tenant-000"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks for secrets looks at all that the other tests have left, and so comes last."""
+    items.sort(key=lambda item: item.path.name == "test_secrets.py")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("acceptance")
+    env = {"SANDBOX_API_KEY": API_KEY, "HOLDFAST_API_KEYS": f'{{"{OTHER_TENANT}": "{OTHER_KEY}"}}'}
+    with running(folder / "home", folder / "data", env=env, key=API_KEY) as service:
+        yield service
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_lines(request: pytest.FixtureRequest) -> Iterator[CommandLines | None]:
+    """What `ps` showed of the service at any moment of the session; None where no test needs the service."""
+    if not any("service" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        yield None
+        return
+    with CommandLines(request.getfixturevalue("service")) as watcher:
+        yield watcher
+
+
+@pytest.fixture(scope="session")
+def client(service: Service) -> Iterator[httpx.Client]:
+    with service.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def other_client(service: Service) -> Iterator[httpx.Client]:
+    """Another tenant's."""
+    with service.client(OTHER_KEY) as client:
+        yield client
+
+
+@pytest.fixture
+def boxes(client: httpx.Client) -> Iterator[Callable[[], HttpBox]]:
+    """Makes sandboxes that are destroyed after the test."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(HttpBox(client, f"t-{uuid.uuid4().hex[:12]}").destroyed_at_the_end())
+
+
+@pytest.fixture
+def box(boxes: Callable[[], HttpBox]) -> HttpBox:
+    return boxes()

@@ -1,0 +1,176 @@
+"""The installed command `holdfast` against a running service, as a person and as a machine use it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pty
+import select
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.http_box import HttpBox
+from tests.support.service import HOLDFAST, Service, clean_environment
+
+COMMAND_S = 60
+COMMANDS = ["serve", "exec", "cp", "ls", "backup", "restore", "list", "inspect", "delete", "gc", "lifecycle", "doctor"]
+
+
+@pytest.fixture
+def cli(service: Service) -> Cli:
+    return Cli(service)
+
+
+class Cli:
+    """Runs the command in processes of their own; it finds the service by its data folder."""
+
+    def __init__(self, service: Service) -> None:
+        self._env = clean_environment(service.home, {"HOLDFAST_DATA_DIR": str(service.data_dir)})
+        self._cwd = service.home
+
+    def run(self, *argv: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [HOLDFAST, *argv],
+            env=self._env,
+            cwd=self._cwd,
+            capture_output=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+
+    def json(self, *argv: str, status: int = 0) -> dict[str, Any]:
+        """The one document that a command with --json prints."""
+        done = self.run(*argv, "--json")
+        assert done.returncode == status, done
+        document: dict[str, Any] = json.loads(done.stdout)
+        assert done.stdout.count(b"\n") == 1
+        assert b"Traceback" not in done.stderr
+        return document
+
+    def on_a_terminal(self, argv: Sequence[str]) -> tuple[int, bytes]:
+        """Runs a command on a terminal; returns its status and everything that it drew."""
+        controller, terminal = pty.openpty()
+        process = subprocess.Popen(
+            [HOLDFAST, *argv], env={**self._env, "TERM": "xterm"}, cwd=self._cwd,
+            stdin=terminal, stdout=terminal, stderr=terminal,
+        )  # fmt: skip
+        os.close(terminal)
+        drawn, deadline = b"", time.monotonic() + COMMAND_S
+        try:
+            while time.monotonic() < deadline:
+                if select.select([controller], [], [], 1)[0]:
+                    try:
+                        drawn += os.read(controller, 65_536)
+                    except OSError:  # the other side is closed
+                        break
+        finally:
+            os.close(controller)
+        return process.wait(COMMAND_S), drawn
+
+
+def test_the_main_flow_by_commands_for_people(cli: Cli, box: HttpBox, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"kept\0\xff\n")
+
+    assert cli.run("cp", str(tmp_path / "file"), f"{box.id}:src/file").returncode == 0
+    made = cli.run("backup", box.id, "/workspace", "--name", "by hand")
+    backup_id = made.stdout.decode().strip()
+    wrecked = cli.run("exec", box.id, "--", "sh", "-c", "rm -r src; echo out; echo err >&2; exit 3")
+    restored = cli.run("restore", box.id, backup_id)
+    fetched = cli.run("cp", f"{box.id}:/workspace/src/file", "-")
+    listed = cli.run("list", box.id)
+    files = cli.run("ls", f"{box.id}:src")
+
+    assert (made.returncode, made.stderr) == (0, b"")
+    assert (wrecked.returncode, wrecked.stdout, wrecked.stderr) == (3, b"out\n", b"err\n")
+    assert restored.stdout.decode() == f"restored {backup_id} to /workspace\n"
+    assert fetched.stdout == b"kept\0\xff\n"
+    assert listed.stdout.decode().split("\t")[0] == backup_id
+    assert files.stdout.decode().split("\t")[-1] == "file\n"
+
+
+def test_every_command_prints_one_json_document(cli: Cli, box: HttpBox, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1234")
+
+    assert cli.json("cp", str(tmp_path / "file"), f"{box.id}:file") == {"ok": True, "bytes": 4}
+    handle = cli.json("backup", box.id, "/workspace")
+    assert handle.keys() == {"id", "dir"}
+    ran = cli.run("exec", box.id, "--json", "--", "sh", "-c", "echo out; exit 5")
+    document = json.loads(ran.stdout)
+    assert (ran.returncode, document["exit_code"], base64.b64decode(document["stdout"])) == (5, 5, b"out\n")
+    assert cli.json("restore", box.id, handle["id"]) == {"success": True, "dir": "/workspace", "id": handle["id"]}
+    assert [row["name"] for row in cli.json("ls", box.id)["files"]] == ["file"]
+    assert [row["id"] for row in cli.json("list", box.id)["backups"]] == [handle["id"]]
+    assert box.id in {row["id"] for row in cli.json("list")["sandboxes"]}
+    assert cli.json("inspect", handle["id"])["dir"] == "/workspace"
+    assert cli.json("inspect", box.id)["id"] == box.id
+    collected = cli.json("gc", "--dry-run")
+    assert collected["dry_run"] is True and handle["id"] not in collected["expired_backups"]
+    assert cli.json("delete", "--backup", handle["id"]) == {"deleted": handle["id"]}
+    assert cli.json("delete", box.id) == {"deleted": box.id}
+
+
+def test_the_lifecycle_of_a_store_without_rules_is_a_clear_error(cli: Cli) -> None:
+    document = cli.json("lifecycle", status=1)
+
+    assert document.keys() >= {"code", "error", "context"}
+    assert "lifecycle" in document["error"]
+
+
+def test_the_doctor_needs_no_service_and_says_what_there_is(cli: Cli) -> None:
+    checks = {check["name"]: check for check in cli.json("doctor")["checks"]}
+
+    assert {"root", "mksquashfs", "bwrap", "sandbox", "cgroup"} <= checks.keys()
+    assert all(check["ok"] for check in checks.values() if check["required"])
+
+
+def test_failures_have_a_status_and_one_sentence(cli: Cli, box: HttpBox) -> None:
+    unknown = cli.run("restore", box.id, "00000000-0000-4000-8000-000000000000", "/workspace")
+    bad = cli.run("backup", box.id, "/etc")
+    usage = cli.run("backup")
+    ttl = cli.json("backup", box.id, "/workspace", "--ttl", "nan", status=1)
+
+    assert (unknown.returncode, bad.returncode, usage.returncode) == (1, 1, 2)
+    for done in (unknown, bad, usage):
+        assert done.stdout == b"" and done.stderr.startswith(b"error: ") and b"Traceback" not in done.stderr
+    assert ttl["code"] == "INVALID_BACKUP_CONFIG"
+    assert cli.json("backup", status=2)["code"] == "USAGE"
+
+
+def test_progress_is_drawn_on_a_terminal_and_nowhere_else(cli: Cli, box: HttpBox) -> None:
+    box.sh("for i in $(seq 300); do head -c 300000 /dev/urandom > f$i; done")
+
+    status, drawn = cli.on_a_terminal(["backup", box.id, "/workspace", "--compression", "gzip:9"])
+    piped = cli.run("backup", box.id, "/workspace")
+
+    assert status == 0, drawn
+    assert b"\x1b[" in drawn and (b"compressing" in drawn or b"uploading" in drawn), drawn[-2000:]
+    assert b"files" in drawn or b"/s" in drawn
+    assert (piped.returncode, piped.stderr) == (0, b"")
+    assert b"\x1b" not in piped.stdout
+
+
+def test_help_needs_no_service(cli: Cli) -> None:
+    done = cli.run("--help")
+
+    assert done.returncode == 0
+    for name in [
+        "serve",
+        "exec",
+        "cp",
+        "ls",
+        "backup",
+        "restore",
+        "list",
+        "inspect",
+        "delete",
+        "gc",
+        "lifecycle",
+        "doctor",
+    ]:
+        assert name in done.stdout.decode()

@@ -1,0 +1,44 @@
+"""The main flow by `actors.client`, from a process that has joined the cluster and knows no key of the bucket."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.acceptance.http_box import HttpBox
+from tests.support.service import PROJECT, Service, clean_environment
+
+SCRIPT = Path(__file__).parent / "drivers" / "main_flow.py"
+
+
+def test_another_driver_backs_up_restores_and_catches_typed_errors(service: Service, box: HttpBox) -> None:
+    env = clean_environment(service.home, {**service.client_env, "PYTHONPATH": str(PROJECT)})
+
+    done = subprocess.run(
+        [sys.executable, SCRIPT, box.id],
+        env=env,
+        cwd=service.home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    backup_id = said.pop("id")
+    assert said == {
+        "not found": "BackupNotFoundError",
+        "expired": "BackupExpiredError",
+        "bad dir": "InvalidBackupConfigError",
+        "bad ttl": "InvalidBackupConfigError",
+        "bad handle": "InvalidBackupConfigError",
+        "missing dir": "InvalidBackupConfigError",
+        "missing file": "FileNotFoundInSandboxError",
+        "bad name": "InvalidRequestError",
+        "environment": [],
+    }
+    assert box.read("/workspace/src/file") == b"kept\n"
+    assert box.client.get(f"/v1/backup/{backup_id}").json()["name"] == "before upgrade"

@@ -1,0 +1,252 @@
+"""Commands: their output and their end, and the walls round them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.acceptance.http_box import HttpBox, refusal
+from tests.support.service import Service, eventually
+
+SLEEPER = b"sleep\x00999.125\0"
+
+
+@pytest.fixture(scope="module")
+def box(client: httpx.Client) -> Iterator[HttpBox]:
+    """One sandbox for all tests here: none of them leaves a process."""
+    with HttpBox(client, f"exec-{uuid.uuid4().hex[:8]}").destroyed_at_the_end() as box:
+        yield box
+
+
+@pytest.fixture(autouse=True)
+def empty(box: HttpBox) -> None:
+    box.sh("find . -mindepth 1 -delete")
+
+
+@pytest.mark.parametrize("status", [0, 1, 42, 255])
+def test_a_commands_exit_status_is_its_result(box: HttpBox, status: int) -> None:
+    ran = box.exec("sh", "-c", f"exit {status}")
+
+    assert (ran.exit_code, ran.error, ran.events) == (status, None, ["exit"])
+
+
+def test_a_command_killed_by_a_signal_ends_as_in_a_shell(box: HttpBox) -> None:
+    assert box.exec("sh", "-c", "kill -9 $$").exit_code == 137
+
+
+def test_a_program_that_does_not_exist_ends_with_127_and_one_that_cannot_run_with_126(box: HttpBox) -> None:
+    box.sh("echo > plain")
+
+    assert box.exec("no-such-program").exit_code == 127
+    assert box.exec("/workspace/missing").exit_code == 127
+    assert box.exec("/workspace/plain").exit_code == 126
+
+
+def test_each_stream_keeps_its_order_and_all_its_bytes(box: HttpBox) -> None:
+    ran = box.exec("sh", "-c", "for i in $(seq 2000); do echo o$i; echo e$i >&2; done")
+
+    assert ran.stdout == b"".join(b"o%d\n" % i for i in range(1, 2001))
+    assert ran.stderr == b"".join(b"e%d\n" % i for i in range(1, 2001))
+    assert ran.events[-1] == "exit"
+    binary = box.exec("sh", "-c", "head -c 3000000 /dev/zero; printf '\\377\\r\\n\\000'")
+    assert binary.stdout == bytes(3_000_000) + b"\xff\r\n\0"
+
+
+def test_output_comes_while_the_command_still_runs(box: HttpBox) -> None:
+    running = box.start("sh", "-c", "echo first; while [ ! -e go ]; do sleep 0.02; done; echo second")
+    running.said(b"first\n")
+
+    box.write("/workspace/go", b"")
+
+    assert running.result().stdout == b"first\nsecond\n"
+
+
+def test_arguments_arrive_as_they_are_without_a_shell(box: HttpBox) -> None:
+    words = ["a b", "$HOME", "*", "'", '"', "\\", "", "-n", "new\nline", "ü🌲", "--", ";"]
+
+    assert box.exec("printf", "%s|", *words).text == "|".join([*words, ""])
+    assert box.exec("sh", "-c", 'printf %s "$1"', "sh", "a=b").text == "a=b"
+
+
+def test_a_command_that_takes_too_long_is_killed_with_an_event_that_says_so(box: HttpBox) -> None:
+    ran = box.exec("sh", "-c", "echo began; (trap '' TERM; sleep 1000) & sleep 1000", timeout_ms=300)
+
+    assert ran.stdout == b"began\n"
+    assert ran.events == ["stdout", "error"]
+    assert (ran.error or {}).keys() == {"error", "code"}
+    assert (ran.error or {})["code"] == "EXEC_TIMEOUT"
+    assert "sleep" not in box.sh("ps -e -o comm=")
+
+
+def test_the_working_directory_is_the_workspace_or_the_one_asked_for(box: HttpBox) -> None:
+    box.sh("mkdir -p 'a b'")
+
+    assert box.exec("pwd").text == "/workspace\n"
+    assert box.exec("pwd", cwd="/workspace/a b").text == "/workspace/a b\n"
+    assert box.exec("pwd", cwd="/usr/bin").text == "/usr/bin\n"
+    assert refusal(box.post("exec", argv=["pwd"], cwd="/workspace/missing")) == (404, "FILE_NOT_FOUND")
+
+
+def test_a_variable_reaches_the_command_and_no_process_list(box: HttpBox) -> None:
+    secret = uuid.uuid4().hex
+    box.sh("mkfifo fifo")
+    running = box.start(
+        "sh", "-c", 'test -n "$TOKEN" && echo ready; read -r _ < fifo; printf %s "$TOKEN"', TOKEN=secret
+    )
+    running.said(b"ready")
+
+    lines = [read_or_empty(path) for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert any(b"test -n" in line for line in lines)
+    assert not [line for line in lines if secret.encode() in line]
+    running.hang_up()
+
+
+def test_a_client_that_goes_away_stops_its_command(box: HttpBox) -> None:
+    running = box.start("sh", "-c", "echo ready; (trap '' TERM HUP; while :; do sleep 0.05; done) & wait")
+    running.said(b"ready")
+    assert box.info()["commands"] == 1
+
+    running.hang_up()
+
+    eventually(lambda: box.info()["commands"] == 0)
+    assert "sleep" not in box.sh("ps -e -o args=")
+
+
+def test_commands_of_one_sandbox_run_side_by_side(box: HttpBox) -> None:
+    box.sh("mkfifo fifo")
+    reader = box.start("cat", "fifo")
+    writer = box.start("sh", "-c", "echo passed > fifo")
+
+    assert (reader.result().stdout, writer.result().exit_code) == (b"passed\n", 0)
+
+
+def test_what_a_command_leaves_in_the_background_does_not_outlive_it(box: HttpBox) -> None:
+    box.exec("sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo started")
+
+    assert "sleep" not in box.sh("ps -e -o args=")
+
+
+def test_a_command_is_nobody_in_particular_and_can_do_nothing_in_particular(box: HttpBox) -> None:
+    status = dict(line.split(":\t", 1) for line in box.sh("cat /proc/self/status").splitlines() if ":\t" in line)
+
+    assert box.sh("id -u; id -g") == "1000\n1000\n"
+    for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[capabilities], 16) == 0
+    assert (status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == ("1", "2")
+    for forbidden in (
+        "mount -t tmpfs none /tmp",
+        "unshare -r true",
+        "mknod /workspace/d c 1 3",
+        "chroot / true",
+        "su -c true",
+    ):
+        assert box.exec("sh", "-c", forbidden).exit_code != 0
+    assert box.exec("sh", "-c", "echo x > /usr/bin/x").exit_code != 0
+    assert box.exec("sh", "-c", "echo x > /etc/passwd").exit_code != 0
+
+
+def test_a_command_is_nobody_on_the_node_either(box: HttpBox) -> None:
+    running = box.start("sh", "-c", "echo ready; exec sleep 999.125")
+    running.said(b"ready")
+
+    def sleeping() -> list[Path]:
+        return [
+            path for path in Path("/proc").glob("[0-9]*") if read_or_empty(path / "cmdline") == b"sleep\x00999.125\0"
+        ]
+
+    eventually(lambda: len(sleeping()) == 1)
+    (pid,) = sleeping()
+    uids = next(line for line in (pid / "status").read_text().splitlines() if line.startswith("Uid:"))
+    assert "0" not in uids.split()[1:]
+    assert int((pid / "oom_score_adj").read_text()) >= 0
+    running.hang_up()
+
+
+def test_there_is_no_network(service: Service, box: HttpBox) -> None:
+    port = int(service.url.rsplit(":", 1)[1])
+    script = (
+        "import socket,sys\n"
+        "s=socket.socket(); s.settimeout(3)\n"
+        "try: s.connect((sys.argv[1], int(sys.argv[2])))\n"
+        "except OSError as e: print('refused', type(e).__name__)\n"
+        "else: print('connected')\n"
+    )
+
+    assert box.exec("python3", "-c", script, "127.0.0.1", str(port)).text.startswith("refused")
+    assert box.exec("python3", "-c", script, "1.1.1.1", "53").text.startswith("refused")
+    assert box.sh("ls /sys/class/net 2>/dev/null || tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '") == "lo\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=3):
+        pass  # the node itself can
+
+
+def test_a_command_sees_neither_the_node_nor_another_sandbox_nor_the_services_environment(
+    service: Service, boxes: Callable[[], HttpBox]
+) -> None:
+    mine, other = boxes(), boxes()
+    other.sh("echo of-another > /workspace/secret; echo of-another > /tmp/secret")
+    running = other.start("sh", "-c", "echo ready; exec sleep 777.25")
+    running.said(b"ready")
+    node = socket.gethostname()
+
+    assert mine.sh("cat /workspace/secret /tmp/secret 2>/dev/null || echo none") == "none\n"
+    assert "777.25" not in mine.sh("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert mine.exec("sh", "-c", f"ls {service.data_dir}").exit_code != 0
+    assert mine.sh("ls /").split() == ["app", "bin", "dev", "etc", "home", "lib", "lib64", "proc", "run", "sbin", "tmp",
+                                       "usr", "var", "workspace"]  # fmt: skip
+    assert mine.exec("cat", "/etc/shadow").exit_code != 0
+    assert mine.sh("cat /etc/passwd").count("\n") == 2
+    assert mine.sh("hostname || cat /proc/sys/kernel/hostname") != f"{node}\n"
+    names = {line.partition("=")[0] for line in mine.sh("env").splitlines()}
+    assert names == {"PATH", "HOME", "USER", "LANG", "TMPDIR", "PWD"}
+    assert "HOLDFAST" not in mine.sh("cat /proc/[0-9]*/environ | tr '\\0' '\\n'")
+    running.hang_up()
+
+
+def test_a_descriptor_of_the_service_is_not_inherited(box: HttpBox) -> None:
+    targets = box.sh("for f in /proc/self/fd/*; do readlink $f; done | sort -u")
+
+    assert all(line.startswith(("pipe:", "/dev/null", "/proc/")) for line in targets.splitlines()), targets
+
+
+def test_a_command_that_forks_without_end_is_held(box: HttpBox) -> None:
+    ran = box.exec("python3", "-c", FORKING, timeout_ms=20_000)
+
+    assert ran.exit_code == 0, ran
+    assert 0 < int(ran.stdout) <= 1024
+
+
+FORKING = """
+import os, signal, time
+children = []
+try:
+    while len(children) < 3000:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        children.append(pid)
+except OSError:
+    pass
+print(len(children), flush=True)
+for pid in children:
+    os.kill(pid, signal.SIGKILL)
+"""
+
+
+def read_or_empty(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_the_service_process_gives_no_secret_in_its_environment(service: Service) -> None:
+    running = [pid for pid in service.pids() if os.path.exists(f"/proc/{pid}") and pid != service.process.pid]
+    environments = b"".join(read_or_empty(Path(f"/proc/{pid}/environ")) for pid in running)
+
+    assert service.api_key.encode() not in environments

@@ -1,0 +1,87 @@
+"""The main flow as Ray jobs: the same command line, run in the cluster by `ray job submit`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.http_box import HttpBox
+from tests.support.service import PROGRAMS, Service, clean_environment
+
+JOB_S = 120
+
+
+def submit(service: Service, entrypoint: str, *options: str) -> tuple[int, str]:
+    """Runs one job to its end; returns its status and what it printed."""
+    env = clean_environment(
+        service.home,
+        {
+            "RAY_ADDRESS": service.jobs_url,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(service.data_dir / "secrets" / "ray_token"),
+        },
+    )
+    argv: Sequence[str] = [str(PROGRAMS / "ray"), "job", "submit", *options, "--", "sh", "-c", entrypoint]
+    done = subprocess.run(argv, env=env, cwd=service.home, capture_output=True, text=True, timeout=JOB_S, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def documents(text: str) -> list[dict[str, Any]]:
+    """The JSON documents among a job's lines."""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_a_job_backs_up_lists_and_restores(service: Service, box: HttpBox) -> None:
+    box.sh("mkdir src; echo kept > src/file")
+
+    status, said = submit(service, f"holdfast backup {box.id} /workspace --name nightly --ttl 3600 --json")
+    assert status == 0, said
+    (handle,) = documents(said)
+    assert handle.keys() == {"id", "dir"}
+    box.sh("rm -r src")
+
+    script = f"holdfast list {box.id} --json && holdfast restore {box.id} {handle['id']} --json"
+    status, said = submit(service, script)
+
+    assert status == 0, said
+    listed, restored = documents(said)
+    assert [(row["id"], row["name"]) for row in listed["backups"]] == [(handle["id"], "nightly")]
+    assert restored == {"success": True, "dir": "/workspace", "id": handle["id"]}
+    assert box.read("/workspace/src/file") == b"kept\n"
+
+
+def test_a_sandbox_that_a_job_makes_gets_nothing_of_the_job(service: Service, tmp_path: Path, box: HttpBox) -> None:
+    (tmp_path / "of-the-job.txt").write_text("the job's own file")
+    runtime = json.dumps({"env_vars": {"JOB_SECRET": "of-the-job"}})
+
+    status, said = submit(
+        service,
+        "test -e of-the-job.txt && echo job has $JOB_SECRET && "
+        f"holdfast exec {box.id} -- sh -c \"env; pwd; ls -A .\" && "
+        "holdfast restore nobody 00000000-0000-4000-8000-000000000000 --json",
+        "--working-dir", str(tmp_path), "--runtime-env-json", runtime,
+    )  # fmt: skip
+
+    assert "job has of-the-job" in said
+    assert "JOB_SECRET=" not in said
+    assert "PATH=/usr/local/bin:/usr/bin" in said
+    assert "\n/workspace\n" in said
+    assert status != 0
+    assert documents(said)[-1]["code"] == "BACKUP_NOT_FOUND"
+    actors = [pid for pid in service.pids() if b"SandboxHost" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert actors
+    for pid in actors:
+        assert b"JOB_SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()
+        assert not list(Path(f"/proc/{pid}/cwd").glob("of-the-job.txt"))
+
+
+@pytest.fixture(autouse=True)
+def no_sandbox_left(service: Service) -> Any:
+    yield
+    with service.client() as client:
+        client.delete("/v1/sandbox/nobody")

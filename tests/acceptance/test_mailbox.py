@@ -1,0 +1,112 @@
+"""Backups and restores of one sandbox run one after the other, and questions are answered meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from itertools import pairwise
+
+import httpx
+
+from tests.acceptance.http_box import HttpBox
+from tests.support.service import Service
+
+AT_ONCE = 20
+P99_LIMIT_S = 0.250
+
+
+class Poller:
+    """Asks for the sandbox's state over and over, and keeps how long each answer took."""
+
+    def __init__(self, client: httpx.Client, url: str) -> None:
+        self.durations_s: list[float] = []
+        self.busy_with: set[str] = set()
+        self.failures: list[int] = []
+        self._client, self._url = client, url
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._poll)
+
+    def __enter__(self) -> Poller:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        while not self._stopping.wait(0.005):
+            began = time.perf_counter()
+            response = self._client.get(self._url)
+            self.durations_s.append(time.perf_counter() - began)
+            if response.status_code != 200:
+                self.failures.append(response.status_code)
+                continue
+            operation = response.json().get("operation")
+            if operation:
+                self.busy_with.add(operation["kind"])
+
+    def percentile_s(self, percent: float) -> float:
+        ordered = sorted(self.durations_s)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def test_twenty_operations_sent_at_once_neither_overlap_nor_get_lost_and_the_state_answers_meanwhile(
+    service: Service, box: HttpBox, record_property: Callable[[str, object], None]
+) -> None:
+    box.sh("head -c 8000000 /dev/urandom > noise; seq 100000 > numbers; mkdir sub; echo 1 > sub/file")
+    handle = box.backup()
+    known = {record["id"] for record in box.info()["recent"]}
+    start = threading.Barrier(AT_ONCE)
+
+    def send(number: int) -> str:
+        with service.client() as client:
+            one = HttpBox(client, box.id)
+            start.wait(60)
+            if number % 2:
+                assert one.restore(handle, dir=f"/app/{number % 6}")["success"]
+                return handle["id"]
+            return one.backup(name=f"number {number}")["id"]
+
+    with service.client() as asking, Poller(asking, box.url) as poller, ThreadPoolExecutor(AT_ONCE) as pool:
+        answered = list(pool.map(send, range(AT_ONCE)))
+
+    records = [record for record in box.info()["recent"] if record["id"] not in known]
+    times = sorted((datetime.fromisoformat(r["started_at"]), datetime.fromisoformat(r["ended_at"])) for r in records)
+    assert len(records) == AT_ONCE
+    assert sorted(record["backup_id"] for record in records) == sorted(answered)
+    assert {record["outcome"] for record in records} == {"ok"}
+    assert sum(record["kind"] == "backup" for record in records) == AT_ONCE // 2
+    assert all(started <= ended for started, ended in times)
+    assert all(ended <= started for (_, ended), (started, _) in pairwise(times))
+    listed = {row["id"] for row in box.client.get(f"{box.url}/backups").json()["backups"]}
+    assert listed == {*answered, handle["id"]}
+
+    p99_s = poller.percentile_s(99)
+    record_property("p99_ms", round(p99_s * 1000, 1))
+    print(f"GET of the state: {len(poller.durations_s)} answers, p50 {poller.percentile_s(50) * 1000:.1f} ms, "
+          f"p99 {p99_s * 1000:.1f} ms, worst {max(poller.durations_s) * 1000:.1f} ms")  # fmt: skip
+    assert not poller.failures
+    assert poller.busy_with == {"backup", "restore"}
+    assert len(poller.durations_s) >= 50
+    assert p99_s <= P99_LIMIT_S
+
+
+def test_a_sandbox_that_is_busy_holds_up_no_other(service: Service, box: HttpBox) -> None:
+    box.sh("head -c 100000000 /dev/urandom > large")
+    with service.client() as aside:
+        busy = threading.Thread(
+            target=lambda: HttpBox(aside, box.id).backup(compression={"format": "gzip", "level": 9})
+        )
+        busy.start()
+        with HttpBox(box.client, f"{box.id}-2").destroyed_at_the_end() as other:
+            other.sh("echo 1 > file")
+            other.restore(other.backup())
+            still_busy = busy.is_alive()
+        busy.join(120)
+    (first,) = box.info()["recent"]
+    assert first["outcome"] == "ok"
+    assert still_busy

@@ -1,0 +1,519 @@
+"""What the API means, row by row: addressing, directories, options, overlays, commands, expiry, atomicity."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from actors.node import mountinfo
+from tests.acceptance.http_box import HttpBox, refusal
+from tests.support.service import BUCKET, Service, eventually
+from tests.support.trees import Entry, fingerprint
+
+COUNTER = """
+import os
+def at(name):
+    return os.open(name, os.O_CREAT | os.O_WRONLY, 0o644)
+first, second = at("a-first"), at("z-second")
+print("counting", flush=True)
+n = 0
+while True:
+    n += 1
+    line = b"%020d" % n
+    os.pwrite(first, line, 0)
+    os.pwrite(second, line, 0)
+"""
+
+
+def tree_of(service: Service, box: HttpBox, path: str = "/workspace") -> dict[bytes, Entry]:
+    """What the directory holds, seen from the node."""
+    return fingerprint(service.node_path(box.id, path))
+
+
+def bucket(service: Service) -> dict[str, int]:
+    """Every object of the bucket and its size."""
+    return {str(path.relative_to(service.s3)): path.stat().st_size for path in service.s3.rglob("*") if path.is_file()}
+
+
+# --- addressing
+
+
+def test_reading_an_unknown_sandbox_neither_wakes_nor_creates_it(service: Service, client: httpx.Client) -> None:
+    unknown = HttpBox(client, "never-used")
+
+    assert refusal(client.get(unknown.url)) == (404, "SANDBOX_NOT_FOUND")
+    assert client.get(f"{unknown.url}/running").json() == {"running": False}
+    assert client.get(f"{unknown.url}/operation").json() is None
+    assert client.get(f"{unknown.url}/backups").json() == {"backups": []}
+    assert client.post(f"{unknown.url}/cancel").json() == {"cancelled": False}
+
+    assert refusal(client.get(unknown.url)) == (404, "SANDBOX_NOT_FOUND")
+    assert client.get(f"{unknown.url}/running").json() == {"running": False}
+    assert not service.node_path("never-used", "/").exists()
+    assert "never-used" not in client.get("/v1/sandbox", params={"limit": 1000}).text
+
+
+@pytest.mark.parametrize("name", ["a", "7", "a-b", "x" * 128])
+def test_any_valid_name_is_a_sandbox_on_its_first_use(client: httpx.Client, name: str) -> None:
+    with HttpBox(client, name).destroyed_at_the_end() as box:
+        assert box.sh("echo hello") == "hello\n"
+        assert box.info()["running"] is True
+        assert {"id": name, "running": True} in client.get("/v1/sandbox", params={"limit": 1000}).json()["sandboxes"]
+
+
+@pytest.mark.parametrize("name", ["-a", "a-", "A", "a_b", "a.b", "x" * 129, "%2e%2e", "a%00b", "ü", "a%2Fb"])
+def test_an_invalid_name_is_refused(client: httpx.Client, name: str) -> None:
+    response = client.post(f"/v1/sandbox/{name}/exec", json={"argv": ["true"]})
+
+    assert refusal(response) in {(422, "INVALID_REQUEST"), (404, "NOT_FOUND")}
+
+
+def test_a_destroyed_sandbox_is_unknown_and_starts_afresh_while_its_backups_stay(box: HttpBox) -> None:
+    box.sh("echo old > file")
+    handle = box.backup()
+
+    assert box.client.delete(box.url).status_code == 204
+    assert refusal(box.client.get(box.url)) == (404, "SANDBOX_NOT_FOUND")
+    assert box.client.delete(box.url).status_code == 204
+
+    assert box.sh("ls -A") == ""
+    box.restore(handle)
+    assert box.read("/workspace/file") == b"old\n"
+
+
+# --- dir
+
+
+def test_every_writable_root_can_be_backed_up_and_restored(box: HttpBox) -> None:
+    for directory in ("/workspace", "/home/sandbox/x", "/tmp/x", "/var/tmp/x", "/app"):
+        box.sh(f"mkdir -p {directory}; echo kept > {directory}/file")
+        handle = box.backup(directory)
+        box.sh(f"echo lost > {directory}/file")
+
+        box.restore(handle)
+
+        assert handle["dir"] == directory
+        assert box.read(f"{directory}/file") == b"kept\n"
+
+
+def test_a_symlink_out_of_the_sandbox_reaches_nothing_of_the_node(service: Service, box: HttpBox) -> None:
+    box.sh("ln -s /etc link; mkdir real; ln -s /etc real/up; ln -s ../../../../../../../../etc climb")
+    box.sh("mkdir -p other; echo 1 > other/file")
+    handle = box.backup("/workspace/other")
+    before, objects, etc = tree_of(service, box), bucket(service), set(os.listdir("/etc"))
+
+    for directory in ("/workspace/link", "/workspace/real/up/ssl", "/workspace/link/ssl", "/workspace/climb"):
+        assert refusal(box.post("backup", dir=directory)) == (400, "INVALID_BACKUP_CONFIG")
+        for mode in ("overlay", "copy"):
+            response = box.post("restore", id=handle["id"], dir=directory, mode=mode)
+            assert refusal(response) == (400, "INVALID_BACKUP_CONFIG")
+
+    assert (tree_of(service, box), bucket(service), set(os.listdir("/etc"))) == (before, objects, etc)
+
+
+def test_a_symlink_that_stays_inside_the_sandbox_is_followed(box: HttpBox) -> None:
+    box.sh("mkdir /app/real; echo kept > /app/real/file; ln -s /app/real absolute; ln -s /app parent")
+
+    through_link = box.backup("/workspace/absolute")
+    through_parent = box.backup("/workspace/parent/real")
+    box.sh("rm /app/real/file")
+
+    box.restore(through_link)
+    assert box.read("/app/real/file") == b"kept\n"
+    box.sh("rm /app/real/file")
+    box.restore(through_parent)
+    assert box.read("/app/real/file") == b"kept\n"
+
+
+def test_a_directory_that_does_not_exist_is_refused_for_a_backup_and_made_for_a_restore(box: HttpBox) -> None:
+    assert refusal(box.post("backup", dir="/workspace/missing")) == (400, "INVALID_BACKUP_CONFIG")
+    box.sh("echo 1 > file")
+    assert refusal(box.post("backup", dir="/workspace/file")) == (400, "INVALID_BACKUP_CONFIG")
+
+    box.restore(box.backup(), dir="/app/made/on/the/way")
+
+    assert box.read("/app/made/on/the/way/file") == b"1\n"
+
+
+# --- name, ttl
+
+
+def test_a_name_of_256_characters_of_any_script_is_taken(box: HttpBox) -> None:
+    box.sh("echo 1 > file")
+    name = "é🌲" * 128
+
+    handle = box.backup(name=name)
+
+    assert box.client.get(f"/v1/backup/{handle['id']}").json()["name"] == name
+
+
+def test_a_positive_time_to_live_is_recorded(box: HttpBox) -> None:
+    box.sh("echo 1 > file")
+
+    for ttl in (0.5, 61, 86_400.5):
+        assert box.client.get(f"/v1/backup/{box.backup(ttl=ttl)['id']}").json()["ttl_s"] == ttl
+
+
+def test_a_backup_is_expired_from_sixty_seconds_before_its_end(service: Service, box: HttpBox) -> None:
+    box.sh("echo kept > file")
+    soon = box.backup(ttl=30)
+    later = box.backup(ttl=300)
+    box.sh("echo now > file")
+    before = tree_of(service, box)
+
+    assert refusal(box.post("restore", **soon)) == (410, "BACKUP_EXPIRED")
+    assert tree_of(service, box) == before
+    assert box.client.get(f"/v1/backup/{soon['id']}").json()["expired"] is True
+    box.restore(later)
+    assert box.read("/workspace/file") == b"kept\n"
+
+
+def test_an_expired_backup_stays_in_the_bucket_until_it_is_deleted(service: Service, box: HttpBox) -> None:
+    box.sh("echo kept > file")
+    handle = box.backup(ttl=1)
+
+    assert refusal(box.post("restore", **handle)) == (410, "BACKUP_EXPIRED")
+
+    assert f"backups/{handle['id']}/data.sqsh" in bucket(service)
+    assert box.client.delete(f"/v1/backup/{handle['id']}").status_code == 204
+    assert not [name for name in bucket(service) if handle["id"] in name]
+
+
+# --- excludes, gitignore, compression
+
+
+def restored_names(box: HttpBox, handle: dict[str, str]) -> set[str]:
+    box.restore(handle, dir="/app/restored")
+    return set(box.sh("cd /app/restored; find . -mindepth 1 | cut -c3-").split("\n")) - {""}
+
+
+def test_exclude_patterns_mean_what_they_mean_in_a_gitignore_file(box: HttpBox) -> None:
+    box.sh(
+        "mkdir -p a/node_modules/deep a/b/c/build src/log; touch a/node_modules/deep/x a/b/c/build/o a/keep.o "
+        "top.log src/log/app.log src/log/keep.log src/build.txt; touch 'odd [name]' '#hash'; mkdir build; touch build/o"
+    )
+
+    handle = box.backup(excludes=["node_modules/", "**/build/o", "*.log", "!keep.log", "a/**/c", "odd \\[name\\]"])
+
+    assert restored_names(box, handle) == {
+        "a", "a/b", "a/keep.o", "src", "src/log", "src/log/keep.log", "src/build.txt", "#hash", "build",
+    }  # fmt: skip
+
+
+def test_gitignore_files_are_heeded_at_every_level_and_only_on_request(box: HttpBox) -> None:
+    box.sh(
+        "mkdir -p sub/deep; printf '*.tmp\\n/only-top\\n' > .gitignore; "
+        "printf '!keep.tmp\\nlocal/\\n' > sub/.gitignore; "
+        "mkdir sub/local; touch a.tmp only-top sub/only-top sub/keep.tmp sub/deep/b.tmp sub/deep/keep.tmp sub/local/x"
+    )
+
+    heeded, not_heeded = box.backup(gitignore=True), box.backup()
+
+    assert restored_names(box, heeded) == {
+        ".gitignore", "sub", "sub/.gitignore", "sub/deep", "sub/only-top", "sub/keep.tmp", "sub/deep/keep.tmp",
+    }  # fmt: skip
+    assert {"a.tmp", "only-top", "sub/deep/b.tmp", "sub/local/x"} <= restored_names(box, not_heeded)
+
+
+@pytest.mark.parametrize("mode", ["overlay", "copy"])
+def test_every_compression_comes_back(service: Service, box: HttpBox, mode: str) -> None:
+    box.sh("seq 100000 > numbers; ln numbers hard; ln -s numbers soft; mkdir empty")
+    before = tree_of(service, box)
+
+    for format, level in (("zstd", None), ("zstd", 9), ("lz4", None), ("gzip", None), ("gzip", 9)):
+        handle = box.backup(compression={"format": format, **({"level": level} if level else {})})
+        box.sh("rm -r *")
+        box.restore(handle, mode=mode)
+
+        assert tree_of(service, box) == before
+        assert box.client.get(f"/v1/backup/{handle['id']}").json()["compression"] == format
+
+
+# --- where to, and how
+
+
+@pytest.mark.parametrize("mode", ["overlay", "copy"])
+def test_a_backup_can_be_restored_into_another_directory(box: HttpBox, mode: str) -> None:
+    box.sh("echo kept > file")
+    handle = box.backup()
+    box.sh("echo changed > file")
+
+    result = box.restore(handle, dir="/home/sandbox/elsewhere", mode=mode)
+
+    assert result == {"success": True, "dir": "/home/sandbox/elsewhere", "id": handle["id"]}
+    assert box.read("/home/sandbox/elsewhere/file") == b"kept\n"
+    assert box.read("/workspace/file") == b"changed\n"
+
+
+def test_forks_of_one_backup_in_many_sandboxes_are_independent(boxes: Callable[[], HttpBox]) -> None:
+    origin, left, right = boxes(), boxes(), boxes()
+    origin.sh("echo kept > file; echo gone > other")
+    handle = origin.backup()
+
+    left.restore(handle)
+    right.restore(handle, mode="copy")
+    origin.restore(handle)
+    left.sh("echo left > file; rm other")
+
+    assert left.sh("cat file; ls") == "left\nfile\n"
+    assert right.sh("cat file; ls") == "kept\nfile\nother\n"
+    assert origin.sh("cat file; ls") == "kept\nfile\nother\n"
+
+
+def test_an_overlay_is_a_mount_and_a_copy_is_plain_files(service: Service, box: HttpBox) -> None:
+    box.sh("echo kept > file")
+    handle = box.backup()
+    place = service.node_path(box.id, "/workspace")
+
+    box.restore(handle)
+    assert os.path.ismount(place)
+    (restored,) = box.info()["restored"]
+    assert (restored["dir"], restored["backup_id"], restored["mode"]) == ("/workspace", handle["id"], "overlay")
+    assert restored["driver"]
+
+    box.restore(handle, mode="copy")
+    assert not mountinfo.mounts_under(place)
+    (restored,) = box.info()["restored"]
+    assert (restored["dir"], restored["mode"], "driver" in restored) == ("/workspace", "copy", False)
+    box.sh("echo more >> file; mkdir d; mv d e; rm -r e")
+    assert box.read("/workspace/file") == b"kept\nmore\n"
+
+
+def test_a_restored_overlay_takes_every_kind_of_change(box: HttpBox) -> None:
+    box.sh("mkdir -p d/e; echo 1 > d/e/f; echo 2 > g; ln g h; mkfifo p")
+    box.restore(box.backup())
+
+    box.sh(
+        "mv d renamed; echo 3 >> renamed/e/f; rm g; ln -s renamed/e/f link; chmod 600 h; mkdir new; mv new new2; "
+        "truncate -s 5 h; touch -d @1000000000 h"
+    )
+
+    assert box.sh("cat link; stat -c '%a %s %Y' h; ls") == "1\n3\n600 5 1000000000\nh\nlink\nnew2\np\nrenamed\n"
+
+
+@pytest.mark.parametrize("mode", ["overlay", "copy"])
+def test_restoring_twice_discards_what_was_written_in_between(service: Service, box: HttpBox, mode: str) -> None:
+    box.sh("mkdir d; echo kept > d/file")
+    handle = box.backup()
+    before = tree_of(service, box)
+
+    for _ in range(2):
+        box.restore(handle, mode=mode)
+        assert tree_of(service, box) == before
+        box.sh("rm -r d; echo new > new")
+    box.restore(handle, mode=mode)
+
+    assert tree_of(service, box) == before
+
+
+def test_restoring_a_parent_replaces_what_was_restored_inside_it(service: Service, box: HttpBox) -> None:
+    box.sh("mkdir -p project/sub/deeper; echo original > project/sub/file; echo d > project/sub/deeper/file")
+    parent, child = box.backup("/workspace/project"), box.backup("/workspace/project/sub")
+    deeper = box.backup("/workspace/project/sub/deeper")
+    box.restore(child)
+    box.restore(deeper)
+    box.sh("echo changed > project/sub/file; echo changed > project/sub/deeper/file")
+    assert len(box.info()["restored"]) == 2
+
+    box.restore(parent)
+
+    assert box.sh("cat project/sub/file project/sub/deeper/file") == "original\nd\n"
+    assert [row["dir"] for row in box.info()["restored"]] == ["/workspace/project"]
+    assert len(mountinfo.mounts_under(service.node_path(box.id, "/workspace"))) == 1
+
+
+def test_restoring_a_child_leaves_the_changes_in_its_restored_parent(box: HttpBox) -> None:
+    box.sh("mkdir -p project/sub; echo 1 > project/file; echo 1 > project/sub/file")
+    parent, child = box.backup("/workspace/project"), box.backup("/workspace/project/sub")
+    box.restore(parent)
+    box.sh("echo 2 > project/file; echo 2 > project/sub/file")
+
+    box.restore(child)
+
+    assert box.sh("cat project/file project/sub/file") == "2\n1\n"
+
+
+def test_a_backup_of_a_restored_and_changed_directory_holds_the_changes(box: HttpBox) -> None:
+    box.sh("echo 1 > one; echo 2 > two; mkdir -p sub")
+    box.restore(box.backup())
+    box.sh("echo 10 > one; rm two; echo 3 > three")
+    box.restore(box.backup("/workspace/sub"), dir="/workspace/sub")
+    box.sh("echo nested > sub/file")
+
+    second = box.backup()
+    box.sh("rm -r one three sub/file")
+    box.restore(second)
+
+    assert box.sh("cat one three sub/file; ls") == "10\n3\nnested\none\nsub\nthree\n"
+
+
+# --- commands in between
+
+
+def test_a_command_is_paused_while_its_directory_is_archived_and_goes_on_after(box: HttpBox) -> None:
+    box.sh("head -c 40000000 /dev/urandom > middle")
+    counting = box.start("python3", "-c", COUNTER)
+    counting.said(b"counting")
+
+    for _ in range(2):
+        handle = box.backup()
+        after = int(box.read("/workspace/a-first"))
+        eventually(lambda after=after: int(box.read("/workspace/a-first")) > after)  # type: ignore[misc]
+    assert box.info()["commands"] == 1
+
+    box.restore(handle, dir="/app/restored")
+    first, second = (int(box.read(f"/app/restored/{name}")) for name in ("a-first", "z-second"))
+    assert 0 <= first - second <= 1
+    assert counting.result().error is not None
+
+
+def test_commands_are_stopped_by_a_restore_with_an_event_that_says_so(box: HttpBox) -> None:
+    box.sh("echo kept > file")
+    handle = box.backup()
+    running = box.start("sh", "-c", "(trap '' TERM INT HUP; echo ready; while :; do sleep 0.05; done) & wait")
+    running.said(b"ready")
+
+    box.restore(handle)
+
+    ran = running.result()
+    assert (ran.error or {})["code"] == "EXEC_STOPPED"
+    assert ran.exit_code is None
+    assert box.info()["commands"] == 0
+
+
+# --- nothing half done
+
+
+def test_a_backup_that_fails_leaves_nothing_in_the_bucket_and_on_the_node(service: Service, box: HttpBox) -> None:
+    box.sh("echo 1 > file")
+    box.backup()
+    box.sh("for n in 1 2; do truncate -s 40G hole$n; done")
+    home = service.node_path(box.id, "/").parent
+    before, objects = tree_of_names(home), bucket(service)
+
+    response = box.post("backup", dir="/workspace")
+
+    assert refusal(response) == (500, "BACKUP_CREATE_FAILED")
+    assert (tree_of_names(home), bucket(service)) == (before, objects)
+    assert box.info()["recent"][-1]["outcome"] == "BACKUP_CREATE_FAILED"
+    assert box.sh("rm hole1 hole2; cat file") == "1\n"
+    box.backup()
+
+
+@pytest.mark.parametrize("mode", ["overlay", "copy"])
+def test_a_restore_of_a_corrupt_archive_leaves_everything_as_it_was(service: Service, box: HttpBox, mode: str) -> None:
+    box.sh("head -c 300000 /dev/urandom > file")
+    handle = box.backup()
+    box.restore(box.backup(), dir="/workspace/inside")
+    box.sh("echo changed > file; echo changed > inside/file")
+    forget_archives(service)
+    flip_a_byte(service.s3 / "backups" / handle["id"] / "data.sqsh")
+    before, mounts = tree_of(service, box), mountinfo.mounts_under(service.data_dir)
+    home = tree_of_names(service.node_path(box.id, "/").parent)
+
+    response = box.post("restore", **handle, mode=mode)
+
+    assert refusal(response) == (500, "BACKUP_RESTORE_FAILED")
+    assert (tree_of(service, box), mountinfo.mounts_under(service.data_dir)) == (before, mounts)
+    assert tree_of_names(service.node_path(box.id, "/").parent) == home
+
+
+def test_a_backup_that_the_cloudflare_sdk_wrote_can_be_restored(service: Service, box: HttpBox) -> None:
+    box.sh("echo kept > file")
+    handle = box.backup(name="from the SDK")
+    key = f"backups/{handle['id']}/meta.json"
+    document = json.loads(service.s3_client().get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    plain = {name: document[name] for name in ("id", "dir", "name", "sizeBytes", "ttl", "createdAt")}
+    service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=json.dumps(plain).encode())
+    box.sh("echo lost > file")
+
+    box.restore(handle)
+
+    assert box.read("/workspace/file") == b"kept\n"
+
+
+def test_a_backup_whose_archive_is_missing_is_not_found(service: Service, box: HttpBox) -> None:
+    box.sh("echo 1 > file")
+    cached, fresh = box.backup(), box.backup()
+    for handle in (cached, fresh):
+        service.s3_client().delete_object(Bucket=BUCKET, Key=f"backups/{handle['id']}/data.sqsh")
+    before = tree_of(service, box)
+
+    assert refusal(box.post("restore", **cached)) == (404, "BACKUP_NOT_FOUND")
+    forget_archives(service)
+    assert refusal(box.post("restore", **fresh)) == (404, "BACKUP_NOT_FOUND")
+    assert tree_of(service, box) == before
+
+
+def test_a_cancelled_backup_leaves_nothing(service: Service, box: HttpBox) -> None:
+    box.sh("head -c 200000000 /dev/urandom > large")
+    objects = bucket(service)
+    refused: list[tuple[int, str]] = []
+    with service.client() as aside:
+        thread = threading.Thread(
+            target=lambda: refused.append(refusal(HttpBox(aside, box.id).post(
+                "backup", dir="/workspace", compression={"format": "zstd", "level": 22}))), daemon=True
+        )  # fmt: skip
+        thread.start()
+        eventually(lambda: bool(box.client.get(f"{box.url}/operation").json()))
+        assert box.post("cancel").json() == {"cancelled": True}
+        thread.join(60)
+
+    assert refused == [(409, "OPERATION_CANCELLED")]
+    assert bucket(service) == objects
+    assert box.post("cancel").json() == {"cancelled": False}
+
+
+# --- other people's
+
+
+def test_another_tenants_backups_and_sandboxes_cannot_be_seen_or_touched(
+    service: Service, box: HttpBox, other_client: httpx.Client
+) -> None:
+    box.sh("echo secret > file")
+    handle = box.backup()
+    with HttpBox(other_client, box.id).destroyed_at_the_end() as theirs:
+        assert refusal(other_client.get(theirs.url)) == (404, "SANDBOX_NOT_FOUND")
+        assert theirs.sh("ls -A") == ""
+        objects = bucket(service)
+
+        for mode in ("overlay", "copy"):
+            assert refusal(theirs.post("restore", **handle, mode=mode)) == (404, "BACKUP_NOT_FOUND")
+        assert refusal(other_client.get(f"/v1/backup/{handle['id']}")) == (404, "BACKUP_NOT_FOUND")
+        assert refusal(other_client.delete(f"/v1/backup/{handle['id']}")) == (404, "BACKUP_NOT_FOUND")
+        assert other_client.get(f"{theirs.url}/backups").json() == {"backups": []}
+        listed = other_client.get("/v1/sandbox", params={"limit": 1000}).json()["sandboxes"]
+        assert listed == [{"id": box.id, "running": True}]
+
+        assert bucket(service) == objects
+        assert theirs.sh("ls -A") == ""
+        theirs.sh("echo theirs > file")
+        own = theirs.backup()
+        assert refusal(box.post("restore", **own)) == (404, "BACKUP_NOT_FOUND")
+        theirs.restore(own)
+    assert box.read("/workspace/file") == b"secret\n"
+    box.restore(handle)
+
+
+def tree_of_names(path: Path) -> set[str]:
+    """Every name below, mounts included."""
+    return {os.path.join(folder, name) for folder, names, files in os.walk(path) for name in (*names, *files)}
+
+
+def forget_archives(service: Service) -> None:
+    """Empties the node's cache of archives, as an operator may at any time."""
+    for path in (service.data_dir / "node" / "cache").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def flip_a_byte(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)

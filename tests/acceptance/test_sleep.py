@@ -1,0 +1,84 @@
+"""Sandboxes that give their process back while nobody calls, and wake at the next call with everything in place."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.acceptance.http_box import HttpBox
+from tests.support.mount_leaks import wait_until
+from tests.support.service import PROJECT, Service, clean_environment, running
+
+SCRIPT = Path(__file__).parent / "drivers" / "many_callers.py"
+CALLS, CALLERS, SANDBOXES = 600, 8, 3
+SLEEP_AFTER_S = 0.05
+LIMIT_S = 900
+
+
+@pytest.fixture(scope="module")
+def sleepy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("sleepy")
+    env = {"HOLDFAST_SLEEP_AFTER_S": str(SLEEP_AFTER_S)}
+    with running(folder / "home", folder / "data", env=env) as service:
+        yield service
+
+
+@pytest.fixture
+def sleeper(sleepy: Service) -> Iterator[HttpBox]:
+    with sleepy.client() as client, HttpBox(client, "sleeper").destroyed_at_the_end() as box:
+        yield box
+
+
+def is_running(client: httpx.Client, box: HttpBox) -> bool:
+    answer: bool = client.get(f"/v1/sandbox/{box.id}/running").json()["running"]
+    return answer
+
+
+def test_a_sandbox_sleeps_and_wakes_with_its_files_and_its_writes_over_a_restore(sleeper: HttpBox) -> None:
+    client = sleeper.client
+    sleeper.write("/workspace/file", b"backed up")
+    sleeper.write("/home/sandbox/file", b"plain")
+    sleeper.restore(sleeper.backup())
+    sleeper.write("/workspace/later", b"written over the restore")
+
+    assert wait_until(lambda: not is_running(client, sleeper), timeout_s=30)
+
+    asleep = client.get(f"/v1/sandbox/{sleeper.id}").json()
+    assert (asleep["running"], asleep["restored"][0]["dir"]) == (False, "/workspace")
+    assert not is_running(client, sleeper), "reading woke it"
+    assert sleeper.read("/workspace/file") == b"backed up"
+    assert sleeper.read("/workspace/later") == b"written over the restore"
+    assert sleeper.read("/home/sandbox/file") == b"plain"
+
+
+def test_a_running_command_keeps_its_sandbox_awake(sleeper: HttpBox) -> None:
+    awake = 'for i in $(seq 20); do sleep 0.1; done; echo "$$ still here"'
+    assert "still here" in sleeper.sh(awake)
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_calls_that_meet_a_sandbox_falling_asleep_are_served_once_each(
+    sleepy: Service, record_property: Callable[[str, object], None]
+) -> None:
+    env = clean_environment(sleepy.home, {**sleepy.client_env, "PYTHONPATH": str(PROJECT)})
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *map(str, (CALLS, CALLERS, SANDBOXES))],
+        env=env,
+        cwd=sleepy.home,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    for name in ("actors", "median_s", "longest_s"):
+        record_property(name, said[name])
+    assert (said["failed"], said["missing"], said["twice"]) == ([], [], 0)
+    assert said["actors"] > 2 * SANDBOXES, "hardly any sandbox slept"

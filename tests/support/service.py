@@ -1,0 +1,351 @@
+"""A service started as a user starts it: the installed command, a home and a data folder of its own, a clean
+environment.
+
+What the service's processes are is found out from outside: by descent, by the home that they inherit and by the
+service's control group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import httpx
+
+from actors.node import mountinfo
+from actors.sandbox import service_cgroup
+from tests.support.mount_leaks import loop_devices, wait_until
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+PROJECT = Path(__file__).parents[2]
+PROGRAMS = Path(sys.executable).parent
+HOLDFAST = PROGRAMS / "holdfast"
+START_S = 90.0
+STOP_S = 60.0
+_LISTEN = "0A"
+BUCKET = "holdfast"
+LAST_WORDS = "stop with Ctrl-C"
+
+
+def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a fresh login has, and the virtual environment's programs first in PATH."""
+    return {
+        "PATH": f"{PROGRAMS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        **(extra or {}),
+    }
+
+
+def _command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
+    return ""
+
+
+def _address(text: str, width: int) -> tuple[str, int]:
+    """One of /proc/net/tcp: the address in words of the host's byte order, and the port."""
+    address, _, port = text.partition(":")
+    raw = bytes.fromhex(address)
+    words = [raw[at : at + 4][::-1] for at in range(0, width, 4)] if sys.byteorder == "little" else [raw]
+    return str(ipaddress.ip_address(b"".join(words))), int(port, 16)
+
+
+@dataclass(slots=True)
+class Service:
+    """A running `holdfast serve`."""
+
+    process: subprocess.Popen[bytes]
+    home: Path
+    data_dir: Path
+    url: str
+    api_key: str
+    stdout: Path
+    stderr: Path
+    error_bodies: list[str] = field(default_factory=list)
+    """The body of every answer above 399 that a client of `client` got."""
+    known_pids: dict[int, str] = field(default_factory=dict)
+    """Every process that has been seen to belong to the service, and when it started."""
+    _homes: dict[tuple[int, str], bool] = field(default_factory=dict)
+
+    @property
+    def s3(self) -> Path:
+        """The embedded store's folder."""
+        return self.data_dir / "s3" / "holdfast"
+
+    @property
+    def ray_folder(self) -> Path:
+        """Where Ray keeps its sockets and logs."""
+        name = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"holdfast-{name}"
+
+    @property
+    def cgroup(self) -> Path:
+        """The control group of all sandboxes, by its place under the mount of cgroup v2."""
+        from actors.node.cgroup import Hierarchies
+
+        return Hierarchies.find().v2 / service_cgroup(self.data_dir)
+
+    @property
+    def jobs_url(self) -> str:
+        """Where `ray job submit` sends its jobs, as the banner says."""
+        (word,) = {word for word in self.stdout.read_text().split() if word.startswith("RAY_ADDRESS=")}
+        return word.removeprefix("RAY_ADDRESS=")
+
+    @property
+    def client_env(self) -> dict[str, str]:
+        """The variables that drivers of the cluster need."""
+        lines = (self.data_dir / "client.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def node_path(self, box: str, path: str, *, tenant: str = "default") -> Path:
+        """Where the node sees a path of a sandbox."""
+        return self.data_dir / "node" / "boxes" / tenant / box / "root" / path.lstrip("/")
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        """A client with the service's key, or with another; without any for an empty one."""
+        wanted = self.api_key if key is None else key
+        return httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {wanted}"} if wanted else {},
+            timeout=120,
+            event_hooks={"response": [self._collect]},
+        )
+
+    def _collect(self, response: httpx.Response) -> None:
+        if response.status_code >= 400:
+            self.error_bodies.append(response.read().decode("utf-8", "replace") + repr(response.headers))
+
+    def s3_client(self) -> S3Client:
+        """A client of the embedded store, with its own keys."""
+        (port,) = {port for pid, port in self.listening() if "rclone" in Path(f"/proc/{pid}/comm").read_text()}
+        secrets = json.loads((self.data_dir / "secrets" / "secrets.json").read_text())
+        return boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{port[1]}",
+            region_name="us-east-1",
+            aws_access_key_id=secrets["s3_access_key"],
+            aws_secret_access_key=secrets["s3_secret_key"],
+        )
+
+    def listening(self) -> list[tuple[int, tuple[str, int]]]:
+        """(process, (address, port)) of every TCP socket on which a process of the service listens."""
+        sockets: dict[str, tuple[str, int]] = {}
+        for table, width in (("tcp", 4), ("tcp6", 16)):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTEN:
+                    sockets[f"socket:[{fields[9]}]"] = _address(fields[1], width)
+        found = []
+        for pid in self.pids():
+            for link in Path(f"/proc/{pid}/fd").glob("*"):
+                with suppress(OSError):
+                    address = sockets.get(os.readlink(link))
+                    if address is not None:
+                        found.append((pid, address))
+        return found
+
+    def pids(self) -> dict[int, str]:
+        """The processes of the service now, and when each started."""
+        parents: dict[int, int] = {}
+        found: dict[int, str] = {}
+        starts: dict[int, str] = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                pid = int(folder.name)
+                if fields[0] == "Z":
+                    continue
+                parents[pid], starts[pid] = int(fields[1]), fields[19]
+                if self._has_our_home(folder, pid, starts[pid]):
+                    found[pid] = starts[pid]
+        changed = True
+        found |= {self.process.pid: starts[self.process.pid]} if self.process.pid in starts else {}
+        while changed:
+            more = {pid: starts[pid] for pid, parent in parents.items() if parent in found and pid not in found}
+            found |= more
+            changed = bool(more)
+        found |= {pid: starts[pid] for pid in self._in_cgroup() if pid in starts}
+        found.pop(os.getpid(), None)
+        self.known_pids |= found
+        return found
+
+    def _has_our_home(self, folder: Path, pid: int, started: str) -> bool:
+        known = self._homes.get((pid, started))
+        if known is None:
+            known = f"HOME={self.home}\0".encode() in (folder / "environ").read_bytes() + b"\0"
+            self._homes[pid, started] = known
+        return known
+
+    def _in_cgroup(self) -> list[int]:
+        pids: list[int] = []
+        for file in self.cgroup.rglob("cgroup.procs"):
+            with suppress(OSError):
+                pids += map(int, file.read_text().split())
+        return pids
+
+    def left_behind(self) -> list[object]:
+        """What of a stopped service is still there: processes, mounts, loop devices, control groups."""
+        alive = [(pid, start) for pid, start in self.pids().items()]
+        for pid, start in self.known_pids.items():
+            with suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                if fields[19] == start and fields[0] != "Z" and (pid, start) not in alive:
+                    alive.append((pid, start))
+        groups = [self.cgroup] if self.cgroup.exists() else []
+        named = [(pid, _command_line(pid)) for pid, _ in alive]
+        return [*named, *mountinfo.mounts_under(self.data_dir), *loop_devices(self.data_dir), *groups]
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Sends a signal to `serve` and returns its exit status."""
+        self.pids()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(STOP_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A `serve` that ended instead of listening."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def start(home: Path, data_dir: Path, *, env: Mapping[str, str] | None = None, key: str | None = None) -> Service:
+    """Starts a service and returns once `/ready` answers 200. `key` defaults to the one it made for itself."""
+    home.mkdir(exist_ok=True)
+    process, stdout, stderr = _launch(home, data_dir, env=env, port=0)
+    try:
+
+        def is_up() -> bool:
+            if process.poll() is not None:
+                raise AssertionError(f"serve ended with {process.returncode}: {stderr.read_text()}")
+            return LAST_WORDS in stdout.read_text()
+
+        assert wait_until(is_up, timeout_s=START_S), stderr.read_text()
+        url = stdout.read_text().split("listens on ", 1)[1].split(" ", 1)[0]
+        api_key = key if key is not None else (data_dir / "secrets" / "api_key").read_text()
+        service = Service(process, home, data_dir, url, api_key, stdout, stderr)
+        assert wait_until(lambda: is_ready(service), timeout_s=START_S), stderr.read_text()
+        service.pids()
+    except BaseException:
+        process.terminate()
+        process.wait(STOP_S)
+        raise
+    return service
+
+
+def is_ready(service: Service) -> bool:
+    """Whether `/ready` answers 200."""
+    with suppress(httpx.TransportError):
+        headers = {"Authorization": f"Bearer {service.api_key}"}
+        return httpx.get(f"{service.url}/ready", headers=headers, timeout=20).status_code == 200
+    return False
+
+
+@contextmanager
+def running(
+    home: Path, data_dir: Path, *, env: Mapping[str, str] | None = None, key: str | None = None
+) -> Iterator[Service]:
+    """A service for the block; after it nothing of the service may be left."""
+    service = start(home, data_dir, env=env, key=key)
+    try:
+        yield service
+    finally:
+        service.stop()
+    nothing_left(service)
+    shutil.rmtree(service.ray_folder, ignore_errors=True)
+
+
+def refused(home: Path, data_dir: Path, *, port: int = 0, env: Mapping[str, str] | None = None) -> Refused:
+    """Runs a `serve` that is expected to give up at once."""
+    home.mkdir(exist_ok=True)
+    process, stdout, stderr = _launch(home, data_dir, env=env, port=port)
+    try:
+        status = process.wait(START_S)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait(STOP_S)
+        raise
+    return Refused(status, stdout.read_text(), stderr.read_text())
+
+
+def _launch(
+    home: Path, data_dir: Path, *, env: Mapping[str, str] | None, port: int
+) -> tuple[subprocess.Popen[bytes], Path, Path]:
+    number = len(list(home.glob("*.out")))
+    stdout, stderr = home / f"serve-{number}.out", home / f"serve-{number}.err"
+    with stdout.open("wb") as out, stderr.open("wb") as err:
+        process = subprocess.Popen(
+            [HOLDFAST, "serve", "--data-dir", data_dir, "--port", str(port)],
+            cwd=home,
+            env=clean_environment(home, env),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        )
+    return process, stdout, stderr
+
+
+class CommandLines:
+    """Samples the arguments of all the service's processes, as anybody on the node could, until it is stopped."""
+
+    def __init__(self, service: Service, *, every_s: float = 0.1) -> None:
+        self.seen: set[bytes] = set()
+        self.environments: dict[int, bytes] = {}
+        self.samples = 0
+        self._service = service
+        self._every_s = every_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="command-lines", daemon=True)
+
+    def __enter__(self) -> CommandLines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(self._every_s):
+            for pid in self._service.pids():
+                with suppress(OSError):
+                    self.seen.add(Path(f"/proc/{pid}/cmdline").read_bytes())
+                    self.environments.setdefault(pid, Path(f"/proc/{pid}/environ").read_bytes())
+            self.samples += 1
+
+
+def secrets_of(service: Service) -> dict[str, str]:
+    """Every secret of the service by its name, and what a presigned URL cannot do without."""
+    secrets: dict[str, str] = json.loads((service.data_dir / "secrets" / "secrets.json").read_text())
+    marks = {"a presigned URL": "X-Amz-Signature", "a presigned URL's credential": "X-Amz-Credential"}
+    return {**secrets, "the service's key": service.api_key, **marks}
+
+
+def nothing_left(service: Service, *, timeout_s: float = 15.0) -> None:
+    """Fails, and says of what, unless nothing of the stopped service is left within a moment."""
+    assert wait_until(lambda: not service.left_behind(), timeout_s=timeout_s), service.left_behind()
+
+
+def eventually(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
+    """Fails unless the condition comes true in time."""
+    assert wait_until(condition, timeout_s=timeout_s), f"not within {timeout_s} s"

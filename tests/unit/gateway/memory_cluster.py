@@ -1,0 +1,321 @@
+"""A cluster in memory: what the gateway and the command line see of one, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from actors.client import Sandbox, ServiceCalls
+from actors.errors import BackupNotFoundError, FileNotFoundInSandboxError, HoldfastError, SandboxNotFoundError
+from actors.models import (
+    BackupInfo,
+    BackupOptions,
+    BackupPage,
+    DirectoryBackup,
+    ExecEvent,
+    ExecRequest,
+    Exit,
+    FileEntry,
+    FileKind,
+    GcReport,
+    Operation,
+    OperationKind,
+    Output,
+    Phase,
+    RestoreBackupResult,
+    RestoreOptions,
+    SandboxInfo,
+    SandboxPage,
+    SandboxRef,
+)
+
+T = TypeVar("T")
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+class Later(Generic[T]):
+    """A call: nothing happens before it is waited for."""
+
+    def __init__(self, act: Callable[[], T]) -> None:
+        self._act = act
+
+    def result(self) -> T:
+        return self._act()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        yield from asyncio.sleep(0).__await__()
+        return self._act()
+
+
+class Silence:
+    """In a script of items: nothing more comes until the stream is closed."""
+
+
+class MemoryStream(Generic[T]):
+    """Items as scripted; an exception among them is raised."""
+
+    def __init__(self, script: Sequence[T | HoldfastError | Silence]) -> None:
+        self._script = script
+        self.closed = asyncio.Event()
+        self.silent = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        for item in self._script:
+            await asyncio.sleep(0)
+            if isinstance(item, HoldfastError):
+                raise item
+            if isinstance(item, Silence):
+                self.silent.set()
+                await asyncio.Event().wait()
+            else:
+                yield item
+
+    def __iter__(self) -> Iterator[T]:
+        for item in self._script:
+            if isinstance(item, HoldfastError):
+                raise item
+            assert not isinstance(item, Silence), "nobody would ever wake a blocking reader"
+            yield item
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class MemoryUpload:
+    def __init__(self, finish: Callable[[bytes], None]) -> None:
+        self._finish = finish
+        self.blocks: list[bytes] = []
+        self.aborted = False
+
+    def send(self, data: bytes) -> Later[None]:
+        return Later(lambda: self.blocks.append(data))
+
+    def commit(self) -> Later[None]:
+        return Later(lambda: self._finish(b"".join(self.blocks)))
+
+    def abort(self) -> Later[None]:
+        return Later(lambda: setattr(self, "aborted", True))
+
+
+@dataclass
+class MemorySandbox:
+    """One sandbox; `script` is what any command does in it, `failure` what a backup or a restore raises."""
+
+    id: str
+    tenant: MemoryTenant
+    files: dict[str, bytes] = field(default_factory=dict)
+    script: list[ExecEvent | HoldfastError | Silence] = field(default_factory=list)
+    tar: list[bytes | HoldfastError | Silence] = field(default_factory=lambda: [b"tar", b"ball"])
+    failure: BaseException | None = None
+    current: Operation | None = None
+    used: bool = False
+    asked: list[Any] = field(default_factory=list)
+    streams: list[MemoryStream[Any]] = field(default_factory=list)
+    uploads: list[MemoryUpload] = field(default_factory=list)
+    on_cancel: Callable[[], None] = lambda: None
+    while_backing_up: Callable[[], None] = lambda: None
+
+    def create_backup(self, options: BackupOptions, *, idempotency_key: str | None = None) -> Later[DirectoryBackup]:
+        def act() -> DirectoryBackup:
+            self.used = True
+            self.asked.append(options)
+            self.current = Operation(
+                id="1", kind=OperationKind.BACKUP, dir=options.dir, phase=Phase.COMPRESSING, started_at=NOW
+            )
+            try:
+                self.while_backing_up()
+                if self.failure is not None:
+                    raise self.failure
+            finally:
+                self.current = None
+            handle = DirectoryBackup(id=str(uuid.uuid4()), dir=options.dir)
+            self.tenant.backups[handle.id] = BackupInfo(
+                id=handle.id,
+                dir=handle.dir,
+                name=options.name,
+                size_bytes=1,
+                ttl_s=options.ttl,
+                created_at=NOW,
+                expires_at=NOW + timedelta(seconds=options.ttl),
+                expired=False,
+                sandbox=self.id,
+            )
+            return handle
+
+        return Later(act)
+
+    def restore_backup(self, options: RestoreOptions) -> Later[RestoreBackupResult]:
+        def act() -> RestoreBackupResult:
+            self.used = True
+            self.asked.append(options)
+            if self.failure is not None:
+                raise self.failure
+            self.tenant.found(options.id)
+            return RestoreBackupResult(dir=options.dir, id=options.id)
+
+        return Later(act)
+
+    def destroy(self) -> Later[None]:
+        return Later(lambda: cast("None", self.tenant.sandboxes.pop(self.id, None)))
+
+    def exec(self, request: ExecRequest) -> MemoryStream[ExecEvent]:
+        self.used = True
+        self.asked.append(request)
+        stream = MemoryStream[ExecEvent](self.script or [Output(stream="stdout", data=b"hi\n"), Exit(exit_code=0)])
+        self.streams.append(stream)
+        return stream
+
+    def read_file(self, path: str) -> MemoryStream[bytes]:
+        missing = FileNotFoundInSandboxError("No such file.", context={"path": path})
+        stream = MemoryStream[bytes]([self.files[path]] if path in self.files else [missing])
+        self.streams.append(stream)
+        return stream
+
+    def write_file(self, path: str, *, mode: int | None = None) -> Later[MemoryUpload]:
+        return Later(lambda: self._opened(lambda data: self.files.__setitem__(path, data)))
+
+    def delete_file(self, path: str) -> Later[None]:
+        return Later(lambda: cast("None", self.files.pop(path)))
+
+    def list_files(self, path: str) -> Later[list[FileEntry]]:
+        return Later(
+            lambda: [
+                FileEntry(
+                    name=name.rpartition("/")[2],
+                    kind=FileKind.FILE,
+                    size_bytes=len(data),
+                    mode=0o644,
+                    modified_at=NOW,
+                )
+                for name, data in sorted(self.files.items())
+                if name.rpartition("/")[0] == path
+            ]
+        )
+
+    def persist(self) -> MemoryStream[bytes]:
+        return MemoryStream(self.tar)
+
+    def hydrate(self) -> Later[MemoryUpload]:
+        return Later(lambda: self._opened(lambda data: self.files.__setitem__("hydrated", data)))
+
+    def info(self) -> Later[SandboxInfo]:
+        def act() -> SandboxInfo:
+            if not self.used:
+                raise SandboxNotFoundError("No such sandbox.", context={"sandbox": self.id})
+            return SandboxInfo(id=self.id, running=True, created_at=NOW)
+
+        return Later(act)
+
+    def running(self) -> Later[bool]:
+        return Later(lambda: self.used)
+
+    def operation(self) -> Later[Operation | None]:
+        return Later(lambda: self.current)
+
+    def cancel(self) -> Later[bool]:
+        def act() -> bool:
+            self.on_cancel()
+            return self.current is not None
+
+        return Later(act)
+
+    def backups(self, *, limit: int = 100, cursor: str | None = None) -> Later[BackupPage]:
+        return Later(
+            lambda: BackupPage(backups=[b for b in self.tenant.backups.values() if b.sandbox == self.id][:limit])
+        )
+
+    def _opened(self, finish: Callable[[bytes], None]) -> MemoryUpload:
+        upload = MemoryUpload(finish)
+        self.uploads.append(upload)
+        return upload
+
+
+@dataclass
+class MemoryTenant:
+    """A tenant's sandboxes and backups, and the service as it sees it."""
+
+    sandboxes: dict[str, MemorySandbox] = field(default_factory=dict)
+    backups: dict[str, BackupInfo] = field(default_factory=dict)
+    not_ready: HoldfastError | None = None
+
+    def found(self, backup_id: str) -> BackupInfo:
+        if backup_id not in self.backups:
+            raise BackupNotFoundError("No such backup.", context={"backup": backup_id})
+        return self.backups[backup_id]
+
+    def ready(self) -> Later[None]:
+        def act() -> None:
+            if self.not_ready is not None:
+                raise self.not_ready
+
+        return Later(act)
+
+    def create_sandbox(self) -> Later[str]:
+        return Later(lambda: uuid.uuid4().hex)
+
+    def sandboxes_page(self) -> SandboxPage:
+        return SandboxPage(sandboxes=[SandboxRef(id=id, running=box.used) for id, box in self.sandboxes.items()])
+
+    def delete_backup(self, backup_id: str) -> Later[None]:
+        def act() -> None:
+            del self.backups[self.found(backup_id).id]
+
+        return Later(act)
+
+
+class MemoryService:
+    def __init__(self, tenant: MemoryTenant) -> None:
+        self._tenant = tenant
+        self.ready = tenant.ready
+        self.create_sandbox = tenant.create_sandbox
+        self.delete_backup = tenant.delete_backup
+
+    def sandboxes(self, *, limit: int = 100, cursor: str | None = None) -> Later[SandboxPage]:
+        return Later(self._tenant.sandboxes_page)
+
+    def backup(self, backup_id: str) -> Later[BackupInfo]:
+        return Later(lambda: self._tenant.found(backup_id))
+
+    def collect(self, *, dry_run: bool = False) -> Later[GcReport]:
+        return Later(lambda: GcReport(dry_run=dry_run))
+
+
+class MemoryCluster:
+    """Both the gateway's `Cluster` and, through `doors`, the command line's."""
+
+    def __init__(self) -> None:
+        self.tenants: dict[str, MemoryTenant] = {}
+        self.connected = False
+
+    def connect(self) -> None:
+        self.connected = True
+
+    def tenant(self, name: str) -> MemoryTenant:
+        return self.tenants.setdefault(name, MemoryTenant())
+
+    def sandbox(self, tenant: str, sandbox_id: str) -> MemorySandbox:
+        owner = self.tenant(tenant)
+        return owner.sandboxes.setdefault(sandbox_id, MemorySandbox(sandbox_id, owner))
+
+    def service(self, tenant: str) -> MemoryService:
+        return MemoryService(self.tenant(tenant))
+
+
+class MemoryDoors:
+    """The command line's way into a `MemoryCluster`: real `Sandbox` objects over calls in memory."""
+
+    def __init__(self, cluster: MemoryCluster) -> None:
+        self._cluster = cluster
+
+    def sandbox(self, sandbox_id: str, *, tenant: str, address: str | None, data_dir: Path | None) -> Sandbox:
+        box = Sandbox(sandbox_id, tenant=tenant)
+        box.calls = cast("Any", self._cluster.sandbox(tenant, sandbox_id))
+        return box
+
+    def service(self, *, tenant: str, address: str | None, data_dir: Path | None) -> ServiceCalls:
+        return cast("ServiceCalls", self._cluster.service(tenant))

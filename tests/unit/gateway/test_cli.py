@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from actors.errors import BackupCreateError, ExecStoppedError, OperationCancelledError
+from actors.models import BackupOptions, Exit, Output, RestoreMode, RestoreOptions
+from gateway.cli.app import COMMANDS, main
+from gateway.cli.arguments import Remote, remote
+from gateway.cli.connection import read_client_env
+from gateway.cli.output import printable
+from tests.unit.gateway.memory_cluster import MemoryCluster, MemoryDoors, MemorySandbox
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def cluster() -> MemoryCluster:
+    return MemoryCluster()
+
+
+@pytest.fixture
+def box(cluster: MemoryCluster) -> MemorySandbox:
+    return cluster.sandbox("default", "box")
+
+
+def run(cluster: MemoryCluster, *argv: str) -> int:
+    return main(argv, doors=MemoryDoors(cluster))
+
+
+def test_backup_passes_every_option_on_and_prints_the_id(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
+    options = [
+        "--name",
+        "n",
+        "--ttl",
+        "60",
+        "--exclude",
+        "*.o",
+        "--exclude",
+        "t/",
+        "--gitignore",
+        "--compression",
+        "zstd:3",
+    ]
+    assert run(cluster, "backup", "box", "/workspace", *options) == 0
+    [asked] = box.asked
+    assert isinstance(asked, BackupOptions)
+    assert (asked.name, asked.ttl, asked.excludes, asked.gitignore) == ("n", 60, ["*.o", "t/"], True)
+    assert (asked.compression.format, asked.compression.level) == ("zstd", 3)
+    assert capsys.readouterr().out.strip() in cluster.tenant("default").backups
+
+
+def test_restore_asks_the_service_where_the_backup_came_from(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
+    assert run(cluster, "backup", "box", "/workspace/a", "--json") == 0
+    handle = json.loads(capsys.readouterr().out)
+    assert run(cluster, "restore", "fork", handle["id"], "--mode", "copy", "--json") == 0
+    [asked] = cluster.sandbox("default", "fork").asked
+    assert asked == RestoreOptions(id=handle["id"], dir="/workspace/a", mode=RestoreMode.COPY)
+    assert json.loads(capsys.readouterr().out) == {"success": True, **handle}
+    assert run(cluster, "restore", "fork", handle["id"], "/home/b") == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "status"),
+    [
+        (["backup", "box", "relative", "--json"], "INVALID_BACKUP_CONFIG", 1),
+        (["backup", "box", "/workspace", "--ttl", "nan", "--json"], "INVALID_BACKUP_CONFIG", 1),
+        (["backup", "box", "/workspace", "--compression", "lz4:x", "--json"], "INVALID_BACKUP_CONFIG", 1),
+        (["backup", "BOX", "/workspace", "--json"], "INVALID_REQUEST", 1),
+        (["restore", "box", "not-a-uuid", "--json"], "INVALID_BACKUP_CONFIG", 1),
+        (["inspect", "unused", "--json"], "SANDBOX_NOT_FOUND", 1),
+        (["inspect", "6c1f8e4e-0000-4000-8000-000000000001", "--tenant", "other", "--json"], "SANDBOX_NOT_FOUND", 1),
+        (["cp", "a", "b", "--json"], "INVALID_REQUEST", 1),
+        (["cp", "/does/not/exist", "box:/workspace/a", "--json"], "INVALID_REQUEST", 1),
+        (["exec", "box", "--json", "--env", "novalue", "--", "ls"], "INVALID_REQUEST", 1),
+        (["backup", "box", "--json"], "USAGE", 2),
+        (["delete", "--json"], "USAGE", 2),
+        (["lifecycle", "--expire-days", "0", "--json"], "USAGE", 2),
+        (["--json"], "USAGE", 2),
+        (["no-such-command", "--json"], "USAGE", 2),
+    ],
+)
+def test_with_json_an_error_is_one_document_too(
+    cluster: MemoryCluster, capsys: Capture, argv: list[str], code: str, status: int
+) -> None:
+    assert run(cluster, *argv) == status
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert (document["code"], captured.err) == (code, "")
+    assert {"code", "error", "context"} <= set(document)
+
+
+def test_an_error_for_people_is_two_lines(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+    box.failure = BackupCreateError("It \x1b[31mfailed.", hint="Look.")
+    assert run(cluster, "backup", "box", "/workspace") == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "error: It \\x1b[31mfailed.\nhint: Look.\n")
+
+
+def test_exec_passes_output_and_exit_status_on(
+    cluster: MemoryCluster, box: MemorySandbox, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    box.script = [Output(stream="stdout", data=b"o\xff"), Output(stream="stderr", data=b"e"), Exit(exit_code=7)]
+    argv = ["exec", "box", "--cwd", "/tmp", "--env", "A=b=c", "--timeout", "1.5", "--", "sh", "-c", "--json"]
+    assert run(cluster, *argv) == 7
+    assert capfdbinary.readouterr() == (b"o\xff", b"e")
+    [asked] = box.asked
+    assert (asked.argv, asked.cwd, asked.env, asked.timeout_ms) == (["sh", "-c", "--json"], "/tmp", {"A": "b=c"}, 1500)
+
+
+def test_exec_in_json_is_one_document(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+    box.script = [Output(stream="stdout", data=b"o\xff"), Exit(exit_code=7)]
+    assert run(cluster, "exec", "box", "--json", "--", "ls") == 7
+    assert json.loads(capsys.readouterr().out) == {"exit_code": 7, "stdout": "b/8=", "stderr": ""}
+    box.script = [ExecStoppedError("Stopped.")]
+    assert run(cluster, "exec", "box", "--json", "--", "ls") == 1
+    assert json.loads(capsys.readouterr().out)["code"] == "EXEC_STOPPED"
+
+
+def test_cp_there_and_back(cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path) -> None:
+    source = tmp_path / "a"
+    source.write_bytes(b"x" * 3_000_000)
+    assert run(cluster, "cp", str(source), "box:/workspace/dir/") == 0
+    assert [len(block) for block in box.uploads[0].blocks] == [1_048_576, 1_048_576, 902_848]
+    assert run(cluster, "cp", "box:dir/a", str(tmp_path / "b")) == 0
+    assert (tmp_path / "b").read_bytes() == source.read_bytes()
+    assert run(cluster, "cp", "box:/workspace/missing", str(tmp_path / "b")) == 1
+    assert (tmp_path / "b").read_bytes() == source.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_ls_and_list_in_a_pipe_are_tab_separated(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+    box.files["/workspace/a\x1b\udcff"] = b"123"
+    assert run(cluster, "ls", "box") == 0
+    assert capsys.readouterr().out.split("\t") == [
+        "-rw-r--r--",
+        "3",
+        "2026-01-02T03:04:05+00:00",
+        "a\\x1b\\udcff\n",
+    ]
+    assert run(cluster, "list") == 0
+    assert capsys.readouterr().out == "box\tasleep\n"
+    assert run(cluster, "list", "box", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"backups": []}
+    assert run(cluster, "ls", "box", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["files"][0]["name"] == "a\x1b\udcff"
+
+
+def test_delete_takes_a_sandbox_or_a_backup(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+    assert run(cluster, "backup", "box", "/workspace") == 0
+    backup_id = capsys.readouterr().out.strip()
+    assert run(cluster, "delete", "box", "--yes") == 0
+    assert "box" not in cluster.tenant("default").sandboxes
+    assert run(cluster, "delete", "--backup", backup_id, "--json") == 0
+    assert cluster.tenant("default").backups == {}
+    assert run(cluster, "gc", "--dry-run") == 0
+
+
+def test_an_interrupt_cancels_the_backup_on_the_server(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    def back_up() -> None:
+        begun.set()
+        assert cancelled.wait(10)
+
+    box.while_backing_up = back_up
+    box.on_cancel = cancelled.set
+    box.failure = OperationCancelledError("Cancelled.")
+
+    def interrupt() -> None:
+        assert begun.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert run(cluster, "backup", "box", "/workspace") == 1
+    assert cancelled.is_set()
+    assert "error: Cancelled." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("box:/a", Remote("box", "/a")),
+        ("box:a", Remote("box", "/workspace/a")),
+        ("box:", Remote("box", "/workspace")),
+        ("./box:/a", None),
+        ("file", None),
+        ("-", None),
+    ],
+)
+def test_what_is_remote(text: str, expected: Remote | None) -> None:
+    assert remote(text) == expected
+
+
+def test_client_env_fills_only_what_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "client.env").write_text("RAY_ADDRESS=a:1\nRAY_AUTH_MODE=token\nPATH=/evil\n")
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    path = os.environ["PATH"]
+    read_client_env(tmp_path / "absent")
+    assert "RAY_ADDRESS" not in os.environ
+    read_client_env(tmp_path)
+    assert (os.environ["RAY_ADDRESS"], os.environ["RAY_AUTH_MODE"], os.environ["PATH"]) == ("a:1", "disabled", path)
+
+
+def test_client_env_of_another_cluster_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "client.env").write_text("RAY_ADDRESS=a:1\nRAY_AUTH_TOKEN_PATH=/token\n")
+    monkeypatch.setenv("RAY_ADDRESS", "b:2")
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    read_client_env(tmp_path)
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    monkeypatch.setenv("RAY_ADDRESS", "a:1")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    read_client_env(tmp_path)
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/token"
+
+
+def test_printable_escapes_what_would_steer_a_terminal() -> None:
+    assert printable("é a\n\x9b\udc80") == "é a\\n\\x9b\\udc80"
+
+
+def test_a_setting_that_is_wrong_is_an_error_like_any_other(
+    cluster: MemoryCluster, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_PORT", "secret-value")
+    assert run(cluster, "doctor", "--json") == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["code"] == "INVALID_REQUEST"
+    assert "port" in document["error"].lower()
+    assert "secret-value" not in str(document)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_listed_by_the_beginning_of_its_own_help(
+    cluster: MemoryCluster, capsys: Capture, name: str
+) -> None:
+    module, function, line = COMMANDS[name]
+    documented = getattr(import_module(module), function).__doc__
+    assert documented.startswith(line.rstrip("."))
+    assert run(cluster, name, "--help") == 0
+    assert "Usage: holdfast " + name in capsys.readouterr().out
+
+
+def test_help_does_not_import_ray_or_a_web_server() -> None:
+    probe = (
+        "import sys; from gateway.cli.app import main; main(['--help']); "
+        "print([m for m in ('ray', 'fastapi', 'uvicorn', 'boto3', 'pydantic') if m in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"

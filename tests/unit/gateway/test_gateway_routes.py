@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from actors.errors import StorageUnavailableError
+from gateway.admission import Admission
+from gateway.errors import TooManyRequestsError
+from tests.unit.gateway.conftest import DEADLINE_S, OTHER_KEY, Exchange, Gateway
+
+
+def test_a_backup_is_made_listed_restored_and_deleted(gateway: Gateway) -> None:
+    handle = gateway.request(
+        "POST", "/v1/sandbox/box/backup", json={"dir": "/workspace", "name": "n", "ttl": 60}
+    ).json()
+    assert set(handle) == {"id", "dir"}
+    page = gateway.request("GET", "/v1/sandbox/box/backups").json()
+    assert [b["id"] for b in page["backups"]] == [handle["id"]]
+    assert "cursor" not in page
+    restored = gateway.request("POST", "/v1/sandbox/fork/restore", json={**handle, "mode": "copy"}).json()
+    assert restored == {"success": True, **handle}
+    path = f"/v1/backup/{handle['id']}"
+    assert gateway.request("GET", path).json()["name"] == "n"
+    assert gateway.request("DELETE", path).status_code == 204
+    assert gateway.request("GET", path).json()["code"] == "BACKUP_NOT_FOUND"
+
+
+def test_the_key_decides_the_tenant(gateway: Gateway) -> None:
+    handle = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"}).json()
+    path = f"/v1/backup/{handle['id']}"
+    assert gateway.request("GET", path, key=OTHER_KEY).status_code == 404
+    assert gateway.request("DELETE", path, key=OTHER_KEY).status_code == 404
+    assert gateway.request("POST", "/v1/sandbox/box/restore", json=handle, key=OTHER_KEY).status_code == 404
+    gateway.request("POST", "/v1/sandbox/theirs/exec", json={"argv": ["x"]}, key=OTHER_KEY)
+    assert [box["id"] for box in gateway.request("GET", "/v1/sandbox").json()["sandboxes"]] == ["box"]
+    assert gateway.request("GET", path).status_code == 200
+
+
+def test_reading_a_sandbox_that_was_never_used(gateway: Gateway) -> None:
+    assert gateway.request("GET", "/v1/sandbox/box").json()["code"] == "SANDBOX_NOT_FOUND"
+    assert gateway.request("GET", "/v1/sandbox/box/running").json() == {"running": False}
+    assert gateway.request("GET", "/v1/sandbox/box/operation").json() is None
+    assert gateway.request("POST", "/v1/sandbox/box/cancel").json() == {"cancelled": False}
+    assert gateway.request("DELETE", "/v1/sandbox/box").status_code == 204
+    assert gateway.request("POST", "/v1/sandbox").json()["id"]
+
+
+def test_files_go_in_and_out_as_they_are(gateway: Gateway) -> None:
+    path = "/v1/sandbox/box/file/workspace/d%20ir/a%2Fb%ff"
+    assert gateway.request("PUT", path, content=b"\x00\xff").json() == {"ok": True}
+    assert list(gateway.cluster.sandbox("default", "box").files) == ["/workspace/d ir/a/b\udcff"]
+    response = gateway.request("GET", path)
+    assert (response.content, response.headers["content-type"]) == (b"\x00\xff", "application/octet-stream")
+    listed = gateway.request("GET", "/v1/sandbox/box/files?path=/workspace/d%20ir/a").json()
+    assert [f["name"] for f in listed["files"]] == ["b\udcff"]
+    assert gateway.request("DELETE", path).status_code == 204
+    assert gateway.request("GET", path).json()["code"] == "FILE_NOT_FOUND"
+
+
+@pytest.mark.parametrize("path", ["etc/passwd", "", "workspace2/a"])
+def test_a_path_outside_the_roots_is_forbidden(gateway: Gateway, path: str) -> None:
+    for method in ("GET", "PUT", "DELETE"):
+        response = gateway.request(method, f"/v1/sandbox/box/file/{path}")
+        assert (response.status_code, response.json()["code"]) == (403, "PATH_FORBIDDEN")
+    assert gateway.cluster.sandbox("default", "box").uploads == []
+
+
+def test_a_path_with_dots_is_invalid(gateway: Gateway) -> None:
+    response = gateway.request("GET", "/v1/sandbox/box/file/workspace/%2e%2e/etc")
+    assert (response.status_code, response.json()["code"]) == (422, "INVALID_REQUEST")
+
+
+def test_tar_in_and_out(gateway: Gateway) -> None:
+    response = gateway.request("POST", "/v1/sandbox/box/persist")
+    assert (response.content, response.headers["content-type"]) == (b"tarball", "application/x-tar")
+    assert gateway.request("POST", "/v1/sandbox/box/hydrate", content=b"tar").json() == {"ok": True}
+    assert gateway.cluster.sandbox("default", "box").files["hydrated"] == b"tar"
+
+
+def test_an_answer_that_fails_half_way_does_not_look_whole(gateway: Gateway) -> None:
+    async def scenario() -> None:
+        gateway.cluster.sandbox("default", "box").tar = [b"half", StorageUnavailableError("Gone.")]
+        exchange = Exchange(gateway.app, "POST", "/v1/sandbox/box/persist")
+        async with asyncio.timeout(DEADLINE_S):
+            await exchange.task
+        assert (exchange.status, exchange.body, exchange.complete) == (200, b"half", False)
+        assert {"answer cut short", "request"} == {line["event"] for line in gateway.log.lines}
+
+    asyncio.run(scenario())
+
+
+def test_the_cluster_is_joined_before_the_first_request(gateway: Gateway) -> None:
+    async def scenario() -> None:
+        assert not gateway.cluster.connected
+        async with gateway.app.router.lifespan_context(gateway.app):
+            assert gateway.cluster.connected
+
+    asyncio.run(scenario())
+
+
+def test_an_upload_is_thrown_away_when_its_client_goes_away(gateway: Gateway) -> None:
+    async def scenario() -> None:
+        exchange = Exchange(gateway.app, "PUT", "/v1/sandbox/box/file/workspace/a", b"first", more=True)
+        exchange.leave()
+        async with asyncio.timeout(DEADLINE_S):
+            await exchange.task
+        box = gateway.cluster.sandbox("default", "box")
+        assert (box.uploads[0].aborted, box.files, exchange.sent) == (True, {}, [])
+        assert gateway.log.lines[-1]["status"] == 499
+
+    asyncio.run(scenario())
+
+
+def test_so_many_calls_may_wait_for_one_sandbox_and_no_more() -> None:
+    admission = Admission(limit=1)
+    with admission.place("t", "a"):
+        with pytest.raises(TooManyRequestsError), admission.place("t", "a"):
+            pass
+        with admission.place("t", "b"), admission.place("u", "a"):
+            pass
+    with admission.place("t", "a"):
+        pass

@@ -1,0 +1,46 @@
+"""The README's tables against the code they describe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from actors.settings import Settings
+from gateway.status import STATUS
+
+README = (Path(__file__).parents[3] / "README.md").read_text()
+
+
+def setting_names(settings: type[BaseSettings]) -> list[str]:
+    prefix = settings.model_config["env_prefix"]
+    return [
+        str(field.validation_alias) if field.validation_alias else f"{prefix}{name}".upper()
+        for name, field in settings.model_fields.items()
+    ]
+
+
+def described(name: str) -> bool:
+    """In full, or as `…_TAIL` behind another name of its family."""
+    return f"`{name}`" in README or any(
+        name.endswith(tail) and name.startswith("HOLDFAST_") for tail in re.findall(r"`…(_[A-Z_]+)`", README)
+    )
+
+
+@pytest.mark.parametrize("name", setting_names(Settings))
+def test_every_setting_has_a_row(name: str) -> None:
+    assert described(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(HOLDFAST_[A-Z_]+)`", README))))
+def test_every_setting_of_the_readme_exists(name: str) -> None:
+    assert name in setting_names(Settings) or name == "HOLDFAST_ALLOW_MISSING_DRIVERS"
+
+
+@pytest.mark.parametrize(("code", "status"), sorted(STATUS.items()))
+def test_every_error_code_has_a_row_with_its_status(code: str, status: int) -> None:
+    rows = [line for line in README.splitlines() if line.startswith("|") and f"`{code}`" in line]
+    assert rows, f"{code} has no row"
+    assert str(int(status)) in rows[0]
