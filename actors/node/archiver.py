@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,14 +55,25 @@ class Archiver:
     ) -> Made:
         """Archives a directory of the tree into the empty folder `spool`.
 
+        Args:
+            timeout_s: for the walk and the archive together, since commands are paused all the while.
+
         Raises:
             PathError: the directory cannot be used; PathMissingError and PathTypeError say why.
             TreeError: it cannot be archived faithfully, or is beyond the limits.
             ArchiveError, ToolTimeoutError, NoSpaceLeftError: the archive is not what it should be.
         """
+        deadline = time.monotonic() + timeout_s
         with self._tree.directory(directory) as fd:
             inside = self._tree.canonical(fd)
-            found = survey(fd, limits=self._limits, excludes=excludes, gitignore=gitignore, cancelled=cancelled)
+            found = survey(
+                fd,
+                limits=self._limits,
+                excludes=excludes,
+                gitignore=gitignore,
+                cancelled=cancelled,
+                timeout_s=timeout_s,
+            )
             on_survey(found)
             path = self._squash(
                 self._box,
@@ -70,7 +82,7 @@ class Archiver:
                 spool,
                 compression=compression,
                 level=level,
-                timeout_s=timeout_s,
+                timeout_s=max(0.0, deadline - time.monotonic()),
                 cancelled=cancelled,
                 on_percent=on_percent,
             )

@@ -237,6 +237,12 @@ def test_a_file_that_grows_for_ever_meets_the_time_limit(setup: Setup) -> None:
     assert wait_until(lambda: "bwrap" not in children().values())
 
 
+def test_the_walk_counts_against_the_time_too(setup: Setup) -> None:
+    put(setup.work, b"file")
+    with pytest.raises(TreeError, match="could not be walked in the time"):
+        setup.create(timeout_s=0)
+
+
 def mksquashfs_of(folder: Path) -> int | None:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
