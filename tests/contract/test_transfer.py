@@ -25,7 +25,7 @@ from storage.errors import (
 )
 from storage.s3 import S3ObjectStore
 from storage.transfer import download, upload
-from tests.support.s3 import ACCESS_KEY, FAST, SECRET_KEY, FaultProxy, fault_proxy
+from tests.support.s3 import ACCESS_KEY, FAST, IMPATIENT, SECRET_KEY, FaultProxy, fault_proxy
 
 KEY = "backups/7f8b6a0e-5c1d-4a52-9d1e-2b7f4f3f9a10/data.sqsh"
 SMALL = random.Random(1).randbytes(300_000)
@@ -118,6 +118,10 @@ def moto_rig(moto_config: BucketConfig, tmp_path: Path) -> Iterator[Rig]:
     yield from rig_before(moto_config, tmp_path)
 
 
+def patience_for(words: str) -> TransferConfig:
+    return IMPATIENT if "stall" in words else FAST
+
+
 def cancel_when_stalled(proxy: FaultProxy, cancelled: threading.Event) -> None:
     def cancel() -> None:
         proxy.stalled.wait(30)
@@ -149,7 +153,7 @@ def test_an_archive_of_one_part_is_one_put(rig: Rig) -> None:
 )
 def test_an_upload_survives_faults_of_its_parts(rig: Rig, words: str) -> None:
     rig.proxy.script("part", words)
-    uploaded = rig.upload(LARGE)
+    uploaded = rig.upload(LARGE, config=patience_for(words))
     rig.proxy.released.set()
     assert rig.moved == len(LARGE)
     assert rig.download(uploaded.digest) == LARGE
@@ -276,7 +280,7 @@ def test_a_file_that_changes_meanwhile_is_not_kept(rig: Rig) -> None:
 def test_a_download_survives_a_fault_of_one_range(rig: Rig, words: str) -> None:
     uploaded = rig.upload(LARGE)
     rig.proxy.script("get", words)
-    assert rig.download(uploaded.digest) == LARGE
+    assert rig.download(uploaded.digest, config=patience_for(words)) == LARGE
     rig.proxy.released.set()
     assert rig.moved == len(LARGE)
     assert rig.proxy.count("get") > PARTS

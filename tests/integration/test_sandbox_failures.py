@@ -320,7 +320,6 @@ def reaches(box: LocalSandbox, phase: str) -> Callable[[], bool]:
 def test_a_cancelled_backup_leaves_nothing(kernel_node: Node, phase: str) -> None:
     with fault_proxy(kernel_node.bucket) as (proxy, through):
         kernel_node.bucket = through
-        kernel_node.adjust(transfer=FAST.model_copy(update={"idle_timeout_s": 20}))
         box = kernel_node.sandbox()
         (kernel_node.tree(box) / "workspace" / "large").write_bytes(os.urandom(24_000_000))
         before, unfinished = kernel_node.keys(), kernel_node.catalog().store.list_uploads("backups/")
@@ -349,7 +348,6 @@ def test_a_cancelled_backup_leaves_nothing(kernel_node: Node, phase: str) -> Non
 def test_a_cancelled_restore_changes_nothing(kernel_node: Node, phase: str, mode: str) -> None:
     with fault_proxy(kernel_node.bucket) as (proxy, through):
         kernel_node.bucket = through
-        kernel_node.adjust(transfer=FAST.model_copy(update={"idle_timeout_s": 20}))
         box = kernel_node.sandbox()
         tree = kernel_node.tree(box) / "workspace" / "data"
         tree.mkdir()

@@ -30,16 +30,19 @@ ACCESS_KEY = "TESTACCESSKEY0001"
 SECRET_KEY = "testsecretkey/testsecretkey+0001"
 BUCKET = "holdfast-test"
 
-# Short waits, so that a test of ten failures takes a fraction of a second.
+# Short pauses, so that a test of ten failures takes a fraction of a second; but patience with a server that is slow:
+# rclone alone takes half a second to say that it has dropped an upload.
 FAST = TransferConfig(
     part_bytes=5 * 2**20,
     concurrency=3,
     attempts=4,
-    connect_timeout_s=2,
-    idle_timeout_s=0.5,
+    connect_timeout_s=10,
+    idle_timeout_s=20,
     backoff_initial_s=0.001,
     backoff_max_s=0.01,
 )
+# For tests in which a server falls silent.
+IMPATIENT = FAST.model_copy(update={"idle_timeout_s": 1.0})
 
 
 @contextmanager
