@@ -262,14 +262,17 @@ class ServiceHost:
             SandboxUnavailableError: no node has a slot free. Ray would wait for one for ever.
         """
         name = sandbox_actor_name(tenant, sandbox_id)
+        deadline = time.monotonic() + _SPAWN_S
         while True:
             try:
                 actor, is_ours = ray.get_actor(name, namespace=NAMESPACE), False
             except ValueError:
                 actor, is_ours = self._new_actor(name, tenant, sandbox_id), True
             try:
-                ray.get(actor.ping.remote(), timeout=_SPAWN_S)
-            except ray.exceptions.ActorDiedError:  # it was just leaving; its name is free in an instant
+                ray.get(actor.ping.remote(), timeout=max(0.0, deadline - time.monotonic()))
+                return
+            except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
+                # It was just leaving, and its name is free in an instant; or it died, and is being restarted.
                 time.sleep(_LEAVING_POLL_S)
             except ray.exceptions.GetTimeoutError:
                 if is_ours:  # it has never answered anybody, so nothing is lost with it
@@ -279,8 +282,6 @@ class ServiceHost:
                     hint="Delete sandboxes, add nodes, or raise the slots of each.",
                     context={"outcome": "not_executed"},
                 ) from None
-            else:
-                return
 
     def _new_actor(self, name: str, tenant: str, sandbox_id: str) -> Any:
         """A sandbox's new actor, or the one that another call has made in the same instant."""
@@ -322,6 +323,9 @@ class ServiceHost:
                         asked[name] = actor.leave.remote(idle_s)
             except ray.exceptions.RayError as e:  # the cluster's head is away for a moment
                 log.warning("idle_sandboxes_not_asked", error=type(e).__name__)
+
+    def ping(self) -> bool:
+        return True
 
     def ready(self) -> None:
         _guarded(self._service.ready)

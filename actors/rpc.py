@@ -6,7 +6,8 @@ creating and retrying an actor exist once, for jobs, notebooks and the gateway a
 
 Ray's errors end here (measured on Ray 2.60): `RayTaskError` carries our own error as its cause;
 `ActorUnavailableError` means "perhaps executed"; `ActorDiedError` of an actor that may restart without
-limit means that it left through its mailbox, so that the call was never executed and may be sent again.
+limit means that it left through its mailbox, so that the call was never executed and may be sent again. On a
+busy machine the news that it left can come late, and the call ends as if it had crashed: asking again settles it.
 """
 
 from __future__ import annotations
@@ -215,20 +216,19 @@ class ActorRef:
         _handles.pop(self.name, None)
 
     def get(self) -> Steps[Any]:
-        """The actor's handle; creates the actor where that is allowed."""
-        handle = _handles.get(self.name) or (yield self.find)
-        if handle is None:
+        """The actor's handle; creates the actor where that is allowed, again if it has already left."""
+        deadline = time.monotonic() + self._retry_s
+        while (handle := _handles.get(self.name) or (yield self.find)) is None:
             if self._create is None:
                 raise ServiceUnavailableError(
                     "No Holdfast service runs in this Ray cluster.",
                     hint="Start it with `holdfast serve`.",
                 )
-            yield from self._create()
-            handle = yield self.find
-            if handle is None:
+            if time.monotonic() > deadline:
                 raise SandboxUnavailableError(
                     "The sandbox's actor went away while it was being created.", context={"outcome": "not_executed"}
                 )
+            yield from self._create()
         return handle
 
     def call(self, send: Callable[[Any], Any]) -> Steps[Any]:
@@ -250,17 +250,33 @@ class ActorRef:
         return (yield from self._until_served(once))
 
     def _until_served(self, once: Callable[[Any], Steps[T]]) -> Steps[T]:
-        deadline, pause_s = time.monotonic() + self._retry_s, _FIRST_PAUSE_S
+        deadline, pauses = time.monotonic() + self._retry_s, _pauses_s()
         while True:
             handle = yield from self.get()
             try:
                 return (yield from once(handle))
-            except (ActorDiedError, RayTaskError) as e:
-                if not _was_leaving(e) or time.monotonic() > deadline:
+            except (ActorDiedError, ActorUnavailableError, RayTaskError) as e:
+                had_left = _was_leaving(e) or (
+                    isinstance(e, ActorUnavailableError) and (yield from self._has_left(handle, deadline))
+                )
+                if not had_left or time.monotonic() > deadline:
                     raise
                 self.forget()
-            yield partial(time.sleep, pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            yield partial(time.sleep, next(pauses))
+
+    def _has_left(self, handle: Any, deadline: float) -> Steps[bool]:
+        """Whether an actor that did not answer had left, and did not crash: one that crashed is restarted."""
+        pauses = _pauses_s()
+        while time.monotonic() < deadline:
+            try:
+                yield handle.ping.remote()
+            except ActorDiedError:
+                return True
+            except ActorUnavailableError:
+                yield partial(time.sleep, next(pauses))
+            else:
+                return False
+        return False
 
     def call_if_alive(self, send: Callable[[Any], Any], default: T) -> Steps[Any | T]:
         """Sends one call if the actor lives; otherwise, or if it leaves in the meantime, gives `default`."""
@@ -273,6 +289,14 @@ class ActorRef:
             except RayActorError:
                 self.forget()
         return default
+
+
+def _pauses_s() -> Iterator[float]:
+    """How long to wait before the first, the second, … repetition."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def _was_leaving(e: RayError) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -77,16 +77,28 @@ def test_every_error_of_ray_becomes_one_of_ours(
 
 
 class Actor:
-    """Answers with what it was told to; each answer once."""
+    """Answers with what it was told to, each answer once; `pings` are its answers to being asked whether it lives."""
 
-    def __init__(self, *answers: object) -> None:
+    def __init__(self, *answers: object, pings: Sequence[object] = ()) -> None:
         self.answers = list(answers)
+        self.pings = list(pings)
+        self.ping = self
 
     def answer(self) -> object:
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return given(self.answers.pop(0))
+
+    def remote(self) -> Callable[[], object]:
+        """What `actor.ping.remote()` gives to be waited for."""
+        return lambda: given(self.pings.pop(0))
+
+
+def given(answer: object) -> object:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+UNAVAILABLE = ActorUnavailableError("x", None)
 
 
 def test_a_call_to_an_actor_that_had_left_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +110,46 @@ def test_a_call_to_an_actor_that_had_left_is_sent_again(monkeypatch: pytest.Monk
 
 
 def test_a_call_that_may_have_been_executed_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = Actor(ActorUnavailableError("x", None), "never")
+    actor = Actor(UNAVAILABLE, "never", pings=[UNAVAILABLE, True])
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     with pytest.raises(SandboxUnavailableError) as raised:
         Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result()
     assert raised.value.context == {"outcome": "unknown"}
-    assert actor.answers == ["never"]
+    assert (actor.answers, actor.pings) == (["never"], [])
+
+
+def test_a_call_to_an_actor_that_left_while_the_cluster_was_slow_to_say_so_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone, there = Actor(UNAVAILABLE, pings=[UNAVAILABLE, ActorDiedError()]), Actor("done")
+    found = iter([gone, there])
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: next(found))
+    assert Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result() == "done"
+
+
+def test_an_actor_of_which_nobody_ever_hears_again_may_have_executed_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Actor(UNAVAILABLE, pings=[UNAVAILABLE] * 100)
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    with pytest.raises(SandboxUnavailableError) as raised:
+        Call(lambda: ActorRef("a", retry_s=0.05).call(lambda actor: actor.answer)).result()
+    assert raised.value.context == {"outcome": "unknown"}
+
+
+def test_an_actor_that_left_before_it_was_called_at_all_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def find(name: str, namespace: str) -> Actor:
+        if len(made) < 2:
+            raise ValueError
+        return Actor("done")
+
+    def create() -> Generator[Any, Any, None]:
+        made.append("one")
+        yield lambda: None
+
+    monkeypatch.setattr(ray, "get_actor", find)
+    assert Call(lambda: ActorRef("a", create=create).call(lambda actor: actor.answer)).result() == "done"
+    assert made == ["one", "one"]
 
 
 def test_an_actor_that_always_leaves_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
