@@ -71,9 +71,9 @@ class BackupCreation:
         if idempotency_key is not None and self._exists(backup_id, options):
             return DirectoryBackup(id=backup_id, dir=options.dir)
         work = self.spool / backup_id
-        work.mkdir(parents=True, mode=0o711)
         try:
             with failing_as(BackupCreateError, "created"):
+                work.mkdir(parents=True, mode=0o711)
                 created_at = datetime.now(UTC)
                 made = self._archive(options, work, progress)
                 uploaded = self._upload(backup_id, made, progress)

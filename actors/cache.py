@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from actors.node.errors import ArchiveError
 from actors.node.removal import remove_tree
 
 _SUFFIX = ".sqsh"
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,12 @@ class ArchiveCache:
         self._max_bytes = max_bytes
 
     def obtain(
-        self, backup_id: str, link: Path, produce: Callable[[Path], tuple[Path, str]]
+        self,
+        backup_id: str,
+        link: Path,
+        produce: Callable[[Path], tuple[Path, str]],
+        *,
+        waiting: Callable[[], None] = lambda: None,
     ) -> tuple[CachedArchive, bool]:
         """Links a backup's archive to `link`; has it produced first if the cache does not hold it.
 
@@ -46,12 +54,12 @@ class ArchiveCache:
 
         Args:
             produce: is given an empty work folder, and returns the finished archive in it and its SHA-256.
+            waiting: is called over and over while another process produces it; raises to give up.
 
         Returns:
             The archive at `link`, and whether it was in the cache already.
         """
-        self._locks.mkdir(parents=True, exist_ok=True)
-        with InterProcessLock(self._locks / backup_id):
+        with self._locked(backup_id, waiting):
             found = self._find(backup_id)
             if found is not None:
                 with contextlib.suppress(FileNotFoundError):  # another process has just evicted it
@@ -72,10 +80,25 @@ class ArchiveCache:
 
     def adopt(self, backup_id: str, archive: Path, sha256: str) -> None:
         """Takes an archive over that was made on this node; the file at `archive` moves."""
-        self._locks.mkdir(parents=True, exist_ok=True)
-        with InterProcessLock(self._locks / backup_id):
+        with self._locked(backup_id):
             self._keep(backup_id, archive, sha256)
         self.evict()
+
+    @contextmanager
+    def _locked(self, backup_id: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        self._locks.mkdir(parents=True, exist_ok=True)
+        lock = InterProcessLock(self._locks / backup_id)
+        try:
+            while not lock.acquire(blocking=False):
+                waiting()
+                time.sleep(_POLL_S)
+        except BaseException:
+            lock.lockfile.close()  # which fasteners leaves open after a vain attempt
+            raise
+        try:
+            yield
+        finally:
+            lock.release()
 
     def remove_leftovers(self) -> None:
         """Removes what processes that died have left half-made."""
@@ -86,6 +109,8 @@ class ArchiveCache:
                     remove_tree(work)
                 finally:
                     lock.release()
+            else:
+                lock.lockfile.close()
 
     def evict(self) -> None:
         """Removes the least recently used archives until the rest fits."""
@@ -95,6 +120,7 @@ class ArchiveCache:
             total += size
             if total > self._max_bytes:
                 path.unlink(missing_ok=True)
+                total -= size
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         found = []

@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from fasteners import ReaderWriterLock
-
 from actors.errors import (
     ExecError,
     ExecOutputLimitError,
@@ -23,13 +21,15 @@ from actors.errors import (
     ExecTimeoutError,
     FileNotFoundInSandboxError,
     InvalidRequestError,
+    MountLostError,
     SandboxUnavailableError,
 )
+from actors.gate import Gate
 from actors.models import ExecEvent, ExecRequest, Exit, Output, is_writable
 from actors.node import process
 from actors.node.bubblewrap import Box, Identity, boxed, ran
 from actors.node.cgroup import Cgroup
-from actors.node.errors import CgroupError, PathError
+from actors.node.errors import CgroupError, MountError, PathError
 from actors.node.tree import Tree
 from actors.settings import ExecLimits
 
@@ -55,7 +55,7 @@ class _Running:
 class Commands:
     """Starts, watches and stops the commands of one sandbox."""
 
-    def __init__(self, box: Box, cgroup: Cgroup, tree: Tree, *, limits: ExecLimits, gate: ReaderWriterLock) -> None:
+    def __init__(self, box: Box, cgroup: Cgroup, tree: Tree, *, limits: ExecLimits, gate: Gate) -> None:
         """`gate` is held (shared) while a command starts, so that none starts into a tree that is being swapped."""
         self._box = box
         self._cgroup = cgroup
@@ -157,7 +157,7 @@ class Commands:
     ) -> Iterator[_Running]:
         files = min(self._limits.open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         limits = ["prlimit", f"--nofile={files}", "--core=0", f"--fsize={self._limits.file_bytes}"]
-        with self._gate.read_lock():
+        with self._gate.shared():
             self._check_cwd(cwd)
             with boxed(self._box, argv, identity=identity, cwd=cwd, env=env, with_status=True) as ready:
                 assert ready.status is not None
@@ -186,6 +186,8 @@ class Commands:
         try:
             with self._tree.directory(cwd):
                 pass
+        except MountError as e:
+            raise MountLostError(e.message, context={"cwd": cwd}) from None
         except PathError as e:
             raise FileNotFoundInSandboxError(
                 f"The working directory cannot be entered: {e.message}", context={"cwd": cwd}
@@ -249,4 +251,4 @@ def _command(argv: Sequence[str]) -> list[str]:
         raise InvalidRequestError("The first word of argv must not be empty.")
     if "=" in argv[0]:
         return ["sh", "-c", 'exec "$@"', "sh", *argv]
-    return ["env", *argv]
+    return ["env", "--", *argv]

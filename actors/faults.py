@@ -21,6 +21,7 @@ from actors.errors import (
 from actors.node.errors import (
     ArchiveError,
     CgroupError,
+    CorruptRecordError,
     DriverUnavailableError,
     LayerMismatchError,
     MountError,
@@ -67,6 +68,7 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
     CgroupError: ("PROCESSES_STUCK", "the sandbox's processes could not be paused or ended"),
     DriverUnavailableError: ("NO_MOUNT_DRIVER", "the node cannot mount archives"),
     LayerMismatchError: ("LAYER_MISMATCH", "the layer was made with another archive or driver"),
+    CorruptRecordError: ("CORRUPT_RECORD", "the sandbox's record on the node cannot be read"),
     MountError: ("MOUNT_FAILED", "the archive could not be mounted"),
     PathError: ("PATH", "the path cannot be used"),
     NodeError: ("NODE_FAILED", "the node failed"),

@@ -122,7 +122,7 @@ class SandboxHost:
             return LocalSandbox(
                 tenant, sandbox_id, config, driver=choose_driver(config.node), catalog=open_catalog(config)
             )
-        except NodeError as e:
+        except (NodeError, OSError) as e:
             log.error("sandbox_not_made", error=type(e).__name__)
             raise SandboxUnavailableError(
                 "This node cannot run sandboxes.",

@@ -39,20 +39,24 @@ class Progress:
         Raises:
             OperationCancelledError: somebody cancelled the operation, and it still can be.
         """
-        self.check()
         with self._lock:
+            self._check()
             self._phase, self._done, self._total, self._unit = phase, 0, total, unit
 
     def check(self) -> None:
         """Raises OperationCancelledError if somebody has cancelled the operation."""
         with self._lock:
-            if self.cancelled.is_set() and not self._final:
-                raise OperationCancelledError("The operation was cancelled.", context={"operation": self.id})
+            self._check()
+
+    def _check(self) -> None:
+        if self.cancelled.is_set() and not self._final:
+            raise OperationCancelledError("The operation was cancelled.", context={"operation": self.id})
 
     def point_of_no_return(self, phase: Phase) -> None:
         """Begins the phase after which a cancellation comes too late. Raises OperationCancelledError."""
-        self.enter(phase)
         with self._lock:
+            self._check()
+            self._phase, self._done, self._total, self._unit = phase, 0, 0, "files"
             self._final = True
 
     def advance(self, amount: int) -> None:

@@ -78,9 +78,9 @@ class BackupRestoration:
         """
         progress.backup_id = options.id
         work = self.spool / f"{options.id}-{uuid.uuid4().hex}"
-        work.mkdir(parents=True, mode=0o711)
         try:
             with failing_as(BackupRestoreError, "restored"):
+                work.mkdir(parents=True, mode=0o711)
                 record = self._metadata(options)
                 archive = self._fetch(record, work / "archive.sqsh", progress)
                 if options.mode is RestoreMode.OVERLAY:
@@ -127,7 +127,7 @@ class BackupRestoration:
             return converted, sha256_of(converted)
 
         try:
-            archive, was_cached = self.cache.obtain(record.id, link, produce)
+            archive, was_cached = self.cache.obtain(record.id, link, produce, waiting=progress.check)
             if was_cached:
                 self.catalog.store.head(keys.archive(record.id))
         except ObjectMissingError:
@@ -153,7 +153,7 @@ class BackupRestoration:
                         backup_id=options.id,
                         mode="overlay",
                         restored_at=datetime.now(UTC),
-                        driver=self.driver.value,
+                        driver=self.driver,
                         layer=layer.id,
                         archive_sha256=archive.sha256,
                     )
@@ -209,9 +209,19 @@ class BackupRestoration:
         try:
             made = self.tree.make_directory(directory)
             with self.tree.directory(directory) as fd:
-                return made, self.tree.canonical(fd)
+                place = self.tree.canonical(fd)
+                _check_utf8(place)
+                return made, place
         except PathError as e:
             self.tree.remove_directories(made)
             raise InvalidBackupConfigError(
                 f"The backup cannot be restored there: {e.message}", context={"dir": directory}
             ) from None
+
+
+def _check_utf8(place: str) -> None:
+    """Raises PathError for a path that the record could not name."""
+    try:
+        place.encode()
+    except UnicodeEncodeError:
+        raise PathError("It leads to a directory whose name is not UTF-8.") from None

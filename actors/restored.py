@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actors.models import RestoredDirectory, RestoreMode
 from actors.node import mountinfo
 from actors.node.binds import bind, unbind
 from actors.node.drivers import Driver
-from actors.node.errors import MountBusyError, MountError, NodeError, PathError
+from actors.node.errors import CorruptRecordError, MountBusyError, MountError, NodeError, PathError
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
@@ -44,7 +44,7 @@ class Entry(BaseModel):
     backup_id: str
     mode: Literal["overlay", "copy"]
     restored_at: datetime
-    driver: str | None = None
+    driver: Driver | None = None
     layer: str | None = None
     archive_sha256: str | None = None
 
@@ -63,7 +63,7 @@ class Entry(BaseModel):
             dir=self.dir,
             backup_id=self.backup_id,
             mode=RestoreMode(self.mode),
-            driver=self.driver,
+            driver=self.driver.value if self.driver else None,
             restored_at=self.restored_at,
         )
 
@@ -80,17 +80,28 @@ class Record(BaseModel):
 
 def recorded_driver(file: Path) -> Driver | None:
     """The driver of the layers that a record speaks of: an upper layer never changes its driver."""
-    record = _read(file)
-    entries = record.entries if record else ()
-    return next((Driver(entry.driver) for entry in entries if entry.is_mounted and entry.driver), None)
+    with contextlib.suppress(CorruptRecordError):
+        record = _read(file)
+        entries = record.entries if record else ()
+        return next((entry.driver for entry in entries if entry.is_mounted and entry.driver), None)
+    return None
 
 
 def _read(file: Path) -> Record | None:
-    return Record.model_validate_json(file.read_bytes()) if file.exists() else None
+    try:
+        return Record.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as e:
+        raise CorruptRecordError(f"The sandbox's record cannot be read ({type(e).__name__}).") from None
 
 
 class RestoredDirectories:
-    """The restored directories of one sandbox. Not thread-safe: its owner holds the gate."""
+    """The restored directories of one sandbox. Not thread-safe: its owner holds the gate.
+
+    `is_whole` says whether all of them are mounted where they belong: after `take_up`, until something goes wrong that
+    could not be undone.
+    """
 
     def __init__(self, file: Path, tree: Tree, layers: Layers) -> None:
         self._file = file
@@ -100,7 +111,13 @@ class RestoredDirectories:
         self._stage_note = file.parent / "stage"
         self._open: dict[str, Layer] = {}
         self._devices: dict[str, str] = {}
-        self.record = _read(file) or Record(created_at=datetime.now(UTC))
+        self.is_whole = False
+        try:
+            self.record = _read(file) or Record(created_at=datetime.now(UTC))
+            self._damage: CorruptRecordError | None = None
+        except CorruptRecordError as e:  # the sandbox can still be destroyed
+            self.record = Record(created_at=datetime.now(UTC))
+            self._damage = e
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -111,16 +128,14 @@ class RestoredDirectories:
         """Brings disk and mounts to what the record says, whatever an earlier process has left.
 
         Raises:
-            NodeError: a recorded layer cannot be mounted; nothing of it is lost.
+            NodeError: a recorded layer cannot be mounted, or the record cannot be read; nothing of them is lost.
         """
+        if self._damage is not None:
+            raise self._damage
         self.put_down()
         stuck = sweep(self._file.parent, deadline_s=_UNMOUNT_S)
         if stuck:
             raise MountError(f"{len(stuck)} mounts of an earlier process are still in use.")
-        known = {entry.layer for entry in self.record.entries}
-        for layer_id in self._layers.ids():
-            if layer_id not in known:
-                self._layers.discard_leftover(layer_id)
         for entry in self.entries:
             if entry.layer is not None and entry.archive_sha256 is not None:
                 archive = self._archive(entry.archive_sha256)
@@ -129,14 +144,18 @@ class RestoredDirectories:
                     self._bind(entry)
                 except PathError as e:
                     log.error("layer_not_shown", layer=entry.layer, detail=e.message)
+        for layer_id in self._layers.ids():
+            if layer_id not in self._open:
+                self._layers.discard_leftover(layer_id)
         self._remove_stage()
         self.drop_unused_archives()
         if not self._file.exists():
             self._save(self.record)
+        self.is_whole = True
 
     def forget(self) -> None:
         """Begins anew, after the sandbox's files were removed."""
-        self.record = Record(created_at=datetime.now(UTC))
+        self.record, self._damage = Record(created_at=datetime.now(UTC)), None
         self._devices.clear()
 
     def keep_archive(self, archive: Path, sha256: str) -> Path:
@@ -152,10 +171,14 @@ class RestoredDirectories:
         used = {self._archive(entry.archive_sha256) for entry in self.record.entries if entry.archive_sha256}
         for path in self._archives.glob("*.sqsh"):
             if path not in used:
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as e:  # it goes the next time
+                    log.warning("archive_left_behind", error=type(e).__name__)
 
     def put_down(self) -> None:
         """Unmounts everything and keeps every upper layer. Raises MountError if something is in use."""
+        self.is_whole = False
         if self._open and sweep(self._tree.root, deadline_s=_UNMOUNT_S):
             raise MountBusyError("A restored directory is still in use.")
         for layer_id, layer in list(self._open.items()):
@@ -218,15 +241,16 @@ class RestoredDirectories:
         try:
             with self._tree.directory(parent or "/") as fd:
                 remove_tree(Path(f"/proc/{os.getpid()}/fd/{fd}/{name}"))
-        except NodeError as e:
+            self._stage_note.unlink()
+        except (NodeError, OSError) as e:  # the note stays, so it goes when the sandbox is taken up
             log.warning("stage_left_behind", error=type(e).__name__)
-        self._stage_note.unlink()
 
     def revive(self, layer: Layer, stop_users: Callable[[], None]) -> None:
         """Mounts a layer anew whose daemon died, under the same upper. Raises NodeError."""
         entry = next((entry for entry in self.entries if entry.layer == layer.id), None)
         if entry is None or layer.id not in self._open:  # put down, or replaced, in the meantime
             return
+        self.is_whole = False
         stop_users()
         inside = [other for other in self.entries if other.layer in self._open and other.lies_in(entry.dir)]
         for other in reversed(inside):
@@ -234,6 +258,7 @@ class RestoredDirectories:
         self._layers.revive(layer)
         for other in inside:
             self._bind(other)
+        self.is_whole = True
 
     def _commit(self, entry: Entry) -> None:
         kept = tuple(old for old in self.record.entries if not old.lies_in(entry.dir))
@@ -251,8 +276,10 @@ class RestoredDirectories:
                 taken.append(entry)
             yield covered
         except BaseException:
+            self.is_whole = False
             for entry in reversed(taken):
                 self._bind(entry)
+            self.is_whole = True
             raise
 
     def _discard(self, replaced: Sequence[Entry]) -> None:
@@ -262,7 +289,7 @@ class RestoredDirectories:
                 continue
             try:
                 self._layers.discard(layer)
-            except NodeError as e:
+            except (NodeError, OSError, RuntimeError) as e:  # the record is written: nothing may fail any more
                 log.warning("layer_left_behind", layer=layer.id, error=type(e).__name__)
 
     def _put_back(self) -> None:
@@ -270,10 +297,12 @@ class RestoredDirectories:
         mounted = [entry for entry in self.entries if entry.layer in self._open]
         if all(self._points(entry) == [self._place(entry.dir)] for entry in mounted):
             return
+        self.is_whole = False
         if sweep(self._tree.root, deadline_s=_UNMOUNT_S):
             raise MountBusyError("A restored directory is still in use.")
         for entry in mounted:
             self._bind(entry)
+        self.is_whole = True
 
     def _bind(self, entry: Entry) -> None:
         layer = self._open[entry.layer or ""]
@@ -302,18 +331,22 @@ class RestoredDirectories:
         return Path(os.path.realpath(self._tree.root)) / directory.lstrip("/")
 
     def _save(self, record: Record) -> None:
+        """Writes the record, whole or not at all: once it has its name, nothing here fails any more."""
         temporary = self._file.with_suffix(".new")
-        with temporary.open("w") as file:
-            file.write(record.model_dump_json())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._file)
         folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            with temporary.open("w") as file:
+                file.write(record.model_dump_json())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._file)
+            self.record = record
+            try:
+                os.fsync(folder)
+            except OSError as e:
+                log.error("record_not_synced", error=type(e).__name__)
         finally:
             os.close(folder)
-        self.record = record
 
 
 def _exchange(one: Path, other: Path) -> None:

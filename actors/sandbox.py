@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import structlog
-from fasteners import ReaderWriterLock
 
 from actors.backup import BackupCreation
 from actors.bucket import configured
@@ -30,8 +30,10 @@ from actors.errors import (
     ExecStoppedError,
     MountLostError,
     SandboxUnavailableError,
+    StorageUnavailableError,
 )
 from actors.faults import reason_of
+from actors.gate import Gate
 from actors.models import (
     WRITABLE_ROOTS,
     BackupOptions,
@@ -53,7 +55,7 @@ from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup
 from actors.node.driver_choice import choose
 from actors.node.drivers import Driver
-from actors.node.errors import NodeError, PathError
+from actors.node.errors import MountBusyError, NodeError
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
@@ -70,6 +72,9 @@ from storage.metadata import RestoredDirectory as StoredDirectory
 from storage.metadata import SandboxState
 
 _LISTED = 10_000
+_UNMOUNT_S = 10.0
+_STATE_S = 3.0
+"""How long a call waits for the bucket's copy of the state: longer than any bucket takes that is well."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 log = structlog.get_logger(__name__)
 
@@ -86,6 +91,10 @@ class NodeLayout:
         self.root = node.data_dir / "node"
         self.cache = self.root / "cache"
         self.lowers = self.root / "lowers"
+        self.trash = self.root / "trash"
+        self.driver = self.root / "driver"
+        self.mounting = (self.root / "boxes", self.lowers, self.driver)
+        """The folders below which anything is ever mounted."""
         self.cgroup = service_cgroup(node.data_dir)
 
     def box(self, tenant: str, sandbox_id: str) -> Path:
@@ -106,6 +115,7 @@ class LocalSandbox:
         self._catalog = catalog
         layout = NodeLayout(config.node)
         self._home = layout.box(tenant, sandbox_id)
+        self._trash = layout.trash
         record = self._home / "sandbox.json"
         self._driver = recorded_driver(record) or driver
         root, uid = self._home / "root", config.node.sandbox_uid
@@ -116,7 +126,7 @@ class LocalSandbox:
         self._cgroup = Cgroup(
             f"{layout.cgroup}/{name}", memory_bytes=config.exec.memory_bytes, processes=config.exec.processes
         )
-        self._gate = ReaderWriterLock()
+        self._gate = Gate(lambda: self._restored.is_whole)
         self._commands = Commands(box, self._cgroup, self._tree, limits=config.exec, gate=self._gate)
         self._transfers = Transfers(self._tree, self._commands, self._gate)
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -126,7 +136,7 @@ class LocalSandbox:
         self._operations = Operations()
         self._awake_since = datetime.now(UTC)
         self._waking = threading.Lock()
-        self._awake = False
+        self._state_lock = threading.Lock()
         limits = config.backup
         self._archiver = Archiver(
             box,
@@ -181,22 +191,50 @@ class LocalSandbox:
         return result
 
     def destroy(self) -> None:
-        """Ends everything and removes the sandbox's files and state; its backups stay. Repeatable."""
+        """Ends everything and removes the sandbox's files and state; its backups stay. Repeatable.
+
+        Raises:
+            SandboxUnavailableError: something of it is still in use; call again.
+            StorageUnavailableError: the files are gone, but the bucket still knows of the sandbox; call again.
+        """
         with self._operations.run(OperationKind.DESTROY) as progress:
             progress.point_of_no_return(Phase.WAITING)
-            with self._gate.write_lock():
-                self.close()
-                if sweep(self._home, deadline_s=10.0):
+            with self._gate.repairing():
+                try:
+                    self.close()
+                    if sweep(self._home, deadline_s=_UNMOUNT_S):
+                        raise MountBusyError("A mount of the sandbox is still in use.")
+                    self._remove_files()
+                except (NodeError, OSError) as e:
+                    reason, sentence = reason_of(e)
+                    log.error("sandbox_not_destroyed", sandbox=self.id, reason=reason, error=type(e).__name__)
                     raise SandboxUnavailableError(
-                        "The sandbox is still in use; try again.", context={"outcome": "unknown"}
-                    )
-                remove_tree(self._home)
+                        f"The sandbox could not be destroyed: {sentence}.",
+                        hint="Try again.",
+                        context={"outcome": "unknown", "reason": reason},
+                    ) from None
                 self._restored.forget()
             if self._catalog is not None:
-                try:
-                    self._catalog.delete_state(self.tenant, self.id)
-                except StorageError as e:
-                    log.warning("state_not_deleted", sandbox=self.id, detail=str(e))
+                self._delete_state(self._catalog)
+
+    def _delete_state(self, catalog: BackupCatalog) -> None:
+        try:
+            with self._state_lock:
+                catalog.delete_state(self.tenant, self.id)
+        except StorageError as e:
+            log.warning("state_not_deleted", sandbox=self.id, detail=str(e))
+            raise StorageUnavailableError(
+                "The sandbox's files are gone, but the bucket could not be told.", hint="Delete it again."
+            ) from None
+
+    def _remove_files(self) -> None:
+        """Takes the folder away at once, then deletes it: dying meanwhile leaves no half of a sandbox."""
+        if not self._home.exists():
+            return
+        self._trash.mkdir(parents=True, exist_ok=True, mode=0o700)
+        doomed = self._trash / uuid.uuid4().hex
+        self._home.rename(doomed)
+        remove_tree(doomed)
 
     # --- work
 
@@ -241,14 +279,14 @@ class LocalSandbox:
         """See `SandboxCalls.delete_file`."""
         self.wake()
         inside = writable_path(path)
-        with self._gate.read_lock(), translated(inside):
+        with self._gate.shared(), translated(inside):
             self._tree.remove(inside)
 
     def list_files(self, path: str) -> list[FileEntry]:
         """See `SandboxCalls.list_files`."""
         self.wake()
         inside = writable_path(path)
-        with self._gate.read_lock(), translated(inside):
+        with self._gate.shared(), translated(inside):
             return [
                 FileEntry(
                     name=row.name,
@@ -289,8 +327,8 @@ class LocalSandbox:
 
     @property
     def is_awake(self) -> bool:
-        """Whether it has been used since it was made, closed or destroyed."""
-        return self._awake
+        """Whether everything of it is in place: it has been used since it was made, closed or destroyed."""
+        return self._restored.is_whole
 
     @property
     def has_uploads(self) -> bool:
@@ -305,10 +343,10 @@ class LocalSandbox:
         Raises:
             SandboxUnavailableError: it cannot be taken up now; nothing is lost.
         """
-        if self._awake:
+        if self.is_awake:
             return
-        with self._waking, self._gate.write_lock():
-            if self._awake:
+        with self._waking, self._gate.repairing():
+            if self.is_awake:
                 return
             try:
                 self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -320,7 +358,7 @@ class LocalSandbox:
                 self._tree.prepare()
                 self._restored.take_up()
                 self._make_home()
-            except NodeError as e:
+            except (NodeError, OSError) as e:
                 reason, sentence = reason_of(e)
                 log.error("sandbox_not_taken_up", sandbox=self.id, reason=reason, error=type(e).__name__)
                 raise SandboxUnavailableError(
@@ -328,29 +366,30 @@ class LocalSandbox:
                     hint="Run `holdfast doctor` on the node.",
                     context={"outcome": "not_executed", "reason": reason},
                 ) from None
-            self._awake = True
         self._write_state(only_new=True)
 
     def close(self) -> None:
-        """Ends what runs and unmounts everything; files and layers stay. Raises NodeError."""
-        with self._stopped():
+        """Ends what runs and unmounts everything; files and layers stay. Raises NodeError; the next call wakes it."""
+        with self._gate.repairing():
+            self._stop(ExecStoppedError("The end of the sandbox stopped the command."))
             self._restored.put_down()
             self._cgroup.remove()
-            self._awake = False
 
     def _make_home(self) -> None:
-        with contextlib.suppress(PathError):  # the sandbox may have put something else there
+        with contextlib.suppress(
+            NodeError, OSError
+        ):  # the sandbox may have put something else there, or filled the disk
             self._tree.make_directory(HOME)
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
-        with self._gate.write_lock(), self._commands.paused():
+        with self._gate.alone(), self._commands.paused():
             yield
 
     @contextmanager
     def _stopped(self) -> Iterator[None]:
-        with self._gate.write_lock():
-            self._stop(ExecStoppedError("A restore, or the end of the sandbox, stopped the command."))
+        with self._gate.alone():
+            self._stop(ExecStoppedError("A restore stopped the command."))
             yield
 
     def _stop(self, error: ExecError) -> None:
@@ -360,47 +399,52 @@ class LocalSandbox:
     def _revive(self, layer: Layer) -> None:
         """A daemon under a restored directory died: ends what used it, and mounts the same upper again."""
         lost = MountLostError("A file system daemon under the directory died; it has been mounted anew.")
-        with self._gate.write_lock():
+        with self._gate.repairing():
             try:
                 self._restored.revive(layer, lambda: self._stop(lost))
                 log.warning("layer_revived", sandbox=self.id, layer=layer.id)
-            except NodeError as e:
+            except (NodeError, OSError) as e:  # the tree is not whole now, so the next call takes it up anew
                 log.error("layer_lost", sandbox=self.id, layer=layer.id, error=type(e).__name__)
-                self._awake = False
 
     def _write_state(self, *, only_new: bool = False) -> None:
-        """Brings the bucket's copy of the state up to date. The node's own record is what counts; this may lag."""
+        """Brings the bucket's copy of the state up to date. The node's own record is what counts; this may lag.
+
+        A bucket that does not answer holds nobody up for long: the writing then goes on in the background.
+        """
         if self._catalog is None:
             return
-        record = self._restored.record
-        try:
-            found = self._catalog.find_state(self.tenant, self.id)
-            if found is not None and only_new:
-                return
-            state = SandboxState(
-                id=self.id,
-                tenant=self.tenant,
-                created_at=found.state.created_at if found else record.created_at,
-                restored=[
+        writing = threading.Thread(target=self._copy_state, args=(self._catalog, only_new), name="state", daemon=True)
+        writing.start()
+        writing.join(_STATE_S)
+
+    def _copy_state(self, catalog: BackupCatalog, only_new: bool) -> None:
+        with self._state_lock:
+            record = self._restored.record
+            try:
+                found = catalog.find_state(self.tenant, self.id)
+                if found is not None and only_new:
+                    return
+                restored = [
                     StoredDirectory(
                         dir=entry.dir,
                         backup_id=entry.backup_id,
                         mode=entry.mode,
-                        driver=entry.driver,
+                        driver=entry.driver.value if entry.driver else None,
                         restored_at=entry.restored_at,
                     )
                     for entry in record.entries
-                ],
-            )
-            self._catalog.write_state(state, replacing=found.etag if found else None)
-        except StorageError as e:
-            log.warning("state_not_written", sandbox=self.id, detail=str(e))
+                ]
+                created_at = found.state.created_at if found else record.created_at
+                state = SandboxState(id=self.id, tenant=self.tenant, created_at=created_at, restored=restored)
+                catalog.write_state(state, replacing=found.etag if found else None)
+            except StorageError as e:
+                log.warning("state_not_written", sandbox=self.id, detail=str(e))
 
 
 def choose_driver(node: NodeConfig) -> Driver:
     """The node's mount driver, tried once after each boot. Raises DriverUnavailableError where none works."""
     setting: Literal["auto"] | Driver = "auto" if node.driver == "auto" else Driver(node.driver)
-    folder = NodeLayout(node).root / "driver"
+    folder = NodeLayout(node).driver
     tried = folder / f"{setting}-{_BOOT_ID.read_text().strip()}"
     with contextlib.suppress(FileNotFoundError):
         return Driver(os.readlink(tried))

@@ -185,16 +185,20 @@ class Settings(BaseSettings):
             secret_access_key=self.r2_secret_access_key,
         )
 
+    def node_config(self) -> NodeConfig:
+        """What concerns the node alone."""
+        return NodeConfig(
+            data_dir=self.data_dir.absolute(),
+            driver=self.driver,
+            sandbox_uid=self.sandbox_uid,
+            network=self.network,
+            cache_max_bytes=self.cache_max_bytes,
+        )
+
     def sandbox_config(self, *, bucket: BucketConfig | None, signing_key: SecretStr) -> SandboxConfig:
         """What the actors are given. `bucket` is the operator's or the embedded one."""
         return SandboxConfig(
-            node=NodeConfig(
-                data_dir=self.data_dir.absolute(),
-                driver=self.driver,
-                sandbox_uid=self.sandbox_uid,
-                network=self.network,
-                cache_max_bytes=self.cache_max_bytes,
-            ),
+            node=self.node_config(),
             sleep_after_s=self.sleep_after_s,
             exec=ExecLimits(
                 timeout_s=self.exec_timeout_s,

@@ -16,8 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fasteners import ReaderWriterLock
-
 from actors.commands import Commands
 from actors.errors import (
     ExecError,
@@ -25,13 +23,15 @@ from actors.errors import (
     FileNotFoundInSandboxError,
     HoldfastError,
     InvalidRequestError,
+    MountLostError,
     NoSpaceError,
     NotARegularFileError,
     PathForbiddenError,
 )
+from actors.gate import Gate
 from actors.models import TRANSFER_BYTES, writable_path
 from actors.node.bubblewrap import Identity
-from actors.node.errors import NoSpaceLeftError, PathError, PathMissingError, PathTypeError
+from actors.node.errors import MountError, NoSpaceLeftError, PathError, PathMissingError, PathTypeError
 from actors.node.process import kill_group, printable
 from actors.node.tree import Tree
 
@@ -39,6 +39,8 @@ _ABANDONED_AFTER_S = 600.0
 _TAR_IN = ("tar", "--extract", "--file=-", "--no-same-owner", "--delay-directory-restore")
 _OURS = "--exclude=.holdfast-????????????????"
 _TAR_OUT = ("tar", "--create", "--file=-", "--owner=1000", "--group=1000", "--numeric-owner", _OURS, ".")
+_TAR_DIFFERED = 1
+"""tar's exit status when some files changed while they were read. Source: GNU tar manual, "Return codes"."""
 
 
 class Sink(Protocol):
@@ -66,7 +68,7 @@ class _Open:
 class Transfers:
     """The open transfers of one sandbox."""
 
-    def __init__(self, tree: Tree, commands: Commands, gate: ReaderWriterLock) -> None:
+    def __init__(self, tree: Tree, commands: Commands, gate: Gate) -> None:
         self._tree = tree
         self._commands = commands
         self._gate = gate
@@ -82,14 +84,15 @@ class Transfers:
     def read(self, transfer_id: str, path: str) -> Iterator[bytes]:
         """The bytes of a regular file. Raises FileNotFoundInSandboxError and the other errors of paths."""
         inside = writable_path(path)
-        with self._gate.read_lock(), translated(inside), self._tree.regular_file(inside) as fd:
+        with self._gate.shared(), translated(inside), self._tree.regular_file(inside) as fd:
             transfer = self._register(reading := _Reading(os.dup(fd)), transfer_id)
         try:
             while True:
                 with transfer.lock:
                     if transfer.ended:
                         raise ExecStoppedError("The reading was stopped, on request or by a restore.")
-                    data = os.read(reading.fd, TRANSFER_BYTES)
+                    with translated(inside):
+                        data = reading.read()
                 if not data:
                     return
                 yield data
@@ -100,7 +103,7 @@ class Transfers:
         """Begins to write a file; returns the transfer's id."""
         inside = writable_path(path)
         self._end_abandoned()
-        with self._gate.read_lock(), translated(inside):
+        with self._gate.shared(), translated(inside):
             return self._register(self._tree.new_file(inside, mode)).id
 
     def open_hydrate(self) -> str:
@@ -138,7 +141,8 @@ class Transfers:
             complaints = _Complaints(tar)
             while data := tar.stdout.read(TRANSFER_BYTES):
                 yield data
-            if tar.wait() != 0 and not complaints.changed_only():
+            status = tar.wait()
+            if status != 0 and not (status == _TAR_DIFFERED and complaints.changed_only()):
                 raise HoldfastError("The archive could not be completed.", context={"tar": complaints.text()})
 
     def _with(self, transfer_id: str, act: Callable[[Sink], None], *, last: bool = False) -> None:
@@ -146,7 +150,7 @@ class Transfers:
         if found is None:
             raise ExecStoppedError("The transfer has ended: a restore or a long silence stopped it.")
         try:
-            with self._gate.read_lock(), found.lock, translated(""):
+            with self._gate.shared(), found.lock, translated(""):
                 if found.ended:
                     raise ExecStoppedError("A restore stopped the transfer.")
                 found.used_at = time.monotonic()
@@ -182,6 +186,13 @@ class _Reading:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+
+    def read(self) -> bytes:
+        """The next bytes; none at the end."""
+        try:
+            return os.read(self.fd, TRANSFER_BYTES)
+        except OSError as e:
+            raise MountError(f"The file cannot be read on ({os.strerror(e.errno or 0)}).") from None
 
     def write(self, data: bytes) -> None:
         raise InvalidRequestError("This transfer goes the other way.")
@@ -251,9 +262,10 @@ class _Complaints:
         return printable(bytes(self._said))
 
     def changed_only(self) -> bool:
-        """Whether it only says that files changed while they were read, which a live tree's may."""
+        """Whether it says that files changed while they were read, which a live tree's may, and nothing else."""
         self._reader.join(5)
-        return all(b"file changed as we read it" in line for line in self._said.splitlines())
+        lines = self._said.splitlines()
+        return bool(lines) and all(b"file changed as we read it" in line for line in lines)
 
     def _read(self) -> None:
         assert self._pipe is not None
@@ -275,3 +287,5 @@ def translated(path: str) -> Iterator[None]:
         raise NoSpaceError("The disk is full.", context=context) from None
     except PathError as e:
         raise PathForbiddenError(e.message, context=context) from None
+    except MountError as e:
+        raise MountLostError(e.message, context=context) from None

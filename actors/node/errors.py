@@ -14,7 +14,8 @@ NodeError
 ├── MountError                a mount could not be made or removed
 │   └── MountBusyError        because something still uses it
 ├── DriverUnavailableError    the node cannot mount in the way that was asked for
-└── LayerMismatchError        a layer was made with another archive or driver
+├── LayerMismatchError        a layer was made with another archive or driver
+└── CorruptRecordError        a record on the node's disk cannot be read
 """
 
 from __future__ import annotations
@@ -92,3 +93,7 @@ class DriverUnavailableError(NodeError):
 
 class LayerMismatchError(NodeError):
     """A layer was made with another archive or driver than it is opened with."""
+
+
+class CorruptRecordError(NodeError):
+    """A record on the node's disk is damaged, or cannot be read."""

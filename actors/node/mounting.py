@@ -104,8 +104,8 @@ def _detach_way_to(path: Path) -> bool:
     return False
 
 
-def sweep(path: Path, *, deadline_s: float = 10.0) -> list[Path]:
-    """Unmounts everything at and below `path`, whoever mounted it, whether it still answers or not.
+def sweep(path: Path, *, deadline_s: float = 10.0, and_itself: bool = True) -> list[Path]:
+    """Unmounts everything at (unless told otherwise) and below `path`, whoever mounted it, answering or not.
 
     A FUSE daemon ends with its last mount. For the start and the end of the service: under a living sandbox it
     would take the mounts away.
@@ -116,16 +116,17 @@ def sweep(path: Path, *, deadline_s: float = 10.0) -> list[Path]:
     path = Path(os.path.realpath(path))
     deadline = time.monotonic() + deadline_s
     while True:
-        for point in _points_under(path):
+        for point in _points_under(path, and_itself=and_itself):
             try:
                 unmount(point, deadline_s=0)
             except MountError:
                 continue
-        left = _points_under(path)
+        left = _points_under(path, and_itself=and_itself)
         if not left or time.monotonic() >= deadline:
             return left
         time.sleep(_RETRY_S)
 
 
-def _points_under(path: Path) -> list[Path]:
-    return list(dict.fromkeys(mount.point for mount in mountinfo.mounts_under(path)))
+def _points_under(path: Path, *, and_itself: bool) -> list[Path]:
+    points = dict.fromkeys(mount.point for mount in mountinfo.mounts_under(path))
+    return [point for point in points if and_itself or point != path]

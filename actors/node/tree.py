@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from actors.node.errors import NoSpaceLeftError, PathError, PathMissingError, PathTypeError
+from actors.node.errors import MountError, NoSpaceLeftError, PathError, PathMissingError, PathTypeError
 
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
@@ -278,5 +278,7 @@ def _translated(path: str) -> Iterator[None]:
                 raise PathError("A name on the path is too long.") from None
             case errno.ENOSPC | errno.EDQUOT:
                 raise NoSpaceLeftError("The disk is full.") from None
+            case errno.ENOTCONN | errno.ESTALE | errno.EIO:
+                raise MountError("A file system under the path does not answer.") from None
             case _:
                 raise

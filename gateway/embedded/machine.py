@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from actors.errors import HoldfastError, InvalidRequestError, ServiceUnavailableError
 from actors.models import DEFAULT_TENANT
-from actors.settings import SandboxConfig, Settings, take_secrets_out_of_the_environment
+from actors.settings import NodeConfig, SandboxConfig, Settings, take_secrets_out_of_the_environment
 from gateway.cli.connection import CLIENT_ENV
 from gateway.embedded import ray_head
 from gateway.embedded.secrets import MachineSecrets, load_or_make, write_private
@@ -60,8 +60,8 @@ def running(settings: Settings) -> Iterator[Machine]:
         write_private(token_file, secrets.ray_token.get_secret_value())
         take_secrets_out_of_the_environment()
         _check_node(data_dir, settings.sandbox_uid)
-        stack.callback(_clean_node, data_dir)
-        _clean_node(data_dir)
+        stack.callback(_clean_node, settings.node_config())
+        _clean_node(settings.node_config())
         bucket, store = settings.bucket(), f"the bucket {settings.backup_bucket_name}"
         if not settings.names_a_bucket:
             bucket, store = stack.enter_context(_embedded_s3(data_dir, secrets)), f"{data_dir / 's3'} (embedded store)"
@@ -128,15 +128,26 @@ def _check_node(data_dir: Path, uid: int) -> None:
         )
 
 
-def _clean_node(data_dir: Path) -> None:
-    """Unmounts what an earlier service was killed over, and ends its commands."""
-    from actors.node.cgroup import Cgroup
-    from actors.node.mounting import sweep
-    from actors.sandbox import service_cgroup
+def _clean_node(node: NodeConfig) -> None:
+    """Unmounts what an earlier service was killed over, ends its commands, and deletes what it was deleting.
 
-    Cgroup.remove_tree(service_cgroup(data_dir))
-    for stuck in sweep(data_dir):
-        log.error("mount_left_behind", mount=stuck.name)
+    Only below the folders in which the service mounts: any other mount in the data folder is the operator's.
+    """
+    from actors.node.cgroup import Cgroup
+    from actors.node.errors import NodeError
+    from actors.node.mounting import sweep
+    from actors.node.removal import remove_tree
+    from actors.sandbox import NodeLayout
+
+    layout = NodeLayout(node)
+    Cgroup.remove_tree(layout.cgroup)
+    for folder in layout.mounting:
+        for stuck in sweep(folder, and_itself=False):
+            log.error("mount_left_behind", mount=stuck.name)
+    try:
+        remove_tree(layout.trash)
+    except NodeError as e:
+        log.error("trash_left_behind", error=type(e).__name__)
 
 
 @contextmanager

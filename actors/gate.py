@@ -1,0 +1,48 @@
+"""What keeps the lanes of a sandbox apart: many touch the tree for an instant, or one alone while it must not change.
+
+The gate lets nobody in while the tree is not whole, that is while something that was restored is not mounted where it
+belongs: what is read then would be missing the most, and what is written then would disappear under the mount.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fasteners import ReaderWriterLock
+
+from actors.errors import SandboxUnavailableError
+
+
+class Gate:
+    """A readers-writer lock over a tree that has to be whole. The one who is alone may enter again, either way."""
+
+    def __init__(self, is_whole: Callable[[], bool]) -> None:
+        self._is_whole = is_whole
+        self._lock = ReaderWriterLock()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Together with others. Raises SandboxUnavailableError; the next call takes the sandbox up anew."""
+        with self._lock.read_lock():
+            self._check()
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While nobody else is in. Raises SandboxUnavailableError; the next call takes the sandbox up anew."""
+        with self._lock.write_lock():
+            self._check()
+            yield
+
+    @contextmanager
+    def repairing(self) -> Iterator[None]:
+        """Alone, whether the tree is whole or not: for those who make it whole, or put it down."""
+        with self._lock.write_lock():
+            yield
+
+    def _check(self) -> None:
+        if not self._is_whole():
+            raise SandboxUnavailableError(
+                "The sandbox was just put down; try again.", context={"outcome": "not_executed"}
+            )

@@ -1,0 +1,228 @@
+"""A sandbox serves only while everything of it is in place; whatever went wrong, the next call puts it there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.cache import ArchiveCache
+from actors.errors import (
+    BackupCreateError,
+    BackupRestoreError,
+    HoldfastError,
+    InvalidBackupConfigError,
+    OperationCancelledError,
+    SandboxUnavailableError,
+)
+from actors.models import DirectoryBackup
+from actors.node import mountinfo, mounting
+from actors.node.cgroup import Hierarchies
+from actors.node.drivers import Driver
+from actors.node.errors import MountError, ToolError
+from actors.sandbox import LocalSandbox
+from tests.support.mount_leaks import children, wait_until
+from tests.support.sandboxes import Node, backup, restore, run, sh
+
+
+def restored_twice(node: Node) -> tuple[LocalSandbox, DirectoryBackup, DirectoryBackup]:
+    """A sandbox with two restored directories that were written to."""
+    box = node.sandbox()
+    sh(box, "echo 1 > file; mkdir -p ~/data; echo 2 > ~/data/file")
+    handles = backup(box), backup(box, "/home/sandbox/data")
+    for handle in handles:
+        restore(box, handle)
+    sh(box, "echo later > later; echo later > ~/data/later")
+    return box, *handles
+
+
+CONTENT = "1\nlater\n2\nlater\n"
+SHOW = "cat file later ~/data/file ~/data/later"
+
+
+def test_a_sandbox_that_could_not_be_put_down_is_taken_up_by_the_next_call(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, _, _ = restored_twice(node)
+    monkeypatch.setattr("actors.restored._UNMOUNT_S", 0.2)
+    with (node.tree(box) / "home" / "sandbox" / "data" / "file").open():
+        with pytest.raises(MountError):
+            box.close()
+        assert not box.is_awake
+        with pytest.raises(SandboxUnavailableError):
+            backup(box)
+    assert sh(box, SHOW) == CONTENT
+    handle = backup(box)
+    restore(box, handle, "/tmp/again")
+    assert sh(box, "cat file later", cwd="/tmp/again") == "1\nlater\n"
+
+
+def test_a_restore_whose_record_is_written_but_not_synced_has_succeeded(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, handle, _ = restored_twice(node)
+    real = os.fsync
+
+    def fails_for_folders(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, "injected")
+        real(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("actors.restored.os.fsync", fails_for_folders)
+        restore(box, handle, mode="copy")
+    box.close()
+    again = node.sandbox()
+    assert sh(again, "cat file ~/data/later; ls") == "1\nlater\nfile\n"
+
+
+@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.FUSE], indirect=True)
+def test_no_backup_is_made_of_a_directory_whose_layer_could_not_be_mounted_again(node: Node) -> None:
+    box, _, _ = restored_twice(node)
+    archives = sorted(node.home("box").glob("archives/*.sqsh"))
+    for archive in archives:
+        archive.rename(archive.with_suffix(".away"))
+    os.kill(next(pid for pid, name in children().items() if name == "squashfuse_ll"), signal.SIGKILL)
+    assert wait_until(lambda: not box.is_awake, timeout_s=30)
+
+    with pytest.raises(SandboxUnavailableError) as raised:
+        backup(box)
+    assert raised.value.context["outcome"] == "not_executed"
+
+    for archive in archives:
+        archive.with_suffix(".away").rename(archive)
+    assert sh(box, SHOW) == CONTENT
+
+
+def test_a_damaged_record_is_a_typed_error_and_the_sandbox_can_be_destroyed(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "echo 1 > file")
+    box.close()
+    (kernel_node.home("box") / "sandbox.json").write_text('{"version": 1, "entr')
+
+    damaged = kernel_node.sandbox(awake=False)
+    with pytest.raises(SandboxUnavailableError) as raised:
+        run(damaged, "true")
+    assert raised.value.context == {"outcome": "not_executed", "reason": "CORRUPT_RECORD"}
+
+    damaged.destroy()
+    assert sh(damaged, "ls -A") == ""
+
+
+def test_a_destruction_that_stops_halfway_leaves_no_half_of_the_sandbox(
+    kernel_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, handle, _ = restored_twice(kernel_node)
+
+    def fails(path: Path) -> None:
+        raise ToolError("injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("actors.sandbox.remove_tree", fails)
+        with pytest.raises(SandboxUnavailableError) as raised:
+            box.destroy()
+    assert raised.value.context["outcome"] == "unknown"
+    assert list(kernel_node.layout.trash.iterdir())
+    assert not kernel_node.home("box").exists()
+
+    box.destroy()
+    assert sh(box, "ls -A") == ""
+    restore(box, handle)
+    assert sh(box, "ls") == "file\n"
+
+
+def test_a_spool_that_cannot_be_made_fails_the_operation_by_its_own_error(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    handle = backup(box)
+    spool = kernel_node.home("box") / "spool"
+    spool.rmdir()
+    spool.write_text("in the way")
+    with pytest.raises(BackupCreateError):
+        backup(box)
+    with pytest.raises(BackupRestoreError):
+        restore(box, handle)
+    spool.unlink()
+    restore(box, handle)
+
+
+def test_a_place_whose_real_name_is_not_utf8_is_the_callers_error(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    handle = backup(box)
+    sh(box, "cd /app; mkdir \"$(printf '\\377')\"; ln -s \"$(printf '\\377')\" link")
+    with pytest.raises(InvalidBackupConfigError):
+        restore(box, handle, "/app/link")
+
+
+def test_a_tar_stream_that_was_cut_short_does_not_end_well(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    (kernel_node.tree(box) / "workspace" / "large").write_bytes(os.urandom(30_000_000))
+    stream = box.persist("a-name")
+    next(stream)
+    (tar,) = (pid for pid in pids_of(kernel_node) if Path(f"/proc/{pid}/comm").read_text() == "tar\n")
+    os.kill(tar, signal.SIGKILL)
+    with pytest.raises(HoldfastError):
+        list(stream)
+
+
+def pids_of(node: Node) -> list[int]:
+    files = (Hierarchies.find().v2 / node.layout.cgroup).rglob("cgroup.procs")
+    return [int(pid) for file in files for pid in file.read_text().split()]
+
+
+def test_what_looks_like_an_option_is_the_command(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    assert run(box, "--help").exit_code == 127
+    assert run(box, "-i", "echo", "x").stdout == b""
+
+
+def test_waiting_for_another_process_that_fetches_the_same_archive_can_be_cancelled(tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    program = "import sys; from fasteners import InterProcessLock; lock = InterProcessLock(sys.argv[1]); "
+    program += "print(lock.acquire(), flush=True); input()"
+    argv = [sys.executable, "-c", program, str(tmp_path / "locks" / "one")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+
+        def cancelled() -> None:
+            raise OperationCancelledError("cancelled")
+
+        with pytest.raises(OperationCancelledError):
+            ArchiveCache(tmp_path, max_bytes=100).obtain("one", tmp_path / "link", never, waiting=cancelled)
+        other.communicate(b"\n")
+
+
+def never(work: Path) -> tuple[Path, str]:
+    raise AssertionError("somebody else fetches it")
+
+
+def test_an_archive_over_the_limit_does_not_drive_the_others_out(tmp_path: Path) -> None:
+    cache = ArchiveCache(tmp_path / "cache", max_bytes=100)
+    for age, (name, size) in enumerate([("large", 1000), ("small", 40), ("smaller", 30)]):
+        path = tmp_path / name
+        path.write_bytes(b"x" * size)
+        cache.adopt(name, path, "0" * 64)
+        os.utime(tmp_path / "cache" / f"{name}_{'0' * 64}.sqsh", (1000 - age, 1000 - age)) if size < 1000 else None
+    cache.evict()
+    assert {path.name.partition("_")[0] for path in (tmp_path / "cache").glob("*.sqsh")} == {"small", "smaller"}
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A volume of the operator's, with a mount of ours in it."""
+    for point in (tmp_path / "volume", tmp_path / "volume" / "ours"):
+        point.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", point], check=True)
+    yield tmp_path / "volume"
+    mounting.sweep(tmp_path)
+
+
+def test_a_volume_that_the_operator_has_mounted_for_the_service_is_left_alone(mounted: Path) -> None:
+    assert mounting.sweep(mounted, and_itself=False) == []
+    assert [mount.point for mount in mountinfo.mounts_under(mounted)] == [mounted]
