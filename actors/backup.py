@@ -1,8 +1,9 @@
-"""The protocol of creating a backup: archive, upload, commit. All or nothing.
+"""The protocol of creating a backup: archive, upload, claim, commit. All or nothing.
 
     step       what it leaves                       what undoes it
     archive    a file in the node's spool           removing the spool
     upload     backups/<id>/data.sqsh               the upload removes its parts; `discard` the object
+    claim      what an idempotency key stands for   nothing: without the commit it does not count
     commit     backups/<id>/meta.json, index entry  nothing: from here on the backup exists
 
 An archive without metadata is nobody's: it can never be restored, and the collector removes it.
@@ -30,13 +31,12 @@ from actors.node.errors import PathError
 from actors.node.survey import Survey
 from actors.operations import Progress
 from storage import keys
-from storage.catalog import BackupCatalog
+from storage.catalog import BackupCatalog, StoredClaim
 from storage.config import TransferConfig
 from storage.errors import ObjectMissingError, StorageError
 from storage.metadata import BackupRecord, NotKept
 from storage.transfer import UploadedArchive, upload
 
-_KEYED = uuid.UUID("5e6c1f53-3f0c-4d6d-9f0e-2a6a0f2d8f5b")
 log = structlog.get_logger(__name__)
 
 
@@ -66,10 +66,12 @@ class BackupCreation:
             BackupCreateError: it failed; nothing is left of it.
             OperationCancelledError: likewise.
         """
-        backup_id = str(uuid.uuid4()) if idempotency_key is None else self._id_of(idempotency_key)
-        progress.backup_id = backup_id
-        if idempotency_key is not None and self._exists(backup_id, options):
-            return DirectoryBackup(id=backup_id, dir=options.dir)
+        with failing_as(BackupCreateError, "created"):
+            made_before = self._made_before(idempotency_key, options)
+        if made_before is not None:
+            progress.backup_id = made_before.id
+            return made_before
+        backup_id = progress.backup_id = str(uuid.uuid4())
         work = self.spool / backup_id
         try:
             with failing_as(BackupCreateError, "created"):
@@ -78,7 +80,10 @@ class BackupCreation:
                 made = self._archive(options, work, progress)
                 uploaded = self._upload(backup_id, made, progress)
                 record = self._record(backup_id, options, created_at, made, uploaded)
-                self._commit(record, progress)
+                made_meanwhile = self._commit(record, options, idempotency_key, progress)
+            if made_meanwhile is not None:
+                progress.backup_id = made_meanwhile.id
+                return made_meanwhile
             with contextlib.suppress(OSError):
                 self.cache.adopt(backup_id, made.path, uploaded.sha256)
         finally:
@@ -89,23 +94,29 @@ class BackupCreation:
         )
         return DirectoryBackup(id=backup_id, dir=options.dir)
 
-    def _id_of(self, idempotency_key: str) -> str:
-        """Derived from the key, so that a second call finds the first one's metadata; no other record is needed."""
-        return str(uuid.uuid5(_KEYED, f"{self.tenant}/{self.sandbox}/{idempotency_key}"))
+    def _made_before(self, idempotency_key: str | None, options: BackupOptions) -> DirectoryBackup | None:
+        """The backup that an earlier call has made with the same key, while it can be restored."""
+        if idempotency_key is None:
+            return None
+        claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)
+        return self._claimed(claim, options)
 
-    def _exists(self, backup_id: str, options: BackupOptions) -> bool:
-        with failing_as(BackupCreateError, "created"):
-            try:
-                found = self.catalog.get(self.tenant, backup_id)
-            except ObjectMissingError:
-                return False
+    def _claimed(self, claim: StoredClaim | None, options: BackupOptions) -> DirectoryBackup | None:
+        if claim is None:
+            return None
+        try:
+            found = self.catalog.get(self.tenant, claim.backup_id)
+        except ObjectMissingError:  # the call that claimed it failed; or it was deleted since
+            return None
+        if self.catalog.is_expired(found):
+            return None
         if found.dir != options.dir:
             raise InvalidBackupConfigError(
                 "The idempotency key was used for a backup of another directory.",
                 hint="Use a new key for each backup that you intend.",
                 context={"dir": found.dir},
             )
-        return True
+        return DirectoryBackup(id=found.id, dir=found.dir)
 
     def _archive(self, options: BackupOptions, work: Path, progress: Progress) -> Made:
         files = 0
@@ -176,14 +187,31 @@ class BackupCreation:
             uid=self.uid,
         )
 
-    def _commit(self, record: BackupRecord, progress: Progress) -> None:
+    def _commit(
+        self, record: BackupRecord, options: BackupOptions, idempotency_key: str | None, progress: Progress
+    ) -> DirectoryBackup | None:
+        """Commits the backup; or leaves nothing of it, and gives the one that another call has made with the same key.
+
+        The key is claimed before the commit, and a claim without a commit does not count. So after a crash between the
+        two the next call makes the backup, and after one behind both it finds it.
+        """
         try:
             progress.point_of_no_return(Phase.COMMITTING)
+            if idempotency_key is not None:
+                claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)
+                made = self._claimed(claim, options)
+                if made is not None:
+                    self.catalog.discard(record)
+                    return made
+                self.catalog.write_claim(
+                    self.tenant, self.sandbox, idempotency_key, record.id, replacing=claim.etag if claim else None
+                )
             self.catalog.commit(record)
         except BaseException:
             with contextlib.suppress(StorageError):
                 self.catalog.discard(record)
             raise
+        return None
 
 
 def default_level(compression: Compression) -> int | None:

@@ -23,7 +23,7 @@ from storage.errors import (
     StorageError,
     StoreUnavailableError,
 )
-from storage.metadata import BackupRecord, SandboxState, load, sign, verify
+from storage.metadata import BackupRecord, Claim, Document, SandboxState, load, sign, verify
 from storage.store import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,14 @@ class StoredState:
     """A sandbox's state and the ETag to hand back when it is written again."""
 
     state: SandboxState
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClaim:
+    """Which backup an idempotency key stands for, and the ETag to hand back when that changes."""
+
+    backup_id: str
     etag: str
 
 
@@ -209,6 +217,25 @@ class BackupCatalog:
         if record.sandbox is not None:
             self.store.delete(keys.index_entry(record.owner, record.sandbox, record.created_at, record.id))
 
+    def find_claim(self, tenant: str, sandbox: str, idempotency_key: str) -> StoredClaim | None:
+        """Which backup the key stands for; that need not be committed, or exist any more. None if it was never used.
+
+        Raises:
+            CorruptMetadataError: permanent.
+        """
+        key = keys.claim(tenant, sandbox, idempotency_key)
+        try:
+            stored = self.store.get(key)
+        except ObjectMissingError:
+            return None
+        return StoredClaim(load(Claim, stored.data, bucket=self.store.bucket, key=key).backup_id, stored.etag)
+
+    def write_claim(
+        self, tenant: str, sandbox: str, idempotency_key: str, backup_id: str, *, replacing: str | None
+    ) -> None:
+        """Makes the key stand for a backup that is about to be committed. `replacing`, and raises, as `write_state`."""
+        self._write(keys.claim(tenant, sandbox, idempotency_key), Claim(backup_id=backup_id), replacing=replacing)
+
     def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
         """A sandbox's durable state; None if it was never written.
 
@@ -236,8 +263,10 @@ class BackupCatalog:
             PreconditionFailedError: somebody else has written it since; permanent.
             StoreUnavailableError: it could not be learnt whether it was written.
         """
-        key, data = keys.state(state.tenant, state.id), state.to_json()
-        conditional = self.store.supports_conditional_writes()
+        return self._write(keys.state(state.tenant, state.id), state, replacing=replacing)
+
+    def _write(self, key: str, document: Document, *, replacing: str | None) -> str:
+        data, conditional = document.to_json(), self.store.supports_conditional_writes()
         try:
             return self.store.put(
                 key,

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from storage import keys
 from storage.catalog import BackupCatalog
 from storage.errors import CorruptMetadataError, ObjectMissingError
-from storage.metadata import BackupRecord
+from storage.metadata import BackupRecord, Claim, load
 from storage.store import Listed, ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 class CollectionReport:
     """What a collection removed and repaired, or in a dry run would. Backups are named by id, the rest by key.
 
-    `unreadable` and `without_archive` are backups that need a person: nothing of them was touched.
+    Among `stale_index_entries` are idempotency keys of backups that are gone. `unreadable` and `without_archive` are
+    backups that need a person: nothing of them was touched.
     """
 
     dry_run: bool
@@ -134,17 +135,31 @@ class _Collection:
         unlisted = dict(wanted)
         for root in keys.INDEX_ROOTS:
             for row in list_all(self.store, root):
+                if keys.is_claim(row.key) and self.is_old(row.last_modified) and not self._claims_a_backup(row.key):
+                    self._drop_entry(row.key)
                 entry = keys.find_index_entry(row.key)
                 if entry is None or unlisted.pop(row.key, None) is not None:
                     continue
                 gone = row.key not in wanted and not self._is_committed(entry.backup_id)
                 if gone and self.is_old(row.last_modified):
-                    if not self.dry_run:
-                        self.store.delete(row.key)
-                    self.stale_entries.append(row.key)
+                    self._drop_entry(row.key)
         for key, record in unlisted.items():
             if self.dry_run or self.catalog.write_index_entry(record):
                 self.rebuilt.append(key)
+
+    def _claims_a_backup(self, key: str) -> bool:
+        """Whether the idempotency key stands for a backup that is there, or cannot be told."""
+        try:
+            return self._is_committed(load(Claim, self.store.get(key).data).backup_id)
+        except ObjectMissingError:
+            return False
+        except CorruptMetadataError:
+            return True
+
+    def _drop_entry(self, key: str) -> None:
+        if not self.dry_run:
+            self.store.delete(key)
+        self.stale_entries.append(key)
 
     def report(self) -> CollectionReport:
         return CollectionReport(

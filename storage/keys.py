@@ -3,8 +3,9 @@
     backups/<backup id>/data.sqsh                       the archive
     backups/<backup id>/meta.json                       its metadata
     sandboxes/<sandbox>/backups/<descending stamp>-<backup id>      index entry
+    sandboxes/<sandbox>/keys/<SHA-256 of the key>       which backup an idempotency key stands for
     sandboxes/<sandbox>/state.json                      the sandbox's durable state
-    tenants/<tenant>/sandboxes/...                      the last two again, for every tenant but "default"
+    tenants/<tenant>/sandboxes/...                      the last three again, for every tenant but "default"
 
 S3 lists in ascending order of the keys' bytes only, and what people want first is the newest backup. So the
 stamp begins with the milliseconds left until a fixed far instant, in 13 digits: a younger backup has a smaller
@@ -16,6 +17,7 @@ Tenants and sandboxes contain no "/", and none of them is empty; so no prefix of
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ _ENTRY = rf"(?P<left>[0-9]{{13}})-[0-9]{{8}}T[0-9]{{9}}Z-(?P<backup>{_UUID})"
 _NAME_PATTERN = re.compile(_NAME)
 _ENTRY_PATTERN = re.compile(_ENTRY)
 _INDEX_PATTERN = re.compile(rf"(?:tenants/(?P<tenant>{_NAME})/)?sandboxes/(?P<sandbox>{_NAME})/backups/{_ENTRY}")
+_CLAIM_PATTERN = re.compile(rf"(?:tenants/{_NAME}/)?sandboxes/{_NAME}/keys/[0-9a-f]{{64}}")
 _BACKUP_PATTERN = re.compile(rf"backups/(?P<backup>{_UUID})/(?P<file>data\.sqsh|meta\.json)")
 
 
@@ -79,6 +82,16 @@ def state(tenant: str, sandbox: str) -> str:
 def index_prefix(tenant: str, sandbox: str) -> str:
     """What the index entries of one sandbox begin with."""
     return f"{sandbox_prefix(tenant, sandbox)}backups/"
+
+
+def claim(tenant: str, sandbox: str, idempotency_key: str) -> str:
+    """The key of what says which backup an idempotency key stands for."""
+    return f"{sandbox_prefix(tenant, sandbox)}keys/{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+
+
+def is_claim(key: str) -> bool:
+    """Whether `key` is one of those."""
+    return _CLAIM_PATTERN.fullmatch(key) is not None
 
 
 def entry_name(created_at: datetime, backup_id: str) -> str:

@@ -1,4 +1,4 @@
-"""The documents that are persisted: a backup's metadata (meta.json) and a sandbox's state (state.json).
+"""The documents that are persisted: a backup's metadata (meta.json), a sandbox's state (state.json), and claims.
 
 The first six fields of a backup's metadata are exactly those that Cloudflare's Sandbox SDK writes and reads; ours
 follow and are all optional, so its backups load here and ours there. Documents of a later version are
@@ -194,6 +194,13 @@ class SandboxState(Document):
     tenant: Identifier
     created_at: Instant
     restored: list[RestoredDirectory] = []
+
+
+class Claim(Document):
+    """Which backup an idempotency key stands for. Only a claim of a backup that is committed counts."""
+
+    version: Annotated[int, AfterValidator(_known_version)] = VERSION
+    backup_id: BackupId
 
 
 D = TypeVar("D", bound=Document)

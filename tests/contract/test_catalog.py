@@ -349,6 +349,31 @@ def test_orphans_of_every_kind_are_collected(shelf: Shelf) -> None:
     assert list(shelf.store.list_uploads("")) == []
 
 
+def test_a_claim_is_written_read_and_replaced_from_the_state_it_was_read_in(shelf: Shelf) -> None:
+    one, other = str(uuid.uuid4()), str(uuid.uuid4())
+    assert shelf.catalog.find_claim("acme", "box", "key") is None
+    shelf.catalog.write_claim("acme", "box", "key", one, replacing=None)
+    found = shelf.catalog.find_claim("acme", "box", "key")
+    assert found is not None and found.backup_id == one
+    assert shelf.catalog.find_claim("acme", "other", "key") is None
+    if shelf.store.supports_conditional_writes():
+        with pytest.raises(PreconditionFailedError):
+            shelf.catalog.write_claim("acme", "box", "key", other, replacing=None)
+    shelf.catalog.write_claim("acme", "box", "key", other, replacing=found.etag)
+    replaced = shelf.catalog.find_claim("acme", "box", "key")
+    assert replaced is not None and replaced.backup_id == other
+
+
+def test_claims_of_backups_that_are_gone_are_collected_and_others_kept(shelf: Shelf) -> None:
+    live = shelf.backup(ttl=100 * HOUR_S)
+    shelf.catalog.write_claim("acme", "box", "kept", live.id, replacing=None)
+    shelf.catalog.write_claim("acme", "box", "gone", str(uuid.uuid4()), replacing=None)
+    gone, kept = keys.claim("acme", "box", "gone"), keys.claim("acme", "box", "kept")
+    assert shelf.collect(after_s=60).stale_index_entries == ()
+    assert shelf.collect(after_s=2 * HOUR_S).stale_index_entries == (gone,)
+    assert gone not in shelf.objects() and kept in shelf.objects()
+
+
 def test_a_listing_that_is_behind_deletes_no_live_backup(shelf: Shelf) -> None:
     live = shelf.backup(ttl=100 * HOUR_S)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from actors.errors import BackupCreateError, InvalidBackupConfigError
 from actors.models import BackupOptions, DirectoryBackup
 from actors.sandbox import LocalSandbox
+from storage import keys
+from storage.store import ObjectStore
 from tests.support.sandboxes import Node, backup, restore, sh, write
 
 
@@ -70,3 +74,51 @@ def test_a_failed_create_does_not_use_its_key_up(node: Node, key: str) -> None:
     small.close()
     node.adjust(backup=limits)
     assert keyed(node.sandbox("small"), key).dir == "/workspace"
+
+
+class Meanwhile:
+    """A store that does something else right before it first carries out one of its methods."""
+
+    def __init__(self, store: ObjectStore, method: str, act: Callable[[], None]) -> None:
+        self._store, self._method, self._act = store, method, act
+        self._done = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._method and not self._done:
+            self._done = True
+            self._act()
+        return getattr(self._store, name)
+
+
+def test_two_actors_with_the_same_key_give_one_backup_and_the_later_one_harms_nothing(
+    kernel_node: Node, key: str
+) -> None:
+    """As after a partition: both have begun before either commits."""
+    made: list[DirectoryBackup] = []
+    first = kernel_node.sandbox()
+    write(first, "/workspace/file", "content")
+    store: Any = Meanwhile(kernel_node.catalog().store, "presign_put", lambda: made.append(keyed(first, key)))
+    second = kernel_node.sandbox(catalog=kernel_node.catalog(store))
+    before = kernel_node.keys()
+
+    assert keyed(second, key) == made[0]
+
+    new = kernel_node.keys() - before
+    assert {name.split("/")[1] for name in new if name.startswith("backups/")} == {made[0].id}
+    kernel_node.catalog().store.head(keys.archive(made[0].id))
+    write(first, "/workspace/file", "lost")
+    for archive in kernel_node.layout.cache.glob("*.sqsh"):
+        archive.unlink()
+    restore(first, made[0])
+    assert sh(first, "cat file") == "content"
+
+
+def test_a_key_whose_backup_was_deleted_or_has_expired_makes_a_new_one(kernel_node: Node, key: str) -> None:
+    box = kernel_node.sandbox()
+    options = BackupOptions(dir="/workspace", ttl=30)
+    short = box.create_backup(options, idempotency_key=key)
+    second = box.create_backup(BackupOptions(dir="/workspace"), idempotency_key=key)
+    kernel_node.catalog().delete("default", second.id)
+    third = keyed(box, key)
+    assert len({short.id, second.id, third.id}) == 3
+    assert keyed(box, key) == third
