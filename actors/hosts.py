@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from actors.settings import SandboxConfig
 
 _LANES = {"exec": 32, "files": 16, "control": 8}
+_SERVICE_LANES = {"spawn": 64, "collect": 2}
+"""What may take long, and so keeps nobody else waiting: a full cluster, a large bucket."""
+_SERVICE_THREADS = 32
 SLOTS = "sandbox_slots"
 """The resource of which each node offers as many as it can hold awake sandboxes."""
 _SPAWN_S = 30.0
@@ -255,6 +258,7 @@ class ServiceHost:
         if config.sleep_after_s > 0:
             threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
 
+    @ray.method(concurrency_group="spawn")
     def spawn(self, tenant: str, sandbox_id: str) -> None:
         """Makes a sandbox's actor, unless there is one; returns once it answers.
 
@@ -348,6 +352,7 @@ class ServiceHost:
     def delete_backup(self, tenant: str, backup_id: str) -> None:
         _guarded(lambda: self._service.delete_backup(tenant, backup_id))
 
+    @ray.method(concurrency_group="collect")
     def collect(self, dry_run: bool) -> Any:
         return _guarded(lambda: self._service.collect(dry_run))
 
@@ -361,7 +366,7 @@ class ServiceHost:
 def start_service(config: SandboxConfig) -> None:
     """Starts the service's actor in the cluster this process has joined, unless it runs; returns once it answers."""
     actor: Any = (
-        ray.remote(ServiceHost)
+        ray.remote(concurrency_groups=_SERVICE_LANES)(ServiceHost)  # type: ignore[call-overload]
         .options(
             name=SERVICE_NAME,
             namespace=NAMESPACE,
@@ -370,7 +375,7 @@ def start_service(config: SandboxConfig) -> None:
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=0,
-            max_concurrency=32,
+            max_concurrency=_SERVICE_THREADS,
         )
         .remote(config)
     )

@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from actors.models import DEFAULT_TENANT, SandboxId
-from storage.config import BucketConfig, TransferConfig
+from storage.config import BucketConfig, TransferConfig, bare_endpoint
 
 GIB = 1024**3
 MIB = 1024**2
@@ -27,6 +27,24 @@ SECRET_SETTINGS = (
     "HOLDFAST_SIGNING_KEY",
 )
 
+
+_SETTING_OF = {
+    "bucket": "BACKUP_BUCKET_NAME",
+    "access_key_id": "R2_ACCESS_KEY_ID",
+    "secret_access_key": "R2_SECRET_ACCESS_KEY",
+    "region": "HOLDFAST_REGION",
+    "part_bytes": "HOLDFAST_PART_BYTES",
+    "concurrency": "HOLDFAST_TRANSFER_CONCURRENCY",
+    "cache_max_bytes": "HOLDFAST_CACHE_MAX_BYTES",
+    "timeout_s": "HOLDFAST_EXEC_TIMEOUT_S",
+    "output_bytes": "HOLDFAST_EXEC_OUTPUT_BYTES",
+    "memory_bytes": "HOLDFAST_EXEC_MEMORY_BYTES",
+    "processes": "HOLDFAST_EXEC_PROCESSES",
+    "pause_s": "HOLDFAST_BACKUP_PAUSE_S",
+    "inodes": "HOLDFAST_BACKUP_MAX_INODES",
+    "source_bytes": "HOLDFAST_BACKUP_MAX_BYTES",
+}
+"""Which setting fills a field of the groups. What has no field of its own concerns the bucket's endpoint."""
 
 DriverChoice = Literal["auto", "kernel", "mixed", "fuse"]
 DEFAULT_UID = 61_184
@@ -90,7 +108,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore", env_ignore_empty=True)
 
     backup_bucket_name: str | None = Field(None, validation_alias="BACKUP_BUCKET_NAME")
-    backup_bucket_endpoint: str | None = Field(None, validation_alias="BACKUP_BUCKET_ENDPOINT")
+    backup_bucket_endpoint: Annotated[str, AfterValidator(bare_endpoint)] | None = Field(
+        None, validation_alias="BACKUP_BUCKET_ENDPOINT"
+    )
     cloudflare_account_id: str | None = Field(None, validation_alias="CLOUDFLARE_ACCOUNT_ID")
     r2_access_key_id: SecretStr | None = Field(None, validation_alias="R2_ACCESS_KEY_ID")
     r2_secret_access_key: SecretStr | None = Field(None, validation_alias="R2_SECRET_ACCESS_KEY")
@@ -104,6 +124,7 @@ class Settings(BaseSettings):
     ray_address: str | None = None
     slots: Annotated[int, Field(gt=0)] = 150
     region: str = "auto"
+    allow_http: bool = False
     driver: DriverChoice = "auto"
     sandbox_uid: Uid = DEFAULT_UID
     network: bool = False
@@ -121,20 +142,6 @@ class Settings(BaseSettings):
     part_bytes: int = 16 * MIB
     transfer_concurrency: int = 4
 
-    @field_validator("backup_bucket_endpoint")
-    @classmethod
-    def _plain_endpoint(cls, value: str | None) -> str | None:
-        from urllib.parse import urlsplit
-
-        if value is None:
-            return None
-        url = urlsplit(value)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("must be an http(s) URL")
-        if url.username or url.password or url.query or url.fragment or url.path not in ("", "/"):
-            raise ValueError("must be a plain origin, without credentials, path and query")
-        return value.rstrip("/")
-
     @model_validator(mode="after")
     def _one_key_per_tenant(self) -> Self:
         keys = [key.get_secret_value() for key in self.keys_by_tenant().values()]
@@ -142,6 +149,19 @@ class Settings(BaseSettings):
             raise ValueError("two tenants must not share one API key")
         if any(len(key) < 8 for key in keys):
             raise ValueError("an API key must have at least 8 characters")
+        return self
+
+    @model_validator(mode="after")
+    def _fit_for_the_groups(self) -> Self:
+        """What a group would refuse is refused here, by the name under which it was set."""
+        try:
+            self.sandbox_config(bucket=self.bucket(), signing_key=SecretStr("none"))
+        except ValidationError as e:
+            wrong = {
+                _SETTING_OF.get(str(line["loc"][-1]) if line["loc"] else "", "BACKUP_BUCKET_ENDPOINT"): line["msg"]
+                for line in e.errors()
+            }
+            raise ValueError("; ".join(f"{name}: {said}" for name, said in wrong.items())) from None
         return self
 
     def keys_by_tenant(self) -> dict[str, SecretStr]:
@@ -183,7 +203,12 @@ class Settings(BaseSettings):
             region=self.region,
             access_key_id=self.r2_access_key_id,
             secret_access_key=self.r2_secret_access_key,
+            allow_http=self.allow_http,
         )
+
+    def transfer(self) -> TransferConfig:
+        """How archives are moved."""
+        return TransferConfig(part_bytes=self.part_bytes, concurrency=self.transfer_concurrency)
 
     def node_config(self) -> NodeConfig:
         """What concerns the node alone."""
@@ -209,7 +234,7 @@ class Settings(BaseSettings):
             backup=BackupLimits(
                 pause_s=self.backup_pause_s, inodes=self.backup_max_inodes, source_bytes=self.backup_max_bytes
             ),
-            transfer=TransferConfig(part_bytes=self.part_bytes, concurrency=self.transfer_concurrency),
+            transfer=self.transfer(),
             bucket=bucket,
             missing_settings=() if bucket else self.missing_bucket_settings(),
             signing_key=signing_key,

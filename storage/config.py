@@ -20,7 +20,8 @@ MAX_PARTS = 10_000
 MAX_URL_TTL_S = 7 * 86_400
 
 
-def _bare_endpoint(value: str) -> str:
+def bare_endpoint(value: str) -> str:
+    """The origin of an S3 service, without a trailing slash. Raises ValueError for anything more than an origin."""
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http or https URL")
@@ -52,7 +53,7 @@ class BucketConfig(_Frozen):
     """
 
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]$")]
-    endpoint_url: Annotated[str, AfterValidator(_bare_endpoint)] | None = None
+    endpoint_url: Annotated[str, AfterValidator(bare_endpoint)] | None = None
     region: Annotated[str, Field(pattern=r"^[a-z0-9\-]{1,32}$")] = "auto"
     access_key_id: SecretStr
     secret_access_key: SecretStr
@@ -68,7 +69,7 @@ class BucketConfig(_Frozen):
             return self
         parts = urlsplit(self.endpoint_url)
         if parts.scheme == "http" and not self.allow_http and not _is_loopback(parts.hostname or ""):
-            raise ValueError("http to another host sends archives in the clear; use https or set allow_http")
+            raise ValueError("http to another host sends archives in the clear; use https, or allow http on purpose")
         return self
 
     @property

@@ -68,6 +68,29 @@ def test_an_endpoint_is_an_origin_and_nothing_more(monkeypatch: pytest.MonkeyPat
         given(monkeypatch, BACKUP_BUCKET_ENDPOINT=url)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("BACKUP_BUCKET_ENDPOINT", "http://minio:9000", "BACKUP_BUCKET_ENDPOINT"),
+        ("BACKUP_BUCKET_NAME", "Not A Bucket", "BACKUP_BUCKET_NAME"),
+        ("HOLDFAST_PART_BYTES", "1000", "HOLDFAST_PART_BYTES"),
+        ("HOLDFAST_EXEC_TIMEOUT_S", "-1", "HOLDFAST_EXEC_TIMEOUT_S"),
+        ("HOLDFAST_BACKUP_PAUSE_S", "0", "HOLDFAST_BACKUP_PAUSE_S"),
+        ("HOLDFAST_TRANSFER_CONCURRENCY", "0", "HOLDFAST_TRANSFER_CONCURRENCY"),
+    ],
+)
+def test_what_does_not_fit_is_found_at_the_start_and_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said) as raised:
+        given(monkeypatch, **{**BUCKET, name: value})
+    assert "a-secret-access-key" not in str(raised.value.errors(include_input=False))
+
+
+def test_http_to_another_host_can_be_allowed_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, **{**BUCKET, "BACKUP_BUCKET_ENDPOINT": "http://minio:9000", "HOLDFAST_ALLOW_HTTP": "true"})
+
+
 def test_two_tenants_may_not_share_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match="share"):
         given(monkeypatch, HOLDFAST_API_KEYS='{"one": "same-key-for-both", "two": "same-key-for-both"}')

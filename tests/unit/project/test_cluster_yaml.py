@@ -50,3 +50,9 @@ def test_ray_is_started_with_its_authentication_on_and_the_dashboard_on_loopback
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_the_slots_that_a_worker_starts_with_are_those_that_the_autoscaler_counts_on(config: dict[str, Any]) -> None:
+    slots = config["available_node_types"]["sandboxes"]["resources"]["sandbox_slots"]
+    (start,) = (command for command in config["worker_start_ray_commands"] if "ray start" in command)
+    assert f"--resources='{{\"sandbox_slots\": {slots}}}'" in start
