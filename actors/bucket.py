@@ -12,7 +12,8 @@ def open_catalog(config: SandboxConfig) -> BackupCatalog | None:
     """The bucket's catalog, or None while the bucket is not configured."""
     if config.bucket is None:
         return None
-    return BackupCatalog(S3ObjectStore(config.bucket, transfer=config.transfer), config.signing_key)
+    store = S3ObjectStore(config.bucket, transfer=config.transfer, conditional_writes=config.conditional_writes)
+    return BackupCatalog(store, config.signing_key)
 
 
 def configured(catalog: BackupCatalog | None, config: SandboxConfig) -> BackupCatalog:

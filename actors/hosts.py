@@ -10,6 +10,7 @@ Nothing is retried by Ray: a call with an effect runs once, or its caller learns
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -23,6 +24,7 @@ import structlog
 
 from actors.errors import HoldfastError, InternalError, SandboxUnavailableError
 from actors.rpc import LEAVING, NAMESPACE, SERVICE_NAME, sandbox_actor_name
+from actors.warm_workers import WarmWorkers
 
 if TYPE_CHECKING:
     from actors.models import BackupOptions, ExecRequest, RestoreOptions
@@ -38,6 +40,7 @@ SLOTS = "sandbox_slots"
 _SPAWN_S = 30.0
 _CLOSE_S = 60.0
 _LEAVING_POLL_S = 0.02
+_HOUSEKEEPING_S = 5.0
 _STREAM_AHEAD = 16
 """Items that a stream may be ahead of its reader: 16 MiB of a file."""
 
@@ -245,6 +248,12 @@ class SandboxHost:
         return self._answer(lambda box: box.stop(name))
 
 
+@functools.cache
+def _sandbox_class() -> Any:
+    """Made once: Ray would send each one it is given through the cluster's head, to every worker anew."""
+    return ray.remote(concurrency_groups=_LANES)(SandboxHost)  # type: ignore[call-overload]
+
+
 class ServiceHost:
     """The service's one actor. It makes the sandboxes, so that a job's folder and environment never become theirs."""
 
@@ -255,6 +264,8 @@ class ServiceHost:
         configure_logging()
         self._config = config
         self._service = Service(config, open_catalog(config), is_running=_is_running)
+        self._warm = WarmWorkers(config.warm_workers, resource=SLOTS)
+        threading.Thread(target=self._keep_house, daemon=True, name="housekeeping").start()
         if config.sleep_after_s > 0:
             threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
 
@@ -274,6 +285,8 @@ class ServiceHost:
                 actor, is_ours = self._new_actor(name, tenant, sandbox_id), True
             try:
                 ray.get(actor.ping.remote(), timeout=max(0.0, deadline - time.monotonic()))
+                if is_ours:
+                    self._warm.replace()
                 return
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
                 # It was just leaving, and its name is free in an instant; or it died, and is being restarted.
@@ -289,8 +302,9 @@ class ServiceHost:
 
     def _new_actor(self, name: str, tenant: str, sandbox_id: str) -> Any:
         """A sandbox's new actor, or the one that another call has made in the same instant."""
+        config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
         return (
-            ray.remote(concurrency_groups=_LANES)(SandboxHost)  # type: ignore[call-overload]
+            _sandbox_class()
             .options(
                 name=name,
                 namespace=NAMESPACE,
@@ -301,7 +315,7 @@ class ServiceHost:
                 max_restarts=-1,
                 max_task_retries=0,
             )
-            .remote(tenant, sandbox_id, self._config)
+            .remote(tenant, sandbox_id, config)
         )
 
     def close_all(self) -> int:
@@ -314,6 +328,15 @@ class ServiceHost:
             return 0
         ended, waiting = ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
         return len(waiting) + sum(not _succeeded(ref) for ref in ended)
+
+    def _keep_house(self) -> None:
+        while True:
+            self._service.try_conditional_writes()
+            try:
+                self._warm.fill()
+            except ray.exceptions.RayError as e:  # the cluster's head is away for a moment
+                log.warning("workers_not_warmed", error=type(e).__name__)
+            time.sleep(_HOUSEKEEPING_S)
 
     def _let_idle_ones_leave(self) -> None:
         idle_s = self._config.sleep_after_s

@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import structlog
+
 from actors.bucket import configured
 from actors.doctor import checks
 from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError, SandboxNotFoundError
@@ -29,10 +31,12 @@ from actors.settings import SandboxConfig
 from storage import lifecycle
 from storage.catalog import BackupCatalog
 from storage.collect import collect
+from storage.errors import StorageError
 from storage.metadata import BackupRecord, SandboxState
 from storage.s3 import S3ObjectStore
 
 _MAX_PAGE = 1000
+log = structlog.get_logger(__name__)
 GRACE_S = 86_400.0
 """How old an archive without metadata has to be before it is taken for abandoned: longer than the longest upload."""
 
@@ -47,12 +51,25 @@ class Service:
         self._config = config
         self._catalog = catalog
         self._is_running = is_running
+        self.has_conditional_writes: bool | None = None
+        """None until `try_conditional_writes` has found it out."""
 
     def ready(self) -> None:
         """Returns if calls would succeed now. Raises StorageUnavailableError and its like."""
         if self._catalog is not None:
             with reading("bucket"):
                 self._catalog.sandboxes("default", limit=1)
+
+    def try_conditional_writes(self) -> None:
+        """Finds out, once, whether the bucket has conditional writes. May take as long as a bucket that is away."""
+        if self._catalog is None or self.has_conditional_writes is not None:
+            return
+        try:
+            self.has_conditional_writes = self._catalog.store.supports_conditional_writes()
+        except StorageError as e:
+            log.warning("conditional_writes_not_tried", error=type(e).__name__)
+        if self.has_conditional_writes is False:
+            log.warning("no_conditional_writes", bucket=self._catalog.store.bucket)
 
     def create_sandbox(self, tenant: str) -> str:
         """Records a fresh sandbox and returns its random id."""

@@ -94,10 +94,13 @@ class SandboxConfig(Frozen):
 
     node: NodeConfig
     sleep_after_s: Annotated[float, Field(ge=0)] = 900.0
+    warm_workers: Annotated[int, Field(ge=0)] = 4
     exec: ExecLimits = ExecLimits()
     backup: BackupLimits = BackupLimits()
     transfer: TransferConfig = TransferConfig()
     bucket: BucketConfig | None = None
+    conditional_writes: bool | None = None
+    """Whether the bucket has them; found out once, by the service. None: not known yet."""
     missing_settings: tuple[str, ...] = ()
     signing_key: SecretStr
 
@@ -129,6 +132,7 @@ class Settings(BaseSettings):
     sandbox_uid: Uid = DEFAULT_UID
     network: bool = False
     sleep_after_s: Annotated[float, Field(ge=0)] = 900.0
+    warm_workers: Annotated[int, Field(ge=0, le=64)] = 4
     cache_max_bytes: int = 20 * GIB
     max_body_bytes: Annotated[int, Field(gt=0)] = 1 * MIB
     max_upload_bytes: Annotated[int, Field(gt=0)] = 16 * GIB
@@ -225,6 +229,7 @@ class Settings(BaseSettings):
         return SandboxConfig(
             node=self.node_config(),
             sleep_after_s=self.sleep_after_s,
+            warm_workers=self.warm_workers,
             exec=ExecLimits(
                 timeout_s=self.exec_timeout_s,
                 output_bytes=self.exec_output_bytes,

@@ -69,6 +69,12 @@ def _session() -> boto3.Session:
     return boto3.Session(botocore_session=core)
 
 
+def load_model() -> None:
+    """Reads botocore's model of S3, so that the first store of this process is made in milliseconds."""
+    with _session_lock:
+        _session().client("s3", region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
+
+
 def _client(config: BucketConfig, transfer: TransferConfig) -> S3Client:
     _keep_secrets_out_of_the_log()
     settings = Config(
@@ -99,11 +105,14 @@ def _client(config: BucketConfig, transfer: TransferConfig) -> S3Client:
 class S3ObjectStore:
     """One bucket of an S3 service. Thread-safe; not picklable: send the `BucketConfig` instead."""
 
-    def __init__(self, config: BucketConfig, *, transfer: TransferConfig | None = None) -> None:
+    def __init__(
+        self, config: BucketConfig, *, transfer: TransferConfig | None = None, conditional_writes: bool | None = None
+    ) -> None:
+        """`conditional_writes` is what another process has found out with `supports_conditional_writes`."""
         self._config = config
         self._client = _client(config, transfer or TransferConfig())
         self._probe_lock = threading.Lock()
-        self._conditional: bool | None = None
+        self._conditional = conditional_writes
 
     @property
     def bucket(self) -> str:

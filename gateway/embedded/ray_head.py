@@ -23,9 +23,7 @@ _PRELOADED = (
     "starlette.datastructures",
     "ray._private.arrow_serialization",
     "anyio.to_thread",
-    "actors.hosts",
-    "actors.sandbox",
-    "actors.service",
+    "actors.preload",
 )
 SHARED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 """The names that every driver of the cluster needs too, with the values that `start` gives them."""
