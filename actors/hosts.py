@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 import structlog
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import HoldfastError, InternalError, SandboxUnavailableError
 from actors.rpc import LEAVING, NAMESPACE, SERVICE_NAME, sandbox_actor_name
-from actors.warm_workers import WarmWorkers
+from actors.warm_workers import SLOTS, WarmWorkers, sandbox_nodes
 
 if TYPE_CHECKING:
     from actors.models import BackupOptions, ExecRequest, RestoreOptions
@@ -35,8 +36,6 @@ _LANES = {"exec": 32, "files": 16, "control": 8}
 _SERVICE_LANES = {"spawn": 64, "collect": 2}
 """What may take long, and so keeps nobody else waiting: a full cluster, a large bucket."""
 _SERVICE_THREADS = 32
-SLOTS = "sandbox_slots"
-"""The resource of which each node offers as many as it can hold awake sandboxes."""
 _SPAWN_S = 30.0
 _CLOSE_S = 60.0
 _LEAVING_POLL_S = 0.02
@@ -126,7 +125,12 @@ class SandboxHost:
         structlog.contextvars.bind_contextvars(sandbox=sandbox_id)
         try:
             return LocalSandbox(
-                tenant, sandbox_id, config, driver=choose_driver(config.node), catalog=open_catalog(config)
+                tenant,
+                sandbox_id,
+                config,
+                driver=choose_driver(config.node),
+                catalog=open_catalog(config),
+                cluster_node=ray.get_runtime_context().get_node_id(),
             )
         except (NodeError, OSError) as e:
             log.error("sandbox_not_made", error=type(e).__name__)
@@ -264,7 +268,7 @@ class ServiceHost:
         configure_logging()
         self._config = config
         self._service = Service(config, open_catalog(config), is_running=_is_running)
-        self._warm = WarmWorkers(config.warm_workers, resource=SLOTS)
+        self._warm = WarmWorkers(config.warm_workers)
         threading.Thread(target=self._keep_house, daemon=True, name="housekeeping").start()
         if config.sleep_after_s > 0:
             threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
@@ -314,9 +318,16 @@ class ServiceHost:
                 resources={SLOTS: 1},
                 max_restarts=-1,
                 max_task_retries=0,
+                scheduling_strategy=self._place(tenant, sandbox_id),
             )
             .remote(tenant, sandbox_id, config)
         )
+
+    def _place(self, tenant: str, sandbox_id: str) -> Any:
+        """Where the sandbox's files are, if there is a choice of nodes; or wherever Ray finds room."""
+        nodes = {node["NodeID"] for node in sandbox_nodes()}
+        home = self._service.find_home(tenant, sandbox_id) if len(nodes) > 1 else None
+        return NodeAffinitySchedulingStrategy(home, soft=True) if home is not None and home in nodes else "DEFAULT"
 
     def close_all(self) -> int:
         """Closes every sandbox that is awake, before the service stops; returns how many could not be."""

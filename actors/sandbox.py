@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,6 +97,18 @@ class NodeLayout:
         """The folders below which anything is ever mounted."""
         self.cgroup = service_cgroup(node.data_dir)
 
+    def identity(self) -> str:
+        """What tells this data folder from that of every other node; made on the first call, by whichever process."""
+        file = self.root / "id"
+        if not file.exists():
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = self.root / f".id-{uuid.uuid4().hex}"
+            fresh.write_text(uuid.uuid4().hex)
+            with contextlib.suppress(FileExistsError):
+                os.link(fresh, file)
+            fresh.unlink()
+        return file.read_text()
+
     def box(self, tenant: str, sandbox_id: str) -> Path:
         """One sandbox's folder."""
         return self.root / "boxes" / tenant / sandbox_id
@@ -106,14 +118,25 @@ class LocalSandbox:
     """One sandbox. Cheap to make; `wake` takes up what is on the disk, on the first call."""
 
     def __init__(
-        self, tenant: str, sandbox_id: str, config: SandboxConfig, *, driver: Driver, catalog: BackupCatalog | None
+        self,
+        tenant: str,
+        sandbox_id: str,
+        config: SandboxConfig,
+        *,
+        driver: Driver,
+        catalog: BackupCatalog | None,
+        cluster_node: str | None = None,
     ) -> None:
-        """`catalog` is None while the bucket is not configured: everything but backup and restore works."""
+        """`catalog` is None while the bucket is not configured: everything but backup and restore works.
+
+        `cluster_node` is what the cluster calls this node.
+        """
         self.id = sandbox_id
         self.tenant = tenant
         self._config = config
         self._catalog = catalog
         layout = NodeLayout(config.node)
+        self._place = (layout.identity(), cluster_node)
         self._home = layout.box(tenant, sandbox_id)
         self._trash = layout.trash
         record = self._home / "sandbox.json"
@@ -348,6 +371,7 @@ class LocalSandbox:
         with self._waking, self._gate.repairing():
             if self.is_awake:
                 return
+            self._check_place()
             try:
                 self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._cgroup.prepare()
@@ -406,23 +430,45 @@ class LocalSandbox:
             except (NodeError, OSError) as e:  # the tree is not whole now, so the next call takes it up anew
                 log.error("layer_lost", sandbox=self.id, layer=layer.id, error=type(e).__name__)
 
-    def _write_state(self, *, only_new: bool = False) -> None:
-        """Brings the bucket's copy of the state up to date. The node's own record is what counts; this may lag.
+    def _check_place(self) -> None:
+        """Refuses to begin afresh here what has its files on another node, as far as the bucket can be asked.
 
-        A bucket that does not answer holds nobody up for long: the writing then goes on in the background.
+        Raises:
+            SandboxUnavailableError: the files are elsewhere.
         """
         if self._catalog is None:
             return
-        writing = threading.Thread(target=self._copy_state, args=(self._catalog, only_new), name="state", daemon=True)
-        writing.start()
-        writing.join(_STATE_S)
+        catalog, found = self._catalog, list[SandboxState]()
+
+        def ask() -> None:
+            try:
+                stored = catalog.find_state(self.tenant, self.id)
+            except StorageError as e:
+                log.warning("state_not_read", sandbox=self.id, detail=str(e))
+            else:
+                found.extend([stored.state] if stored else [])
+
+        _within_moments(ask)
+        if found and found[0].node not in (None, self._place[0]):
+            log.error("sandbox_elsewhere", sandbox=self.id, node=found[0].node)
+            raise SandboxUnavailableError(
+                "The sandbox's files are on another node of the cluster, which does not answer or is full.",
+                hint="Bring that node back; or delete the sandbox, and restore its backups.",
+                context={"outcome": "not_executed", "reason": "ELSEWHERE"},
+            )
+
+    def _write_state(self, *, only_new: bool = False) -> None:
+        """Brings the bucket's copy of the state up to date. The node's own record is what counts; this may lag."""
+        if self._catalog is not None:
+            catalog = self._catalog
+            _within_moments(lambda: self._copy_state(catalog, only_new))
 
     def _copy_state(self, catalog: BackupCatalog, only_new: bool) -> None:
         with self._state_lock:
-            record = self._restored.record
+            record, (node, cluster_node) = self._restored.record, self._place
             try:
                 found = catalog.find_state(self.tenant, self.id)
-                if found is not None and only_new:
+                if only_new and found is not None and (found.state.node, found.state.cluster_node) == self._place:
                     return
                 restored = [
                     StoredDirectory(
@@ -434,11 +480,24 @@ class LocalSandbox:
                     )
                     for entry in record.entries
                 ]
-                created_at = found.state.created_at if found else record.created_at
-                state = SandboxState(id=self.id, tenant=self.tenant, created_at=created_at, restored=restored)
+                state = SandboxState(
+                    id=self.id,
+                    tenant=self.tenant,
+                    created_at=found.state.created_at if found else record.created_at,
+                    restored=restored,
+                    node=node,
+                    cluster_node=cluster_node,
+                )
                 catalog.write_state(state, replacing=found.etag if found else None)
             except StorageError as e:
                 log.warning("state_not_written", sandbox=self.id, detail=str(e))
+
+
+def _within_moments(act: Callable[[], None]) -> None:
+    """Does what asks the bucket, but holds nobody up when that does not answer: it then goes on in the background."""
+    acting = threading.Thread(target=act, name="state", daemon=True)
+    acting.start()
+    acting.join(_STATE_S)
 
 
 def choose_driver(node: NodeConfig) -> Driver:

@@ -71,6 +71,17 @@ class Service:
         if self.has_conditional_writes is False:
             log.warning("no_conditional_writes", bucket=self._catalog.store.bucket)
 
+    def find_home(self, tenant: str, sandbox_id: str) -> str | None:
+        """What the cluster calls the node that has the sandbox's files; None if that is not known."""
+        if self._catalog is None:
+            return None
+        try:
+            found = self._catalog.find_state(tenant, sandbox_id)
+        except StorageError as e:
+            log.warning("home_not_found", sandbox=sandbox_id, error=type(e).__name__)
+            return None
+        return found.state.cluster_node if found else None
+
     def create_sandbox(self, tenant: str) -> str:
         """Records a fresh sandbox and returns its random id."""
         sandbox_id = f"sb-{secrets.token_hex(10)}"

@@ -22,17 +22,24 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+SLOTS = "sandbox_slots"
+"""The resource of which each node offers as many as it can hold awake sandboxes."""
 _KEEP_ALIVE_S = 600
 _REQUEST_S = 5.0
+
+
+def sandbox_nodes() -> list[dict[str, Any]]:
+    """The living nodes that take sandboxes, as Ray describes them."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"] and node["Resources"].get(SLOTS)]
 
 
 class WarmWorkers:
     """Keeps some workers ready on every node that takes sandboxes."""
 
-    def __init__(self, count: int, *, resource: str) -> None:
-        """`count` for each node; 0 keeps none. `resource` is what a node offers that takes sandboxes."""
+    def __init__(self, count: int) -> None:
+        """`count` for each node; 0 keeps none."""
         self._count = count
-        self._resource = resource
         self._filled_at: dict[str, float] = {}
         self._lock = threading.Lock()
         self._works = True
@@ -61,11 +68,7 @@ class WarmWorkers:
         """The addresses of the raylets."""
         if not self._count or not self._works:
             return []
-        return [
-            f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"] and node["Resources"].get(self._resource)
-        ]
+        return [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in sandbox_nodes()]
 
     def _start(self, address: str, count: int) -> None:
         try:

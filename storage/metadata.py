@@ -187,13 +187,18 @@ class RestoredDirectory(Document):
 
 
 class SandboxState(Document):
-    """What a sandbox's actor has to know after it was away."""
+    """What has to be known of a sandbox after its actor was away.
+
+    `node` is the identity of the data folder in which its files are, `cluster_node` what the cluster called that node.
+    """
 
     version: Annotated[int, AfterValidator(_known_version)] = VERSION
     id: Identifier
     tenant: Identifier
     created_at: Instant
     restored: list[RestoredDirectory] = []
+    node: Annotated[str, Field(max_length=64)] | None = None
+    cluster_node: Annotated[str, Field(max_length=64)] | None = None
 
 
 class Claim(Document):

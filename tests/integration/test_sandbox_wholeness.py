@@ -27,7 +27,9 @@ from actors.node import mountinfo, mounting
 from actors.node.cgroup import Hierarchies
 from actors.node.drivers import Driver
 from actors.node.errors import MountError, ToolError
-from actors.sandbox import LocalSandbox
+from actors.sandbox import LocalSandbox, NodeLayout
+from actors.settings import NodeConfig
+from storage.config import BucketConfig
 from tests.support.mount_leaks import children, wait_until
 from tests.support.sandboxes import Node, backup, restore, run, sh
 
@@ -213,6 +215,29 @@ def test_an_archive_over_the_limit_does_not_drive_the_others_out(tmp_path: Path)
     assert {path.name.partition("_")[0] for path in (tmp_path / "cache").glob("*.sqsh")} == {"small", "smaller"}
 
 
+def test_a_sandbox_whose_files_are_on_another_node_does_not_begin_afresh(
+    scratch: Path, kernel_node: Node, bucket: BucketConfig
+) -> None:
+    here = kernel_node.sandbox("travelling")
+    sh(here, "echo kept > file")
+    handle = backup(here)
+    here.close()
+    with Node(scratch / "elsewhere", bucket, kernel_node.driver, identity="another node") as other:
+        there = other.sandbox("travelling", awake=False)
+        for act in (lambda: sh(there, "ls"), lambda: backup(there), lambda: restore(there, handle)):
+            with pytest.raises(SandboxUnavailableError) as raised:
+                act()
+            assert raised.value.context == {"outcome": "not_executed", "reason": "ELSEWHERE"}
+        assert sh(kernel_node.sandbox("travelling"), "cat file") == "kept\n"
+
+        there.destroy()
+        restore(there, handle)
+        assert sh(there, "cat file") == "kept\n"
+        with pytest.raises(SandboxUnavailableError):
+            kernel_node.sandbox("travelling")
+        there.destroy()
+
+
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
     """A volume of the operator's, with a mount of ours in it."""
@@ -226,3 +251,10 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
 def test_a_volume_that_the_operator_has_mounted_for_the_service_is_left_alone(mounted: Path) -> None:
     assert mounting.sweep(mounted, and_itself=False) == []
     assert [mount.point for mount in mountinfo.mounts_under(mounted)] == [mounted]
+
+
+def test_a_node_has_one_identity_for_all_its_processes(tmp_path: Path) -> None:
+    layouts = [NodeLayout(NodeConfig(data_dir=tmp_path / "one")) for _ in range(2)]
+    assert layouts[0].identity() == layouts[1].identity()
+    assert NodeLayout(NodeConfig(data_dir=tmp_path / "other")).identity() != layouts[0].identity()
+    assert [path.name for path in layouts[0].root.iterdir()] == ["id"]

@@ -44,9 +44,12 @@ T = TypeVar("T")
 
 
 class Node:
-    """One node: a data folder, a driver, a bucket. Closes what it made, and leaves no control group."""
+    """One node: a data folder, a driver, a bucket. Closes what it made, and leaves no control group.
 
-    def __init__(self, data_dir: Path, bucket: BucketConfig, driver: Driver) -> None:
+    All have one identity, since the tests of a session share a bucket, and use the same names in it.
+    """
+
+    def __init__(self, data_dir: Path, bucket: BucketConfig, driver: Driver, *, identity: str = "node") -> None:
         self.data_dir = data_dir.absolute()
         self.driver = driver
         self.bucket = bucket
@@ -57,6 +60,8 @@ class Node:
             signing_key=SIGNING_KEY,
         )
         self._made: list[LocalSandbox] = []
+        self.layout.root.mkdir(parents=True, exist_ok=True)
+        (self.layout.root / "id").write_text(identity)
 
     @property
     def layout(self) -> NodeLayout:
