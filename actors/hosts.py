@@ -130,7 +130,7 @@ class SandboxHost:
                 config,
                 driver=choose_driver(config.node),
                 catalog=open_catalog(config),
-                cluster_node=ray.get_runtime_context().get_node_id(),
+                cluster_node=_this_node(),
             )
         except (NodeError, OSError) as e:
             log.error("sandbox_not_made", error=type(e).__name__)
@@ -236,6 +236,11 @@ class SandboxHost:
         return True
 
     @ray.method(concurrency_group="control")
+    def node(self) -> str:
+        """What the cluster calls the node it runs on."""
+        return _this_node()
+
+    @ray.method(concurrency_group="control")
     def info(self) -> Any:
         return self._answer(lambda box: box.info())
 
@@ -288,9 +293,9 @@ class ServiceHost:
             except ValueError:
                 actor, is_ours = self._new_actor(name, tenant, sandbox_id), True
             try:
-                ray.get(actor.ping.remote(), timeout=max(0.0, deadline - time.monotonic()))
+                node: Any = ray.get(actor.node.remote(), timeout=max(0.0, deadline - time.monotonic()))
                 if is_ours:
-                    self._warm.replace()
+                    self._warm.replace(node)
                 return
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
                 # It was just leaving, and its name is free in an instant; or it died, and is being restarted.
@@ -434,6 +439,10 @@ def _sandboxes() -> dict[str, Any]:
             with contextlib.suppress(ValueError):  # it has left by itself
                 found[row["name"]] = ray.get_actor(row["name"], namespace=NAMESPACE)
     return found
+
+
+def _this_node() -> str:
+    return ray.get_runtime_context().get_node_id()
 
 
 def _succeeded(ref: Any) -> bool:

@@ -400,9 +400,8 @@ class LocalSandbox:
             self._cgroup.remove()
 
     def _make_home(self) -> None:
-        with contextlib.suppress(
-            NodeError, OSError
-        ):  # the sandbox may have put something else there, or filled the disk
+        # The sandbox may have put something else there, or filled the disk: no reason not to wake.
+        with contextlib.suppress(NodeError, OSError):
             self._tree.make_directory(HOME)
 
     @contextmanager

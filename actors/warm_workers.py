@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -41,38 +42,33 @@ class WarmWorkers:
         """`count` for each node; 0 keeps none."""
         self._count = count
         self._filled_at: dict[str, float] = {}
-        self._lock = threading.Lock()
         self._works = True
 
     def fill(self) -> None:
         """Fills the pools of nodes that are new, or whose workers' time is over. To be called every now and then."""
+        if not self._count:
+            return
         now = time.monotonic()
-        for node in self._nodes():
-            with self._lock:
-                is_due = now - self._filled_at.get(node, -_KEEP_ALIVE_S) >= _KEEP_ALIVE_S
-                if is_due:
-                    self._filled_at[node] = now
-            if is_due:
+        for node in sandbox_nodes():
+            if now - self._filled_at.get(node["NodeID"], -_KEEP_ALIVE_S) >= _KEEP_ALIVE_S:
+                self._filled_at[node["NodeID"]] = now
                 self._start(node, self._count)
 
-    def replace(self) -> None:
-        """Starts one worker for one that has just become a sandbox. Returns at once."""
+    def replace(self, node_id: str) -> None:
+        """Starts one worker for one of that node that has just become a sandbox. Returns at once."""
         if self._count:
-            threading.Thread(target=self._replace, name="warm-worker", daemon=True).start()
+            threading.Thread(target=self._replace, args=(node_id,), name="warm-worker", daemon=True).start()
 
-    def _replace(self) -> None:
-        for node in self._nodes():
-            self._start(node, 1)
+    def _replace(self, node_id: str) -> None:
+        for node in sandbox_nodes():
+            if node["NodeID"] == node_id:
+                self._start(node, 1)
 
-    def _nodes(self) -> list[str]:
-        """The addresses of the raylets."""
-        if not self._count or not self._works:
-            return []
-        return [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in sandbox_nodes()]
-
-    def _start(self, address: str, count: int) -> None:
+    def _start(self, node: Mapping[str, Any], count: int) -> None:
+        if not self._works:
+            return
         try:
-            _request(address, count)
+            _request(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", count)
         except grpc.RpcError as e:  # the node has just gone, or is busy
             log.info("no_warm_workers_now", error=type(e).__name__)
         except (ImportError, AttributeError, TypeError, ValueError) as e:  # another Ray than the one we know
