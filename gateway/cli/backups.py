@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
 
-from actors.errors import InvalidBackupConfigError
+from actors.errors import HoldfastError, InvalidBackupConfigError
 from actors.models import (
     DEFAULT_TTL_S,
     BackupOptions,
+    DirectoryBackup,
     OperationKind,
     RestoreMode,
     RestoreOptions,
@@ -54,6 +56,7 @@ def backup(
         visible=session.output.shows_progress,
     )
     session.output.result(handle, handle.id)
+    _say_what_was_not_kept(session, handle)
 
 
 @with_session
@@ -91,6 +94,20 @@ def cancel(session: Session, box: Box) -> None:
     """Cancel the backup or restore that a sandbox is busy with."""
     cancelled = session.sandbox(box).cancel()
     session.output.result({"cancelled": cancelled}, "cancelled" if cancelled else "nothing to cancel")
+
+
+def _say_what_was_not_kept(session: Session, handle: DirectoryBackup) -> None:
+    """For people; a machine finds it in the backup's metadata. The backup is made, so nothing here is an error."""
+    if session.output.as_json:
+        return
+    with contextlib.suppress(HoldfastError):
+        kept = session.service().backup(handle.id).result().not_kept
+        counts = (
+            {"sockets": kept.sockets, "ACLs": kept.acls, "other extended attributes": kept.other_xattrs} if kept else {}
+        )
+        left_out = [f"{count} {name}" for name, count in counts.items() if count]
+        if left_out:
+            session.output.note(f"an archive cannot hold, so left out: {', '.join(left_out)}")
 
 
 def _compression(text: str) -> dict[str, Any]:

@@ -45,6 +45,11 @@ class Output:
             for row in rows:
                 _line(sys.stdout, *row)
 
+    def note(self, text: str) -> None:
+        """Something that people should know, beside the result."""
+        if not self.as_json:
+            _line(sys.stderr, f"note: {text}")
+
     def error(self, error: HoldfastError) -> None:
         """What went wrong, and what to do about it."""
         self.failure(code=error.code, message=error.message, context=error.context, hint=error.hint)

@@ -84,7 +84,8 @@ def _run(settings: Settings) -> None:
                 max_body_bytes=settings.max_body_bytes,
                 max_upload_bytes=settings.max_upload_bytes,
             )
-            print(_banner(machine, f"http://{settings.host}:{listening.getsockname()[1]}"), flush=True)
+            url = f"http://{settings.host}:{listening.getsockname()[1]}"
+            print(_banner(machine, url, settings.data_dir), flush=True)
             server(create_app(config), host=settings.host, port=settings.port).run(sockets=[listening])
 
 
@@ -104,8 +105,9 @@ def _bound(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _banner(machine: Machine, url: str) -> str:
+def _banner(machine: Machine, url: str, data_dir: Path) -> str:
     """Where everything is, and what to try. Names where the key is; never the key."""
+    elsewhere = data_dir != Settings.model_fields["data_dir"].default and machine.ray.jobs_url
     key = f"$(cat {machine.api_key_file})" if machine.api_key_file else "$SANDBOX_API_KEY"
     ray = f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={machine.token_file} RAY_ADDRESS={machine.ray.jobs_url}"
     job = "ray job submit -- holdfast backup demo /workspace"
@@ -122,7 +124,7 @@ def _banner(machine: Machine, url: str) -> str:
             "try:",
             f"""  curl -N -H @<(echo "Authorization: Bearer {key}") -H 'Content-Type: application/json' \\""",
             f"""    {url}/v1/sandbox/demo/exec -d '{{"argv": ["sh", "-c", "echo hello > hello.txt; ls -l"]}}'""",
-            "  holdfast backup demo /workspace",
+            f"  holdfast backup demo /workspace{f' --data-dir {data_dir.absolute()}' if elsewhere else ''}",
             "as a job:",
             f"  {ray} \\\n    {job}" if machine.ray.jobs_url else f"  {job}",
             "stop with Ctrl-C",

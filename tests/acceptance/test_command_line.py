@@ -94,6 +94,12 @@ def test_the_main_flow_by_commands_for_people(cli: Cli, box: HttpBox, tmp_path: 
     assert files.stdout.decode().split("\t")[-1] == "file\n"
 
 
+def test_a_backup_says_what_it_could_not_keep(cli: Cli, box: HttpBox) -> None:
+    box.exec("python3", "-c", "import socket; socket.socket(socket.AF_UNIX).bind('talk')")
+    made = cli.run("backup", box.id, "/workspace")
+    assert (made.returncode, made.stderr) == (0, b"note: an archive cannot hold, so left out: 1 sockets\n")
+
+
 def test_every_command_prints_one_json_document(cli: Cli, box: HttpBox, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1234")
 
