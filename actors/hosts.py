@@ -40,6 +40,8 @@ _SPAWN_S = 30.0
 _CLOSE_S = 60.0
 _LEAVING_POLL_S = 0.02
 _HOUSEKEEPING_S = 5.0
+_FIRST_CALL_S = 10.0
+"""How long a new actor waits at least for the call it was made for."""
 _STREAM_AHEAD = 16
 """Items that a stream may be ahead of its reader: 16 MiB of a file."""
 
@@ -67,7 +69,7 @@ class _Activity:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._serving = 0
-        self._used_at = time.monotonic()
+        self._used_at = time.monotonic() + _FIRST_CALL_S
         self._leaving = False
 
     @contextlib.contextmanager

@@ -85,22 +85,25 @@ class Daemon:
             os.set_blocking(self._child.stderr.fileno(), False)
             selector.register(self._child.stderr, selectors.EVENT_READ, lambda: self._read_stderr(selector))
 
-    def _read_stderr(self, selector: selectors.BaseSelector) -> None:
+    def _read_stderr(self, selector: selectors.BaseSelector) -> bool:
+        """Takes what it wrote, a piece at a time; whether there may be more."""
         stderr = self._child.stderr
         if stderr is None or stderr.closed:
-            return
+            return False
         try:
             data = os.read(stderr.fileno(), _STDERR_BYTES)
         except BlockingIOError:
-            return
+            return False
         self._stderr += data
         del self._stderr[:-_STDERR_BYTES]
         if not data:
             selector.unregister(stderr)
             stderr.close()
+        return bool(data)
 
     def _reap(self, selector: selectors.BaseSelector) -> None:
-        self._read_stderr(selector)
+        while self._read_stderr(selector):  # its last words may be behind much else
+            pass
         if self._child.stderr is not None and not self._child.stderr.closed:
             selector.unregister(self._child.stderr)
             self._child.stderr.close()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.http_box import HttpBox
-from tests.support.service import PROGRAMS, Service, clean_environment
+from tests.support.service import PROGRAMS, Service, clean_environment, workers
 
 JOB_S = 120
 
@@ -73,7 +73,7 @@ def test_a_sandbox_that_a_job_makes_gets_nothing_of_the_job(service: Service, tm
     assert "\n/workspace\n" in said
     assert status != 0
     assert documents(said)[-1]["code"] == "BACKUP_NOT_FOUND"
-    actors = [pid for pid in service.pids() if b"SandboxHost" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    actors = workers(service, b"ray::SandboxHost")
     assert actors
     for pid in actors:
         assert b"JOB_SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()

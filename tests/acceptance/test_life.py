@@ -14,7 +14,7 @@ import pytest
 
 from actors.node import mountinfo
 from tests.acceptance.http_box import HttpBox, refusal
-from tests.support.service import Service, nothing_left, refused, running, start
+from tests.support.service import STOP_S, Service, nothing_left, refused, running, start
 
 
 def make_some(service: Service) -> tuple[dict[str, str], dict[str, str]]:
@@ -56,6 +56,7 @@ def check_some(service: Service, handles: tuple[dict[str, str], dict[str, str]])
         box.sh("rm project/sub/file; echo new > project/sub/new")
 
 
+@pytest.mark.timeout(900)
 def test_stopping_leaves_nothing_and_everything_is_there_after_the_next_start(tmp_path: Path) -> None:
     home, data_dir = tmp_path / "home", tmp_path / "data"
 
@@ -81,7 +82,7 @@ def test_stopping_leaves_nothing_and_everything_is_there_after_the_next_start(tm
     second.known_pids |= service.known_pids
     check_some(second, handles)
     os.kill(second.process.pid, signal.SIGINT)
-    assert second.process.wait(60) == 0
+    assert second.process.wait(STOP_S) == 0
     nothing_left(second)
     shutil.rmtree(second.ray_folder, ignore_errors=True)
 

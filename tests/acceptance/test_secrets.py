@@ -53,7 +53,7 @@ def test_no_process_of_the_service_ever_showed_a_secret_in_its_arguments(
 ) -> None:
     before = command_lines.samples
     eventually(lambda: command_lines.samples > before)
-    lines = {line.replace(b"\0", b" ").decode(errors="replace") for line in command_lines.seen}
+    lines = {line.replace(b"\0", b" ").decode(errors="replace") for line in list(command_lines.seen)}
 
     assert len(lines) > 10
     assert any("rclone" in line for line in lines) and any("mksquashfs" in line for line in lines), lines
@@ -63,7 +63,7 @@ def test_no_process_of_the_service_ever_showed_a_secret_in_its_arguments(
 def test_no_tool_that_runs_for_a_sandbox_names_a_path_of_the_node(
     service: Service, command_lines: CommandLines
 ) -> None:
-    lines = {line.replace(b"\0", b" ").decode(errors="replace") for line in command_lines.seen}
+    lines = {line.replace(b"\0", b" ").decode(errors="replace") for line in list(command_lines.seen)}
     tools = {line for line in lines if any(tool in line for tool in ("bwrap", "mksquashfs", "unsquashfs", "tar --"))}
 
     assert tools
@@ -75,7 +75,7 @@ def test_no_process_but_serve_itself_has_a_secret_in_its_environment(
 ) -> None:
     exposed = {
         pid: found
-        for pid, environment in command_lines.environments.items()
+        for pid, environment in list(command_lines.environments.items())
         if pid != service.process.pid and (found := found_in(environment.decode(errors="replace"), secrets(service)))
     }
     known = {pid for pid in exposed if b"RCLONE" in command_lines.environments[pid].upper()}

@@ -62,7 +62,7 @@ def test_a_running_command_keeps_its_sandbox_awake(sleeper: HttpBox) -> None:
     assert "still here" in sleeper.sh(awake)
 
 
-@pytest.mark.timeout(LIMIT_S)
+@pytest.mark.timeout(LIMIT_S + 60)
 def test_calls_that_meet_a_sandbox_falling_asleep_are_served_once_each(
     sleepy: Service, record_property: Callable[[str, object], None]
 ) -> None:

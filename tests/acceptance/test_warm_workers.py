@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from tests.acceptance.http_box import HttpBox
-from tests.support.service import Service, eventually
-
-
-def workers(service: Service, title: bytes) -> set[int]:
-    """The processes of Ray that go by this title now."""
-    found = set()
-    for pid in service.pids():
-        try:
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title):
-                found.add(pid)
-        except OSError:
-            continue
-    return found
+from tests.support.service import Service, eventually, workers
 
 
 def test_new_sandboxes_are_made_of_workers_that_wait_and_are_replaced(

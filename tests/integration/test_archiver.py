@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from tests.support.sandboxes import UID, Background
 from tests.support.trees import fingerprint, make_interesting_tree
 
 MIB = 2**20
+MINUTES_OF_READING = 60 * 2**30
+"""A hole of this size costs no disk, and mksquashfs minutes: it reads every zero of it."""
 LIMITS = Limits(inodes=20_000, source_bytes=2**30, hole_bytes=2**30, depth=300)
 HOSTILE = [
     b"with space", b"new\nline", b"-dash", b"--help", b"'q' \"d\" `b` $x", b"\xff\xfe", b"x" * 255, b"back\\slash",
@@ -200,13 +202,12 @@ def deep(work: Path) -> None:
 
 
 @pytest.mark.parametrize("bomb", [sparse, many, large, deep])
-def test_a_bomb_is_refused_at_once(tmp_path: Path, bomb: Any) -> None:
+def test_a_bomb_is_refused_before_any_tool_runs(tmp_path: Path, bomb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "start", None)
     setup = Setup(tmp_path, Limits(inodes=2000, source_bytes=2 * MIB, hole_bytes=MIB, depth=300))
     bomb(setup.work)
-    began = time.monotonic()
     with pytest.raises(TreeError):
         setup.create()
-    assert time.monotonic() - began < 2
 
 
 def test_the_deepest_tree_that_the_settings_allow_is_archived(tmp_path: Path) -> None:
@@ -215,24 +216,11 @@ def test_the_deepest_tree_that_the_settings_allow_is_archived(tmp_path: Path) ->
     assert setup.create().found.inodes == 761
 
 
-def test_a_file_that_grows_for_ever_meets_the_time_limit(setup: Setup) -> None:
-    stop = threading.Event()
-    put(setup.work, b"growing", os.urandom(MIB))
-
-    def grow() -> None:
-        with open(setup.work / "growing", "ab", buffering=0) as file:
-            while not stop.is_set() and file.tell() < 600 * MIB:
-                file.write(b"x" * 65_536)
-
-    thread = threading.Thread(target=grow)
-    thread.start()
+def test_a_file_that_grows_without_end_meets_the_time_limit(setup: Setup) -> None:
+    put(setup.work, b"growing")
     spool = setup.spool()
-    try:
-        with pytest.raises((ToolTimeoutError, ArchiveError)):
-            setup.create(spool, timeout_s=0.5, compression="gzip", level=9)
-    finally:
-        stop.set()
-        thread.join()
+    with pytest.raises(ToolTimeoutError):
+        setup.create(spool, timeout_s=2, on_survey=lambda _: os.truncate(setup.work / "growing", MINUTES_OF_READING))
     assert not (spool / "data.sqsh").exists()
     assert wait_until(lambda: "bwrap" not in children().values())
 
@@ -248,7 +236,7 @@ def mksquashfs_of(folder: Path) -> int | None:
         try:
             if (entry / "comm").read_text().strip() == "mksquashfs":
                 mounts = (entry / "mountinfo").read_text()
-                if str(folder) in mounts or folder.name in mounts:
+                if str(folder) in mounts:
                     return int(entry.name)
         except OSError:
             continue
@@ -257,9 +245,11 @@ def mksquashfs_of(folder: Path) -> int | None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_a_killed_mksquashfs_leaves_no_archive(setup: Setup, how: signal.Signals) -> None:
-    put(setup.work, b"large", os.urandom(20 * MIB))
+    setup = Setup(setup.folder / "other", replace(LIMITS, source_bytes=2**40, hole_bytes=2**40))
+    put(setup.work, b"minutes")
+    os.truncate(setup.work / "minutes", MINUTES_OF_READING)
     spool = setup.spool()
-    making = Background(lambda: setup.create(spool, compression="gzip", level=9))
+    making = Background(lambda: setup.create(spool, timeout_s=1000))
     pid: list[int] = []
 
     def found() -> bool:
@@ -307,12 +297,13 @@ def test_a_directory_that_is_missing_is_named_so(setup: Setup) -> None:
 
 
 def test_a_cancelled_archive_ends_at_once(setup: Setup) -> None:
-    put(setup.work, b"large", os.urandom(20 * MIB))
+    setup = Setup(setup.folder / "other", replace(LIMITS, source_bytes=2**40, hole_bytes=2**40))
+    put(setup.work, b"minutes")
+    os.truncate(setup.work / "minutes", MINUTES_OF_READING)
     cancelled = threading.Event()
-    cancelled.set()
-    began = time.monotonic()
-    setup.create(cancelled=cancelled, compression="gzip", level=9)
-    assert time.monotonic() - began < 2
+    spool = setup.spool()
+    setup.create(spool, cancelled=cancelled, timeout_s=1000, on_survey=lambda _: cancelled.set())
+    assert not (spool / "data.sqsh").exists()
 
 
 def test_a_file_system_that_answers_with_errors_gives_no_archive(setup: Setup) -> None:

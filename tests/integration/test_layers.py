@@ -299,7 +299,7 @@ def test_a_killed_daemon_is_noticed_and_the_layer_revived(
         os.fsync(file.fileno())
         with occupy(layer.merged) if busy else contextlib.nullcontext():
             os.kill(child_named(victim), signal.SIGKILL)
-            assert box.lost.get(timeout=1) == layer
+            assert box.lost.get(timeout=60) == layer
             assert not {"squashfuse_ll", "fuse-overlayfs"} & set(children().values())
             if busy:
                 with pytest.raises(MountBusyError):

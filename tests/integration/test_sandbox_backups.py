@@ -6,7 +6,9 @@ import os
 import sqlite3
 import stat
 import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -386,11 +388,21 @@ def test_a_running_writers_database_is_never_torn(kernel_node: Node) -> None:
 
 def test_commands_go_on_after_a_backup_and_new_ones_wait_for_it(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
-    (kernel_node.tree(box) / "workspace" / "large").write_bytes(os.urandom(30_000_000))
+    begun, may_end = threading.Event(), threading.Event()
+    create = box._archiver.create
+
+    def held(*args: Any, **options: Any) -> Any:
+        begun.set()
+        assert may_end.wait(60)
+        return create(*args, **options)
+
     with command(box, "echo started; while [ ! -e go ]; do :; done; echo done") as waiting:
-        making = Background(lambda: backup(box, compression={"format": "gzip"}))
-        assert wait_until(lambda: (found := box.operation()) is not None and found.phase.value == "compressing")
+        box._archiver.create = held  # type: ignore[method-assign]
+        making = Background(lambda: backup(box))
+        assert begun.wait(60)
         meanwhile = Background(lambda: sh(box, "echo too"))
+        assert not wait_until(lambda: meanwhile.ended, timeout_s=0.5)
+        may_end.set()
         making.result()
         assert meanwhile.result() == "too\n"
         assert not waiting.ended

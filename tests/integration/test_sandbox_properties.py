@@ -71,6 +71,7 @@ def make(path: bytes, tree: dict[bytes, tuple[object, ...]], files: list[bytes])
                 os.chmod(place, mode)
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
 def test_any_tree_comes_back(node: Node, tree: dict[bytes, tuple[object, ...]]) -> None:

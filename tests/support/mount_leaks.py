@@ -17,9 +17,10 @@ def children() -> dict[int, str]:
     """The living child processes of this one and their names."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread or a child that ends while we look
+        with contextlib.suppress(OSError):  # a thread that ends while we look
             for pid in (task / "children").read_text().split():
-                found[int(pid)] = Path(f"/proc/{pid}/comm").read_text().strip()
+                with contextlib.suppress(OSError):  # a child that does
+                    found[int(pid)] = Path(f"/proc/{pid}/comm").read_text().strip()
     return found
 
 
@@ -29,13 +30,13 @@ def child_named(name: str) -> int:
     return pid
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 5.0) -> bool:
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> bool:
     """Whether the condition came true in time."""
     deadline = time.monotonic() + timeout_s
     tick = threading.Event()
     while not condition():
         if time.monotonic() >= deadline:
-            return False
+            return condition()
         tick.wait(0.01)
     return True
 

@@ -42,7 +42,7 @@ FAST = TransferConfig(
     backoff_max_s=0.01,
 )
 # For tests in which a server falls silent.
-IMPATIENT = FAST.model_copy(update={"idle_timeout_s": 1.0})
+IMPATIENT = FAST.model_copy(update={"idle_timeout_s": 1.0, "attempts": 20})
 
 
 @contextmanager

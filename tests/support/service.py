@@ -37,7 +37,7 @@ PROJECT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 HOLDFAST = PROGRAMS / "holdfast"
 START_S = 90.0
-STOP_S = 60.0
+STOP_S = 120.0
 _LISTEN = "0A"
 BUCKET = "holdfast"
 LAST_WORDS = "stop with Ctrl-C"
@@ -195,9 +195,9 @@ class Service:
 
     def _in_cgroup(self) -> list[int]:
         pids: list[int] = []
-        for file in self.cgroup.rglob("cgroup.procs"):
+        for folder, _, _ in os.walk(self.cgroup):  # which does not mind that one goes away meanwhile
             with suppress(OSError):
-                pids += map(int, file.read_text().split())
+                pids += map(int, Path(folder, "cgroup.procs").read_text().split())
         return pids
 
     def left_behind(self) -> list[object]:
@@ -334,6 +334,16 @@ class CommandLines:
             self.samples += 1
 
 
+def workers(service: Service, title: bytes) -> set[int]:
+    """The processes of Ray that go by this title now."""
+    found = set()
+    for pid in service.pids():
+        with suppress(OSError):  # it ends while we look
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title):
+                found.add(pid)
+    return found
+
+
 def secrets_of(service: Service) -> dict[str, str]:
     """Every secret of the service by its name, and what a presigned URL cannot do without."""
     secrets: dict[str, str] = json.loads((service.data_dir / "secrets" / "secrets.json").read_text())
@@ -341,11 +351,11 @@ def secrets_of(service: Service) -> dict[str, str]:
     return {**secrets, "the service's key": service.api_key, **marks}
 
 
-def nothing_left(service: Service, *, timeout_s: float = 15.0) -> None:
+def nothing_left(service: Service, *, timeout_s: float = 60.0) -> None:
     """Fails, and says of what, unless nothing of the stopped service is left within a moment."""
     assert wait_until(lambda: not service.left_behind(), timeout_s=timeout_s), service.left_behind()
 
 
-def eventually(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
     """Fails unless the condition comes true in time."""
     assert wait_until(condition, timeout_s=timeout_s), f"not within {timeout_s} s"
