@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -182,9 +181,3 @@ def comm_of(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
-
-
-def test_the_gateway_answers_only_once_everything_else_is_up(service: Service) -> None:
-    with socket.create_connection(("127.0.0.1", int(service.url.rsplit(":", 1)[1])), timeout=5):
-        pass
-    assert service.stdout.read_text().rstrip().endswith("stop with Ctrl-C")

@@ -243,7 +243,7 @@ def test_an_expired_url_is_refused(place: Place) -> None:
     place.store.put(place.key("p"), b"x")
     signed = place.store.presign_get(place.key("p"), ttl_s=1)
     if not place.checks_signatures:
-        return
+        pytest.skip("this server checks no signatures")
     deadline = time.monotonic() + 20
     while fetch(signed).status_code == 200:
         assert time.monotonic() < deadline, "a URL of one second is still good after twenty"
@@ -312,7 +312,7 @@ def test_a_missing_bucket_has_its_own_error(place: Place) -> None:
 
 def test_wrong_keys_are_refused_for_good(place: Place) -> None:
     if not place.checks_signatures:
-        return
+        pytest.skip("this server checks no signatures")
     wrong = place.config.model_copy(update={"secret_access_key": SecretStr("a-wrong-secret-key-0000")})
     with pytest.raises(AccessRefusedError) as caught:
         S3ObjectStore(wrong, transfer=FAST).get(place.key("a"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import random
@@ -383,19 +384,16 @@ def test_cancelling_ends_a_download_that_waits_for_a_silent_store(rig: Rig) -> N
     assert not (rig.folder / "download").exists()
 
 
-def test_a_disk_without_room_is_noticed_before_the_first_byte(rig: Rig) -> None:
+def test_a_disk_without_room_is_noticed_before_the_first_byte(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     uploaded = rig.upload(SMALL)
-    huge = replace(uploaded.digest, size_bytes=len(SMALL))
-    with pytest.raises(OSError):
-        download(
-            rig.store,
-            KEY,
-            Path("/dev/full/x"),
-            expected=huge,
-            config=FAST,
-            progress=rig.progress,
-            cancelled=threading.Event(),
-        )
+
+    def full(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "injected")
+
+    monkeypatch.setattr("storage.download.os.posix_fallocate", full)
+    with pytest.raises(OSError, match="injected"):
+        rig.download(uploaded.digest)
+    assert not (rig.folder / "download").exists()
     assert rig.proxy.count("get") == 0
 
 
