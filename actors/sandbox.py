@@ -223,19 +223,11 @@ class LocalSandbox:
         with self._operations.run(OperationKind.DESTROY) as progress:
             progress.point_of_no_return(Phase.WAITING)
             with self._gate.repairing():
-                try:
+                with self._unavailable_unless("destroyed", outcome="unknown", hint="Try again."):
                     self.close()
                     if sweep(self._home, deadline_s=_UNMOUNT_S):
                         raise MountBusyError("A mount of the sandbox is still in use.")
                     self._remove_files()
-                except (NodeError, OSError) as e:
-                    reason, sentence = reason_of(e)
-                    log.error("sandbox_not_destroyed", sandbox=self.id, reason=reason, error=type(e).__name__)
-                    raise SandboxUnavailableError(
-                        f"The sandbox could not be destroyed: {sentence}.",
-                        hint="Try again.",
-                        context={"outcome": "unknown", "reason": reason},
-                    ) from None
                 self._restored.forget()
             if self._catalog is not None:
                 self._delete_state(self._catalog)
@@ -371,8 +363,9 @@ class LocalSandbox:
         with self._waking, self._gate.repairing():
             if self.is_awake:
                 return
-            self._check_place()
-            try:
+            is_known_here = self._is_known_here()
+            hint = "Run `holdfast doctor` on the node."
+            with self._unavailable_unless("taken up", outcome="not_executed", hint=hint):
                 self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._cgroup.prepare()
                 self._cgroup.thaw()
@@ -382,15 +375,23 @@ class LocalSandbox:
                 self._tree.prepare()
                 self._restored.take_up()
                 self._make_home()
-            except (NodeError, OSError) as e:
-                reason, sentence = reason_of(e)
-                log.error("sandbox_not_taken_up", sandbox=self.id, reason=reason, error=type(e).__name__)
-                raise SandboxUnavailableError(
-                    f"The sandbox could not be taken up: {sentence}.",
-                    hint="Run `holdfast doctor` on the node.",
-                    context={"outcome": "not_executed", "reason": reason},
-                ) from None
-        self._write_state(only_new=True)
+        if not is_known_here:
+            self._write_state()
+
+    @contextmanager
+    def _unavailable_unless(self, done: str, *, outcome: str, hint: str) -> Iterator[None]:
+        """Raises what goes wrong with the node in the block as SandboxUnavailableError; details go to the log."""
+        try:
+            yield
+        except (NodeError, OSError) as e:
+            reason, sentence = reason_of(e)
+            event = f"sandbox_not_{done.replace(' ', '_')}"
+            log.error(event, sandbox=self.id, reason=reason, error=type(e).__name__)
+            raise SandboxUnavailableError(
+                f"The sandbox could not be {done}: {sentence}.",
+                hint=hint,
+                context={"outcome": outcome, "reason": reason},
+            ) from None
 
     def close(self) -> None:
         """Ends what runs and unmounts everything; files and layers stay. Raises NodeError; the next call wakes it."""
@@ -429,14 +430,14 @@ class LocalSandbox:
             except (NodeError, OSError) as e:  # the tree is not whole now, so the next call takes it up anew
                 log.error("layer_lost", sandbox=self.id, layer=layer.id, error=type(e).__name__)
 
-    def _check_place(self) -> None:
-        """Refuses to begin afresh here what has its files on another node, as far as the bucket can be asked.
+    def _is_known_here(self) -> bool:
+        """Whether the bucket says that the sandbox's files are here. Refuses to begin afresh what it has elsewhere.
 
         Raises:
             SandboxUnavailableError: the files are elsewhere.
         """
         if self._catalog is None:
-            return
+            return False
         catalog, found = self._catalog, list[SandboxState]()
 
         def ask() -> None:
@@ -448,27 +449,28 @@ class LocalSandbox:
                 found.extend([stored.state] if stored else [])
 
         _within_moments(ask)
-        if found and found[0].node not in (None, self._place[0]):
+        if not found:  # nothing is known of it, or the bucket did not answer in time
+            return False
+        if found[0].node not in (None, self._place[0]):
             log.error("sandbox_elsewhere", sandbox=self.id, node=found[0].node)
             raise SandboxUnavailableError(
                 "The sandbox's files are on another node of the cluster, which does not answer or is full.",
                 hint="Bring that node back; or delete the sandbox, and restore its backups.",
                 context={"outcome": "not_executed", "reason": "ELSEWHERE"},
             )
+        return (found[0].node, found[0].cluster_node) == self._place
 
-    def _write_state(self, *, only_new: bool = False) -> None:
+    def _write_state(self) -> None:
         """Brings the bucket's copy of the state up to date. The node's own record is what counts; this may lag."""
         if self._catalog is not None:
             catalog = self._catalog
-            _within_moments(lambda: self._copy_state(catalog, only_new))
+            _within_moments(lambda: self._copy_state(catalog))
 
-    def _copy_state(self, catalog: BackupCatalog, only_new: bool) -> None:
+    def _copy_state(self, catalog: BackupCatalog) -> None:
         with self._state_lock:
             record, (node, cluster_node) = self._restored.record, self._place
             try:
                 found = catalog.find_state(self.tenant, self.id)
-                if only_new and found is not None and (found.state.node, found.state.cluster_node) == self._place:
-                    return
                 restored = [
                     StoredDirectory(
                         dir=entry.dir,

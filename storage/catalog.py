@@ -24,7 +24,7 @@ from storage.errors import (
     StoreUnavailableError,
 )
 from storage.metadata import BackupRecord, Claim, Document, SandboxState, load, sign, verify
-from storage.store import ObjectStore
+from storage.store import ObjectStore, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ class BackupCatalog:
                 break
             except (PreconditionFailedError, StoreUnavailableError) as e:
                 # Either may come after our own write took effect: only reading tells.
-                found = self._find_bytes(key)
-                if found == data:
+                found = self._find_stored(key)
+                if found is not None and found.data == data:
                     break
                 if found is not None:
                     raise PreconditionFailedError(e.operation, bucket=e.bucket, key=key, detail=e.detail) from None
@@ -110,9 +110,9 @@ class BackupCatalog:
                     raise
         return Committed(signed, self.write_index_entry(signed))
 
-    def _find_bytes(self, key: str) -> bytes | None:
+    def _find_stored(self, key: str) -> Stored | None:
         try:
-            return self.store.get(key).data
+            return self.store.get(key)
         except ObjectMissingError:
             return None
 
@@ -224,9 +224,8 @@ class BackupCatalog:
             CorruptMetadataError: permanent.
         """
         key = keys.claim(tenant, sandbox, idempotency_key)
-        try:
-            stored = self.store.get(key)
-        except ObjectMissingError:
+        stored = self._find_stored(key)
+        if stored is None:
             return None
         return StoredClaim(load(Claim, stored.data, bucket=self.store.bucket, key=key).backup_id, stored.etag)
 
@@ -243,9 +242,8 @@ class BackupCatalog:
             CorruptMetadataError: permanent.
         """
         key = keys.state(tenant, sandbox)
-        try:
-            stored = self.store.get(key)
-        except ObjectMissingError:
+        stored = self._find_stored(key)
+        if stored is None:
             return None
         state = load(SandboxState, stored.data, bucket=self.store.bucket, key=key)
         if (state.tenant, state.id) != (tenant, sandbox):
@@ -276,10 +274,7 @@ class BackupCatalog:
             )
         except (PreconditionFailedError, StoreUnavailableError):
             # A retry inside the store may have met its own write.
-            try:
-                stored = self.store.get(key)
-            except ObjectMissingError:
-                stored = None
+            stored = self._find_stored(key)
             if stored is None or stored.data != data:
                 raise
             return stored.etag
