@@ -14,11 +14,10 @@ import httpx
 
 from tests.acceptance.http_box import HttpBox, refusal
 from tests.support.service import Service, eventually
+from tests.support.trees import MINUTES_OF_READING
 
 AT_ONCE = 20
 P99_LIMIT_S = 0.250
-MINUTES_OF_READING = "60G"
-"""A hole of this size costs no disk, and mksquashfs more than a minute on any machine: it reads every zero of it."""
 
 
 class Poller:

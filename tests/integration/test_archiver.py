@@ -24,11 +24,9 @@ from actors.node.survey import Limits, survey
 from actors.node.tree import Tree
 from tests.support.mount_leaks import children, wait_until
 from tests.support.sandboxes import UID, Background
-from tests.support.trees import fingerprint, make_interesting_tree
+from tests.support.trees import MINUTES_OF_READING, fingerprint, make_interesting_tree
 
 MIB = 2**20
-MINUTES_OF_READING = 60 * 2**30
-"""A hole of this size costs no disk, and mksquashfs minutes: it reads every zero of it."""
 LIMITS = Limits(inodes=20_000, source_bytes=2**30, hole_bytes=2**30, depth=300)
 HOSTILE = [
     b"with space", b"new\nline", b"-dash", b"--help", b"'q' \"d\" `b` $x", b"\xff\xfe", b"x" * 255, b"back\\slash",

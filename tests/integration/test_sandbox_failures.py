@@ -47,11 +47,9 @@ from tests.support.sandboxes import (
     sh,
     write,
 )
-from tests.support.trees import Entry, fingerprint
+from tests.support.trees import MINUTES_OF_READING, Entry, fingerprint
 
 MODES = list(RestoreMode)
-MINUTES_OF_READING = 60 * 2**30
-"""A hole of this size costs no disk, and mksquashfs minutes: it reads every zero of it."""
 
 
 def files_under(folder: Path) -> set[str]:

@@ -9,6 +9,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+MINUTES_OF_READING = 60 * 2**30
+"""A hole of this size costs no disk, and mksquashfs minutes: it reads every zero of it."""
 _LONG_AGO_S = 1_000_000_000
 _DEPTH = 150
 
