@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, *, doors: Doors | None = None) -> in
     output = Output(as_json="--json" in words[: words.index("--") if "--" in words else None])
     try:
         status = typer.main.get_command(app).main(words, prog_name="holdfast", standalone_mode=False, obj=doors)
-        sys.stdout.flush()
+        output.results.flush()
     except HoldfastError as e:
         output.error(e)
         return FAILED
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None, *, doors: Doors | None = None) -> in
     except (Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.results.fileno())
         return FAILED
     return status if isinstance(status, int) else 0
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from actors.errors import InvalidRequestError
-from actors.models import Exit, Output
+from actors.models import Exit
 from gateway.cli.arguments import Box
 from gateway.cli.session import Session, with_session
 
@@ -39,13 +39,9 @@ def exec_command(
         if session.output.as_json:
             kept[event.stream].append(event.data)
         else:
-            _pass_on(event)
-
-
-def _pass_on(event: Output) -> None:
-    stream = sys.stdout if event.stream == "stdout" else sys.stderr
-    stream.buffer.write(event.data)
-    stream.buffer.flush()
+            stream = session.output.results if event.stream == "stdout" else sys.stderr
+            stream.buffer.write(event.data)
+            stream.buffer.flush()
 
 
 def _environment(pairs: list[str]) -> dict[str, str]:

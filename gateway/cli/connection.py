@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,11 +23,16 @@ class Doors(Protocol):
 
 
 class RayDoors:
-    """The doors of a Ray cluster. Raise ServiceUnavailableError where none answers."""
+    """The doors of a Ray cluster. Raise ServiceUnavailableError where none answers.
+
+    Ray prints warnings of the cluster on the standard output of every driver, at any time. Results alone belong there,
+    in the stream that `Output` remembers; so from the first door on the process's `sys.stdout` is its stderr.
+    """
 
     def sandbox(self, sandbox_id: str, *, tenant: str, address: str | None, data_dir: Path | None) -> Sandbox:
         """One sandbox."""
         read_client_env(data_dir)
+        sys.stdout = sys.stderr
         from actors.client import get_sandbox
 
         return get_sandbox(sandbox_id, tenant=tenant, address=address)
@@ -34,6 +40,7 @@ class RayDoors:
     def service(self, *, tenant: str, address: str | None, data_dir: Path | None) -> ServiceCalls:
         """The calls that concern a whole tenant."""
         read_client_env(data_dir)
+        sys.stdout = sys.stderr
         from actors.client import get_service
 
         return get_service(tenant=tenant, address=address)

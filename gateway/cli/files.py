@@ -20,6 +20,7 @@ from gateway.cli.session import Session, with_session
 
 if TYPE_CHECKING:
     from actors.client import Sandbox
+    from gateway.cli.output import Output
 
 STANDARD_STREAM = "-"
 
@@ -103,11 +104,12 @@ def _download(session: Session, source: Remote, target: str) -> int:
     from gateway.cli.progress import meter
 
     sandbox = session.sandbox(source.box)
-    visible = session.output.shows_progress and not (target == STANDARD_STREAM and sys.stdout.isatty())
+    visible = session.output.shows_progress and not (target == STANDARD_STREAM and session.output.results.isatty())
     total = _size(sandbox, source.path) if visible else None
     done = 0
     blocks = iter(sandbox.calls.read_file(source.path))
-    with _writable(target, PurePosixPath(source.path).name) as file, meter(visible=visible) as display:
+    name = PurePosixPath(source.path).name
+    with _writable(target, name, session.output) as file, meter(visible=visible) as display:
         for block in blocks:
             file.write(block)
             done += len(block)
@@ -135,11 +137,11 @@ def _readable(source: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _writable(target: str, name: str) -> Iterator[BinaryIO]:
+def _writable(target: str, name: str, output: Output) -> Iterator[BinaryIO]:
     """Where the bytes go: stdout, a device, or a new file that takes the target's name once it is whole."""
     path = Path(target)
     if target == STANDARD_STREAM:
-        yield sys.stdout.buffer
+        yield output.results.buffer
         return
     if path.is_dir():
         path = path / name

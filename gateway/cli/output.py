@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from actors.errors import HoldfastError
@@ -16,23 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where results and errors go. stdout is for results; everything else is stderr's."""
+    """Where results and errors go: results to what is the standard output now, everything else to stderr."""
 
     as_json: bool = False
+    results: TextIO = field(default_factory=lambda: sys.stdout)
 
     def result(self, value: BaseModel | Mapping[str, Any] | None, *lines: str) -> None:
         """The result: `value` for machines, `lines` for people."""
         if self.as_json:
-            _document(value)
+            self._document(value)
         else:
             for line in lines:
-                _line(sys.stdout, line)
+                _line(self.results, line)
 
     def rows(self, value: BaseModel | Mapping[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A list: a table on a terminal, tab-separated lines in a pipe."""
         if self.as_json:
-            _document(value)
-        elif sys.stdout.isatty():
+            self._document(value)
+        elif self.results.isatty():
             from rich.console import Console
             from rich.table import Table
             from rich.text import Text
@@ -40,10 +41,10 @@ class Output:
             table = Table(*header, box=None, pad_edge=False, header_style="bold")
             for row in rows:
                 table.add_row(*(Text(printable(cell)) for cell in row))
-            Console().print(table)
+            Console(file=self.results).print(table)
         else:
             for row in rows:
-                _line(sys.stdout, *row)
+                _line(self.results, *row)
 
     def note(self, text: str) -> None:
         """Something that people should know, beside the result."""
@@ -57,11 +58,15 @@ class Output:
     def failure(self, *, code: str, message: str, context: Mapping[str, Any], hint: str | None) -> None:
         """The same, for what is not one of our errors."""
         if self.as_json:
-            _document({"code": code, "error": message, "context": context} | ({"hint": hint} if hint else {}))
+            self._document({"code": code, "error": message, "context": context} | ({"hint": hint} if hint else {}))
             return
         _line(sys.stderr, f"error: {message}")
         if hint:
             _line(sys.stderr, f"hint: {hint}")
+
+    def _document(self, value: Any) -> None:
+        json.dump(_plain(value) if hasattr(value, "model_dump") else value, self.results, default=_plain)
+        self.results.write("\n")
 
     @property
     def shows_progress(self) -> bool:
@@ -76,11 +81,6 @@ def printable(text: str) -> str:
 
 def _line(stream: TextIO, *cells: str) -> None:
     stream.write("\t".join(printable(cell) for cell in cells) + "\n")
-
-
-def _document(value: Any) -> None:
-    json.dump(_plain(value) if hasattr(value, "model_dump") else value, sys.stdout, default=_plain)
-    sys.stdout.write("\n")
 
 
 def _plain(value: Any) -> Any:

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.acceptance.http_box import HttpBox
-from tests.support.service import PROJECT, Service, clean_environment
+from tests.support.drivers import reported
+from tests.support.service import Service
 
 SCRIPT = Path(__file__).parent / "drivers" / "main_flow.py"
 
 
 def test_another_driver_backs_up_restores_and_catches_typed_errors(service: Service, box: HttpBox) -> None:
-    env = clean_environment(service.home, {**service.client_env, "PYTHONPATH": str(PROJECT)})
-
-    done = subprocess.run(
-        [sys.executable, SCRIPT, box.id],
-        env=env,
-        cwd=service.home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = reported(SCRIPT, box.id, home=service.home, env=service.client_env, timeout_s=120)
     backup_id = said.pop("id")
     assert said == {
         "not found": "BackupNotFoundError",

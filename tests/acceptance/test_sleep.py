@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +9,9 @@ import httpx
 import pytest
 
 from tests.acceptance.http_box import HttpBox
+from tests.support.drivers import reported
 from tests.support.mount_leaks import wait_until
-from tests.support.service import PROJECT, Service, clean_environment, running
+from tests.support.service import Service, running
 
 SCRIPT = Path(__file__).parent / "drivers" / "many_callers.py"
 CALLS, CALLERS, SANDBOXES = 600, 8, 3
@@ -66,18 +64,7 @@ def test_a_running_command_keeps_its_sandbox_awake(sleeper: HttpBox) -> None:
 def test_calls_that_meet_a_sandbox_falling_asleep_are_served_once_each(
     sleepy: Service, record_property: Callable[[str, object], None]
 ) -> None:
-    env = clean_environment(sleepy.home, {**sleepy.client_env, "PYTHONPATH": str(PROJECT)})
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, (CALLS, CALLERS, SANDBOXES))],
-        env=env,
-        cwd=sleepy.home,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = reported(SCRIPT, CALLS, CALLERS, SANDBOXES, home=sleepy.home, env=sleepy.client_env, timeout_s=LIMIT_S)
     for name in ("actors", "median_s", "longest_s"):
         record_property(name, said[name])
     assert (said["failed"], said["missing"], said["twice"]) == ([], [], 0)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import uuid
+from pathlib import Path
 
 import ray
 
@@ -82,4 +83,4 @@ def _caught(act: object) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))
+    Path(sys.argv[1]).write_text(json.dumps(main(sys.argv[2])))

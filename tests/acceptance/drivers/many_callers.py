@@ -1,6 +1,6 @@
 """Many callers, and sandboxes that fall asleep between their calls: each call leaves its number in a file.
 
-Arguments: how many calls in all, how many callers, how many sandboxes. Prints one JSON document.
+Arguments: where to write the report, how many calls in all, how many callers, how many sandboxes.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from actors.client import Sandbox, get_sandbox
 
 LONGEST_PAUSE_S = 0.08
 
 
-def main(calls: int, callers: int, sandboxes: int) -> None:
+def main(calls: int, callers: int, sandboxes: int) -> dict[str, object]:
     boxes = [get_sandbox(f"sleeper-{number}") for number in range(sandboxes)]
     numbers = iter(range(calls))
     pause = threading.Event()
@@ -42,18 +43,14 @@ def main(calls: int, callers: int, sandboxes: int) -> None:
     with ThreadPoolExecutor(callers) as pool:
         list(pool.map(caller, range(callers)))
     left = sorted(int(line) for box in boxes for line in box.read_file("/workspace/numbers").split())
-    print(
-        json.dumps(
-            {
-                "failed": failed,
-                "missing": sorted(set(range(calls)) - set(left)),
-                "twice": len(left) - len(set(left)),
-                "actors": len(actors),
-                "median_s": statistics.median(times),
-                "longest_s": max(times),
-            }
-        )
-    )
+    return {
+        "failed": failed,
+        "missing": sorted(set(range(calls)) - set(left)),
+        "twice": len(left) - len(set(left)),
+        "actors": len(actors),
+        "median_s": statistics.median(times),
+        "longest_s": max(times),
+    }
 
 
 def process_of(box: Sandbox) -> str:
@@ -63,4 +60,4 @@ def process_of(box: Sandbox) -> str:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    Path(sys.argv[1]).write_text(json.dumps(main(*map(int, sys.argv[2:]))))

@@ -1,6 +1,6 @@
 """A cluster of a head and two nodes that take sandboxes, on this machine: where do sandboxes wake?
 
-Arguments: the data folder, the bucket's endpoint, name and keys. Prints one JSON document: the
+Arguments: where to write the report, the data folder, the bucket's endpoint, name and keys. Reports the
 nodes on which the sandboxes were before they slept, and after each of two nights.
 """
 
@@ -27,7 +27,7 @@ SLOTS_EACH = 2
 NAMES = [f"placed-{number}" for number in range(2 * SLOTS_EACH)]
 
 
-def main(data_dir: str, endpoint: str, bucket: str, access: str, secret: str) -> None:
+def main(report: str, data_dir: str, endpoint: str, bucket: str, access: str, secret: str) -> None:
     config = SandboxConfig(
         node=NodeConfig(data_dir=Path(data_dir)),
         sleep_after_s=0,
@@ -67,7 +67,7 @@ def main(data_dir: str, endpoint: str, bucket: str, access: str, secret: str) ->
             rounds.append(places())
         for box in boxes:
             box.destroy()
-        print(json.dumps(rounds))
+        Path(report).write_text(json.dumps(rounds))
     finally:
         ray.shutdown()
         cluster.shutdown()  # type: ignore[no-untyped-call]

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from actors.client import Sandbox
 from actors.errors import BackupCreateError, ExecStoppedError, OperationCancelledError
 from actors.models import BackupOptions, Exit, Output, RestoreMode, RestoreOptions
 from gateway.cli.app import COMMANDS, main
 from gateway.cli.arguments import Remote, remote
-from gateway.cli.connection import read_client_env
+from gateway.cli.connection import RayDoors, read_client_env
 from gateway.cli.output import printable
 from tests.unit.gateway.memory_cluster import MemoryCluster, MemoryDoors, MemorySandbox
 
@@ -34,6 +35,24 @@ def box(cluster: MemoryCluster) -> MemorySandbox:
 
 def run(cluster: MemoryCluster, *argv: str) -> int:
     return main(argv, doors=MemoryDoors(cluster))
+
+
+def test_what_ray_prints_on_standard_output_does_not_get_among_the_results(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.files["/workspace/file"] = b"content"
+    doors = MemoryDoors(cluster)
+
+    def noisy(sandbox_id: str, *, tenant: str, address: str | None) -> Sandbox:
+        print("(raylet) WARNING: 18 PYTHON worker processes have been started")
+        return doors.sandbox(sandbox_id, tenant=tenant, address=address, data_dir=None)
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored at the end
+    monkeypatch.setattr("actors.client.get_sandbox", noisy)
+    assert main(["cp", "box:/workspace/file", "-"], doors=RayDoors()) == 0
+    out, err = capsys.readouterr()
+    assert out == "content"
+    assert "(raylet) WARNING" in err
 
 
 def test_backup_passes_every_option_on_and_prints_the_id(
