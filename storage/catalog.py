@@ -2,10 +2,14 @@
 
 Metadata is the commit point: written last, deleted first. Whoever reads it finds a whole archive; an archive
 without it is nobody's, and the collector's. The index entry follows the metadata and only serves the listing.
+
+A backup that was begun by an actor which may or may not be alive is settled: a fence is written in the place of its
+metadata, which only the first writer can fill. Then it either was committed before, or never will be.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +32,8 @@ from storage.store import ObjectStore, Stored
 
 logger = logging.getLogger(__name__)
 
+_FENCE = b'{"fenced":true}'
+"""In the place of the metadata of a backup that must not be committed any more."""
 _READERS = 8
 _TRIES = 3
 
@@ -135,7 +141,10 @@ class BackupCatalog:
             ObjectMissingError, CorruptMetadataError: permanent.
         """
         key = keys.metadata(backup_id)
-        record = load(BackupRecord, self.store.get(key).data, bucket=self.store.bucket, key=key)
+        data = self.store.get(key).data
+        if data == _FENCE:
+            raise ObjectMissingError("read", bucket=self.store.bucket, key=key, detail="the backup was fenced off")
+        record = load(BackupRecord, data, bucket=self.store.bucket, key=key)
         if record.id != backup_id:
             raise CorruptMetadataError("read", bucket=self.store.bucket, key=key, detail="it names another backup")
         return record
@@ -216,6 +225,31 @@ class BackupCatalog:
         self.store.delete(keys.archive(record.id))
         if record.sandbox is not None:
             self.store.delete(keys.index_entry(record.owner, record.sandbox, record.created_at, record.id))
+
+    def settle(self, backup_id: str) -> BackupRecord | None:
+        """Finds out whether a backup that an actor began was committed; if not, it never will be. Idempotent.
+
+        What there is of its archive is removed. Where the store has no conditional writes, an actor that lives on and
+        is about to write the metadata can still do so.
+
+        Raises:
+            CorruptMetadataError: permanent.
+            StorageError: not settled yet; try again.
+        """
+        try:
+            if self.store.supports_conditional_writes():
+                self.store.put(keys.metadata(backup_id), _FENCE, if_none_match=True)
+            return self.read(backup_id)
+        except PreconditionFailedError:
+            with contextlib.suppress(ObjectMissingError):  # there is a fence already
+                return self.read(backup_id)
+        except ObjectMissingError:
+            pass
+        key = keys.archive(backup_id)
+        for upload in self.store.list_uploads(key):
+            self.store.abort_upload(upload.key, upload.upload_id)
+        self.store.delete(key)
+        return None
 
     def find_claim(self, tenant: str, sandbox: str, idempotency_key: str) -> StoredClaim | None:
         """Which backup the key stands for; that need not be committed, or exist any more. None if it was never used.

@@ -88,8 +88,9 @@ class _Collection:
     def _collect_committed(self, backup_id: str, metadata: Listed, archive: Listed | None) -> None:
         try:
             record = self.catalog.read(backup_id)
-        except ObjectMissingError:
-            return  # deleted since the listing
+        except ObjectMissingError:  # deleted since the listing, or fenced off
+            self._collect_fenced(backup_id, metadata, archive)
+            return
         except CorruptMetadataError as e:
             logger.warning("%s", e)
             self.unreadable.append(backup_id)
@@ -104,9 +105,20 @@ class _Collection:
         self.expired.append(backup_id)
         self.freed_bytes += metadata.size_bytes + (archive.size_bytes if archive else 0)
 
-    def _collect_orphan(self, backup_id: str, archive: Listed) -> None:
-        if not self.is_old(archive.last_modified) or self._is_committed(backup_id):
+    def _collect_fenced(self, backup_id: str, metadata: Listed, archive: Listed | None) -> None:
+        if not self.is_old(metadata.last_modified):
             return
+        if archive is not None:
+            self._collect_orphan_archive(backup_id, archive)
+        if not self.dry_run:  # last: as long as it is there, nobody can commit the backup
+            self.store.delete(metadata.key)
+        self.freed_bytes += metadata.size_bytes
+
+    def _collect_orphan(self, backup_id: str, archive: Listed) -> None:
+        if self.is_old(archive.last_modified) and not self._is_committed(backup_id):
+            self._collect_orphan_archive(backup_id, archive)
+
+    def _collect_orphan_archive(self, backup_id: str, archive: Listed) -> None:
         if not self.dry_run:
             self.store.delete(archive.key)
         self.orphaned.append(backup_id)

@@ -186,19 +186,70 @@ class RestoredDirectory(Document):
     restored_at: Instant
 
 
+class Checkpoint(Document):
+    """The backup that holds what is safe of a directory: its last own one, or the one that was restored into it.
+
+    `taken_at` is when its content was taken. `of_sleep` marks a backup that the service made to put the sandbox to
+    sleep, and that it deletes when a later one takes its place.
+    """
+
+    dir: Directory
+    backup_id: BackupId
+    taken_at: Instant
+    mode: Annotated[str, Field(max_length=32)] = "overlay"
+    of_sleep: bool = False
+
+
+class RecoveredDirectory(Document):
+    """What became of one checkpoint when its sandbox was recovered; `error` is the code of what went wrong."""
+
+    dir: Directory
+    backup_id: BackupId
+    taken_at: Instant
+    error: Annotated[str, Field(max_length=64)] | None = None
+
+
+class Recovery(Document):
+    """How a sandbox came back after the node with its files was lost: with these directories, and nothing else."""
+
+    at: Instant
+    lost_node: Annotated[str, Field(max_length=64)] | None = None
+    directories: list[RecoveredDirectory] = []
+
+
+class Event(Document):
+    """Something that happened to a sandbox."""
+
+    kind: Annotated[str, Field(max_length=32)]
+    at: Instant
+    dir: Directory | None = None
+    backup_id: BackupId | None = None
+    node: Annotated[str, Field(max_length=64)] | None = None
+
+
 class SandboxState(Document):
     """What has to be known of a sandbox after its actor was away.
 
-    `node` is the identity of the data folder in which its files are, `cluster_node` what the cluster called that node.
+    `node` is the identity of the data folder in which its files are, `cluster_node` what the cluster called that node;
+    both are absent while its files are nowhere but in its checkpoints. `epoch` counts the actors it has had: one with a
+    smaller epoch than this may write nothing any more. `pending` are backups that an actor has begun to upload.
+    `events` are the latest, oldest first.
     """
 
     version: Annotated[int, AfterValidator(_known_version)] = VERSION
     id: Identifier
     tenant: Identifier
     created_at: Instant
-    restored: list[RestoredDirectory] = []
+    epoch: Count = 0
+    last_used_at: Instant | None = None
+    labels: dict[str, str] = {}
     node: Annotated[str, Field(max_length=64)] | None = None
     cluster_node: Annotated[str, Field(max_length=64)] | None = None
+    restored: list[RestoredDirectory] = []
+    checkpoints: list[Checkpoint] = []
+    pending: list[BackupId] = []
+    recovery: Recovery | None = None
+    events: list[Event] = []
 
 
 class Claim(Document):

