@@ -1,12 +1,16 @@
 """The protocol of creating a backup: archive, upload, claim, commit. All or nothing.
 
-    step       what it leaves                       what undoes it
-    archive    a file in the node's spool           removing the spool
-    upload     backups/<id>/data.sqsh               the upload removes its parts; `discard` the object
-    claim      what an idempotency key stands for   nothing: without the commit it does not count
-    commit     backups/<id>/meta.json, index entry  nothing: from here on the backup exists
+    step         what it leaves                       what undoes it
+    archive      a file in the node's spool           removing the spool
+    begin        the id among the pending ones        the next change of the state; or the next actor, which settles it
+    upload       backups/<id>/data.sqsh               the upload removes its parts; `discard` the object
+    claim        what an idempotency key stands for   nothing: without the commit it does not count
+    commit       backups/<id>/meta.json, index entry  nothing: from here on the backup exists
+    checkpoint   what the directory is recovered from nothing; without it the id is pending still, and so found
+    cache        the archive in the node's cache      nothing
 
-An archive without metadata is nobody's: it can never be restored, and the collector removes it.
+An archive without metadata is nobody's: it can never be restored, and the collector removes it. An actor that has been
+replaced while it uploaded meets a fence in the place of the metadata (`BackupCatalog.settle`), and commits nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -30,14 +35,31 @@ from actors.node.archiver import Archiver, Made
 from actors.node.errors import PathError
 from actors.node.survey import Survey
 from actors.operations import Progress
+from actors.steps import CreateStep, step
 from storage import keys
 from storage.catalog import BackupCatalog, StoredClaim
 from storage.config import TransferConfig
-from storage.errors import ObjectMissingError, StorageError
+from storage.errors import ObjectMissingError, PreconditionFailedError, StorageError
 from storage.metadata import BackupRecord, NotKept
 from storage.transfer import UploadedArchive, upload
 
 log = structlog.get_logger(__name__)
+
+
+class Ledger(Protocol):
+    """Where an actor says what it begins and what it has committed, and learns whether it still may."""
+
+    def begin(self, backup_id: str) -> None:
+        """Before anything of it is in the bucket. Raises StorageError, SandboxUnavailableError."""
+
+    def check(self) -> None:
+        """Whether this actor may still commit. Raises StorageError, SandboxUnavailableError."""
+
+    def committed(self, record: BackupRecord, *, covers_all: bool) -> None:
+        """The backup exists. Raises nothing: what cannot be written now is written with the next."""
+
+    def abandoned(self, backup_id: str) -> None:
+        """Nothing is left of it. Raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,7 @@ class BackupCreation:
     spool: Path
     transfer: TransferConfig
     pause_s: float
+    ledger: Ledger
     paused: Callable[[], AbstractContextManager[None]]
     """Pauses all that could change the tree."""
 
@@ -77,14 +100,25 @@ class BackupCreation:
             with failing_as(BackupCreateError, "created"):
                 work.mkdir(parents=True, mode=0o711)
                 created_at = datetime.now(UTC)
-                made = self._archive(options, work, progress)
-                uploaded = self._upload(backup_id, made, progress)
-                record = self._record(backup_id, options, created_at, made, uploaded)
-                made_meanwhile = self._commit(record, options, idempotency_key, progress)
+                with step(CreateStep.ARCHIVE):
+                    made = self._archive(options, work, progress)
+                with step(CreateStep.BEGIN):
+                    self.ledger.begin(backup_id)
+                try:
+                    with step(CreateStep.UPLOAD):
+                        uploaded = self._upload(backup_id, made, progress)
+                    record = self._record(backup_id, options, created_at, made, uploaded)
+                    made_meanwhile = self._commit(record, options, idempotency_key, progress)
+                except BaseException:
+                    self.ledger.abandoned(backup_id)
+                    raise
             if made_meanwhile is not None:
+                self.ledger.abandoned(backup_id)
                 progress.backup_id = made_meanwhile.id
                 return made_meanwhile
-            with contextlib.suppress(OSError):
+            with step(CreateStep.CHECKPOINT):
+                self.ledger.committed(record, covers_all=not (options.excludes or options.gitignore))
+            with step(CreateStep.CACHE), contextlib.suppress(OSError):
                 self.cache.adopt(backup_id, made.path, uploaded.sha256)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -197,21 +231,35 @@ class BackupCreation:
         """
         try:
             progress.point_of_no_return(Phase.COMMITTING)
-            if idempotency_key is not None:
-                claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)
-                made = self._claimed(claim, options)
-                if made is not None:
-                    self.catalog.discard(record)
-                    return made
-                self.catalog.write_claim(
-                    self.tenant, self.sandbox, idempotency_key, record.id, replacing=claim.etag if claim else None
-                )
-            self.catalog.commit(record)
+            with step(CreateStep.CLAIM):
+                made = self._claim(record, options, idempotency_key) if idempotency_key is not None else None
+            if made is not None:
+                self.catalog.discard(record)
+                return made
+            with step(CreateStep.COMMIT):
+                self._write_metadata(record)
         except BaseException:
             with contextlib.suppress(StorageError):
                 self.catalog.discard(record)
             raise
         return None
+
+    def _claim(self, record: BackupRecord, options: BackupOptions, idempotency_key: str) -> DirectoryBackup | None:
+        claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)
+        made = self._claimed(claim, options)
+        if made is None:
+            replaced = claim.etag if claim else None
+            self.catalog.write_claim(self.tenant, self.sandbox, idempotency_key, record.id, replacing=replaced)
+        return made
+
+    def _write_metadata(self, record: BackupRecord) -> None:
+        if not self.catalog.store.supports_conditional_writes():
+            self.ledger.check()
+        try:
+            self.catalog.commit(record)
+        except PreconditionFailedError:  # a fence, if another actor has taken over
+            self.ledger.check()
+            raise
 
 
 def default_level(compression: Compression) -> int | None:

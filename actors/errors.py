@@ -20,6 +20,7 @@
     │   ├── ExecOutputLimitError        it wrote more than its limit
     │   ├── ExecStoppedError            a restore, a cancel or the sandbox's end stopped it
     │   └── MountLostError              a FUSE daemon under its directory died
+    ├── TooManyCallsError               as many calls wait for the sandbox as may; nothing was changed
     ├── StorageUnavailableError         the bucket did not answer; nothing was changed
     ├── SandboxUnavailableError         the actor went away in mid-call: the outcome may be unknown
     ├── ServiceUnavailableError         no Holdfast service answers in this cluster
@@ -34,6 +35,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 Context = Mapping[str, Any]
+
+LEAVING = "leaving"
+"""In the context of the error of an actor that is about to leave, and serves nothing any more."""
 
 
 class HoldfastError(Exception):
@@ -176,6 +180,13 @@ class MountLostError(ExecError):
     """A file system daemon died under the command; the directory has been mounted anew, with its writes."""
 
     code = "MOUNT_LOST"
+    retryable = True
+
+
+class TooManyCallsError(HoldfastError):
+    """As many calls as may wait for one sandbox are waiting already; nothing was changed."""
+
+    code = "TOO_MANY_REQUESTS"
     retryable = True
 
 

@@ -23,8 +23,8 @@ import ray
 import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.errors import HoldfastError, InternalError, SandboxUnavailableError
-from actors.rpc import LEAVING, NAMESPACE, SERVICE_NAME, sandbox_actor_name
+from actors.errors import LEAVING, HoldfastError, InternalError, SandboxUnavailableError
+from actors.rpc import NAMESPACE, SERVICE_NAME, sandbox_actor_name
 from actors.warm_workers import SLOTS, WarmWorkers, sandbox_nodes
 
 if TYPE_CHECKING:

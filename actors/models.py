@@ -251,6 +251,7 @@ class OperationKind(StrEnum):
 
     BACKUP = "backup"
     RESTORE = "restore"
+    RECOVER = "recover"
     DESTROY = "destroy"
 
 

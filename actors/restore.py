@@ -4,8 +4,12 @@
     metadata   nothing
     fetch      an entry in the node's archive cache      it stays: verified, and bounded in size
     prepare    a mounted layer, or an unpacked tree      discarding it
-    swap       the new content in the sandbox's tree     the old mounts are put back
+    stop       commands and transfers have ended         nothing
+    unmount    the record still names what was mounted   mounting it again
+    show       the new content in the sandbox's tree     unbinding, exchanging back
     record     the commit point: sandbox.json            nothing: from here on the directory is restored
+    discard    what was replaced is gone                 nothing
+    report     the bucket's copy of the state            nothing; the next change brings it up to date
 
 Commands are ended only for the swap (for `copy`: for the unpacking too), so a backup that is missing, expired
 or damaged costs the sandbox nothing.
@@ -13,10 +17,11 @@ or damaged costs the sandbox nothing.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +45,7 @@ from actors.node.squashfs import superblock
 from actors.node.tree import Tree
 from actors.operations import Progress
 from actors.restored import Entry, RestoredDirectories
+from actors.steps import RestoreStep, step
 from storage import keys
 from storage.catalog import BackupCatalog
 from storage.config import TransferConfig
@@ -47,6 +53,8 @@ from storage.errors import ObjectMissingError
 from storage.metadata import BackupRecord
 from storage.transfer import download
 
+NAMES_REFUSED = ("NAME_TOO_LONG", "NAME_REFUSED")
+"""Reasons for which a backup can be restored by copy only."""
 log = structlog.get_logger(__name__)
 
 
@@ -81,12 +89,14 @@ class BackupRestoration:
         try:
             with failing_as(BackupRestoreError, "restored"):
                 work.mkdir(parents=True, mode=0o711)
-                record = self._metadata(options)
-                archive = self._fetch(record, work / "archive.sqsh", progress)
+                with step(RestoreStep.METADATA):
+                    record = self._metadata(options)
+                with step(RestoreStep.FETCH):
+                    archive = self._fetch(record, work / "archive.sqsh", progress)
                 if options.mode is RestoreMode.OVERLAY:
                     self._overlay(options, record, archive, progress)
                 else:
-                    self._copy(options, archive, progress)
+                    self._copy(options, record, archive, progress)
         finally:
             shutil.rmtree(work, ignore_errors=True)
             self.restored.drop_unused_archives()
@@ -142,10 +152,11 @@ class BackupRestoration:
     ) -> None:
         self._check_names(record, archive, progress)
         progress.enter(Phase.MOUNTING)
-        layer = self.layers.create(self.restored.keep_archive(archive.path, archive.sha256), archive.sha256)
+        with step(RestoreStep.PREPARE):
+            layer = self.layers.create(self.restored.keep_archive(archive.path, archive.sha256), archive.sha256)
         try:
             progress.point_of_no_return(Phase.MOUNTING)
-            with self.stopped():
+            with self._stopped():
                 made, place = self._target(options.dir)
                 try:
                     entry = Entry(
@@ -153,6 +164,7 @@ class BackupRestoration:
                         backup_id=options.id,
                         mode="overlay",
                         restored_at=datetime.now(UTC),
+                        taken_at=record.created_at,
                         driver=self.driver,
                         layer=layer.id,
                         archive_sha256=archive.sha256,
@@ -189,15 +201,29 @@ class BackupRestoration:
                     context={"reason": "NAME_REFUSED"},
                 )
 
-    def _copy(self, options: RestoreOptions, archive: CachedArchive, progress: Progress) -> None:
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            with step(RestoreStep.STOP):
+                stack.enter_context(self.stopped())
+            yield
+
+    def _copy(self, options: RestoreOptions, record: BackupRecord, archive: CachedArchive, progress: Progress) -> None:
         progress.enter(Phase.EXTRACTING)
-        with self.stopped():
+        with self._stopped():
             made, place = self._target(options.dir)
             try:
                 with self.restored.staging(place) as stage:
-                    self.archiver.extract(archive.path, stage.parent, stage.name, cancelled=progress.cancelled)
+                    with step(RestoreStep.PREPARE):
+                        self.archiver.extract(archive.path, stage.parent, stage.name, cancelled=progress.cancelled)
                     progress.point_of_no_return(Phase.EXTRACTING)
-                    entry = Entry(dir=place, backup_id=options.id, mode="copy", restored_at=datetime.now(UTC))
+                    entry = Entry(
+                        dir=place,
+                        backup_id=options.id,
+                        mode="copy",
+                        restored_at=datetime.now(UTC),
+                        taken_at=record.created_at,
+                    )
                     self.restored.replace_by_copy(entry, stage)
             except BaseException:
                 self.tree.remove_directories(made)

@@ -28,6 +28,7 @@ from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.tree import TEMPORARY, Tree, temporary_name
+from actors.steps import RestoreStep, step
 
 _UNMOUNT_S = 10.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -36,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class Entry(BaseModel):
-    """One restored directory. `layer` and `archive_sha256` are set for an overlay."""
+    """One restored directory. `taken_at` is when its backup was made; `layer` and `archive_sha256` are an overlay's."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -44,6 +45,7 @@ class Entry(BaseModel):
     backup_id: str
     mode: Literal["overlay", "copy"]
     restored_at: datetime
+    taken_at: datetime | None = None
     driver: Driver | None = None
     layer: str | None = None
     archive_sha256: str | None = None
@@ -68,6 +70,46 @@ class Entry(BaseModel):
         )
 
 
+class Wanted(BaseModel):
+    """One directory that a recovery has to bring back. `error` is the code of what kept it from doing so for good."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    dir: str
+    backup_id: str
+    taken_at: datetime
+    mode: Literal["overlay", "copy"] = "overlay"
+    settled: bool = False
+    error: str | None = None
+
+
+class Recovery(BaseModel):
+    """What has to come back from checkpoints before anybody may see the tree. `lost_node` is absent after a sleep."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    at: datetime
+    lost_node: str | None = None
+    directories: tuple[Wanted, ...] = ()
+
+    @property
+    def missing(self) -> list[Wanted]:
+        """What is not settled yet, outer directories before those inside them."""
+        return sorted((wanted for wanted in self.directories if not wanted.settled), key=lambda wanted: wanted.dir)
+
+    def settled(self, directory: str, *, error: str | None = None) -> Recovery:
+        """The same, with one directory settled."""
+        changed = {"settled": True, "error": error}
+        return self.model_copy(
+            update={
+                "directories": tuple(
+                    wanted.model_copy(update=changed) if wanted.dir == directory else wanted
+                    for wanted in self.directories
+                )
+            }
+        )
+
+
 class Record(BaseModel):
     """sandbox.json on the node's disk."""
 
@@ -76,6 +118,7 @@ class Record(BaseModel):
     version: Literal[1] = 1
     created_at: datetime
     entries: tuple[Entry, ...] = ()
+    recovery: Recovery | None = None
 
 
 def recorded_driver(file: Path) -> Driver | None:
@@ -99,8 +142,8 @@ def _read(file: Path) -> Record | None:
 class RestoredDirectories:
     """The restored directories of one sandbox. Not thread-safe: its owner holds the gate.
 
-    `is_whole` says whether all of them are mounted where they belong: after `take_up`, until something goes wrong that
-    could not be undone.
+    `is_whole` says whether all of them are there and mounted where they belong: after `take_up`, and once all that a
+    recovery has to bring back is settled, until something goes wrong that could not be undone.
     """
 
     def __init__(self, file: Path, tree: Tree, layers: Layers) -> None:
@@ -111,13 +154,29 @@ class RestoredDirectories:
         self._stage_note = file.parent / "stage"
         self._open: dict[str, Layer] = {}
         self._devices: dict[str, str] = {}
-        self.is_whole = False
+        self._is_mounted = False
+        self._recovering: Wanted | None = None
         try:
             self.record = _read(file) or Record(created_at=datetime.now(UTC))
             self._damage: CorruptRecordError | None = None
         except CorruptRecordError as e:  # the sandbox can still be destroyed
             self.record = Record(created_at=datetime.now(UTC))
             self._damage = e
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tree may be seen."""
+        return self._is_mounted and not self.missing
+
+    @property
+    def missing(self) -> list[Wanted]:
+        """What still has to be recovered."""
+        return self.record.recovery.missing if self.record.recovery else []
+
+    @property
+    def exists(self) -> bool:
+        """Whether this node has a record of the sandbox, readable or not."""
+        return self._file.exists()
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -151,12 +210,31 @@ class RestoredDirectories:
         self.drop_unused_archives()
         if not self._file.exists():
             self._save(self.record)
-        self.is_whole = True
+        self._is_mounted = True
 
     def forget(self) -> None:
         """Begins anew, after the sandbox's files were removed."""
         self.record, self._damage = Record(created_at=datetime.now(UTC)), None
         self._devices.clear()
+
+    def begin_recovery(self, created_at: datetime, recovery: Recovery) -> None:
+        """Records what has to come back, before anything else of the sandbox is here. What was here must be gone."""
+        self._save(Record(created_at=created_at, recovery=recovery))
+
+    @contextmanager
+    def recovering(self, wanted: Wanted) -> Iterator[None]:
+        """The restore within the block settles a directory, in the same step as it takes effect."""
+        self._recovering = wanted
+        try:
+            yield
+        finally:
+            self._recovering = None
+
+    def give_up(self, wanted: Wanted, error: str) -> None:
+        """Settles a directory that can never come back."""
+        assert self.record.recovery is not None
+        recovery = self.record.recovery.settled(wanted.dir, error=error)
+        self._save(self.record.model_copy(update={"recovery": recovery}))
 
     def keep_archive(self, archive: Path, sha256: str) -> Path:
         """Links an archive to where the layers of this sandbox find it, whatever the node's cache evicts."""
@@ -178,7 +256,7 @@ class RestoredDirectories:
 
     def put_down(self) -> None:
         """Unmounts everything and keeps every upper layer. Raises MountError if something is in use."""
-        self.is_whole = False
+        self._is_mounted = False
         if self._open and sweep(self._tree.root, deadline_s=_UNMOUNT_S):
             raise MountBusyError("A restored directory is still in use.")
         for layer_id, layer in list(self._open.items()):
@@ -194,13 +272,15 @@ class RestoredDirectories:
         with self._without_mounts_in(entry.dir) as replaced:
             self._open[layer.id] = layer
             try:
-                self._bind(entry)
+                with step(RestoreStep.SHOW):
+                    self._bind(entry)
                 self._commit(entry)
             except BaseException:
                 self._unbind(entry)
                 del self._open[layer.id]
                 raise
-        self._discard(replaced)
+        with step(RestoreStep.DISCARD):
+            self._discard(replaced)
 
     def replace_by_copy(self, entry: Entry, stage: Path) -> None:
         """Puts the plain directory `stage`, which lies beside it, at `entry.dir`. All or nothing.
@@ -213,13 +293,15 @@ class RestoredDirectories:
         """
         with self._without_mounts_in(entry.dir) as replaced:
             place = self._place(entry.dir)
-            _exchange(stage, place)
+            with step(RestoreStep.SHOW):
+                _exchange(stage, place)
             try:
                 self._commit(entry)
             except BaseException:
                 _exchange(stage, place)
                 raise
-        self._discard(replaced)
+        with step(RestoreStep.DISCARD):
+            self._discard(replaced)
 
     @contextmanager
     def staging(self, place: str) -> Iterator[Path]:
@@ -250,7 +332,7 @@ class RestoredDirectories:
         entry = next((entry for entry in self.entries if entry.layer == layer.id), None)
         if entry is None or layer.id not in self._open:  # put down, or replaced, in the meantime
             return
-        self.is_whole = False
+        self._is_mounted = False
         stop_users()
         inside = [other for other in self.entries if other.layer in self._open and other.lies_in(entry.dir)]
         for other in reversed(inside):
@@ -258,11 +340,15 @@ class RestoredDirectories:
         self._layers.revive(layer)
         for other in inside:
             self._bind(other)
-        self.is_whole = True
+        self._is_mounted = True
 
     def _commit(self, entry: Entry) -> None:
         kept = tuple(old for old in self.record.entries if not old.lies_in(entry.dir))
-        self._save(self.record.model_copy(update={"entries": (*kept, entry)}))
+        recovery = self.record.recovery
+        if recovery is not None and self._recovering is not None:
+            recovery = recovery.settled(self._recovering.dir)
+        with step(RestoreStep.RECORD):
+            self._save(self.record.model_copy(update={"entries": (*kept, entry), "recovery": recovery}))
 
     @contextmanager
     def _without_mounts_in(self, directory: str) -> Iterator[list[Entry]]:
@@ -271,15 +357,16 @@ class RestoredDirectories:
         covered = [entry for entry in self.entries if entry.is_mounted and entry.lies_in(directory)]
         taken: list[Entry] = []
         try:
-            for entry in reversed(covered):
-                self._unbind(entry)
-                taken.append(entry)
+            with step(RestoreStep.UNMOUNT):
+                for entry in reversed(covered):
+                    self._unbind(entry)
+                    taken.append(entry)
             yield covered
         except BaseException:
-            self.is_whole = False
+            self._is_mounted = False
             for entry in reversed(taken):
                 self._bind(entry)
-            self.is_whole = True
+            self._is_mounted = True
             raise
 
     def _discard(self, replaced: Sequence[Entry]) -> None:
@@ -297,12 +384,12 @@ class RestoredDirectories:
         mounted = [entry for entry in self.entries if entry.layer in self._open]
         if all(self._points(entry) == [self._place(entry.dir)] for entry in mounted):
             return
-        self.is_whole = False
+        self._is_mounted = False
         if sweep(self._tree.root, deadline_s=_UNMOUNT_S):
             raise MountBusyError("A restored directory is still in use.")
         for entry in mounted:
             self._bind(entry)
-        self.is_whole = True
+        self._is_mounted = True
 
     def _bind(self, entry: Entry) -> None:
         layer = self._open[entry.layer or ""]

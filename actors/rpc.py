@@ -34,6 +34,7 @@ from ray.exceptions import (
 )
 
 from actors.errors import (
+    LEAVING,
     HoldfastError,
     InternalError,
     OperationCancelledError,
@@ -43,8 +44,6 @@ from actors.errors import (
 
 NAMESPACE = "holdfast"
 SERVICE_NAME = "service"
-LEAVING = "leaving"
-"""In the context of the error of an actor that is about to leave, and serves nothing any more."""
 _RETRY_S = 30.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
 

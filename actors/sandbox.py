@@ -13,8 +13,8 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -25,9 +25,15 @@ from actors.backup import BackupCreation
 from actors.bucket import configured
 from actors.cache import ArchiveCache
 from actors.commands import Commands
+from actors.custody import Custody, SandboxLedger, after_recovery, asleep_nowhere, restored_in, superseded
+from actors.durable_state import Place, happened, with_checkpoint
 from actors.errors import (
+    BackupExpiredError,
+    BackupNotFoundError,
+    BackupRestoreError,
     ExecError,
     ExecStoppedError,
+    InvalidBackupConfigError,
     MountLostError,
     SandboxUnavailableError,
     StorageUnavailableError,
@@ -46,6 +52,7 @@ from actors.models import (
     OperationKind,
     Phase,
     RestoreBackupResult,
+    RestoreMode,
     RestoreOptions,
     SandboxInfo,
     writable_path,
@@ -61,20 +68,23 @@ from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits
 from actors.node.tree import Tree
-from actors.operations import Operations
-from actors.restore import BackupRestoration
-from actors.restored import RestoredDirectories, recorded_driver
+from actors.operations import Operations, Progress
+from actors.presence import Presence
+from actors.restore import NAMES_REFUSED, BackupRestoration
+from actors.restored import Recovery, RestoredDirectories, Wanted, recorded_driver
 from actors.settings import NodeConfig, SandboxConfig
+from actors.steps import RestoreStep, step
+from actors.takeover import Origin
 from actors.transfers import Transfers, translated
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
-from storage.metadata import RestoredDirectory as StoredDirectory
-from storage.metadata import SandboxState
+from storage.metadata import Checkpoint, SandboxState
 
 _LISTED = 10_000
 _UNMOUNT_S = 10.0
-_STATE_S = 3.0
-"""How long a call waits for the bucket's copy of the state: longer than any bucket takes that is well."""
+_DAMAGED = ("CORRUPT_ARCHIVE", "CORRUPT_METADATA", "BAD_ARCHIVE")
+"""Reasons for which a backup can never be restored."""
+_SLEEP_TTL_S = 36_500 * 86_400.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 log = structlog.get_logger(__name__)
 
@@ -113,6 +123,10 @@ class NodeLayout:
         """One sandbox's folder."""
         return self.root / "boxes" / tenant / sandbox_id
 
+    def presence(self, tenant: str, sandbox_id: str) -> Path:
+        """The lock of whoever has the sandbox awake. Outside of its folder, which comes and goes."""
+        return self.root / "presence" / f"{tenant}.{sandbox_id}"
+
 
 class LocalSandbox:
     """One sandbox. Cheap to make; `wake` takes up what is on the disk, on the first call."""
@@ -126,18 +140,20 @@ class LocalSandbox:
         driver: Driver,
         catalog: BackupCatalog | None,
         cluster_node: str | None = None,
+        is_lost: Callable[[str, str | None], bool] = lambda identity, cluster_node: False,
     ) -> None:
         """`catalog` is None while the bucket is not configured: everything but backup and restore works.
 
-        `cluster_node` is what the cluster calls this node.
+        `cluster_node` is what the cluster calls this node; `is_lost` says whether another one (its identity, and what
+        the cluster called it) is gone for good.
         """
         self.id = sandbox_id
         self.tenant = tenant
         self._config = config
         self._catalog = catalog
         layout = NodeLayout(config.node)
-        self._place = (layout.identity(), cluster_node)
         self._home = layout.box(tenant, sandbox_id)
+        self._presence = Presence(layout.presence(tenant, sandbox_id))
         self._trash = layout.trash
         record = self._home / "sandbox.json"
         self._driver = recorded_driver(record) or driver
@@ -159,7 +175,14 @@ class LocalSandbox:
         self._operations = Operations()
         self._awake_since = datetime.now(UTC)
         self._waking = threading.Lock()
-        self._state_lock = threading.Lock()
+        self.custody = Custody(
+            catalog,
+            tenant,
+            sandbox_id,
+            Place(layout.identity(), cluster_node),
+            record=lambda: self._restored.record,
+            is_lost=is_lost,
+        )
         limits = config.backup
         self._archiver = Archiver(
             box,
@@ -176,42 +199,58 @@ class LocalSandbox:
         catalog = configured(self._catalog, self._config)
         self.wake()
         with self._operations.run(OperationKind.BACKUP, options.dir) as progress:
-            creation = BackupCreation(
-                tenant=self.tenant,
-                sandbox=self.id,
-                uid=self._config.node.sandbox_uid,
-                catalog=catalog,
-                archiver=self._archiver,
-                cache=self._cache,
-                spool=self._home / "spool",
-                transfer=self._config.transfer,
-                pause_s=self._config.backup.pause_s,
-                paused=self._paused,
-            )
+            creation = self._creation(catalog, self.custody.ledger())
             return creation.create(options, progress, idempotency_key=idempotency_key)
+
+    def _creation(self, catalog: BackupCatalog, ledger: SandboxLedger) -> BackupCreation:
+        return BackupCreation(
+            tenant=self.tenant,
+            sandbox=self.id,
+            uid=self._config.node.sandbox_uid,
+            catalog=catalog,
+            archiver=self._archiver,
+            cache=self._cache,
+            spool=self._home / "spool",
+            transfer=self._config.transfer,
+            pause_s=self._config.backup.pause_s,
+            ledger=ledger,
+            paused=self._paused,
+        )
 
     def restore_backup(self, options: RestoreOptions) -> RestoreBackupResult:
         """See `SandboxCalls.restore_backup`."""
         catalog = configured(self._catalog, self._config)
         self.wake()
         with self._operations.run(OperationKind.RESTORE, options.dir) as progress:
-            restoration = BackupRestoration(
-                tenant=self.tenant,
-                uid=self._config.node.sandbox_uid,
-                driver=self._driver,
-                catalog=catalog,
-                archiver=self._archiver,
-                cache=self._cache,
-                tree=self._tree,
-                layers=self._layers,
-                restored=self._restored,
-                spool=self._home / "spool",
-                transfer=self._config.transfer,
-                stopped=self._stopped,
-            )
-            result = restoration.restore(options, progress)
-        self._write_state()
+            result = self._restoration(catalog, self._stopped).restore(options, progress)
+        with step(RestoreStep.REPORT):
+            self.custody.report(self._as_restored)
         return result
+
+    def _restoration(
+        self, catalog: BackupCatalog, stopped: Callable[[], AbstractContextManager[None]]
+    ) -> BackupRestoration:
+        return BackupRestoration(
+            tenant=self.tenant,
+            uid=self._config.node.sandbox_uid,
+            driver=self._driver,
+            catalog=catalog,
+            archiver=self._archiver,
+            cache=self._cache,
+            tree=self._tree,
+            layers=self._layers,
+            restored=self._restored,
+            spool=self._home / "spool",
+            transfer=self._config.transfer,
+            stopped=stopped,
+        )
+
+    def _as_restored(self, state: SandboxState) -> SandboxState:
+        latest = max(self._restored.record.entries, key=lambda entry: entry.restored_at)
+        at = latest.taken_at or latest.restored_at
+        checkpoint = Checkpoint(dir=latest.dir, backup_id=latest.backup_id, taken_at=at, mode=latest.mode)
+        state = with_checkpoint(state, checkpoint).model_copy(update={"restored": restored_in(self._restored.record)})
+        return happened(state, "restored", dir=latest.dir, backup_id=latest.backup_id)
 
     def destroy(self) -> None:
         """Ends everything and removes the sandbox's files and state; its backups stay. Repeatable.
@@ -224,23 +263,29 @@ class LocalSandbox:
             progress.point_of_no_return(Phase.WAITING)
             with self._gate.repairing():
                 with self._unavailable_unless("destroyed", outcome="unknown", hint="Try again."):
-                    self.close()
+                    self._presence.claim()
+                    self._put_down()
                     if sweep(self._home, deadline_s=_UNMOUNT_S):
                         raise MountBusyError("A mount of the sandbox is still in use.")
                     self._remove_files()
                 self._restored.forget()
-            if self._catalog is not None:
-                self._delete_state(self._catalog)
+                self._presence.give_up(for_good=True)
+            self._delete_state()
 
-    def _delete_state(self, catalog: BackupCatalog) -> None:
+    def _delete_state(self) -> None:
         try:
-            with self._state_lock:
-                catalog.delete_state(self.tenant, self.id)
+            forgotten = self.custody.forget()
+            self._delete_backups(row.backup_id for row in forgotten if row.of_sleep)
         except StorageError as e:
             log.warning("state_not_deleted", sandbox=self.id, detail=str(e))
             raise StorageUnavailableError(
                 "The sandbox's files are gone, but the bucket could not be told.", hint="Delete it again."
             ) from None
+
+    def _delete_backups(self, backup_ids: Iterable[str]) -> None:
+        if self._catalog is not None:
+            for backup_id in backup_ids:
+                self._catalog.delete(self.tenant, backup_id)
 
     def _remove_files(self) -> None:
         """Takes the folder away at once, then deletes it: dying meanwhile leaves no half of a sandbox."""
@@ -358,32 +403,116 @@ class LocalSandbox:
         Raises:
             SandboxUnavailableError: it cannot be taken up now; nothing is lost.
         """
+        if self.custody.is_superseded:
+            raise superseded()
         if self.is_awake:
             return
         with self._waking, self._gate.repairing():
             if self.is_awake:
                 return
-            is_known_here = self._is_known_here()
             hint = "Run `holdfast doctor` on the node."
             with self._unavailable_unless("taken up", outcome="not_executed", hint=hint):
-                self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._cgroup.prepare()
-                self._cgroup.thaw()
-                self._stop(ExecStoppedError("The sandbox was taken up anew, which stopped the command."))
-                remove_tree(self._home / "spool")
-                self._cache.remove_leftovers()
-                self._tree.prepare()
-                self._restored.take_up()
-                self._make_home()
-        if not is_known_here:
-            self._write_state()
+                self._presence.claim()
+                try:
+                    origin = self._take_up()
+                except BaseException:
+                    self._presence.give_up()
+                    raise
+        if not origin.is_elsewhere:
+            self.custody.take_soon()
+
+    def _take_up(self) -> Origin:
+        origin = self.custody.locate(has_record=self._restored.exists)
+        if origin.is_elsewhere:
+            self._begin_recovery(origin)
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._cgroup.prepare()
+        self._cgroup.thaw()
+        self._stop(ExecStoppedError("The sandbox was taken up anew, which stopped the command."))
+        remove_tree(self._home / "spool")
+        self._cache.remove_leftovers()
+        self._tree.prepare()
+        self._restored.take_up()
+        self._recover()
+        self._make_home()
+        return origin
+
+    def _begin_recovery(self, origin: Origin) -> None:
+        """Takes the sandbox over, and records what has to come back from checkpoints; what was here is out of date."""
+        self._put_aside()
+        lost_node, state = self.custody.take()
+        wanted = tuple(
+            Wanted(
+                dir=row.dir,
+                backup_id=row.backup_id,
+                taken_at=row.taken_at,
+                mode="copy" if row.mode == "copy" else "overlay",
+            )
+            for row in state.checkpoints
+        )
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lost = lost_node if origin is Origin.LOSS else None
+        recovery = Recovery(at=datetime.now(UTC), lost_node=lost, directories=wanted)
+        self._restored.begin_recovery(state.created_at, recovery)
+
+    def _put_aside(self) -> None:
+        """Takes away what this node has of a sandbox whose files are newer elsewhere."""
+        self._cgroup.remove()
+        if sweep(self._home, deadline_s=_UNMOUNT_S):
+            raise MountBusyError("A mount of the sandbox is still in use.")
+        self._remove_files()
+        self._restored.forget()
+
+    def _recover(self) -> None:
+        """Brings back from checkpoints what is missing. Interrupted, it goes on when the sandbox is taken up again.
+
+        Raises:
+            SandboxUnavailableError: something could not be fetched now.
+        """
+        recovery = self._restored.record.recovery
+        if recovery is None or not recovery.missing:
+            return
+        catalog = configured(self._catalog, self._config)
+        for wanted in recovery.missing:
+            with self._operations.run(OperationKind.RECOVER, wanted.dir) as progress:
+                self._bring_back(wanted, self._restoration(catalog, self._gate.repairing), progress)
+        self.custody.report(lambda state: after_recovery(state, self._restored.record))
+        settled = self._restored.record.recovery
+        log.info(
+            "sandbox_recovered",
+            sandbox=self.id,
+            lost_node=recovery.lost_node,
+            directories={row.dir: row.error or row.backup_id for row in settled.directories} if settled else {},
+        )
+
+    def _bring_back(self, wanted: Wanted, restoration: BackupRestoration, progress: Progress) -> None:
+        try:
+            with self._restored.recovering(wanted):
+                options = RestoreOptions(id=wanted.backup_id, dir=wanted.dir, mode=RestoreMode(wanted.mode))
+                try:
+                    restoration.restore(options, progress)
+                except BackupRestoreError as e:
+                    if e.context.get("reason") not in NAMES_REFUSED:
+                        raise
+                    restoration.restore(options.model_copy(update={"mode": RestoreMode.COPY}), progress)
+        except (BackupNotFoundError, BackupExpiredError, InvalidBackupConfigError) as e:
+            self._restored.give_up(wanted, e.code)
+        except BackupRestoreError as e:
+            reason = str(e.context.get("reason"))
+            if reason not in _DAMAGED:
+                raise SandboxUnavailableError(
+                    f"The sandbox could not be recovered: {e.message}",
+                    hint="Try again; what was recovered already is kept.",
+                    context={"outcome": "not_executed", "reason": reason},
+                ) from None
+            self._restored.give_up(wanted, reason)
 
     @contextmanager
     def _unavailable_unless(self, done: str, *, outcome: str, hint: str) -> Iterator[None]:
         """Raises what goes wrong with the node in the block as SandboxUnavailableError; details go to the log."""
         try:
             yield
-        except (NodeError, OSError) as e:
+        except (NodeError, OSError, StorageError) as e:
             reason, sentence = reason_of(e)
             event = f"sandbox_not_{done.replace(' ', '_')}"
             log.error(event, sandbox=self.id, reason=reason, error=type(e).__name__)
@@ -396,9 +525,64 @@ class LocalSandbox:
     def close(self) -> None:
         """Ends what runs and unmounts everything; files and layers stay. Raises NodeError; the next call wakes it."""
         with self._gate.repairing():
-            self._stop(ExecStoppedError("The end of the sandbox stopped the command."))
-            self._restored.put_down()
-            self._cgroup.remove()
+            self._put_down()
+            self._presence.give_up()
+
+    def _put_down(self) -> None:
+        self._stop(ExecStoppedError("The end of the sandbox stopped the command."))
+        self._restored.put_down()
+        self._cgroup.remove()
+
+    def put_to_bed(self) -> list[Checkpoint]:
+        """Backs up everything that is in the sandbox, so that `sleep` can free the node's disk. Changes nothing else.
+
+        Raises:
+            HoldfastError: something could not be backed up.
+        """
+        catalog = configured(self._catalog, self._config)
+        self.wake()
+        made = []
+        for top in WRITABLE_ROOTS:
+            if self._holds_anything(top):
+                with self._operations.run(OperationKind.BACKUP, top) as progress:
+                    options = BackupOptions(dir=top, name="asleep", ttl=_SLEEP_TTL_S)
+                    handle = self._creation(catalog, self.custody.ledger(of_sleep=True)).create(options, progress)
+                made.append(Checkpoint(dir=top, backup_id=handle.id, taken_at=datetime.now(UTC), of_sleep=True))
+        return made
+
+    def _holds_anything(self, top: str) -> bool:
+        with self._gate.shared():
+            for row in self._tree.entries(top, limit=2):
+                inside = f"{top}/{row.name}"
+                if inside != HOME or row.kind != FileKind.DIRECTORY or self._tree.entries(HOME, limit=1):
+                    return True
+        return False
+
+    def sleep(self, in_bed: Sequence[Checkpoint] | None = None) -> None:
+        """Ends what runs and unmounts everything. The next call wakes it with all its files.
+
+        With what `put_to_bed` has made its files leave this node, and it can wake on any.
+
+        Raises:
+            NodeError: a mount is in use; it goes on as it is.
+            HoldfastError: the bucket could not be told; likewise.
+        """
+        if in_bed is None:
+            self.close()
+            self.custody.report(lambda state: happened(state, "slept"))
+            return
+        before = self.custody.state.checkpoints if self.custody.state else []
+        with self._gate.repairing():
+            self._put_down()
+            self.custody.change(lambda state: asleep_nowhere(state, in_bed))
+            self._remove_files()
+            self._restored.forget()
+            self._presence.give_up(for_good=True)
+        kept = {row.backup_id for row in in_bed}
+        try:
+            self._delete_backups(row.backup_id for row in before if row.of_sleep and row.backup_id not in kept)
+        except StorageError as e:
+            log.warning("old_sleep_not_deleted", sandbox=self.id, detail=str(e))
 
     def _make_home(self) -> None:
         # The sandbox may have put something else there, or filled the disk: no reason not to wake.
@@ -429,76 +613,6 @@ class LocalSandbox:
                 log.warning("layer_revived", sandbox=self.id, layer=layer.id)
             except (NodeError, OSError) as e:  # the tree is not whole now, so the next call takes it up anew
                 log.error("layer_lost", sandbox=self.id, layer=layer.id, error=type(e).__name__)
-
-    def _is_known_here(self) -> bool:
-        """Whether the bucket says that the sandbox's files are here. Refuses to begin afresh what it has elsewhere.
-
-        Raises:
-            SandboxUnavailableError: the files are elsewhere.
-        """
-        if self._catalog is None:
-            return False
-        catalog, found = self._catalog, list[SandboxState]()
-
-        def ask() -> None:
-            try:
-                stored = catalog.find_state(self.tenant, self.id)
-            except StorageError as e:
-                log.warning("state_not_read", sandbox=self.id, detail=str(e))
-            else:
-                found.extend([stored.state] if stored else [])
-
-        _within_moments(ask)
-        if not found:  # nothing is known of it, or the bucket did not answer in time
-            return False
-        if found[0].node not in (None, self._place[0]):
-            log.error("sandbox_elsewhere", sandbox=self.id, node=found[0].node)
-            raise SandboxUnavailableError(
-                "The sandbox's files are on another node of the cluster, which does not answer or is full.",
-                hint="Bring that node back; or delete the sandbox, and restore its backups.",
-                context={"outcome": "not_executed", "reason": "ELSEWHERE"},
-            )
-        return (found[0].node, found[0].cluster_node) == self._place
-
-    def _write_state(self) -> None:
-        """Brings the bucket's copy of the state up to date. The node's own record is what counts; this may lag."""
-        if self._catalog is not None:
-            catalog = self._catalog
-            _within_moments(lambda: self._copy_state(catalog))
-
-    def _copy_state(self, catalog: BackupCatalog) -> None:
-        with self._state_lock:
-            record, (node, cluster_node) = self._restored.record, self._place
-            try:
-                found = catalog.find_state(self.tenant, self.id)
-                restored = [
-                    StoredDirectory(
-                        dir=entry.dir,
-                        backup_id=entry.backup_id,
-                        mode=entry.mode,
-                        driver=entry.driver.value if entry.driver else None,
-                        restored_at=entry.restored_at,
-                    )
-                    for entry in record.entries
-                ]
-                state = SandboxState(
-                    id=self.id,
-                    tenant=self.tenant,
-                    created_at=found.state.created_at if found else record.created_at,
-                    restored=restored,
-                    node=node,
-                    cluster_node=cluster_node,
-                )
-                catalog.write_state(state, replacing=found.etag if found else None)
-            except StorageError as e:
-                log.warning("state_not_written", sandbox=self.id, detail=str(e))
-
-
-def _within_moments(act: Callable[[], None]) -> None:
-    """Does what asks the bucket, but holds nobody up when that does not answer: it then goes on in the background."""
-    acting = threading.Thread(target=act, name="state", daemon=True)
-    acting.start()
-    acting.join(_STATE_S)
 
 
 def choose_driver(node: NodeConfig) -> Driver:

@@ -67,11 +67,11 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketConfig]:
 def node(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Node]:
     """A node with each driver in turn."""
     with Node(scratch / "data", bucket, driver) as made:
-        yield made
+        yield made.alone_in_the_bucket()
 
 
 @pytest.fixture
 def kernel_node(scratch: Path, bucket: BucketConfig) -> Iterator[Node]:
     """A node with the best driver, for what does not depend on the driver."""
     with Node(scratch / "data", bucket, driver_choice.choose("auto", scratch / "probe")) as made:
-        yield made
+        yield made.alone_in_the_bucket()

@@ -112,6 +112,13 @@ class Node:
     def __enter__(self) -> Self:
         return self
 
+    def alone_in_the_bucket(self) -> Self:
+        """Makes the bucket forget the sandboxes of earlier nodes: they would be recovered here."""
+        for key in self.keys():
+            if key.endswith("/state.json"):
+                self.catalog().store.delete(key)
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -19,6 +19,7 @@ from ray.exceptions import (
 
 from actors import rpc
 from actors.errors import (
+    LEAVING,
     BackupNotFoundError,
     HoldfastError,
     InternalError,
@@ -160,7 +161,7 @@ def test_an_actor_that_always_leaves_is_given_up(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_call_that_an_actor_refuses_because_it_is_leaving_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    leaving = wrapped(SandboxUnavailableError("x", context={"outcome": "not_executed", rpc.LEAVING: True}))
+    leaving = wrapped(SandboxUnavailableError("x", context={"outcome": "not_executed", LEAVING: True}))
     actor = Actor(leaving, leaving, "done")
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     assert Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result() == "done"

@@ -1,0 +1,329 @@
+"""Whose the sandbox is: from the question where its files are, to the epoch under which this actor writes its state.
+
+An actor takes the epoch soon after it has taken the sandbox up, in the background: commands and files need none. What
+is durable (a backup, a restore, a recovery) waits for it. One that has been replaced is told so at its next write, and
+ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from actors import takeover
+from actors.durable_state import DurableState, Place, SupersededError, checkpoint_of, happened, with_checkpoint
+from actors.errors import LEAVING, SandboxUnavailableError
+from actors.restored import Record
+from actors.takeover import Origin
+from storage.catalog import BackupCatalog, StoredState
+from storage.errors import StorageError
+from storage.metadata import BackupRecord, Checkpoint, RecoveredDirectory, Recovery, RestoredDirectory, SandboxState
+
+_MOMENTS_S = 3.0
+"""How long a call waits for the bucket's copy of the state: longer than any bucket takes that is well."""
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+def superseded() -> SandboxUnavailableError:
+    """For the caller's side to send the call again: to the actor that has taken over."""
+    return SandboxUnavailableError(
+        "Another actor has taken the sandbox over.",
+        context={"outcome": "not_executed", "reason": "SUPERSEDED", LEAVING: True},
+    )
+
+
+class Custody:
+    """One actor's claim to one sandbox. Without a bucket there is nothing to claim, and it does nothing."""
+
+    def __init__(
+        self,
+        catalog: BackupCatalog | None,
+        tenant: str,
+        sandbox: str,
+        place: Place,
+        *,
+        record: Callable[[], Record],
+        is_lost: Callable[[str, str | None], bool],
+    ) -> None:
+        """`record` gives the node's record; `is_lost` says whether a node (identity, name in the cluster) is gone."""
+        self._sandbox = sandbox
+        self._place = place
+        self._record = record
+        self._is_lost = is_lost
+        self._catalog = catalog
+        self._durable = DurableState(catalog, tenant, sandbox, place) if catalog is not None else None
+        self._taking = threading.Lock()
+        self._found: list[StoredState | None] = []
+
+    @property
+    def state(self) -> SandboxState | None:
+        """The durable state, once this actor has an epoch."""
+        return self._durable.state if self._durable is not None else None
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether another actor has taken over."""
+        return self._durable is not None and self._durable.is_superseded
+
+    def locate(self, *, has_record: bool) -> Origin:
+        """Where the sandbox's content is. `has_record` says whether this node has a record of it.
+
+        Raises:
+            SandboxUnavailableError: it is elsewhere, or that cannot be known now.
+        """
+        if self.is_superseded:
+            raise superseded()
+        if self._durable is None:
+            return Origin.HERE if has_record else Origin.AFRESH
+        durable, self._found = self._durable, []
+        if durable.state is not None:
+            return takeover.origin(durable.state, has_record=has_record, place=self._place, is_lost=self._is_lost)
+
+        def ask() -> None:
+            try:
+                self._found = [durable.find()]
+            except StorageError as e:
+                log.warning("state_not_read", sandbox=self._sandbox, detail=str(e))
+
+        _within_moments(ask)
+        if not self._found:
+            return takeover.unknown(has_record=has_record)
+        stored = self._found[0]
+        return takeover.origin(
+            stored.state if stored else None, has_record=has_record, place=self._place, is_lost=self._is_lost
+        )
+
+    def take(self) -> tuple[str | None, SandboxState]:
+        """Takes over a sandbox whose files are not here, and settles what others have begun.
+
+        Returns:
+            The node that had the files, and the state.
+
+        Raises:
+            SandboxUnavailableError: another actor was faster.
+            StorageError: the bucket did not answer.
+        """
+        durable = self._durable
+        assert durable is not None
+        with self._taking, _told():
+            found = self._found.pop() if self._found else durable.find()
+            had_files = found.state.node if found is not None else None
+            if durable.state is None:
+                durable.take(found, lambda state: state.model_copy(update={"restored": []}))
+                self._settle(durable)
+            assert durable.state is not None
+            return had_files, durable.state
+
+    def take_soon(self) -> None:
+        """Takes the epoch of a sandbox whose files are here, in the background."""
+        if self._durable is not None and self._durable.state is None:
+            threading.Thread(target=self._take_quietly, name="epoch", daemon=True).start()
+
+    def _take_quietly(self) -> None:
+        try:
+            self._own()
+        except (StorageError, SandboxUnavailableError) as e:
+            log.warning("epoch_not_taken", sandbox=self._sandbox, error=type(e).__name__)
+
+    def _own(self) -> DurableState:
+        """The state under this actor's epoch. Raises SandboxUnavailableError, StorageError."""
+        durable = self._durable
+        assert durable is not None
+        with self._taking, _told():
+            if durable.is_superseded:
+                raise SupersededError
+            if durable.state is None:
+                found = self._found.pop() if self._found else durable.find()
+                if found is not None and found.state.epoch > 0 and found.state.node != self._place.identity:
+                    durable.is_superseded = True
+                    raise SupersededError
+                durable.take(found, self._taken_up)
+                self._settle(durable)
+            return durable
+
+    def _taken_up(self, state: SandboxState) -> SandboxState:
+        """The state of a sandbox whose files are here: the node's record knows best what is restored where."""
+        record = self._record()
+        known = {(row.dir, row.backup_id) for row in state.restored}
+        restored = restored_in(record)
+        for entry in sorted(record.entries, key=lambda entry: entry.restored_at):
+            if (entry.dir, entry.backup_id) not in known:  # the actor before this one died before it could say so
+                at = entry.taken_at or entry.restored_at
+                checkpoint = Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
+                state = with_checkpoint(state, checkpoint)
+        created_at = min(state.created_at, record.created_at)
+        state = state.model_copy(update={"restored": restored, "created_at": created_at})
+        return happened(state, "created" if state.epoch == 0 else "woke", node=self._place.identity)
+
+    def _settle(self, durable: DurableState) -> None:
+        """Finds out what became of the backups that the actor before this one has begun."""
+        assert self._catalog is not None and durable.state is not None
+        settled: dict[str, BackupRecord | None] = {}
+        for backup_id in durable.state.pending:
+            try:
+                settled[backup_id] = self._catalog.settle(backup_id)
+            except StorageError as e:  # it stays pending, for the next one
+                log.warning("backup_not_settled", sandbox=self._sandbox, backup=backup_id, detail=str(e))
+        if not settled:
+            return
+
+        def change(state: SandboxState) -> SandboxState:
+            left = [backup_id for backup_id in state.pending if backup_id not in settled]
+            state = state.model_copy(update={"pending": left})
+            for record in settled.values():
+                if record is not None:
+                    state = _backed_up(state, checkpoint_of(record), covers_all=False)
+            return state
+
+        durable.change(change)
+
+    # --- what an actor that has the sandbox writes
+
+    def ledger(self, *, of_sleep: bool = False) -> SandboxLedger:
+        """Where a backup is written down. `of_sleep` marks those made to put the sandbox to sleep."""
+        return SandboxLedger(self, of_sleep)
+
+    def change(self, change: Callable[[SandboxState], SandboxState]) -> None:
+        """Changes the state, once there is an epoch. Raises SandboxUnavailableError, StorageError."""
+        if self._durable is not None:
+            durable = self._own()
+            with _told():
+                durable.change(change)
+
+    def check(self) -> None:
+        """Raises SandboxUnavailableError if another actor has taken over. Raises StorageError."""
+        if self._durable is not None:
+            durable = self._own()
+            with _told():
+                durable.check()
+
+    def report(self, change: Callable[[SandboxState], SandboxState]) -> None:
+        """As `change`; but the bucket may lag behind, and only that another actor has taken over is an error."""
+
+        def act() -> None:
+            try:
+                self.change(change)
+            except StorageError as e:
+                log.warning("state_not_written", sandbox=self._sandbox, detail=str(e))
+            except SandboxUnavailableError:  # raised below
+                log.warning("superseded", sandbox=self._sandbox)
+
+        if self._durable is not None:
+            _within_moments(act)
+            if self._durable.is_superseded:
+                raise superseded()
+
+    def forget(self) -> list[Checkpoint]:
+        """Deletes the state; returns the checkpoints that it had. Raises SandboxUnavailableError, StorageError."""
+        if self._durable is None:
+            return []
+        with self._taking, _told():
+            self._found = []
+            return self._durable.forget()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLedger:
+    """What `actors.backup` writes of a backup into the state: see `actors.backup.Ledger`."""
+
+    _custody: Custody
+    _of_sleep: bool
+
+    def begin(self, backup_id: str) -> None:
+        """Before anything of it is in the bucket: the next actor would settle it."""
+        self._custody.change(lambda state: state.model_copy(update={"pending": [*state.pending, backup_id]}))
+
+    def check(self) -> None:
+        """Whether this actor may still commit."""
+        self._custody.check()
+
+    def committed(self, record: BackupRecord, *, covers_all: bool) -> None:
+        """From here on the directory is recovered from it."""
+        checkpoint = checkpoint_of(record, of_sleep=self._of_sleep)
+        self._write(lambda state: _backed_up(_without(state, record.id), checkpoint, covers_all=covers_all))
+
+    def abandoned(self, backup_id: str) -> None:
+        """Nothing is left of it."""
+        self._write(lambda state: _without(state, backup_id))
+
+    def _write(self, change: Callable[[SandboxState], SandboxState]) -> None:
+        try:
+            self._custody.change(change)
+        except (StorageError, SandboxUnavailableError) as e:
+            log.warning("state_not_written", error=type(e).__name__)
+
+
+def _without(state: SandboxState, backup_id: str) -> SandboxState:
+    return state.model_copy(update={"pending": [other for other in state.pending if other != backup_id]})
+
+
+def _backed_up(state: SandboxState, checkpoint: Checkpoint, *, covers_all: bool) -> SandboxState:
+    state = with_checkpoint(state, checkpoint, covers_all=covers_all)
+    return happened(state, "backed_up", dir=checkpoint.dir, backup_id=checkpoint.backup_id)
+
+
+def restored_in(record: Record) -> list[RestoredDirectory]:
+    """What is restored where, as the bucket has it."""
+    return [
+        RestoredDirectory(
+            dir=entry.dir,
+            backup_id=entry.backup_id,
+            mode=entry.mode,
+            driver=entry.driver.value if entry.driver else None,
+            restored_at=entry.restored_at,
+        )
+        for entry in record.entries
+    ]
+
+
+def recovery_in(record: Record) -> Recovery | None:
+    """What was recovered after a loss, as the bucket has it."""
+    recovery = record.recovery
+    if recovery is None or recovery.lost_node is None:
+        return None
+    directories = [
+        RecoveredDirectory(dir=row.dir, backup_id=row.backup_id, taken_at=row.taken_at, error=row.error)
+        for row in recovery.directories
+    ]
+    return Recovery(at=recovery.at, lost_node=recovery.lost_node, directories=directories)
+
+
+def after_recovery(state: SandboxState, record: Record) -> SandboxState:
+    """The state of a sandbox whose checkpoints are back in place; those that can never come back are forgotten."""
+    recovery = record.recovery
+    gone = {row.dir for row in recovery.directories if row.error} if recovery else set[str]()
+    checkpoints = [row for row in state.checkpoints if row.dir not in gone]
+    reported = recovery_in(record)
+    changed = {
+        "restored": restored_in(record),
+        "checkpoints": checkpoints,
+        "recovery": reported or state.recovery,
+    }
+    return happened(state.model_copy(update=changed), "recovered" if reported else "woke")
+
+
+def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint]) -> SandboxState:
+    """The state of a sandbox whose files are nowhere but in these checkpoints."""
+    changed = {"node": None, "cluster_node": None, "restored": [], "checkpoints": list(checkpoints)}
+    return happened(state.model_copy(update=changed), "slept")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except SupersededError:
+        raise superseded() from None
+
+
+def _within_moments(act: Callable[[], None]) -> None:
+    """Does what asks the bucket, but holds nobody up when that does not answer: it then goes on in the background."""
+    acting = threading.Thread(target=act, name="state", daemon=True)
+    acting.start()
+    acting.join(_MOMENTS_S)

@@ -1,0 +1,183 @@
+"""The bucket's copy of what a sandbox is, as one actor writes it: under an epoch of its own, by compare-and-swap.
+
+Ray keeps one actor for each name, but after a partition the old process can live on beside the new one. So each actor
+takes the next epoch before it writes anything durable. Whoever finds a newer epoch than its own has been replaced: it
+may write nothing any more (`SupersededError`), and has to end.
+
+Where the bucket has no conditional writes, the epoch is read before each write instead; two actors that write in the
+same instant are then not told apart.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from storage.catalog import BackupCatalog, StoredState
+from storage.errors import PreconditionFailedError
+from storage.metadata import BackupRecord, Checkpoint, Event, SandboxState
+
+MAX_EVENTS = 100
+_TRIES = 8
+
+Change = Callable[[SandboxState], SandboxState]
+
+
+class SupersededError(Exception):
+    """Another actor has taken the sandbox over; this one may write nothing any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A node: the identity of its data folder, and what the cluster calls it."""
+
+    identity: str
+    cluster_node: str | None = None
+
+
+class DurableState:
+    """One actor's hold on the state. Thread-safe: writes are done one at a time, in order."""
+
+    def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str, place: Place) -> None:
+        self._catalog = catalog
+        self._tenant = tenant
+        self._sandbox = sandbox
+        self._place = place
+        self._lock = threading.Lock()
+        self._written: StoredState | None = None
+        self._wanted: SandboxState | None = None
+        self.is_superseded = False
+
+    @property
+    def state(self) -> SandboxState | None:
+        """The state as this actor wants it, or None before it has an epoch."""
+        return self._wanted
+
+    def find(self) -> StoredState | None:
+        """What the bucket has. Raises StorageError."""
+        return self._catalog.find_state(self._tenant, self._sandbox)
+
+    def take(self, found: StoredState | None, change: Change) -> SandboxState:
+        """Takes the next epoch after `found`, with `change` made to the rest.
+
+        Raises:
+            SupersededError: another actor took one since.
+            StorageError: it is not known whether the epoch was taken; find and take again.
+        """
+        with self._lock:
+            base = found
+            for _ in range(_TRIES):
+                mine = self._next(base, change)
+                try:
+                    etag = self._catalog.write_state(mine, replacing=base.etag if base else None)
+                except PreconditionFailedError:
+                    latest = self.find()
+                    if _epoch(latest) != _epoch(found):
+                        self.is_superseded = True
+                        raise SupersededError from None
+                    base = latest  # somebody gave it a label, or deleted it
+                    continue
+                self._written, self._wanted = StoredState(mine, etag), mine
+                return mine
+            raise PreconditionFailedError("take", detail="the state changes all the time")
+
+    def _next(self, base: StoredState | None, change: Change) -> SandboxState:
+        now = datetime.now(UTC)
+        state = base.state if base else SandboxState(id=self._sandbox, tenant=self._tenant, created_at=now)
+        return change(state).model_copy(
+            update={
+                "epoch": state.epoch + 1,
+                "node": self._place.identity,
+                "cluster_node": self._place.cluster_node,
+                "last_used_at": now,
+            }
+        )
+
+    def change(self, change: Change) -> None:
+        """Makes a change and writes it. One that could not be written goes with the next.
+
+        Raises:
+            SupersededError: nothing was written, and nothing will be.
+            StorageError: it is not known whether it was written.
+        """
+        with self._lock:
+            assert self._written is not None and self._wanted is not None, "no epoch was taken"
+            if self.is_superseded:
+                raise SupersededError
+            used = {"last_used_at": datetime.now(UTC)}
+            self._wanted = change(self._wanted).model_copy(update=used)
+            self._write()
+
+    def check(self) -> None:
+        """Raises SupersededError if another actor has an epoch now. Raises StorageError."""
+        with self._lock:
+            self._adopt(self.find())
+
+    def forget(self) -> list[Checkpoint]:
+        """Deletes the state, gives the epoch up, and returns the checkpoints. Raises SupersededError, StorageError."""
+        with self._lock:
+            found = self.find()
+            if self._written is not None:
+                self._adopt(found, deleted_is_ours=True)
+            self._catalog.delete_state(self._tenant, self._sandbox)
+            self._written = self._wanted = None
+            return found.state.checkpoints if found else []
+
+    def _write(self) -> None:
+        assert self._written is not None
+        if not self._catalog.store.supports_conditional_writes():
+            self._adopt(self.find())
+        for _ in range(_TRIES):
+            assert self._wanted is not None
+            wanted = self._wanted
+            try:
+                etag = self._catalog.write_state(wanted, replacing=self._written.etag)
+            except PreconditionFailedError:
+                self._adopt(self.find())
+                continue
+            self._written = StoredState(wanted, etag)
+            return
+        raise PreconditionFailedError("write", detail="the state changes all the time")
+
+    def _adopt(self, found: StoredState | None, *, deleted_is_ours: bool = False) -> None:
+        """Goes on from what is in the bucket, if that is of our epoch; only labels are changed by others."""
+        assert self._written is not None and self._wanted is not None
+        if found is None and deleted_is_ours:
+            return
+        if found is None or found.state.epoch != self._written.state.epoch:
+            self.is_superseded = True
+            raise SupersededError
+        self._written = found
+        self._wanted = self._wanted.model_copy(update={"labels": found.state.labels})
+
+
+def _epoch(stored: StoredState | None) -> int:
+    return stored.state.epoch if stored else 0
+
+
+def happened(state: SandboxState, kind: str, **details: Any) -> SandboxState:
+    """The state with one more event."""
+    event = Event(kind=kind, at=datetime.now(UTC), **details)
+    return state.model_copy(update={"events": [*state.events, event][-MAX_EVENTS:]})
+
+
+def with_checkpoint(state: SandboxState, checkpoint: Checkpoint, *, covers_all: bool = True) -> SandboxState:
+    """The state with a directory's newest checkpoint, in place of its older one.
+
+    It also replaces those of the directories inside it, unless the backup left something out (`covers_all` is False).
+    """
+    inside = checkpoint.dir.rstrip("/") + "/"
+    kept = [
+        other
+        for other in state.checkpoints
+        if other.dir != checkpoint.dir and not (covers_all and other.dir.startswith(inside))
+    ]
+    return state.model_copy(update={"checkpoints": [*kept, checkpoint]})
+
+
+def checkpoint_of(record: BackupRecord, *, of_sleep: bool = False) -> Checkpoint:
+    """What a committed backup is to the sandbox it was made of."""
+    return Checkpoint(dir=record.dir, backup_id=record.id, taken_at=record.created_at, of_sleep=of_sleep)

@@ -1,0 +1,77 @@
+"""Where a sandbox's files are when an actor takes it up, decided from the node's record and the bucket's state.
+
+the node has a record   the bucket's state says              the actor
+yes                     nothing, or never taken up           takes up what is here
+yes                     here                                 takes up what is here
+yes or no               nowhere: put to sleep with backups   brings them back; what is here is out of date
+no                      nothing, or never taken up           begins afresh
+no                      here (the disk was lost, or an
+                        earlier recovery was cut short)      recovers the checkpoints
+yes or no               another node, which is lost          recovers the checkpoints; what is here is out of date
+yes or no               another node, which is not           refuses
+yes                     the bucket does not answer           takes up what is here, and finds out later
+no                      the bucket does not answer           refuses: it might begin afresh what exists elsewhere
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from actors.durable_state import Place
+from actors.errors import SandboxUnavailableError
+from storage.metadata import SandboxState
+
+
+class Origin(StrEnum):
+    """Where the content comes from with which a sandbox is taken up."""
+
+    HERE = "here"
+    AFRESH = "afresh"
+    SLEEP = "sleep"
+    LOSS = "loss"
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the content has to be fetched from checkpoints."""
+        return self in (Origin.SLEEP, Origin.LOSS)
+
+
+def origin(
+    state: SandboxState | None, *, has_record: bool, place: Place, is_lost: Callable[[str, str | None], bool]
+) -> Origin:
+    """The table above, for a bucket that answers.
+
+    Args:
+        state: what the bucket has.
+        has_record: whether this node has a record of the sandbox.
+        place: this node.
+        is_lost: whether the node of an identity, and of a name in the cluster, is gone for good.
+
+    Raises:
+        SandboxUnavailableError: the files are on another node.
+    """
+    if state is None or (state.epoch == 0 and state.node is None):
+        return Origin.HERE if has_record else Origin.AFRESH
+    if state.node is None:
+        return Origin.SLEEP
+    if state.node == place.identity:
+        return Origin.HERE if has_record else Origin.LOSS
+    if is_lost(state.node, state.cluster_node):
+        return Origin.LOSS
+    raise SandboxUnavailableError(
+        "The sandbox's files are on another node of the cluster, which is full or does not answer.",
+        hint="Try again later, or bring that node back.",
+        context={"outcome": "not_executed", "reason": "ELSEWHERE"},
+    )
+
+
+def unknown(*, has_record: bool) -> Origin:
+    """The table above, for a bucket that does not answer. Raises SandboxUnavailableError."""
+    if has_record:
+        return Origin.HERE
+    raise SandboxUnavailableError(
+        "The bucket does not answer, so it is not known whether the sandbox exists elsewhere.",
+        hint="Try again when the bucket answers.",
+        context={"outcome": "not_executed", "reason": "STORAGE_UNAVAILABLE"},
+    )
