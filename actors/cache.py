@@ -78,6 +78,10 @@ class ArchiveCache:
         self.evict()
         return CachedArchive(link, sha256), False
 
+    def holds(self, backup_id: str) -> bool:
+        """Whether a backup's archive is here now."""
+        return self._find(backup_id) is not None
+
     def adopt(self, backup_id: str, archive: Path, sha256: str) -> None:
         """Takes an archive over that was made on this node; the file at `archive` moves."""
         with self._locked(backup_id):

@@ -46,7 +46,7 @@ from actors.models import (
     SandboxPage,
     validated,
 )
-from actors.rpc import SERVICE_NAME, ActorRef, Call, Steps, Stream, connect, sandbox_actor_name
+from actors.rpc import EXEC, FILES, MAILBOX, SERVICE_NAME, ActorRef, Call, Steps, Stream, connect, sandbox_actor_name
 
 
 class _Address(Model):
@@ -87,8 +87,11 @@ class SandboxCalls:
         self.service = ServiceCalls(tenant=tenant)
         self.actor = ActorRef(sandbox_actor_name(tenant, sandbox_id), create=self._create)
 
-    def _create(self) -> Steps[None]:
-        yield from self.service.actor.call(lambda service: service.spawn.remote(self.tenant, self.id))
+    def _create(self, near: str | None) -> Steps[None]:
+        yield from self.service.actor.call(lambda service: service.spawn.remote(self.tenant, self.id, near))
+
+    def _call(self, lane: str, send: Callable[[Any], Any], *, near: str | None = None) -> Call[Any]:
+        return Call(lambda: self.actor.call(send, lane=lane, near=near))
 
     def create_backup(self, options: BackupOptions, *, idempotency_key: str | None = None) -> Call[DirectoryBackup]:
         """Archives a directory and uploads it. With a key, a repeated call gives the first one's backup.
@@ -100,7 +103,7 @@ class SandboxCalls:
         """
         if idempotency_key is not None:
             validated(IdempotencyKey, {"key": idempotency_key}, InvalidBackupConfigError)
-        return Call(lambda: self.actor.call(lambda actor: actor.create_backup.remote(options, idempotency_key)))
+        return self._call(MAILBOX, lambda actor: actor.create_backup.remote(options, idempotency_key))
 
     def restore_backup(self, options: RestoreOptions) -> Call[RestoreBackupResult]:
         """Restores a backup of the same tenant into a directory of this sandbox.
@@ -110,13 +113,13 @@ class SandboxCalls:
             BackupRestoreError, NoSpaceError, OperationCancelledError: the directory is as it was.
             SandboxUnavailableError: the directory shows the old content or the new, never a mix.
         """
-        return Call(lambda: self.actor.call(lambda actor: actor.restore_backup.remote(options)))
+        return self._call(MAILBOX, lambda actor: actor.restore_backup.remote(options), near=options.id)
 
     def destroy(self) -> Call[None]:
         """Ends the sandbox and removes its files and state. Its backups stay. Repeatable."""
 
         def steps() -> Steps[None]:
-            yield from self.actor.call(lambda actor: actor.destroy.remote())
+            yield from self.actor.call(lambda actor: actor.destroy.remote(), lane=MAILBOX)
             yield from self.actor.call_if_alive(lambda actor: actor.leave.remote(0.0), None)
 
         return Call(steps)
@@ -127,11 +130,11 @@ class SandboxCalls:
         Raises:
             ExecError: (or one of its kinds) it could not be started or was ended from outside.
         """
-        return self._stream(lambda actor, name: actor.exec.remote(name, request))
+        return self._stream(EXEC, lambda actor, name: actor.exec.remote(name, request))
 
     def read_file(self, path: str) -> Stream[bytes]:
         """The bytes of a regular file. Raises FileNotFoundInSandboxError, PathForbiddenError, NotARegularFileError."""
-        return self._stream(lambda actor, name: actor.read_file.remote(name, path))
+        return self._stream(FILES, lambda actor, name: actor.read_file.remote(name, path))
 
     def write_file(self, path: str, *, mode: int | None = None) -> Call[Upload]:
         """Begins to write a file; parents are made; `commit` replaces it at once. Raises as `read_file`."""
@@ -139,30 +142,30 @@ class SandboxCalls:
 
     def delete_file(self, path: str) -> Call[None]:
         """Removes a file, a link or an empty directory. Raises as `read_file`."""
-        return Call(lambda: self.actor.call(lambda actor: actor.delete_file.remote(path)))
+        return self._call(FILES, lambda actor: actor.delete_file.remote(path))
 
     def list_files(self, path: str) -> Call[list[FileEntry]]:
         """The entries of a directory, by name."""
-        return Call(lambda: self.actor.call(lambda actor: actor.list_files.remote(path)))
+        return self._call(FILES, lambda actor: actor.list_files.remote(path))
 
     def persist(self) -> Stream[bytes]:
         """A tar archive of /workspace."""
-        return self._stream(lambda actor, name: actor.persist.remote(name))
+        return self._stream(FILES, lambda actor, name: actor.persist.remote(name))
 
     def hydrate(self) -> Call[Upload]:
         """Begins to unpack a tar archive into /workspace. What was unpacked stays if it ends early."""
         return self._upload(lambda actor: actor.open_hydrate.remote())
 
-    def _stream(self, send: Callable[[Any, str], Any]) -> Stream[Any]:
+    def _stream(self, lane: str, send: Callable[[Any, str], Any]) -> Stream[Any]:
         name = uuid.uuid4().hex
         return Stream(
-            lambda: self.actor.stream(lambda actor: send(actor, name)),
+            lambda: self.actor.stream(lambda actor: send(actor, name), lane=lane),
             on_close=lambda: Call(lambda: self.actor.call_if_alive(lambda actor: actor.stop.remote(name), None)),
         )
 
     def _upload(self, send: Any) -> Call[Upload]:
         def steps() -> Steps[Upload]:
-            return Upload(self.actor, (yield from self.actor.call(send)))
+            return Upload(self.actor, (yield from self.actor.call(send, lane=FILES)))
 
         return Call(steps)
 

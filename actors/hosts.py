@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import sys
+import os
 import threading
 import time
 import traceback
@@ -23,14 +22,19 @@ import ray
 import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.admission import Admission
 from actors.errors import LEAVING, HoldfastError, InternalError, SandboxUnavailableError
-from actors.rpc import NAMESPACE, SERVICE_NAME, sandbox_actor_name
-from actors.warm_workers import SLOTS, WarmWorkers, sandbox_nodes
+from actors.logs import configure_logging
+from actors.node_host import node_host_class
+from actors.nodes import SLOTS, Nodes
+from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, SANDBOX_PREFIX, SERVICE_NAME, sandbox_actor_name
+from actors.warm_workers import WarmWorkers
 
 if TYPE_CHECKING:
     from actors.models import BackupOptions, ExecRequest, RestoreOptions
     from actors.sandbox import LocalSandbox
     from actors.settings import SandboxConfig
+    from storage.metadata import Checkpoint
 
 _LANES = {"exec": 32, "files": 16, "control": 8}
 _SERVICE_LANES = {"spawn": 64, "collect": 2}
@@ -39,6 +43,8 @@ _SERVICE_THREADS = 32
 _SPAWN_S = 30.0
 _CLOSE_S = 60.0
 _LEAVING_POLL_S = 0.02
+_LAST_WORDS_S = 0.5
+"""How long an actor that was replaced lives on, so that the answers of its calls arrive."""
 _HOUSEKEEPING_S = 5.0
 _FIRST_CALL_S = 10.0
 """How long a new actor waits at least for the call it was made for."""
@@ -47,20 +53,6 @@ _STREAM_AHEAD = 16
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
-
-
-def configure_logging() -> None:
-    """One JSON object per line on stderr, which Ray keeps per process; no value of ours can break the line."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 class _Activity:
@@ -88,10 +80,21 @@ class _Activity:
                 self._serving -= 1
                 self._used_at = time.monotonic()
 
-    def leave_after(self, idle_s: float) -> bool:
-        """From now on serves nothing, if nothing was served for `idle_s`; otherwise gives False."""
+    def touch(self) -> None:
+        """A call is on its way. Raises SandboxUnavailableError, as a call would."""
+        with self.call():
+            pass
+
+    def idle_since(self, idle_s: float) -> float | None:
+        """Since when nothing has been served, if that is `idle_s` ago; otherwise None."""
         with self._lock:
-            self._leaving = not self._serving and time.monotonic() - self._used_at >= idle_s
+            idle = not self._serving and time.monotonic() - self._used_at >= idle_s
+            return self._used_at if idle else None
+
+    def leave(self, idle_since: float) -> bool:
+        """From now on serves nothing, if nothing was served since `idle_since`; otherwise gives False."""
+        with self._lock:
+            self._leaving = not self._serving and self._used_at <= idle_since
             return self._leaving
 
     def stay(self) -> None:
@@ -106,8 +109,10 @@ class SandboxHost:
     def __init__(self, tenant: str, sandbox_id: str, config: SandboxConfig) -> None:
         self._address = (tenant, sandbox_id, config)
         self._activity = _Activity()
+        self._admission = Admission()
         self._making = threading.Lock()
         self._made: LocalSandbox | None = None
+        self._ending = False
 
     def _sandbox(self) -> LocalSandbox:
         """The sandbox, made on the first call."""
@@ -121,9 +126,11 @@ class SandboxHost:
         from actors.bucket import open_catalog
         from actors.node.errors import NodeError
         from actors.sandbox import LocalSandbox, choose_driver
+        from actors.settings import on_this_node
 
         configure_logging()
         tenant, sandbox_id, config = self._address
+        config = on_this_node(config)
         structlog.contextvars.bind_contextvars(sandbox=sandbox_id)
         try:
             return LocalSandbox(
@@ -133,6 +140,7 @@ class SandboxHost:
                 driver=choose_driver(config.node),
                 catalog=open_catalog(config),
                 cluster_node=_this_node(),
+                is_lost=_is_lost,
             )
         except (NodeError, OSError) as e:
             log.error("sandbox_not_made", error=type(e).__name__)
@@ -144,26 +152,50 @@ class SandboxHost:
 
     def _answer(self, act: Callable[[LocalSandbox], T]) -> T:
         """A question: keeps nobody awake."""
-        return _guarded(lambda: act(self._sandbox()))
+        try:
+            return _guarded(lambda: act(self._sandbox()))
+        finally:
+            self._end_if_superseded()
 
-    def _serve(self, act: Callable[[LocalSandbox], T]) -> T:
+    def _serve(self, lane: str | None, act: Callable[[LocalSandbox], T]) -> T:
+        """Serves a call that was let in to `lane`; a transfer that goes on needed no leave."""
+        if lane is not None:
+            self._admission.begin(lane)
         with self._activity.call():
             return self._answer(act)
 
-    def _stream(self, act: Callable[[LocalSandbox], Iterator[T]]) -> Iterator[T]:
+    def _stream(self, lane: str, act: Callable[[LocalSandbox], Iterator[T]]) -> Iterator[T]:
+        self._admission.begin(lane)
         with self._activity.call():
-            yield from _guarded_items(lambda: act(self._sandbox()))
+            try:
+                yield from _guarded_items(lambda: act(self._sandbox()))
+            finally:
+                self._end_if_superseded()
+
+    def _end_if_superseded(self) -> None:
+        """Ends the process, once its answer is out, when another actor has taken the sandbox over."""
+        if self._made is not None and self._made.custody.is_superseded and not self._ending:
+            self._ending = True
+            log.error("superseded_actor_ends")
+            threading.Timer(_LAST_WORDS_S, self._end, args=(self._made,)).start()
+
+    def _end(self, box: LocalSandbox) -> None:
+        try:
+            box.close()
+        except Exception as e:  # the node's sweep does it
+            log.warning("superseded_sandbox_not_closed", error=type(e).__name__)
+        os._exit(1)
 
     # --- mailbox
 
     def create_backup(self, options: BackupOptions, idempotency_key: str | None = None) -> Any:
-        return self._serve(lambda box: box.create_backup(options, idempotency_key=idempotency_key))
+        return self._serve(MAILBOX, lambda box: box.create_backup(options, idempotency_key=idempotency_key))
 
     def restore_backup(self, options: RestoreOptions) -> Any:
-        return self._serve(lambda box: box.restore_backup(options))
+        return self._serve(MAILBOX, lambda box: box.restore_backup(options))
 
     def destroy(self) -> None:
-        self._serve(lambda box: box.destroy())
+        self._serve(MAILBOX, lambda box: box.destroy())
 
     def close(self) -> None:
         """Unmounts everything and ends what runs, before the service stops."""
@@ -171,53 +203,68 @@ class SandboxHost:
             self._answer(lambda box: box.close())
 
     def leave(self, idle_s: float) -> None:
-        """Gives the process back if no call came for `idle_s`; files and layers stay, and the next call finds them.
+        """Gives the process back if no call came for `idle_s`; the next call finds everything in place.
 
         Sent by somebody else: an actor that sends it to itself would wait for its own end.
         """
-        if not self._activity.leave_after(idle_s):
+        idle_since = self._activity.idle_since(idle_s)
+        if idle_since is None or (self._made is not None and self._made.has_uploads):
+            return
+        in_bed = self._put_to_bed()
+        if not self._activity.leave(idle_since):
             return
         try:
             if self._made is not None:
                 if self._made.has_uploads:
                     self._activity.stay()
                     return
-                self._answer(lambda box: box.close())
+                self._answer(lambda box: box.sleep(in_bed))
         except HoldfastError as e:
             log.warning("sandbox_stays_awake", error=e.code)
             self._activity.stay()
             return
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
+    def _put_to_bed(self) -> list[Checkpoint] | None:
+        """Backs everything up, where sandboxes sleep in the bucket. None: its files stay on this node."""
+        _, _, config = self._address
+        if self._made is None or config.on_sleep == "keep" or config.bucket is None:
+            return None
+        try:
+            return self._answer(lambda box: box.put_to_bed())
+        except HoldfastError as e:
+            log.warning("files_stay_on_the_node", error=e.code)
+            return None
+
     # --- exec and files
 
     @ray.method(concurrency_group="exec", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
     def exec(self, command_id: str, request: ExecRequest) -> Iterator[Any]:
-        yield from self._stream(lambda box: box.exec(command_id, request))
+        yield from self._stream(EXEC, lambda box: box.exec(command_id, request))
 
     @ray.method(concurrency_group="files", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
     def read_file(self, transfer_id: str, path: str) -> Iterator[Any]:
-        yield from self._stream(lambda box: box.read_file(transfer_id, path))
+        yield from self._stream(FILES, lambda box: box.read_file(transfer_id, path))
 
     @ray.method(concurrency_group="files", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
     def persist(self, command_id: str) -> Iterator[Any]:
-        yield from self._stream(lambda box: box.persist(command_id))
+        yield from self._stream(FILES, lambda box: box.persist(command_id))
 
     @ray.method(concurrency_group="files")
     def open_file(self, path: str, mode: int | None) -> str:
-        return self._serve(lambda box: box.open_file(path, mode))
+        return self._serve(FILES, lambda box: box.open_file(path, mode))
 
     @ray.method(concurrency_group="files")
     def open_hydrate(self) -> str:
-        return self._serve(lambda box: box.open_hydrate())
+        return self._serve(FILES, lambda box: box.open_hydrate())
 
     @ray.method(concurrency_group="files")
     def send(self, transfer_id: str, data: bytes) -> None:
-        self._serve(lambda box: box.send(transfer_id, data))
+        self._serve(None, lambda box: box.send(transfer_id, data))
 
     @ray.method(concurrency_group="files")
     def commit(self, transfer_id: str) -> None:
-        self._serve(lambda box: box.commit(transfer_id))
+        self._serve(None, lambda box: box.commit(transfer_id))
 
     @ray.method(concurrency_group="control")
     def abort(self, transfer_id: str) -> None:
@@ -225,17 +272,23 @@ class SandboxHost:
 
     @ray.method(concurrency_group="files")
     def delete_file(self, path: str) -> None:
-        self._serve(lambda box: box.delete_file(path))
+        self._serve(FILES, lambda box: box.delete_file(path))
 
     @ray.method(concurrency_group="files")
     def list_files(self, path: str) -> Any:
-        return self._serve(lambda box: box.list_files(path))
+        return self._serve(FILES, lambda box: box.list_files(path))
 
     # --- control
 
     @ray.method(concurrency_group="control")
     def ping(self) -> bool:
         return True
+
+    @ray.method(concurrency_group="control")
+    def let_in(self, lane: str) -> None:
+        """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError."""
+        self._activity.touch()
+        self._admission.let_in(lane)
 
     @ray.method(concurrency_group="control")
     def node(self) -> str:
@@ -275,14 +328,17 @@ class ServiceHost:
         configure_logging()
         self._config = config
         self._service = Service(config, open_catalog(config), is_running=_is_running)
+        self._nodes = Nodes(node_host_class(), config)
         self._warm = WarmWorkers(config.warm_workers)
         threading.Thread(target=self._keep_house, daemon=True, name="housekeeping").start()
         if config.sleep_after_s > 0:
             threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
 
     @ray.method(concurrency_group="spawn")
-    def spawn(self, tenant: str, sandbox_id: str) -> None:
+    def spawn(self, tenant: str, sandbox_id: str, near: str | None) -> None:
         """Makes a sandbox's actor, unless there is one; returns once it answers.
+
+        `near` names a backup that it is about to restore.
 
         Raises:
             SandboxUnavailableError: no node has a slot free. Ray would wait for one for ever.
@@ -293,7 +349,7 @@ class ServiceHost:
             try:
                 actor, is_ours = ray.get_actor(name, namespace=NAMESPACE), False
             except ValueError:
-                actor, is_ours = self._new_actor(name, tenant, sandbox_id), True
+                actor, is_ours = self._new_actor(name, tenant, sandbox_id, near), True
             try:
                 node: Any = ray.get(actor.node.remote(), timeout=max(0.0, deadline - time.monotonic()))
                 if is_ours:
@@ -306,13 +362,13 @@ class ServiceHost:
                 if is_ours:  # it has never answered anybody, so nothing is lost with it
                     ray.kill(actor)
                 raise SandboxUnavailableError(
-                    "No node has room for the sandbox.",
-                    hint="Delete sandboxes, add nodes, or raise the slots of each.",
-                    context={"outcome": "not_executed"},
+                    "The sandbox's actor did not start in time.", hint="Try again.", context={"outcome": "not_executed"}
                 ) from None
 
-    def _new_actor(self, name: str, tenant: str, sandbox_id: str) -> Any:
+    def _new_actor(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> Any:
         """A sandbox's new actor, or the one that another call has made in the same instant."""
+        self._nodes.attend()
+        node = _guarded(lambda: self._nodes.choose(self._service.find_home(tenant, sandbox_id), near))
         config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
         return (
             _sandbox_class()
@@ -325,16 +381,10 @@ class ServiceHost:
                 resources={SLOTS: 1},
                 max_restarts=-1,
                 max_task_retries=0,
-                scheduling_strategy=self._place(tenant, sandbox_id),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
             )
             .remote(tenant, sandbox_id, config)
         )
-
-    def _place(self, tenant: str, sandbox_id: str) -> Any:
-        """Where the sandbox's files are, if there is a choice of nodes; or wherever Ray finds room."""
-        nodes = {node["NodeID"] for node in sandbox_nodes()}
-        home = self._service.find_home(tenant, sandbox_id) if len(nodes) > 1 else None
-        return NodeAffinitySchedulingStrategy(home, soft=True) if home is not None and home in nodes else "DEFAULT"
 
     def close_all(self) -> int:
         """Closes every sandbox that is awake, before the service stops; returns how many could not be."""
@@ -351,9 +401,10 @@ class ServiceHost:
         while True:
             self._service.try_conditional_writes()
             try:
+                self._nodes.attend()
                 self._warm.fill()
             except ray.exceptions.RayError as e:  # the cluster's head is away for a moment
-                log.warning("workers_not_warmed", error=type(e).__name__)
+                log.warning("nodes_not_attended", error=type(e).__name__)
             time.sleep(_HOUSEKEEPING_S)
 
     def _let_idle_ones_leave(self) -> None:
@@ -371,6 +422,10 @@ class ServiceHost:
 
     def ping(self) -> bool:
         return True
+
+    def is_lost(self, identity: str, cluster_node: str | None) -> bool:
+        """Whether a node, of this identity and this name in the cluster, is gone with its files."""
+        return self._nodes.is_lost(identity, cluster_node)
 
     def ready(self) -> None:
         _guarded(self._service.ready)
@@ -437,7 +492,7 @@ def _sandboxes() -> dict[str, Any]:
     """The actors of all sandboxes that are awake, by name."""
     found = {}
     for row in ray.util.list_named_actors(all_namespaces=True):
-        if row["namespace"] == NAMESPACE and row["name"] != SERVICE_NAME:
+        if row["namespace"] == NAMESPACE and row["name"].startswith(SANDBOX_PREFIX):
             with contextlib.suppress(ValueError):  # it has left by itself
                 found[row["name"]] = ray.get_actor(row["name"], namespace=NAMESPACE)
     return found
@@ -445,6 +500,16 @@ def _sandboxes() -> dict[str, Any]:
 
 def _this_node() -> str:
     return ray.get_runtime_context().get_node_id()
+
+
+def _is_lost(identity: str, cluster_node: str | None) -> bool:
+    """Whether the service takes a node for lost; if it cannot be asked, nothing is lost."""
+    try:
+        service: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
+        return bool(ray.get(service.is_lost.remote(identity, cluster_node), timeout=_SPAWN_S))
+    except (ValueError, ray.exceptions.RayError) as e:
+        log.warning("node_not_asked_for", error=type(e).__name__)
+        return False
 
 
 def _succeeded(ref: Any) -> bool:

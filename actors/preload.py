@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import actors.hosts
 import actors.sandbox
-import actors.service  # noqa: F401
+import actors.service
+import actors.upkeep  # noqa: F401
 from storage.s3 import load_model
 
 load_model()

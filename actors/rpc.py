@@ -44,6 +44,9 @@ from actors.errors import (
 
 NAMESPACE = "holdfast"
 SERVICE_NAME = "service"
+SANDBOX_PREFIX = "sandbox:"
+MAILBOX, EXEC, FILES = "mailbox", "exec", "files"
+"""The lanes of a sandbox in which calls may have to wait."""
 _RETRY_S = 30.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
 
@@ -58,7 +61,7 @@ Steps = Generator[Any, Any, T]
 
 def sandbox_actor_name(tenant: str, sandbox_id: str) -> str:
     """The name under which a sandbox's actor is registered in the namespace."""
-    return f"sandbox:{tenant}:{sandbox_id}"
+    return f"{SANDBOX_PREFIX}{tenant}:{sandbox_id}"
 
 
 def connect(address: str | None = None) -> None:
@@ -190,9 +193,12 @@ class ActorRef:
     """
 
     def __init__(
-        self, name: str, *, create: Callable[[], Steps[None]] | None = None, retry_s: float = _RETRY_S
+        self, name: str, *, create: Callable[[str | None], Steps[None]] | None = None, retry_s: float = _RETRY_S
     ) -> None:
-        """`retry_s` bounds how long a call is sent again to actors that leave, one after the other."""
+        """`create` is given the backup that the actor's node had best have at hand, if there is one.
+
+        `retry_s` bounds how long a call waits for an actor that is restarted, or is sent again to actors that leave.
+        """
         self.name = name
         self._create = create
         self._retry_s = retry_s
@@ -214,7 +220,7 @@ class ActorRef:
         """Lets go of the handle of an actor that is gone."""
         _handles.pop(self.name, None)
 
-    def get(self) -> Steps[Any]:
+    def get(self, near: str | None = None) -> Steps[Any]:
         """The actor's handle; creates the actor where that is allowed, again if it has already left."""
         deadline = time.monotonic() + self._retry_s
         while (handle := _handles.get(self.name) or (yield self.find)) is None:
@@ -227,18 +233,22 @@ class ActorRef:
                 raise SandboxUnavailableError(
                     "The sandbox's actor went away while it was being created.", context={"outcome": "not_executed"}
                 )
-            yield from self._create()
+            yield from self._create(near)
         return handle
 
-    def call(self, send: Callable[[Any], Any]) -> Steps[Any]:
-        """Sends one call. Sends it again only when the actor had left, or was leaving, before it was executed."""
+    def call(self, send: Callable[[Any], Any], *, lane: str | None = None, near: str | None = None) -> Steps[Any]:
+        """Sends one call. Sends it again only when the actor had left, or was leaving, before it was executed.
+
+        With `lane`, asks to be let in first, and so meets neither an endless queue nor an actor that is restarted.
+        `near` names the backup that a new actor had best be near to.
+        """
 
         def once(handle: Any) -> Steps[Any]:
             return (yield send(handle))
 
-        return (yield from self._until_served(once))
+        return (yield from self._until_served(once, lane, near))
 
-    def stream(self, send: Callable[[Any], Any]) -> Steps[tuple[Any, list[Any], bool]]:
+    def stream(self, send: Callable[[Any], Any], *, lane: str) -> Steps[tuple[Any, list[Any], bool]]:
         """Starts a call that yields, up to its first item: (remaining refs, first items, whether that was all)."""
 
         def once(handle: Any) -> Steps[tuple[Any, list[Any], bool]]:
@@ -246,13 +256,15 @@ class ActorRef:
             ref = yield _Next(refs)
             return (refs, [], True) if ref is None else (refs, [(yield ref)], False)
 
-        return (yield from self._until_served(once))
+        return (yield from self._until_served(once, lane, None))
 
-    def _until_served(self, once: Callable[[Any], Steps[T]]) -> Steps[T]:
+    def _until_served(self, once: Callable[[Any], Steps[T]], lane: str | None, near: str | None) -> Steps[T]:
         deadline, pauses = time.monotonic() + self._retry_s, _pauses_s()
         while True:
-            handle = yield from self.get()
+            handle = yield from self.get(near)
             try:
+                if lane is not None:
+                    yield from self._let_in(handle, lane, deadline)
                 return (yield from once(handle))
             except (ActorDiedError, ActorUnavailableError, RayTaskError) as e:
                 had_left = _was_leaving(e) or (
@@ -261,6 +273,22 @@ class ActorRef:
                 if not had_left or time.monotonic() > deadline:
                     raise
                 self.forget()
+            yield partial(time.sleep, next(pauses))
+
+    def _let_in(self, handle: Any, lane: str, deadline: float) -> Steps[None]:
+        """Waits until the actor lets a call in. One that is being restarted does so when it is back."""
+        pauses = _pauses_s()
+        while True:
+            try:
+                yield handle.let_in.remote(lane)
+                return
+            except ActorUnavailableError:
+                if time.monotonic() > deadline:
+                    raise SandboxUnavailableError(
+                        "The sandbox's actor is being restarted, or its node does not answer.",
+                        hint="Try again.",
+                        context={"outcome": "not_executed"},
+                    ) from None
             yield partial(time.sleep, next(pauses))
 
     def _has_left(self, handle: Any, deadline: float) -> Steps[bool]:

@@ -123,6 +123,17 @@ class NodeLayout:
         """One sandbox's folder."""
         return self.root / "boxes" / tenant / sandbox_id
 
+    def sandbox_cgroup(self, tenant: str, sandbox_id: str) -> str:
+        """The control group of one sandbox."""
+        return f"{self.cgroup}/{hashlib.sha256(f'{tenant}/{sandbox_id}'.encode()).hexdigest()[:24]}"
+
+    def discard(self, folder: Path) -> Path:
+        """Takes a sandbox's folder away in one step; returns where it is, to be deleted."""
+        self.trash.mkdir(parents=True, exist_ok=True, mode=0o700)
+        doomed = self.trash / uuid.uuid4().hex
+        folder.rename(doomed)
+        return doomed
+
     def presence(self, tenant: str, sandbox_id: str) -> Path:
         """The lock of whoever has the sandbox awake. Outside of its folder, which comes and goes."""
         return self.root / "presence" / f"{tenant}.{sandbox_id}"
@@ -154,16 +165,17 @@ class LocalSandbox:
         layout = NodeLayout(config.node)
         self._home = layout.box(tenant, sandbox_id)
         self._presence = Presence(layout.presence(tenant, sandbox_id))
-        self._trash = layout.trash
+        self._layout = layout
         record = self._home / "sandbox.json"
         self._driver = recorded_driver(record) or driver
         root, uid = self._home / "root", config.node.sandbox_uid
         self._tree = Tree(root, tops=WRITABLE_ROOTS, uid=uid)
         binds = tuple(Bind(root / top.lstrip("/"), top, writable=True) for top in WRITABLE_ROOTS)
         box = Box(uid=uid, hostname=sandbox_id[:63], binds=binds, network=config.node.network)
-        name = hashlib.sha256(f"{tenant}/{sandbox_id}".encode()).hexdigest()[:24]
         self._cgroup = Cgroup(
-            f"{layout.cgroup}/{name}", memory_bytes=config.exec.memory_bytes, processes=config.exec.processes
+            layout.sandbox_cgroup(tenant, sandbox_id),
+            memory_bytes=config.exec.memory_bytes,
+            processes=config.exec.processes,
         )
         self._gate = Gate(lambda: self._restored.is_whole)
         self._commands = Commands(box, self._cgroup, self._tree, limits=config.exec, gate=self._gate)
@@ -291,10 +303,7 @@ class LocalSandbox:
         """Takes the folder away at once, then deletes it: dying meanwhile leaves no half of a sandbox."""
         if not self._home.exists():
             return
-        self._trash.mkdir(parents=True, exist_ok=True, mode=0o700)
-        doomed = self._trash / uuid.uuid4().hex
-        self._home.rename(doomed)
-        remove_tree(doomed)
+        remove_tree(self._layout.discard(self._home))
 
     # --- work
 
@@ -533,14 +542,17 @@ class LocalSandbox:
         self._restored.put_down()
         self._cgroup.remove()
 
-    def put_to_bed(self) -> list[Checkpoint]:
+    def put_to_bed(self) -> list[Checkpoint] | None:
         """Backs up everything that is in the sandbox, so that `sleep` can free the node's disk. Changes nothing else.
+
+        None if it is not awake.
 
         Raises:
             HoldfastError: something could not be backed up.
         """
         catalog = configured(self._catalog, self._config)
-        self.wake()
+        if not self.is_awake:
+            return None
         made = []
         for top in WRITABLE_ROOTS:
             if self._holds_anything(top):
@@ -567,9 +579,11 @@ class LocalSandbox:
             NodeError: a mount is in use; it goes on as it is.
             HoldfastError: the bucket could not be told; likewise.
         """
-        if in_bed is None:
+        if in_bed is None or not self.is_awake:
+            was_awake = self.is_awake
             self.close()
-            self.custody.report(lambda state: happened(state, "slept"))
+            if was_awake:
+                self.custody.report(lambda state: happened(state, "slept"))
             return
         before = self.custody.state.checkpoints if self.custody.state else []
         with self._gate.repairing():

@@ -72,7 +72,7 @@ class Service:
             log.warning("no_conditional_writes", bucket=self._catalog.store.bucket)
 
     def find_home(self, tenant: str, sandbox_id: str) -> str | None:
-        """What the cluster calls the node that has the sandbox's files; None if that is not known."""
+        """The identity of the node that has the sandbox's files; None if none has, or that is not known."""
         if self._catalog is None:
             return None
         try:
@@ -80,7 +80,7 @@ class Service:
         except StorageError as e:
             log.warning("home_not_found", sandbox=sandbox_id, error=type(e).__name__)
             return None
-        return found.state.cluster_node if found else None
+        return found.state.node if found else None
 
     def create_sandbox(self, tenant: str) -> str:
         """Records a fresh sandbox and returns its random id."""

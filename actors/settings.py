@@ -47,6 +47,9 @@ _SETTING_OF = {
 """Which setting fills a field of the groups. What has no field of its own concerns the bucket's endpoint."""
 
 DriverChoice = Literal["auto", "kernel", "mixed", "fuse"]
+OnSleep = Literal["keep", "backup"]
+"""Whether a sandbox's files stay on their node while it sleeps, or go into the bucket so that it can wake anywhere."""
+NODE_DATA_DIR = "HOLDFAST_NODE_DATA_DIR"
 DEFAULT_UID = 61_184
 Uid = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -94,6 +97,7 @@ class SandboxConfig(Frozen):
 
     node: NodeConfig
     sleep_after_s: Annotated[float, Field(ge=0)] = 900.0
+    on_sleep: OnSleep = "keep"
     warm_workers: Annotated[int, Field(ge=0)] = 4
     exec: ExecLimits = ExecLimits()
     backup: BackupLimits = BackupLimits()
@@ -132,6 +136,7 @@ class Settings(BaseSettings):
     sandbox_uid: Uid = DEFAULT_UID
     network: bool = False
     sleep_after_s: Annotated[float, Field(ge=0)] = 900.0
+    on_sleep: OnSleep = "keep"
     warm_workers: Annotated[int, Field(ge=0, le=64)] = 4
     cache_max_bytes: int = 20 * GIB
     max_body_bytes: Annotated[int, Field(gt=0)] = 1 * MIB
@@ -229,6 +234,7 @@ class Settings(BaseSettings):
         return SandboxConfig(
             node=self.node_config(),
             sleep_after_s=self.sleep_after_s,
+            on_sleep=self.on_sleep,
             warm_workers=self.warm_workers,
             exec=ExecLimits(
                 timeout_s=self.exec_timeout_s,
@@ -244,6 +250,14 @@ class Settings(BaseSettings):
             missing_settings=() if bucket else self.missing_bucket_settings(),
             signing_key=signing_key,
         )
+
+
+def on_this_node(config: SandboxConfig) -> SandboxConfig:
+    """The configuration, with the data folder that this node's own environment names, where it does."""
+    folder = os.environ.get(NODE_DATA_DIR)
+    if not folder:
+        return config
+    return config.model_copy(update={"node": config.node.model_copy(update={"data_dir": Path(folder).absolute()})})
 
 
 def take_secrets_out_of_the_environment() -> None:

@@ -18,21 +18,14 @@ from importlib import import_module
 from typing import Any
 
 import grpc
-import ray
 import structlog
+
+from actors.nodes import sandbox_nodes
 
 log = structlog.get_logger(__name__)
 
-SLOTS = "sandbox_slots"
-"""The resource of which each node offers as many as it can hold awake sandboxes."""
 _KEEP_ALIVE_S = 600
 _REQUEST_S = 5.0
-
-
-def sandbox_nodes() -> list[dict[str, Any]]:
-    """The living nodes that take sandboxes, as Ray describes them."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node for node in nodes if node["Alive"] and node["Resources"].get(SLOTS)]
 
 
 class WarmWorkers:

@@ -20,7 +20,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from actors.errors import InvalidRequestError
-from gateway.admission import Admission
 from gateway.answers import error_answer
 from gateway.auth import Authentication
 from gateway.boundary import ErrorBoundary, answer_http_exception
@@ -71,7 +70,6 @@ def create_app(config: GatewayConfig, *, cluster: Cluster | None = None, log: An
     app.state.config = config
     app.state.cluster = cluster
     app.state.metrics = metrics
-    app.state.admission = Admission()
     app.include_router(service.router)
     for module in (sandboxes, commands, files, backups):
         app.include_router(module.router, dependencies=[KEY_REQUIRED])

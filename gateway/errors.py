@@ -4,7 +4,6 @@ HoldfastError
 ├── RouteNotFoundError          no such path
 ├── MethodNotAllowedError       the path knows other methods
 ├── RequestTimeoutError         the body stopped coming
-├── TooManyRequestsError        the sandbox has enough waiting calls
 └── InvalidRequestError
     └── MalformedBodyError      the body is not JSON at all
 """
@@ -35,13 +34,6 @@ class RequestTimeoutError(HoldfastError):
     """The client began to send a body and then stopped; nothing was changed."""
 
     code = "REQUEST_TIMEOUT"
-
-
-class TooManyRequestsError(HoldfastError):
-    """As many calls as the gateway lets wait for one sandbox are waiting already; nothing was changed."""
-
-    code = "TOO_MANY_REQUESTS"
-    retryable = True
 
 
 class MalformedBodyError(InvalidRequestError):

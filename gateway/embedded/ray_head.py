@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-_PRELOADED = (
+from actors.settings import NODE_DATA_DIR
+
+PRELOADED = (
     "ray._common.pydantic_compat",
     "pydantic.v1.fields",
     "starlette.datastructures",
@@ -49,11 +51,11 @@ def start(folder: Path, token_file: Path, *, slots: int) -> RayHead:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token_file),
         RAY_USAGE_STATS_ENABLED="0",
-        RAY_preload_python_modules=",".join(_PRELOADED),
+        RAY_preload_python_modules=",".join(PRELOADED),
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     )
-    for name in ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE"):
+    for name in ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE", NODE_DATA_DIR):
         os.environ.pop(name, None)
     ray = _ray()
     context = ray.init(

@@ -20,7 +20,7 @@ from actors.models import (
 )
 from gateway.answers import NO_CONTENT, answer, done
 from gateway.body import describes, parsed
-from gateway.routes.request import Box, Cursor, Limit, Place, Service
+from gateway.routes.request import Box, Cursor, Limit, Service
 
 router = APIRouter(prefix="/v1", tags=["backups"])
 
@@ -38,22 +38,20 @@ Backup = Annotated[str, Depends(_backup_id)]
 
 
 @router.post("/sandbox/{id}/backup", response_model=DirectoryBackup, openapi_extra=describes(BackupOptions))
-async def create_backup(request: Request, box: Box, place: Place, idempotency_key: Key = None) -> Response:
+async def create_backup(request: Request, box: Box, idempotency_key: Key = None) -> Response:
     """Archives a directory and uploads it. Goes on to its end even if the client goes away.
 
     With an `Idempotency-Key`, a repeated request gives the first one's backup instead of making a second.
     """
     options = await parsed(request, BackupOptions, InvalidBackupConfigError)
-    with place:
-        return answer(await box.create_backup(options, idempotency_key=idempotency_key))
+    return answer(await box.create_backup(options, idempotency_key=idempotency_key))
 
 
 @router.post("/sandbox/{id}/restore", response_model=RestoreBackupResult, openapi_extra=describes(RestoreOptions))
-async def restore_backup(request: Request, box: Box, place: Place) -> Response:
+async def restore_backup(request: Request, box: Box) -> Response:
     """Restores a backup into a directory. Goes on to its end even if the client goes away."""
     options = await parsed(request, RestoreOptions, InvalidBackupConfigError)
-    with place:
-        return answer(await box.restore_backup(options))
+    return answer(await box.restore_backup(options))
 
 
 @router.get("/sandbox/{id}/backups", response_model=BackupPage)

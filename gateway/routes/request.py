@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Annotated
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -10,7 +9,6 @@ from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 
 from actors.models import Model, SandboxId, validated, writable_path
-from gateway.admission import Admission
 from gateway.cluster import Cluster, SandboxPort, ServicePort
 from gateway.config import GatewayConfig
 from gateway.errors import RouteNotFoundError
@@ -41,11 +39,6 @@ async def _service(request: Request) -> ServicePort:
     return cluster.service(request.state.tenant)
 
 
-async def _place(request: Request, id: str) -> AbstractContextManager[None]:
-    admission: Admission = request.app.state.admission
-    return admission.place(request.state.tenant, id)
-
-
 async def _file_path(
     request: Request, path: Annotated[str, Path(description="Absolute, without its first '/'.")]
 ) -> str:
@@ -64,7 +57,6 @@ async def _query_path(
 
 
 Box = Annotated[SandboxPort, Depends(_box)]
-Place = Annotated[AbstractContextManager[None], Depends(_place)]
 Service = Annotated[ServicePort, Depends(_service)]
 FilePath = Annotated[str, Depends(_file_path)]
 DirectoryPath = Annotated[str, Depends(_query_path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Any
 
 from tests.support.service import PROJECT, clean_environment
 
+_END_S = 60.0
+
 
 def reported(script: Path, *args: object, home: Path, env: Mapping[str, str], timeout_s: float) -> Any:
     """Runs a program to its end; it has to succeed. Returns the JSON document that it wrote to its first argument.
@@ -18,14 +21,18 @@ def reported(script: Path, *args: object, home: Path, env: Mapping[str, str], ti
     Its standard output would not do: Ray prints warnings of the cluster there, at any time.
     """
     report = home / f"{script.stem}.json"
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, script, report, *map(str, args)],
         env=clean_environment(home, {**env, "PYTHONPATH": str(PROJECT)}),
         cwd=home,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout_s,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    try:
+        said, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # it ends the cluster that it has started
+        said, _ = process.communicate(timeout=_END_S)
+    assert process.returncode == 0, said[-4000:]
     return json.loads(report.read_text())

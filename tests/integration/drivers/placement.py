@@ -1,76 +1,58 @@
-"""A cluster of a head and two nodes that take sandboxes, on this machine: where do sandboxes wake?
+"""Where do sandboxes go? Arguments: where to write the report, a folder, the bucket.
 
-Arguments: where to write the report, the data folder, the bucket's endpoint, name and keys. Reports the
-nodes on which the sandboxes were before they slept, and after each of two nights.
+Reports on which nodes the sandboxes were at first and after each of two nights; on which node a fork went; and how a
+call ended for which there was no room.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
-import ray
-from pydantic import SecretStr
-from ray.cluster_utils import Cluster
-
-from actors import hosts
-from actors.bucket import open_catalog
 from actors.client import Sandbox, get_sandbox
-from actors.models import DEFAULT_TENANT
+from actors.errors import SandboxUnavailableError
 from actors.rpc import Call
-from actors.settings import NodeConfig, SandboxConfig
-from actors.warm_workers import SLOTS
-from storage.config import BucketConfig
+from tests.support.ray_cluster import running
 
-SLOTS_EACH = 2
-NAMES = [f"placed-{number}" for number in range(2 * SLOTS_EACH)]
+SLOTS_EACH = 3
+SETTLED = 2 * (SLOTS_EACH - 1)
+NAMES = [f"placed-{number}" for number in range(SETTLED)]
 
 
-def main(report: str, data_dir: str, endpoint: str, bucket: str, access: str, secret: str) -> None:
-    config = SandboxConfig(
-        node=NodeConfig(data_dir=Path(data_dir)),
-        sleep_after_s=0,
-        warm_workers=0,
-        bucket=BucketConfig(
-            bucket=bucket,
-            endpoint_url=endpoint,
-            access_key_id=SecretStr(access),
-            secret_access_key=SecretStr(secret),
-        ),
-        signing_key=SecretStr("a signing key for tests only"),
-    )
-    catalog = open_catalog(config)
-    assert catalog is not None
-
-    def places() -> list[str | None]:
-        states = [catalog.find_state(DEFAULT_TENANT, name) for name in NAMES]
-        return [found.state.cluster_node if found else None for found in states]
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, resources={SLOTS: SLOTS_EACH})
-        ray.init(address=cluster.address, namespace="holdfast", log_to_driver=False, configure_logging=False)
-        hosts.start_service(config)
+def main(folder: Path, bucket: str) -> dict[str, object]:
+    with running(folder, bucket, slots=[SLOTS_EACH, SLOTS_EACH], settings={}) as world:
         boxes = [get_sandbox(name) for name in NAMES]
         for box in boxes:
             box.write_file("/workspace/file", box.id.encode())
-        rounds = [places()]
-        # Those of the two nodes in turn: left to itself Ray fills one node with the first that wake, then the other.
-        order = sorted(range(len(boxes)), key=lambda number: (rounds[0][:number].count(rounds[0][number]), number))
+        backups = [box.create_backup("/workspace") for box in boxes]
+        rounds = [[world.place(name) for name in NAMES]]
         for _ in range(2):
             for box in boxes:
                 put_to_sleep(box)
-            for number in order:
-                assert boxes[number].read_file("/workspace/file").decode() == NAMES[number]
-            rounds.append(places())
-        for box in boxes:
-            box.destroy()
-        Path(report).write_text(json.dumps(rounds))
-    finally:
-        ray.shutdown()
-        cluster.shutdown()  # type: ignore[no-untyped-call]
+            for box in reversed(boxes):
+                assert box.read_file("/workspace/file").decode() == box.id
+            rounds.append([world.place(name) for name in NAMES])
+
+        forks = []
+        for number in range(2):  # each is the last that fits on its node
+            origin = next(i for i, place in enumerate(rounds[0]) if place == number)
+            fork = get_sandbox(f"fork-{number}")
+            fork.restore_backup(backups[origin])
+            assert fork.read_file("/workspace/file").decode() == NAMES[origin]
+            forks.append((number, world.place(fork.id)))
+
+        began = time.monotonic()
+        try:
+            get_sandbox("one-too-many").list_files()
+            refused = None
+        except SandboxUnavailableError as e:
+            refused = e.context
+        took_s = time.monotonic() - began
+        get_sandbox(NAMES[0]).destroy()
+        get_sandbox("one-too-many").list_files()
+    return {"rounds": rounds, "forks": forks, "refused": refused, "took_s": took_s}
 
 
 def put_to_sleep(box: Sandbox) -> None:
@@ -78,4 +60,4 @@ def put_to_sleep(box: Sandbox) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    Path(sys.argv[1]).write_text(json.dumps(main(Path(sys.argv[2]), sys.argv[3])))

@@ -26,6 +26,7 @@ from actors.errors import (
     OperationCancelledError,
     SandboxUnavailableError,
     ServiceUnavailableError,
+    TooManyCallsError,
 )
 from actors.rpc import ActorRef, Call
 
@@ -144,7 +145,7 @@ def test_an_actor_that_left_before_it_was_called_at_all_is_made_again(monkeypatc
             raise ValueError
         return Actor("done")
 
-    def create() -> Generator[Any, Any, None]:
+    def create(near: str | None) -> Generator[Any, Any, None]:
         made.append("one")
         yield lambda: None
 
@@ -184,3 +185,47 @@ def test_without_a_service_the_error_says_how_to_start_one(monkeypatch: pytest.M
         Call(lambda: ActorRef("service").call(lambda actor: actor.answer)).result()
     assert "holdfast serve" in (raised.value.hint or "")
     assert Call(lambda: ActorRef("a").call_if_alive(lambda actor: actor.answer, "default")).result() == "default"
+
+
+class Restarting:
+    """An actor that lets nobody in until it is back."""
+
+    def __init__(self, *answers: object) -> None:
+        self.let_in = self
+        self._answers = list(answers)
+        self.served = 0
+
+    def remote(self, lane: str) -> Callable[[], object]:
+        """What `actor.let_in.remote(lane)` gives to be waited for."""
+        assert lane == "mailbox"
+        return lambda: given(self._answers.pop(0))
+
+    def serve(self) -> str:
+        self.served += 1
+        return "done"
+
+
+def test_a_call_that_meets_an_actor_being_restarted_waits_for_it_and_is_sent_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actor = Restarting(UNAVAILABLE, UNAVAILABLE, None)
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    assert Call(lambda: ActorRef("a").call(lambda actor: actor.serve, lane="mailbox")).result() == "done"
+    assert actor.served == 1
+
+
+def test_an_actor_that_is_not_back_in_time_has_executed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Restarting(*[UNAVAILABLE] * 100)
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    with pytest.raises(SandboxUnavailableError) as raised:
+        Call(lambda: ActorRef("a", retry_s=0.05).call(lambda actor: actor.serve, lane="mailbox")).result()
+    assert raised.value.context == {"outcome": "not_executed"}
+    assert actor.served == 0
+
+
+def test_a_call_that_is_not_let_in_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Restarting(wrapped(TooManyCallsError("x")))
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    with pytest.raises(TooManyCallsError):
+        Call(lambda: ActorRef("a").call(lambda actor: actor.serve, lane="mailbox")).result()
+    assert actor.served == 0

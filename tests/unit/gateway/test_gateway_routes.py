@@ -5,8 +5,6 @@ import asyncio
 import pytest
 
 from actors.errors import StorageUnavailableError
-from gateway.admission import Admission
-from gateway.errors import TooManyRequestsError
 from tests.unit.gateway.conftest import DEADLINE_S, OTHER_KEY, Exchange, Gateway
 
 
@@ -110,14 +108,3 @@ def test_an_upload_is_thrown_away_when_its_client_goes_away(gateway: Gateway) ->
         assert gateway.log.lines[-1]["status"] == 499
 
     asyncio.run(scenario())
-
-
-def test_so_many_calls_may_wait_for_one_sandbox_and_no_more() -> None:
-    admission = Admission(limit=1)
-    with admission.place("t", "a"):
-        with pytest.raises(TooManyRequestsError), admission.place("t", "a"):
-            pass
-        with admission.place("t", "b"), admission.place("u", "a"):
-            pass
-    with admission.place("t", "a"):
-        pass

@@ -1,0 +1,57 @@
+"""The actor that each node has: it says who the node is, and keeps it clean. A thin Ray shell round `actors.upkeep`."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+import structlog
+
+from actors.logs import configure_logging
+
+if TYPE_CHECKING:
+    from actors.settings import SandboxConfig
+
+_SWEEP_S = 300.0
+log = structlog.get_logger(__name__)
+
+
+class NodeHost:
+    """One node's actor. Its sweeps run in a thread of their own, the first one at once."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        from actors.bucket import open_catalog
+        from actors.settings import on_this_node
+        from actors.upkeep import Upkeep
+
+        configure_logging()
+        here = on_this_node(config)
+        self._upkeep = Upkeep(here.node, open_catalog(here))
+        threading.Thread(target=self._keep_clean, name="sweep", daemon=True).start()
+
+    def identity(self) -> str:
+        return self._upkeep.identity()
+
+    def has_archive(self, backup_id: str) -> bool:
+        return self._upkeep.has_archive(backup_id)
+
+    def sweep(self) -> Any:
+        """Sweeps now; returns what was found."""
+        return self._upkeep.sweep()
+
+    def _keep_clean(self) -> None:
+        while True:
+            try:
+                self._upkeep.sweep()
+            except Exception as e:  # the next one tries again
+                log.error("sweep_failed", error=type(e).__name__)
+            time.sleep(_SWEEP_S)
+
+
+@functools.cache
+def node_host_class() -> Any:
+    """Made once: Ray would send each one it is given through the cluster's head, to every worker anew."""
+    return ray.remote(NodeHost)

@@ -1,0 +1,141 @@
+"""What keeps a node clean: everything that no living sandbox owns goes, and nothing of a living one is touched.
+
+A sandbox that is awake has its `Presence`, a lock that ends with its process. Whatever is mounted or runs under a
+sandbox without one was left by an actor that was killed. Its files stay: it is only asleep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from actors.cache import ArchiveCache
+from actors.node import mountinfo
+from actors.node.cgroup import Cgroup
+from actors.node.errors import MountBusyError, NodeError
+from actors.node.lowers import Lowers
+from actors.node.mounting import sweep
+from actors.node.removal import remove_tree
+from actors.presence import Presence
+from actors.sandbox import NodeLayout
+from actors.settings import NodeConfig
+from storage.catalog import BackupCatalog
+from storage.errors import StorageError
+
+_UNMOUNT_S = 5.0
+_BEING_DELETED_S = 600.0
+"""How long what was thrown away is left to the process that is deleting it."""
+OUT_OF_DATE_S = 86_400.0
+"""How long the files of a sandbox are kept that was recovered elsewhere while this node was away."""
+_MARK = "out-of-date"
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep has found and removed, as counts; `stuck` is what it could not remove."""
+
+    mounts: int = 0
+    spools: int = 0
+    out_of_date: int = 0
+    lowers: int = 0
+    trash: int = 0
+    stuck: list[str] = field(default_factory=list)
+
+
+class Upkeep:
+    """The upkeep of one node."""
+
+    def __init__(self, node: NodeConfig, catalog: BackupCatalog | None) -> None:
+        self._layout = NodeLayout(node)
+        self._catalog = catalog
+        self._cache = ArchiveCache(self._layout.cache, max_bytes=node.cache_max_bytes)
+
+    def identity(self) -> str:
+        """Who this node is."""
+        return self._layout.identity()
+
+    def has_archive(self, backup_id: str) -> bool:
+        """Whether the node's cache holds a backup's archive."""
+        return self._cache.holds(backup_id)
+
+    def sweep(self) -> Swept:
+        """Removes what nobody owns. Goes on when something cannot be removed, and names it."""
+        swept = Swept()
+        for tenant, sandbox, home in self._boxes():
+            presence = Presence(self._layout.presence(tenant, sandbox))
+            try:
+                presence.claim(wait_s=0)
+            except MountBusyError:  # it is awake
+                continue
+            try:
+                self._sweep_box(tenant, sandbox, home, swept)
+            except (NodeError, OSError) as e:
+                log.error("sandbox_not_swept", sandbox=sandbox, error=type(e).__name__)
+                swept.stuck.append(sandbox)
+            finally:
+                presence.give_up(for_good=not home.exists())
+        self._sweep_shared(swept)
+        log.info("node_swept", **{name: getattr(swept, name) for name in Swept.__slots__})
+        return swept
+
+    def _boxes(self) -> Iterator[tuple[str, str, Path]]:
+        for home in sorted((self._layout.root / "boxes").glob("*/*")):
+            yield home.parent.name, home.name, home
+
+    def _sweep_box(self, tenant: str, sandbox: str, home: Path, swept: Swept) -> None:
+        group = Cgroup(self._layout.sandbox_cgroup(tenant, sandbox), memory_bytes=0, processes=0)
+        group.thaw()
+        group.remove()
+        before = len(mountinfo.mounts_under(home))
+        if sweep(home, deadline_s=_UNMOUNT_S):
+            raise MountBusyError("A mount is in use.")
+        swept.mounts += before
+        if (home / "spool").exists():
+            remove_tree(home / "spool")
+            swept.spools += 1
+        if self._is_out_of_date(tenant, sandbox, home):
+            remove_tree(self._layout.discard(home))
+            swept.out_of_date += 1
+
+    def _is_out_of_date(self, tenant: str, sandbox: str, home: Path) -> bool:
+        """Whether the sandbox has lived on elsewhere, for so long that nobody wants these files any more."""
+        mark = home / _MARK
+        if self._catalog is None or not self._lives_elsewhere(self._catalog, tenant, sandbox):
+            mark.unlink(missing_ok=True)
+            return False
+        if not mark.exists():
+            mark.touch()
+            log.warning("out_of_date_files", tenant=tenant, sandbox=sandbox, kept_s=OUT_OF_DATE_S)
+        return time.time() - mark.stat().st_mtime >= OUT_OF_DATE_S
+
+    def _lives_elsewhere(self, catalog: BackupCatalog, tenant: str, sandbox: str) -> bool:
+        try:
+            found = catalog.find_state(tenant, sandbox)
+        except StorageError as e:
+            log.warning("state_not_read", sandbox=sandbox, detail=str(e))
+            return False
+        return found is not None and found.state.epoch > 0 and found.state.node != self.identity()
+
+    def _sweep_shared(self, swept: Swept) -> None:
+        if self._layout.lowers.exists():
+            try:
+                swept.lowers += len(Lowers(self._layout.lowers).release_unused())
+            except (NodeError, OSError) as e:
+                log.error("archives_not_unmounted", error=type(e).__name__)
+        for doomed in self._layout.trash.glob("*"):
+            try:
+                if time.time() - doomed.stat().st_ctime > _BEING_DELETED_S:
+                    remove_tree(doomed)
+                    swept.trash += 1
+            except FileNotFoundError:
+                continue
+            except (NodeError, OSError) as e:
+                log.error("trash_left_behind", error=type(e).__name__)
+        if self._layout.cache.exists():
+            self._cache.remove_leftovers()
+            self._cache.evict()

@@ -1,0 +1,109 @@
+"""A node dies under load, with ten sandboxes. Arguments: where to write the report, a folder, the bucket.
+
+Reports, for each sandbox, how long after the node's death it answered with its last backed-up content, on which node it
+is then, and what its state says of the recovery; and how the calls of the load ended.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from actors.client import Sandbox, get_sandbox
+from actors.errors import HoldfastError, SandboxUnavailableError
+from tests.support.ray_cluster import children, running
+
+NAMES = [f"lost-{number}" for number in range(10)]
+CALLERS = 4
+WARM = 5
+PATIENCE_S = 120.0
+
+
+def main(folder: Path, bucket: str) -> dict[str, object]:
+    with running(folder, bucket, slots=[12], settings={"warm_workers": WARM}) as world:
+        boxes = [get_sandbox(name) for name in NAMES]
+        for box in boxes:
+            box.write_file("/workspace/file", f"{box.id} backed up".encode())
+            box.write_file("/app/nested/inner", b"inner")
+        backups = {box.id: (box.create_backup("/workspace").id, box.create_backup("/app/nested").id) for box in boxes}
+        for box in boxes:
+            box.write_file("/workspace/file", b"written after the backup")
+        before = Counter(world.place(name) for name in NAMES)
+        spare = [world.nodes.add(slots=8) for _ in range(2)]
+        while any(len(children(world.nodes.raylet(number), b"ray::IDLE")) < WARM for number in spare):
+            time.sleep(0.1)
+        ended: Counter[str] = Counter()
+        with load(boxes, ended) as counted:
+            counted.wait_for(20)
+            world.nodes.kill(0)
+            died_at = time.monotonic()
+            with ThreadPoolExecutor(len(boxes)) as pool:
+                took = list(pool.map(lambda box: back_after_s(box, died_at), boxes))
+        states = [world.state(name) for name in NAMES]
+        return {
+            "before": before,
+            "after": Counter(world.place(name) for name in NAMES),
+            "took_s": took,
+            "ended": ended,
+            "backups": backups,
+            "recovered": {
+                state.id: {row.dir: [row.backup_id, row.error] for row in state.recovery.directories}
+                for state in states
+                if state is not None and state.recovery is not None
+            },
+            "epochs": [state.epoch if state else None for state in states],
+        }
+
+
+def back_after_s(box: Sandbox, died_at: float) -> float:
+    """Calls until the sandbox answers with what was backed up of it. Only a typed, retryable error may come before."""
+    while True:
+        try:
+            assert box.read_file("/workspace/file") == f"{box.id} backed up".encode()
+            assert box.read_file("/app/nested/inner") == b"inner"
+            return time.monotonic() - died_at
+        except SandboxUnavailableError:
+            if time.monotonic() - died_at > PATIENCE_S:
+                raise
+
+
+class load:
+    """Commands from several callers, and how they end."""
+
+    def __init__(self, boxes: list[Sandbox], ended: Counter[str]) -> None:
+        self._boxes, self._ended = boxes, ended
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._call, args=(seed,), daemon=True) for seed in range(CALLERS)]
+
+    def __enter__(self) -> load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+    def wait_for(self, calls: int) -> None:
+        while self._ended.total() < calls:
+            time.sleep(0.01)
+
+    def _call(self, seed: int) -> None:
+        chance = random.Random(seed)
+        while not self._stopping.wait(0.05):
+            try:
+                chance.choice(self._boxes).exec(["sh", "-c", "echo more >> /tmp/load"])
+                self._ended["ok"] += 1
+            except HoldfastError as e:
+                self._ended[f"{e.code} {e.context.get('outcome')}"] += 1
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(main(Path(sys.argv[2]), sys.argv[3])))

@@ -1,0 +1,76 @@
+"""Sandboxes on several nodes: where they go, and what happens when a node dies. Real Ray, on one machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.config import BucketConfig
+from tests.support.drivers import reported
+from tests.support.ray_cluster import ENVIRONMENT, clean, told
+from tests.support.s3 import embedded_s3, moto_s3
+
+DRIVERS = Path(__file__).parent / "drivers"
+LIMIT_S = 300
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Where the nodes have their data folders."""
+    made = tmp_path / "nodes"
+    made.mkdir()
+    yield made
+    clean(made)
+
+
+def run(name: str, folder: Path, bucket: BucketConfig) -> Any:
+    return reported(
+        DRIVERS / f"{name}.py", folder, told(bucket), home=folder.parent, env=ENVIRONMENT, timeout_s=LIMIT_S
+    )
+
+
+@pytest.mark.timeout(LIMIT_S + 60)
+def test_sandboxes_spread_and_wake_where_their_files_are_and_forks_go_where_the_archive_is(
+    folder: Path, tmp_path: Path
+) -> None:
+    with embedded_s3(tmp_path / "s3") as server:
+        said = run("placement", folder, server.config)
+    before, *after = said["rounds"]
+    assert sorted(Counter(before).values()) == [2, 2]
+    assert after == [before, before]
+    assert said["forks"] == [[0, 0], [1, 1]]
+    assert said["refused"] == {"outcome": "not_executed", "reason": "FULL"}
+
+
+@pytest.mark.timeout(LIMIT_S + 60)
+def test_the_sandboxes_of_a_node_that_dies_come_up_elsewhere_with_their_last_backups(
+    folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    with embedded_s3(tmp_path / "s3") as server:
+        said = run("node_loss", folder, server.config)
+    record_property("took_s", said["took_s"])
+    print(f"answered after the node's death: {sorted(round(took, 1) for took in said['took_s'])} s; {said['ended']}")
+    assert said["before"] == {"0": 10}
+    assert said["after"].keys() <= {"1", "2"}
+    assert sum(said["after"].values()) == 10
+    for name, (workspace, nested) in said["backups"].items():
+        assert said["recovered"][name] == {"/workspace": [workspace, None], "/app/nested": [nested, None]}
+    assert said["ended"].keys() <= {"ok", "SANDBOX_UNAVAILABLE unknown", "SANDBOX_UNAVAILABLE not_executed"}
+
+
+@pytest.mark.timeout(LIMIT_S + 60)
+def test_an_actor_that_lives_on_on_a_node_that_was_cut_off_commits_nothing(folder: Path) -> None:
+    with moto_s3() as config:
+        said = run("split_brain", folder, config)
+    assert said["content"] == "backed up"
+    assert said["places"] == [1, 1]
+    old, new, after = said["epochs"]
+    assert old < new == after
+    assert said["committed"] == said["expected"]
+    assert said["archives"] == said["expected"]
+    assert said["uploads"] == []
+    assert not said["outcome"].startswith("made")

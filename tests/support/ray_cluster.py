@@ -1,0 +1,180 @@
+"""A Ray cluster of several nodes on this machine, with the service in it, for programs of `tests.support.drivers`.
+
+Each node has a data folder of its own, as on machines of their own. Only loopback is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import SecretStr
+from ray.cluster_utils import Cluster
+
+from actors import hosts
+from actors.bucket import open_catalog
+from actors.models import DEFAULT_TENANT
+from actors.node.cgroup import Cgroup
+from actors.node.mounting import sweep
+from actors.nodes import SLOTS
+from actors.sandbox import service_cgroup
+from actors.settings import NODE_DATA_DIR, NodeConfig, SandboxConfig
+from gateway.embedded.ray_head import PRELOADED
+from storage.config import BucketConfig
+from storage.metadata import SandboxState
+from tests.support.s3 import FAST
+
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_preload_python_modules": ",".join(PRELOADED),
+    # As in cluster.yaml: a lost node is noticed after seconds.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""What a program that makes such a cluster has to be started with: Ray reads it once."""
+
+
+def told(bucket: BucketConfig) -> str:
+    """A bucket, keys and all, for the arguments of a test's own program."""
+    return json.dumps(
+        {
+            "bucket": bucket.bucket,
+            "endpoint_url": str(bucket.endpoint_url),
+            "region": bucket.region,
+            "access_key_id": bucket.access_key_id.get_secret_value(),
+            "secret_access_key": bucket.secret_access_key.get_secret_value(),
+        }
+    )
+
+
+_CPUS = 6
+"""Of each node, as Ray believes: so many workers it starts at once."""
+
+
+class Nodes:
+    """The cluster's nodes that take sandboxes, by their numbers."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self._cluster = cluster
+        self._folder = folder
+        self._nodes: list[Any] = []
+
+    def add(self, *, slots: int) -> int:
+        """A new node; returns its number."""
+        number = len(self._nodes)
+        folder = node_folder(self._folder, number)
+        self._nodes.append(
+            self._cluster.add_node(num_cpus=_CPUS, resources={SLOTS: slots}, env_vars={NODE_DATA_DIR: str(folder)})
+        )
+        return number
+
+    def id(self, number: int) -> str:
+        """What Ray calls it."""
+        return str(self._nodes[number].node_id)
+
+    def number(self, node_id: str | None) -> int | None:
+        """Which one Ray calls by this name."""
+        return next((i for i, node in enumerate(self._nodes) if node.node_id == node_id), None)
+
+    def kill(self, number: int) -> None:
+        """Ends the node and all its processes by SIGKILL; its workers too, which would live on for an instant."""
+        workers = children(self.raylet(number), b"ray::")
+        self._cluster.remove_node(self._nodes[number], allow_graceful=False)
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def raylet(self, number: int) -> int:
+        """The pid of its raylet."""
+        return int(self._nodes[number].all_processes["raylet"][0].process.pid)
+
+
+class World:
+    """The cluster, and what the bucket says of its sandboxes."""
+
+    def __init__(self, nodes: Nodes, config: SandboxConfig) -> None:
+        self.nodes = nodes
+        self.config = config
+        catalog = open_catalog(config)
+        assert catalog is not None
+        self.catalog = catalog
+
+    def state(self, sandbox_id: str) -> SandboxState | None:
+        """The durable state of a sandbox."""
+        found = self.catalog.find_state(DEFAULT_TENANT, sandbox_id)
+        return found.state if found else None
+
+    def place(self, sandbox_id: str) -> int | None:
+        """On which node its files are."""
+        state = self.state(sandbox_id)
+        return self.nodes.number(state.cluster_node) if state else None
+
+
+@contextmanager
+def running(folder: Path, bucket: str, *, slots: list[int], settings: Mapping[str, Any]) -> Iterator[World]:
+    """A head that takes no sandboxes, a node for each of `slots`, and the service, joined by this process."""
+    described = json.loads(bucket)
+    keys = {name: SecretStr(described.pop(name)) for name in ("access_key_id", "secret_access_key")}
+    config = SandboxConfig(
+        node=NodeConfig(data_dir=folder),
+        transfer=FAST,
+        bucket=BucketConfig(**described, **keys),
+        signing_key=SecretStr("a signing key for tests only"),
+        **{"sleep_after_s": 0, "warm_workers": 0, **settings},
+    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        nodes = Nodes(cluster, folder)
+        for count in slots:
+            nodes.add(slots=count)
+        ray.init(address=cluster.address, namespace="holdfast", log_to_driver=False, configure_logging=False)
+        hosts.start_service(config)
+        yield World(nodes, config)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def node_folder(folder: Path, number: int) -> Path:
+    """A node's data folder."""
+    return folder / f"node-{number}"
+
+
+def clean(folder: Path) -> None:
+    """Ends and unmounts what killed nodes have left; nobody else would, since they do not come back."""
+    for data_dir in folder.glob("node-*"):
+        Cgroup.remove_tree(service_cgroup(data_dir))
+    assert sweep(folder) == []
+
+
+def children(pid: int, title: bytes) -> list[int]:
+    """The living child processes whose command line begins with `title`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(status[1]) == pid and status[0] != "Z" and (process / "cmdline").read_bytes().startswith(title):
+                found.append(int(process.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def pause(pid: int) -> None:
+    """Stops a process where it is."""
+    os.kill(pid, signal.SIGSTOP)
+
+
+def resume(pid: int) -> None:
+    """Lets it go on."""
+    os.kill(pid, signal.SIGCONT)
