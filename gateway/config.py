@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from actors.models import SandboxId
+from actors.settings import Settings
 
 
 class GatewayConfig(BaseModel):
@@ -27,3 +29,12 @@ class GatewayConfig(BaseModel):
     max_upload_bytes: Annotated[int, Field(gt=0)] = 16 * 1024**3
     body_idle_s: Annotated[float, Field(gt=0)] = 30.0
     keep_alive_s: Annotated[float, Field(gt=0)] = 15.0
+
+    @classmethod
+    def of(cls, settings: Settings, keys_by_tenant: Mapping[str, SecretStr]) -> Self:
+        """The gateway's part of the settings. The keys come beside them: a machine may have made its own."""
+        return cls(
+            keys_by_tenant=dict(keys_by_tenant),
+            max_body_bytes=settings.max_body_bytes,
+            max_upload_bytes=settings.max_upload_bytes,
+        )

@@ -1,7 +1,8 @@
 """uvicorn, with the limits that it does not set by itself.
 
 Source: uvicorn 0.54; with its defaults 500 half-open requests stay open for ever, and a reader that stops
-reading holds its connection for ever (both measured).
+reading holds its connection for ever (both measured). It would take uvloop if that is installed, as Ray Serve has it;
+the limits are tested on asyncio's own loop.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = 10) -> uvico
             app,
             host=host,
             port=port,
+            loop="asyncio",
             http=LimitedH11Protocol,
             ws="none",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,

@@ -79,11 +79,7 @@ def _run(settings: Settings) -> None:
         print("starting …", file=sys.stderr, flush=True)
         with running(settings) as machine:
             _heed_signals()  # again: Ray has put a handler of its own in place
-            config = GatewayConfig(
-                keys_by_tenant=machine.keys_by_tenant,
-                max_body_bytes=settings.max_body_bytes,
-                max_upload_bytes=settings.max_upload_bytes,
-            )
+            config = GatewayConfig.of(settings, machine.keys_by_tenant)
             url = f"http://{settings.host}:{listening.getsockname()[1]}"
             print(_banner(machine, url, settings.data_dir), flush=True)
             server(create_app(config), host=settings.host, port=settings.port).run(sockets=[listening])

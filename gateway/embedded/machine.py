@@ -15,12 +15,13 @@ import structlog
 from fasteners import InterProcessLock
 from pydantic import SecretStr
 
-from actors.errors import HoldfastError, InvalidRequestError, ServiceUnavailableError
+from actors.errors import InvalidRequestError
 from actors.models import DEFAULT_TENANT
-from actors.settings import NodeConfig, SandboxConfig, Settings, take_secrets_out_of_the_environment
+from actors.settings import NodeConfig, Settings, take_secrets_out_of_the_environment
 from gateway.cli.connection import CLIENT_ENV
 from gateway.embedded import ray_head
 from gateway.embedded.secrets import MachineSecrets, load_or_make, write_private
+from gateway.shared_service import shared_service, start_service
 from storage.config import BucketConfig
 
 log = structlog.get_logger(__name__)
@@ -70,7 +71,7 @@ def running(settings: Settings) -> Iterator[Machine]:
         stack.callback(ray_head.stop)
         head = ray_head.start(folder, token_file, slots=settings.slots)
         config = settings.sandbox_config(bucket=bucket, signing_key=settings.shared_signing_key or secrets.signing_key)
-        _start_service(config)
+        start_service(config)
         stack.callback(_stop_service)
         write_private(
             data_dir / CLIENT_ENV,
@@ -86,20 +87,13 @@ def running(settings: Settings) -> Iterator[Machine]:
 
 @contextmanager
 def _joined(settings: Settings, address: str) -> Iterator[Machine]:
-    """A gateway to a cluster that runs already. The bucket and the keys have to be the same for all its gateways."""
-    bucket, keys = settings.bucket(), settings.keys_by_tenant()
-    missing = [*settings.missing_bucket_settings(), *([] if keys else ["SANDBOX_API_KEY"])]
-    signing_key = settings.shared_signing_key
-    if bucket is None or not keys or signing_key is None:
-        raise InvalidRequestError(
-            f"To join a cluster, every node needs the same bucket and key: {', '.join(missing)} missing.",
-            hint="Set the missing settings, or leave --address out to run on this machine alone.",
-        )
+    """A gateway to a cluster that runs already."""
+    service = shared_service(settings)
     take_secrets_out_of_the_environment()
     head = ray_head.join(address)
     try:
-        _start_service(settings.sandbox_config(bucket=bucket, signing_key=signing_key))
-        yield Machine(keys, None, f"the bucket {bucket.bucket}", (), head, None)
+        start_service(service.config)
+        yield Machine(service.keys_by_tenant, None, f"the bucket {service.bucket}", (), head, None)
     finally:
         ray_head.stop()
 
@@ -175,20 +169,6 @@ def _ray_folder(data_dir: Path) -> Path:
             f"{folder} is somebody else's, or cannot be removed.", hint="Remove it, or set TMPDIR to another folder."
         ) from None
     return folder / "ray"
-
-
-def _start_service(config: SandboxConfig) -> None:
-    from actors.hosts import start_service
-
-    try:
-        start_service(config)
-    except HoldfastError:
-        raise
-    except Exception as e:
-        cause = getattr(e, "cause", None)
-        if isinstance(cause, HoldfastError):
-            raise cause from None
-        raise ServiceUnavailableError("The service did not start.", context={"cause": type(e).__name__}) from e
 
 
 def _stop_service() -> None:

@@ -1,0 +1,92 @@
+"""The gateway as a Ray Serve application: `gateway.serve_app:application` is what a Serve config's `import_path` names.
+
+The application holds nothing but the name of `replica_app`. Each replica runs that where it is, and reads the keys
+and the limits from its own environment: they are in no Serve config, no pickle and no log. A replica keeps no state, so
+there may be any number of them. The first one starts the cluster's service, as `holdfast serve --address` does.
+
+With `gateway.embedded.ray_head`, the one place of the gateway that knows Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from fastapi import FastAPI
+from ray import serve
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from actors.errors import InvalidRequestError
+from actors.settings import take_secrets_out_of_the_environment
+from gateway.app import create_app
+from gateway.cli.connection import settings
+from gateway.config import GatewayConfig
+from gateway.shared_service import shared_service, start_service
+
+MAX_REQUESTS = 1024
+"""At once in one replica. Serve's own 5 would be taken up by five commands whose output is being read."""
+ENDING_S = 30.0
+"""How long a replica that is replaced may go on with the requests that it has."""
+
+
+def application(args: Mapping[str, str]) -> serve.Application:
+    """Builds the application. Where it is built nothing is read and nothing is started.
+
+    Raises:
+        InvalidRequestError: `args` are given; they would be stored in the cluster and shown on its dashboard.
+    """
+    if args:
+        raise InvalidRequestError(
+            f"The gateway takes no arguments from a Serve config: {', '.join(sorted(args))}.",
+            hint="Set the environment of the nodes that its replicas run on.",
+        )
+    gateway = serve.deployment(
+        name="gateway",
+        num_replicas=2,
+        max_ongoing_requests=MAX_REQUESTS,
+        graceful_shutdown_timeout_s=ENDING_S,
+        ray_actor_options={"num_cpus": 0},
+        logging_config={"enable_access_log": False},  # it would name paths; the gateway has a log of its own
+    )
+    return gateway(serve.ingress(replica_app)()).bind()
+
+
+def replica_app() -> FastAPI:
+    """The gateway of this replica, called in it once; starts the cluster's service unless that runs.
+
+    Raises:
+        HoldfastError: a setting is missing or wrong, or the service or its bucket does not answer. Serve tries again,
+            and shows the error as the deployment's status.
+    """
+    read = settings()
+    service = shared_service(read)
+    take_secrets_out_of_the_environment()
+    # In a thread of its own: this one has the replica's event loop.
+    with ThreadPoolExecutor(1, "start-service") as thread:
+        thread.submit(start_service, service.config).result()
+    app = create_app(GatewayConfig.of(read, service.keys_by_tenant))
+    app.add_middleware(_OneRequestId)
+    return app
+
+
+class _OneRequestId:
+    """Leaves the request's id to Serve's proxy, which has given it and adds it to the answer's headers itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id")
+
+        async def once(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("x-request-id") == given:
+                    del headers["x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, once)

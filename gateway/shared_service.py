@@ -1,0 +1,56 @@
+"""The service of a cluster that several gateways share: what each of them has to know, and how the first one starts it.
+
+Used by `holdfast serve --address` and by the replicas under Ray Serve. All of a cluster's gateways need the same
+settings: those of the first one become the service's, and stay so until the cluster ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from actors.errors import HoldfastError, InvalidRequestError, ServiceUnavailableError
+from actors.settings import SandboxConfig, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class SharedService:
+    """What a gateway of a cluster is given by its environment."""
+
+    keys_by_tenant: dict[str, SecretStr]
+    config: SandboxConfig
+    bucket: str
+    """The bucket's name."""
+
+
+def shared_service(settings: Settings) -> SharedService:
+    """The service that these settings describe. Raises InvalidRequestError, naming what is missing for a cluster."""
+    bucket, keys = settings.bucket(), settings.keys_by_tenant()
+    missing = [*settings.missing_bucket_settings(), *([] if keys else ["SANDBOX_API_KEY"])]
+    signing_key = settings.shared_signing_key
+    if bucket is None or not keys or signing_key is None:
+        raise InvalidRequestError(
+            f"In a cluster every gateway needs the same bucket and key: {', '.join(missing)} missing.",
+            hint="Set the missing settings. On one machine `holdfast serve` without --address needs none.",
+        )
+    return SharedService(keys, settings.sandbox_config(bucket=bucket, signing_key=signing_key), bucket.bucket)
+
+
+def start_service(config: SandboxConfig) -> None:
+    """Starts the service in the cluster that this process has joined, unless it runs; returns once it answers.
+
+    Raises:
+        HoldfastError: it does not answer, or its bucket does not.
+    """
+    from actors import hosts
+
+    try:
+        hosts.start_service(config)
+    except HoldfastError:
+        raise
+    except Exception as e:
+        cause = getattr(e, "cause", None)
+        if isinstance(cause, HoldfastError):
+            raise cause from None
+        raise ServiceUnavailableError("The service did not start.", context={"cause": type(e).__name__}) from e

@@ -1,0 +1,89 @@
+"""What is built for Ray Serve, and what a replica refuses to start with. The served tests run it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from ray import cloudpickle
+from starlette.types import Message, Receive, Scope, Send
+
+from actors.errors import InvalidRequestError
+from actors.settings import SECRET_SETTINGS, Settings
+from gateway import serve_app
+from gateway.shared_service import shared_service
+from tests.unit.gateway.conftest import KEY
+
+BUCKET = {
+    "BACKUP_BUCKET_NAME": "of-a-test",
+    "BACKUP_BUCKET_ENDPOINT": "http://127.0.0.1:9",
+    "R2_ACCESS_KEY_ID": "access-key-of-a-test",
+    "R2_SECRET_ACCESS_KEY": "secret-key-of-a-test",
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (*SECRET_SETTINGS, *BUCKET, "CLOUDFLARE_ACCOUNT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path))
+
+
+def test_the_application_that_is_sent_to_replicas_holds_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**BUCKET, "SANDBOX_API_KEY": KEY}.items():
+        monkeypatch.setenv(name, value)
+
+    built = serve_app.application({})._bound_deployment
+    sent: bytes = cloudpickle.dumps((built.func_or_class, built.init_args, built.init_kwargs))  # type: ignore[no-untyped-call]
+
+    assert b"replica_app" in sent
+    assert not [value for value in (*BUCKET.values(), KEY) if value.encode() in sent]
+
+
+def test_arguments_in_a_serve_config_are_refused_by_name_and_not_repeated() -> None:
+    with pytest.raises(InvalidRequestError, match="api_key") as refused:
+        serve_app.application({"api_key": KEY})
+    assert KEY not in str(refused.value)
+
+
+def test_a_replica_without_its_settings_says_which_are_missing() -> None:
+    with pytest.raises(InvalidRequestError, match=r"BACKUP_BUCKET_NAME.*SANDBOX_API_KEY missing"):
+        serve_app.replica_app()
+
+
+def test_a_replica_with_a_wrong_setting_names_it_and_shows_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDBOX_API_KEY", "short-1")
+    with pytest.raises(InvalidRequestError, match="at least 8 characters") as refused:
+        serve_app.replica_app()
+    assert "short-1" not in repr(refused.value) and refused.value.__suppress_context__
+
+
+def test_the_shared_service_has_the_buckets_and_the_tenants_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**BUCKET, "SANDBOX_API_KEY": KEY}.items():
+        monkeypatch.setenv(name, value)
+
+    service = shared_service(Settings())
+
+    assert service.bucket == "of-a-test"
+    assert {tenant: key.get_secret_value() for tenant, key in service.keys_by_tenant.items()} == {"default": KEY}
+    assert service.config.signing_key.get_secret_value() == "secret-key-of-a-test"
+
+
+@pytest.mark.parametrize(("ours", "kept"), [(b"of-serve", False), (b"another", True)])
+def test_serve_and_the_gateway_do_not_both_name_the_request(ours: bytes, kept: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", ours)]})
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("nothing to receive")
+
+    scope = {"type": "http", "headers": [(b"x-request-id", b"of-serve")]}
+    asyncio.run(serve_app._OneRequestId(app)(scope, receive, send))
+
+    assert [value for name, value in sent[0]["headers"]] == ([ours] if kept else [])
