@@ -1,0 +1,189 @@
+"""rayservice.yaml, and the cluster it describes run on this machine: a node of each group, on loopback."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from actors.node import mountinfo
+from actors.node.cgroup import Cgroup
+from actors.node.mounting import sweep
+from actors.sandbox import service_cgroup
+from tests.support.mount_leaks import wait_until
+from tests.support.service import PROJECT, START_S, STOP_S, Service, clean_environment, nothing_left
+
+TOKEN = "ray-token-of-tests-0123456789abcdef0123456789abcdef"
+_DRIVER = PROJECT / "tests" / "acceptance" / "drivers" / "cluster_of_groups.py"
+
+
+def manifest() -> dict[str, Any]:
+    """The file."""
+    loaded: dict[str, Any] = yaml.safe_load((PROJECT / "rayservice.yaml").read_text())
+    return loaded
+
+
+def serve_config(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What KubeRay hands to Ray Serve."""
+    loaded: dict[str, Any] = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    return loaded
+
+
+def groups(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The head and the groups of workers, by name."""
+    cluster = manifest["spec"]["rayClusterConfig"]
+    return {"head": cluster["headGroupSpec"], **{group["groupName"]: group for group in cluster["workerGroupSpecs"]}}
+
+
+def container(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The one container of a group's pods."""
+    (only,) = group["template"]["spec"]["containers"]
+    return dict(only)
+
+
+def plain_environment(group: Mapping[str, Any]) -> dict[str, str]:
+    """The variables whose values stand in the file."""
+    return {row["name"]: row["value"] for row in container(group).get("env", []) if "value" in row}
+
+
+def resources(group: Mapping[str, Any]) -> dict[str, float]:
+    """What a node of the group offers: KubeRay puts the text into the command line of the pod's shell as it stands."""
+    (text,) = shlex.split(group["rayStartParams"].get("resources", "{}"))
+    loaded: dict[str, float] = json.loads(text)
+    return loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The running cluster: its processes and its gateway, its dashboard, and the folder of its logs."""
+
+    service: Service
+    dashboard: httpx.Client
+    folder: Path
+    ray: dict[str, str]
+    """The environment that joins it."""
+
+    def status(self) -> dict[str, Any]:
+        """What Serve says of its applications."""
+        said: dict[str, Any] = self.dashboard.get("/api/serve/applications/").raise_for_status().json()
+        return said
+
+    def is_running(self) -> bool:
+        """Whether the application is up. Fails, and says why, where it will never be."""
+        application = self.status()["applications"]["holdfast"]
+        assert application["status"] != "DEPLOY_FAILED", application
+        return bool(application["status"] == "RUNNING")
+
+
+@contextmanager
+def serving(home: Path, data_dir: Path, *, keys: Mapping[str, str], api_key: str) -> Iterator[Served]:
+    """The manifest's cluster for the block; after it nothing may be left of it.
+
+    Args:
+        home: of all its processes.
+        data_dir: the sandboxes'.
+        keys: the environment that the gateways have besides what stands in the manifest.
+        api_key: one of them, for clients.
+    """
+    home.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="hf-serve-"))  # short: Ray keeps sockets in it
+    port = _free_port()
+    process = _start(home, folder, {**keys, "HOLDFAST_DATA_DIR": str(data_dir)})
+    service = Service(
+        process, home, data_dir, f"http://127.0.0.1:{port}", api_key, home / "cluster.out", home / "cluster.err"
+    )
+    try:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        said = _said(service)
+        with httpx.Client(base_url=said["dashboard"], headers=headers, timeout=START_S) as dashboard:
+            served = Served(service, dashboard, folder, {**_ray(home), "HOLDFAST_RAY_ADDRESS": said["address"]})
+            # All nodes have one address here, so the proxy of one of them listens for all.
+            config = serve_config(manifest()) | {"proxy_location": "HeadOnly"}
+            config["http_options"] |= {"host": "127.0.0.1", "port": port}
+            dashboard.put("/api/serve/applications/", json=config).raise_for_status()
+            assert wait_until(served.is_running, timeout_s=START_S), served.status()
+            service.pids()
+            yield served
+            dashboard.delete("/api/serve/applications/").raise_for_status()
+        assert mountinfo.mounts_under(data_dir) == []
+    finally:
+        service.pids()
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(STOP_S)
+        Cgroup.remove_tree(service_cgroup(data_dir))
+        sweep(data_dir)
+        shutil.rmtree(folder, ignore_errors=True)
+    nothing_left(service)
+
+
+def _start(home: Path, folder: Path, keys: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    described = groups(manifest())
+    (home / "ray_token").write_text(TOKEN)
+    environment = {**_ray(home), "PYTHONPATH": str(PROJECT), **plain_environment(described["head"])}
+    nodes = [
+        {
+            # One CPU where there are any: Ray starts a worker ahead for each.
+            "options": {"num_cpus": min(int(group["rayStartParams"]["num-cpus"]), 1), "resources": resources(group)},
+            "environment": {**plain_environment(group), **(keys if name == "gateways" else {})},
+        }
+        for name, group in described.items()
+    ]
+    with (home / "cluster.out").open("wb") as out, (home / "cluster.err").open("wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, _DRIVER],
+            cwd=home,
+            env=clean_environment(home, environment),
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
+        )
+    assert process.stdin is not None
+    wanted = {
+        "report": str(home / "cluster.json"),
+        "folder": str(folder),
+        "dashboard": _free_port(),
+        "groups": nodes,
+    }
+    process.stdin.write(json.dumps(wanted).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def _ray(home: Path) -> dict[str, str]:
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home / "ray_token"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+
+
+def _said(service: Service) -> dict[str, str]:
+    """The addresses of the cluster, once it is up."""
+    report = service.home / "cluster.json"
+
+    def is_up() -> bool:
+        assert service.process.poll() is None, service.stderr.read_text()
+        return report.exists()
+
+    assert wait_until(is_up, timeout_s=START_S), service.stderr.read_text()
+    said: dict[str, str] = json.loads(report.read_text())
+    return said
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port

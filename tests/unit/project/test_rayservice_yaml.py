@@ -1,0 +1,154 @@
+"""rayservice.yaml: what can be known of it without a Kubernetes cluster. The served tests run what it describes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from typing import Any
+
+import pytest
+from ray._common.utils import import_attr
+from ray.serve.schema import ServeDeploySchema
+
+from actors.settings import SECRET_SETTINGS, Settings
+from actors.warm_workers import SLOTS
+from gateway.embedded.ray_head import PRELOADED
+from gateway.serve_app import application
+from tests.support import rayservice
+from tests.unit.project.test_cluster_yaml import ROOT
+from tests.unit.project.test_readme import setting_names
+
+FAST_CHECKS = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    return rayservice.manifest()
+
+
+@pytest.fixture
+def groups(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return rayservice.groups(manifest)
+
+
+@pytest.fixture
+def deployment(manifest: dict[str, Any]) -> dict[str, Any]:
+    (served,) = rayservice.serve_config(manifest)["applications"]
+    (only,) = served["deployments"]
+    return dict(only)
+
+
+def environment(group: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(rayservice.container(group)["env"])
+
+
+def test_the_serve_config_satisfies_serves_own_schema_and_names_our_builder(manifest: dict[str, Any]) -> None:
+    config = ServeDeploySchema.model_validate(rayservice.serve_config(manifest))
+    (served,) = config.applications
+    assert import_attr(served.import_path) is application
+    assert served.args == {} and served.runtime_env == {}
+
+
+def test_the_deployment_that_the_config_changes_is_the_one_that_the_builder_makes(deployment: dict[str, Any]) -> None:
+    assert deployment["name"] == application({})._bound_deployment.name
+    assert deployment["num_replicas"] == 2
+
+
+def test_the_replicas_fit_on_the_group_that_has_the_keys(
+    deployment: dict[str, Any], groups: dict[str, dict[str, Any]]
+) -> None:
+    ((name, each),) = deployment["ray_actor_options"]["resources"].items()
+    offering = {group: rayservice.resources(groups[group]).get(name, 0) for group in groups}
+    assert offering.pop("gateways") * groups["gateways"]["minReplicas"] >= deployment["num_replicas"] * each
+    assert set(offering.values()) == {0}
+
+
+def test_only_the_sandboxes_group_takes_sandboxes_and_only_it_is_privileged(groups: dict[str, dict[str, Any]]) -> None:
+    assert {name for name, group in groups.items() if rayservice.resources(group).get(SLOTS)} == {"sandboxes"}
+    contexts = {name: rayservice.container(group)["securityContext"] for name, group in groups.items()}
+    assert contexts.pop("sandboxes") == {"privileged": True}
+    assert all(context["capabilities"] == {"drop": ["ALL"]} for context in contexts.values())
+
+
+def test_neither_the_head_nor_a_gateway_takes_a_jobs_tasks(groups: dict[str, dict[str, Any]]) -> None:
+    assert {name: group["rayStartParams"]["num-cpus"] for name, group in groups.items()} == {
+        "head": "0",
+        "gateways": "0",
+        "sandboxes": "8",
+    }
+
+
+def test_every_variable_is_a_setting_of_ours_or_of_ray(groups: dict[str, dict[str, Any]]) -> None:
+    names = {row["name"] for group in groups.values() for row in environment(group)}
+    assert {name for name in names if not name.startswith("RAY_")} <= set(setting_names(Settings))
+
+
+def test_what_a_gateway_cannot_do_without_is_there(groups: dict[str, dict[str, Any]]) -> None:
+    rows = {row["name"] for row in environment(groups["gateways"])}
+    required = {"SANDBOX_API_KEY", *Settings().missing_bucket_settings()}
+    assert {name.partition(" ")[0] for name in required} <= rows
+
+
+def test_every_secret_comes_from_the_kubernetes_secret_and_goes_to_the_gateways_alone(
+    groups: dict[str, dict[str, Any]],
+) -> None:
+    for name, group in groups.items():
+        secret = [row for row in environment(group) if row["name"] in SECRET_SETTINGS]
+        assert {row["name"] for row in secret} == (set(SECRET_SETTINGS) if name == "gateways" else set())
+        for row in secret:
+            assert row.keys() == {"name", "valueFrom"}
+            assert row["valueFrom"]["secretKeyRef"]["name"] == "holdfast"
+            assert row["valueFrom"]["secretKeyRef"]["key"] == row["name"]
+
+
+def test_rays_authentication_is_on_in_the_version_that_is_installed(manifest: dict[str, Any]) -> None:
+    cluster = manifest["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["rayVersion"] == importlib.metadata.version("ray")
+
+
+def test_no_second_cluster_is_ever_started_beside_the_first(manifest: dict[str, Any]) -> None:
+    assert manifest["spec"]["upgradeStrategy"] == {"type": "None"}
+
+
+def test_a_lost_node_is_noticed_early_here_and_in_the_cluster_file(groups: dict[str, dict[str, Any]]) -> None:
+    assert rayservice.plain_environment(groups["head"]).items() >= FAST_CHECKS.items()
+    cluster_yaml = (ROOT / "cluster.yaml").read_text()
+    assert all(f"{name}={value}" in cluster_yaml for name, value in FAST_CHECKS.items())
+
+
+def test_the_sandboxes_workers_import_what_those_of_one_machine_do(groups: dict[str, dict[str, Any]]) -> None:
+    preloaded = rayservice.plain_environment(groups["sandboxes"])["RAY_preload_python_modules"]
+    assert preloaded == ",".join(PRELOADED)
+
+
+def test_the_data_folder_of_the_settings_is_a_volume_of_the_sandboxes_node(groups: dict[str, dict[str, Any]]) -> None:
+    data_dir = rayservice.plain_environment(groups["gateways"])["HOLDFAST_DATA_DIR"]
+    pod = groups["sandboxes"]["template"]["spec"]
+    mounts = {row["mountPath"]: row["name"] for row in rayservice.container(groups["sandboxes"])["volumeMounts"]}
+    volumes = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"]}
+    assert volumes[mounts[data_dir]] == data_dir == str(Settings.model_fields["data_dir"].default)
+    assert volumes[mounts["/dev"]] == "/dev"
+    (apart,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["labelSelector"]["matchLabels"] == {"ray.io/group": "sandboxes"}
+
+
+def test_the_ports_of_the_gateways_pods_are_those_that_serve_listens_on(
+    manifest: dict[str, Any], groups: dict[str, dict[str, Any]]
+) -> None:
+    http = rayservice.serve_config(manifest)["http_options"]
+    ports = {row["name"]: row["containerPort"] for row in rayservice.container(groups["gateways"])["ports"]}
+    assert (ports["serve"], http["host"]) == (http["port"], "0.0.0.0")
+
+
+def test_all_nodes_run_the_one_image_that_the_dockerfile_makes(groups: dict[str, dict[str, Any]]) -> None:
+    version = importlib.metadata.version("holdfast")
+    assert {rayservice.container(group)["image"] for group in groups.values()} == {f"holdfast:{version}"}
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (folder,) = re.findall(r"^WORKDIR (.+)$", dockerfile, re.MULTILINE)
+    assert f"ENV PATH={folder}/.venv/bin:$PATH" in dockerfile
+    assert "make setup" in dockerfile and "wget" in dockerfile
