@@ -11,7 +11,7 @@ from ray._common.utils import import_attr
 from ray.serve.schema import ServeDeploySchema
 
 from actors.settings import SECRET_SETTINGS, Settings
-from actors.warm_workers import SLOTS
+from actors.nodes import SLOTS
 from gateway.embedded.ray_head import PRELOADED
 from gateway.serve_app import application
 from tests.support import rayservice
