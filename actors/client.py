@@ -28,6 +28,7 @@ from actors.models import (
     Check,
     Compression,
     DirectoryBackup,
+    EventList,
     ExecEvent,
     ExecRequest,
     ExecResult,
@@ -35,12 +36,15 @@ from actors.models import (
     FileEntry,
     GcReport,
     IdempotencyKey,
+    LabelChange,
     LifecycleReport,
     Model,
+    NewSandbox,
     Operation,
     RestoreBackupResult,
     RestoreMode,
     RestoreOptions,
+    SandboxEvent,
     SandboxId,
     SandboxInfo,
     SandboxPage,
@@ -192,6 +196,28 @@ class SandboxCalls:
         """Cancels the backup or restore that runs now; False if none does, or if it can no longer be cancelled."""
         return Call(lambda: self.actor.call_if_alive(lambda actor: actor.cancel.remote(), False))
 
+    def events(self, *, limit: int = 100) -> Call[EventList]:
+        """What happened to the sandbox lately, newest first. Neither wakes nor creates it."""
+        return Call(lambda: self.service.actor.call(lambda service: service.events.remote(self.tenant, self.id, limit)))
+
+    def set_labels(self, labels: Mapping[str, str]) -> Call[dict[str, str]]:
+        """Gives the sandbox these labels instead of those it has; returns them. Does not wake it, but creates it."""
+        wanted = validated(NewSandbox, {"labels": dict(labels)}).labels
+        return Call(
+            lambda: self.service.actor.call(lambda service: service.set_labels.remote(self.tenant, self.id, wanted))
+        )
+
+    def change_labels(
+        self, labels: Mapping[str, str] | None = None, *, removed: Sequence[str] = ()
+    ) -> Call[dict[str, str]]:
+        """Sets some labels and removes others, whether or not they are there; returns all that it has then."""
+        wanted = validated(LabelChange, {"labels": dict(labels or {}), "removed": list(removed)})
+        return Call(
+            lambda: self.service.actor.call(
+                lambda service: service.change_labels.remote(self.tenant, self.id, wanted.labels, wanted.removed)
+            )
+        )
+
     def backups(self, *, limit: int = 100, cursor: str | None = None) -> Call[BackupPage]:
         """One page of the sandbox's backups, newest first. Neither wakes nor creates it."""
         return Call(
@@ -213,9 +239,10 @@ class ServiceCalls:
         """Returns once a call would succeed: the service answers, and the bucket too."""
         return self._call(lambda service: service.ready.remote())
 
-    def create_sandbox(self) -> Call[str]:
+    def create_sandbox(self, *, labels: Mapping[str, str] | None = None) -> Call[str]:
         """A fresh sandbox with a random id."""
-        return self._call(lambda service: service.create_sandbox.remote(self.tenant))
+        wanted = validated(NewSandbox, {"labels": dict(labels or {})}).labels
+        return self._call(lambda service: service.create_sandbox.remote(self.tenant, wanted))
 
     def sandboxes(self, *, limit: int = 100, cursor: str | None = None) -> Call[SandboxPage]:
         """One page of the tenant's sandboxes."""
@@ -363,6 +390,18 @@ class Sandbox:
     def info(self) -> SandboxInfo:
         """What is known of the sandbox; neither wakes nor creates it."""
         return self.calls.info().result()
+
+    def events(self, *, limit: int = 100) -> list[SandboxEvent]:
+        """What happened to the sandbox lately, newest first; neither wakes nor creates it."""
+        return self.calls.events(limit=limit).result().events
+
+    def set_labels(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """Gives the sandbox these labels instead of those it has; does not wake it."""
+        return self.calls.set_labels(labels).result()
+
+    def change_labels(self, labels: Mapping[str, str] | None = None, *, removed: Sequence[str] = ()) -> dict[str, str]:
+        """Sets some labels and removes others; returns all that it has then. Does not wake it."""
+        return self.calls.change_labels(labels, removed=removed).result()
 
     def cancel(self) -> bool:
         """Cancels the backup or restore that runs now."""

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -430,8 +430,8 @@ class ServiceHost:
     def ready(self) -> None:
         _guarded(self._service.ready)
 
-    def create_sandbox(self, tenant: str) -> str:
-        return _guarded(lambda: self._service.create_sandbox(tenant))
+    def create_sandbox(self, tenant: str, labels: Mapping[str, str]) -> str:
+        return _guarded(lambda: self._service.create_sandbox(tenant, labels))
 
     def sandboxes(self, tenant: str, limit: int, cursor: str | None) -> Any:
         return _guarded(lambda: self._service.sandboxes(tenant, limit, cursor))
@@ -457,6 +457,15 @@ class ServiceHost:
 
     def doctor(self) -> Any:
         return _guarded(self._service.doctor)
+
+    def events(self, tenant: str, sandbox_id: str, limit: int) -> Any:
+        return _guarded(lambda: self._service.events(tenant, sandbox_id, limit))
+
+    def set_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str]) -> Any:
+        return _guarded(lambda: self._service.set_labels(tenant, sandbox_id, labels))
+
+    def change_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str], removed: Sequence[str]) -> Any:
+        return _guarded(lambda: self._service.change_labels(tenant, sandbox_id, labels, removed))
 
 
 def start_service(config: SandboxConfig) -> None:

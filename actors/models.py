@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from actors.errors import InvalidRequestError, PathForbiddenError
 
@@ -29,6 +29,9 @@ TRANSFER_BYTES = 1024 * 1024
 """Bytes per message of a file transfer: 5 ms each through Ray (measured), so some 200 MB/s with little memory."""
 
 _ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
+_LABEL_KEY = re.compile(r"[a-zA-Z0-9._/-]{1,63}")
+MAX_LABELS = 64
+MAX_LABEL_LENGTH = 256
 
 
 def _identifier(value: str) -> str:
@@ -120,10 +123,21 @@ def _idempotency_key(value: str) -> str:
     return value
 
 
+def _labels(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > MAX_LABELS:
+        raise ValueError(f"must be at most {MAX_LABELS} labels")
+    if not all(_LABEL_KEY.fullmatch(key) for key in value):
+        raise ValueError("a label's key must be 1 to 63 characters of a-z, A-Z, 0-9, '.', '_', '/' and '-'")
+    if not all(len(text) <= MAX_LABEL_LENGTH and text.isprintable() for text in value.values()):
+        raise ValueError(f"a label's value must be at most {MAX_LABEL_LENGTH} printable characters")
+    return value
+
+
 SandboxId = Annotated[str, AfterValidator(_identifier)]
 BackupId = Annotated[str, AfterValidator(_backup_id)]
 BackupDir = Annotated[str, AfterValidator(_backup_dir)]
 SandboxPath = Annotated[str, AfterValidator(_absolute_path)]
+LabelValues = Annotated[dict[str, str], AfterValidator(_labels)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -290,12 +304,71 @@ class RestoredDirectory(Model):
     restored_at: datetime
 
 
+class Labels(RootModel[LabelValues]):
+    """All labels of a sandbox: what its owner wants to know it by. Keys may look like `team/service.name`."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class LabelChange(Model):
+    """Labels to set, and keys of labels to remove, beside which all others stay."""
+
+    labels: LabelValues = {}
+    removed: Annotated[list[str], Field(max_length=MAX_LABELS)] = []
+
+
+class NewSandbox(Model):
+    """What a fresh sandbox begins with."""
+
+    labels: LabelValues = {}
+
+
+class RecoveredDirectory(Model):
+    """A directory that a recovery brought back as it was at `taken_at`; or did not, for the reason in `error`."""
+
+    dir: str
+    backup_id: str
+    taken_at: datetime
+    error: str | None = None
+
+
+class Recovery(Model):
+    """How a sandbox came back after the node with its files was lost: with these directories, and nothing else."""
+
+    at: datetime
+    lost_node: str | None = None
+    directories: list[RecoveredDirectory] = []
+
+
+class SandboxEvent(Model):
+    """Something that happened to a sandbox. `node` is the identity of the data folder in which its files were."""
+
+    kind: str
+    at: datetime
+    dir: str | None = None
+    backup_id: str | None = None
+    node: str | None = None
+
+
+class EventList(Model):
+    """The latest events of a sandbox, newest first."""
+
+    events: list[SandboxEvent]
+
+
 class SandboxInfo(Model):
-    """What is known of a sandbox, awake or not."""
+    """What is known of a sandbox, awake or not.
+
+    `last_used_at` may lag by as long as the service puts off writing it. `epoch` counts the actors it has had.
+    """
 
     id: str
     running: bool
     created_at: datetime
+    last_used_at: datetime | None = None
+    epoch: Count = 0
+    labels: dict[str, str] = {}
+    recovery: Recovery | None = None
     awake_since: datetime | None = None
     restored: list[RestoredDirectory] = []
     operation: Operation | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -12,13 +12,17 @@ from actors.bucket import configured
 from actors.doctor import checks
 from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError, SandboxNotFoundError
 from actors.faults import reading
+from actors.labels import relabelled
 from actors.models import (
     BackupInfo,
     BackupPage,
     Check,
     DirectoryBackup,
+    EventList,
     GcReport,
+    LabelChange,
     LifecycleReport,
+    NewSandbox,
     NotKept,
     RestoredDirectory,
     RestoreMode,
@@ -27,6 +31,7 @@ from actors.models import (
     SandboxRef,
     validated,
 )
+from actors.published import public_event, public_recovery
 from actors.settings import SandboxConfig
 from storage import lifecycle
 from storage.catalog import BackupCatalog
@@ -82,14 +87,43 @@ class Service:
             return None
         return found.state.node if found else None
 
-    def create_sandbox(self, tenant: str) -> str:
-        """Records a fresh sandbox and returns its random id."""
+    def create_sandbox(self, tenant: str, labels: Mapping[str, str] | None = None) -> str:
+        """Records a fresh sandbox and returns its random id. Labels need a bucket that is configured."""
         sandbox_id = f"sb-{secrets.token_hex(10)}"
-        if self._catalog is not None:
+        if labels:
+            self.set_labels(tenant, sandbox_id, labels)
+        elif self._catalog is not None:
             with reading("bucket"):
                 state = SandboxState(id=sandbox_id, tenant=tenant, created_at=datetime.now(UTC))
                 self._catalog.write_state(state, replacing=None)
         return sandbox_id
+
+    def set_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str]) -> dict[str, str]:
+        """Gives the sandbox these labels instead of those it has; returns them. Raises as `relabelled`."""
+        wanted = validated(NewSandbox, {"labels": dict(labels)}).labels
+        with reading("sandbox"):
+            return relabelled(self._configured(), tenant, sandbox_id, lambda _: wanted)
+
+    def change_labels(
+        self, tenant: str, sandbox_id: str, labels: Mapping[str, str], removed: Sequence[str]
+    ) -> dict[str, str]:
+        """Sets some labels and removes others; returns all that the sandbox has then. Raises as `relabelled`."""
+        wanted = validated(LabelChange, {"labels": dict(labels), "removed": list(removed)})
+        gone = set(wanted.removed)
+
+        def change(old: Mapping[str, str]) -> dict[str, str]:
+            kept = {key: value for key, value in old.items() if key not in gone}
+            return validated(NewSandbox, {"labels": kept | wanted.labels}).labels
+
+        with reading("sandbox"):
+            return relabelled(self._configured(), tenant, sandbox_id, change)
+
+    def events(self, tenant: str, sandbox_id: str, limit: int) -> EventList:
+        """What happened to a sandbox lately, newest first. Does not wake it. Raises SandboxNotFoundError."""
+        size = _page_size(limit)
+        return EventList(
+            events=[public_event(event) for event in reversed(self._state(tenant, sandbox_id).events)][:size]
+        )
 
     def sandboxes(self, tenant: str, limit: int, cursor: str | None) -> SandboxPage:
         """One page of a tenant's sandboxes."""
@@ -100,12 +134,7 @@ class Service:
 
     def describe(self, tenant: str, sandbox_id: str) -> SandboxInfo:
         """What the bucket knows of a sandbox that is not awake. Raises SandboxNotFoundError."""
-        found = None
-        if self._catalog is not None:
-            with reading("sandbox"):
-                found = self._catalog.find_state(tenant, sandbox_id)
-        if found is None:
-            raise SandboxNotFoundError("There is no such sandbox.", context={"sandbox": sandbox_id})
+        state = self._state(tenant, sandbox_id)
         restored = [
             RestoredDirectory(
                 dir=row.dir,
@@ -114,9 +143,28 @@ class Service:
                 driver=row.driver,
                 restored_at=row.restored_at,
             )
-            for row in found.state.restored
+            for row in state.restored
         ]
-        return SandboxInfo(id=sandbox_id, running=False, created_at=found.state.created_at, restored=restored)
+        return SandboxInfo(
+            id=sandbox_id,
+            running=False,
+            created_at=state.created_at,
+            last_used_at=state.last_used_at,
+            epoch=state.epoch,
+            labels=state.labels,
+            recovery=public_recovery(state),
+            restored=restored,
+        )
+
+    def _state(self, tenant: str, sandbox_id: str) -> SandboxState:
+        """What the bucket has of a sandbox. Raises SandboxNotFoundError."""
+        found = None
+        if self._catalog is not None:
+            with reading("sandbox"):
+                found = self._catalog.find_state(tenant, sandbox_id)
+        if found is None:
+            raise SandboxNotFoundError("There is no such sandbox.", context={"sandbox": sandbox_id})
+        return found.state
 
     def backups(self, tenant: str, sandbox_id: str, limit: int, cursor: str | None) -> BackupPage:
         """One page of a sandbox's backups, newest first."""

@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
 from actors.errors import InvalidBackupConfigError, InvalidRequestError, RequestTooLargeError
-from actors.models import Model, invalid
+from actors.models import invalid
 from gateway.config import GatewayConfig
 from gateway.errors import MalformedBodyError, RequestTimeoutError
 
-M = TypeVar("M", bound=Model)
+M = TypeVar("M", bound=BaseModel)
 
 
 async def pieces(request: Request, *, limit_bytes: int, idle_s: float) -> AsyncIterator[bytes]:
@@ -62,7 +62,13 @@ async def in_blocks(source: AsyncIterator[bytes], block_bytes: int) -> AsyncIter
         yield bytes(buffer)
 
 
-async def parsed(request: Request, model: type[M], error: type[InvalidRequestError] = InvalidRequestError) -> M:
+async def parsed(
+    request: Request,
+    model: type[M],
+    error: type[InvalidRequestError] = InvalidRequestError,
+    *,
+    empty: M | None = None,
+) -> M:
     """The JSON body as a model.
 
     Args:
@@ -70,11 +76,14 @@ async def parsed(request: Request, model: type[M], error: type[InvalidRequestErr
         model: what it must be, strictly.
         error: the kind of error for a body that is JSON but not such a model. Where that is
             InvalidBackupConfigError, it is also the one for a body that is no JSON.
+        empty: what no body at all means; without it, that is an error.
     """
     config: GatewayConfig = request.app.state.config
     body = bytearray()
     async for piece in pieces(request, limit_bytes=config.max_body_bytes, idle_s=config.body_idle_s):
         body += piece
+    if not body and empty is not None:
+        return empty
     malformed = InvalidBackupConfigError if error is InvalidBackupConfigError else MalformedBodyError
     try:
         from_json(bytes(body), allow_inf_nan=False)
@@ -86,11 +95,11 @@ async def parsed(request: Request, model: type[M], error: type[InvalidRequestErr
         raise invalid(e, error) from None
 
 
-def describes(model: type[Model]) -> dict[str, Any]:
+def describes(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """The `openapi_extra` of a route whose body is parsed by `parsed`."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
-    return _json_body(_inlined(schema, definitions))
+    return _json_body(_inlined(schema, definitions), required=required)
 
 
 def describes_bytes(media_type: str) -> dict[str, Any]:
@@ -99,8 +108,8 @@ def describes_bytes(media_type: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
-def _json_body(schema: Any) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def _json_body(schema: Any, *, required: bool) -> dict[str, Any]:
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -33,6 +33,8 @@ COMMANDS = {
     "cancel": ("gateway.cli.backups", "cancel", "Cancel the backup or restore that a sandbox is busy with."),
     "list": ("gateway.cli.inventory", "list_all", "List the sandboxes, or the backups of one."),
     "inspect": ("gateway.cli.inventory", "inspect", "Show everything that is known of a sandbox or a backup."),
+    "events": ("gateway.cli.history", "events", "Show what happened to a sandbox lately, newest first."),
+    "label": ("gateway.cli.history", "label", "Set and remove labels of a sandbox."),
     "delete": ("gateway.cli.inventory", "delete", "Delete a sandbox with its files, or a backup."),
     "gc": ("gateway.cli.operations", "collect", "Remove expired and orphaned objects from the bucket."),
     "lifecycle": ("gateway.cli.operations", "lifecycle", "Show the bucket's lifecycle rules, or install them."),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
-from actors.models import Model, Operation, SandboxInfo, SandboxPage
+from actors.models import EventList, Labels, Model, NewSandbox, Operation, SandboxInfo, SandboxPage
 from gateway.answers import NO_CONTENT, answer, done
+from gateway.body import describes, parsed
 from gateway.routes.request import Box, Cursor, Limit, Service
 
 router = APIRouter(prefix="/v1/sandbox", tags=["sandboxes"])
@@ -29,10 +30,11 @@ class Cancelled(Model):
     cancelled: bool
 
 
-@router.post("", response_model=Created)
-async def create_sandbox(service: Service) -> Response:
-    """A fresh sandbox with a random id. (Any valid id works without this.)"""
-    return answer(Created(id=await service.create_sandbox()))
+@router.post("", response_model=Created, openapi_extra=describes(NewSandbox, required=False))
+async def create_sandbox(request: Request, service: Service) -> Response:
+    """A fresh sandbox with a random id, and with labels if the body has some. (Any valid id works without this.)"""
+    wanted = await parsed(request, NewSandbox, empty=NewSandbox())
+    return answer(Created(id=await service.create_sandbox(labels=wanted.labels)))
 
 
 @router.get("", response_model=SandboxPage)
@@ -52,6 +54,22 @@ async def destroy_sandbox(box: Box) -> Response:
     """Ends a sandbox and removes its files and state. Its backups stay. Repeatable."""
     await box.destroy()
     return done()
+
+
+@router.get("/{id}/events", response_model=EventList)
+async def sandbox_events(box: Box, limit: Limit = 100) -> Response:
+    """What happened to the sandbox lately, newest first. Neither wakes nor creates it."""
+    return answer(await box.events(limit=limit))
+
+
+@router.put("/{id}/labels", response_model=Labels, openapi_extra=describes(Labels))
+async def set_labels(request: Request, box: Box) -> Response:
+    """Gives the sandbox these labels instead of those it has. Does not wake it.
+
+    At most 64; keys of 1 to 63 characters (letters, digits and ._/-), values of up to 256 printable characters.
+    """
+    wanted = await parsed(request, Labels)
+    return answer(await box.set_labels(wanted.root))
 
 
 @router.get("/{id}/running", response_model=Running)

@@ -19,7 +19,22 @@ from tests.acceptance.http_box import HttpBox
 from tests.support.service import HOLDFAST, Service, clean_environment
 
 COMMAND_S = 60
-COMMANDS = ["serve", "exec", "cp", "ls", "backup", "restore", "list", "inspect", "delete", "gc", "lifecycle", "doctor"]
+COMMANDS = [
+    "serve",
+    "exec",
+    "cp",
+    "ls",
+    "backup",
+    "restore",
+    "list",
+    "inspect",
+    "events",
+    "label",
+    "delete",
+    "gc",
+    "lifecycle",
+    "doctor",
+]
 
 
 @pytest.fixture

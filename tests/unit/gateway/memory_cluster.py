@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from actors.models import (
     BackupOptions,
     BackupPage,
     DirectoryBackup,
+    EventList,
     ExecEvent,
     ExecRequest,
     Exit,
@@ -29,6 +30,7 @@ from actors.models import (
     Phase,
     RestoreBackupResult,
     RestoreOptions,
+    SandboxEvent,
     SandboxInfo,
     SandboxPage,
     SandboxRef,
@@ -115,6 +117,8 @@ class MemorySandbox:
     current: Operation | None = None
     used: bool = False
     asked: list[Any] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    happened: list[SandboxEvent] = field(default_factory=list)
     streams: list[MemoryStream[Any]] = field(default_factory=list)
     uploads: list[MemoryUpload] = field(default_factory=list)
     on_cancel: Callable[[], None] = lambda: None
@@ -207,7 +211,7 @@ class MemorySandbox:
         def act() -> SandboxInfo:
             if not self.used:
                 raise SandboxNotFoundError("No such sandbox.", context={"sandbox": self.id})
-            return SandboxInfo(id=self.id, running=True, created_at=NOW)
+            return SandboxInfo(id=self.id, running=True, created_at=NOW, labels=self.labels)
 
         return Later(act)
 
@@ -223,6 +227,28 @@ class MemorySandbox:
             return self.current is not None
 
         return Later(act)
+
+    def events(self, *, limit: int = 100) -> Later[EventList]:
+        def act() -> EventList:
+            if not self.used:
+                raise SandboxNotFoundError("No such sandbox.", context={"sandbox": self.id})
+            return EventList(events=self.happened[::-1][:limit])
+
+        return Later(act)
+
+    def set_labels(self, labels: Mapping[str, str]) -> Later[dict[str, str]]:
+        def act() -> dict[str, str]:
+            self.used = True
+            self.labels = dict(labels)
+            return self.labels
+
+        return Later(act)
+
+    def change_labels(
+        self, labels: Mapping[str, str] | None = None, *, removed: Sequence[str] = ()
+    ) -> Later[dict[str, str]]:
+        kept = {key: value for key, value in self.labels.items() if key not in removed}
+        return self.set_labels(kept | dict(labels or {}))
 
     def backups(self, *, limit: int = 100, cursor: str | None = None) -> Later[BackupPage]:
         return Later(
@@ -255,8 +281,13 @@ class MemoryTenant:
 
         return Later(act)
 
-    def create_sandbox(self) -> Later[str]:
-        return Later(lambda: uuid.uuid4().hex)
+    def create_sandbox(self, *, labels: Mapping[str, str] | None = None) -> Later[str]:
+        def act() -> str:
+            box = MemorySandbox(uuid.uuid4().hex, self, labels=dict(labels or {}), used=True)
+            self.sandboxes[box.id] = box
+            return box.id
+
+        return Later(act)
 
     def sandboxes_page(self) -> SandboxPage:
         return SandboxPage(sandboxes=[SandboxRef(id=id, running=box.used) for id, box in self.sandboxes.items()])

@@ -13,12 +13,12 @@ import pytest
 
 from actors.client import Sandbox
 from actors.errors import BackupCreateError, ExecStoppedError, OperationCancelledError
-from actors.models import BackupOptions, Exit, Output, RestoreMode, RestoreOptions
+from actors.models import BackupOptions, Exit, Output, RestoreMode, RestoreOptions, SandboxEvent
 from gateway.cli.app import COMMANDS, main
 from gateway.cli.arguments import Remote, remote
 from gateway.cli.connection import RayDoors, read_client_env
 from gateway.cli.output import printable
-from tests.unit.gateway.memory_cluster import MemoryCluster, MemoryDoors, MemorySandbox
+from tests.unit.gateway.memory_cluster import NOW, MemoryCluster, MemoryDoors, MemorySandbox
 
 Capture = pytest.CaptureFixture[str]
 
@@ -284,3 +284,28 @@ def test_help_does_not_import_ray_or_a_web_server() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_events_are_rows_newest_first(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+    assert run(cluster, "events", "box", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["code"] == "SANDBOX_NOT_FOUND"
+    box.used = True
+    box.happened = [SandboxEvent(kind="created", at=NOW), SandboxEvent(kind="slept", at=NOW, dir="/app", node="n")]
+    assert run(cluster, "events", "box") == 0
+    at = "2026-01-02T03:04:05+00:00"
+    assert capsys.readouterr().out == f"{at}\tslept\t/app\t\tn\n{at}\tcreated\t\t\t\n"
+    assert run(cluster, "events", "box", "--limit", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "events": [{"kind": "slept", "at": "2026-01-02T03:04:05Z", "dir": "/app", "node": "n"}]
+    }
+
+
+def test_label_sets_removes_and_shows(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+    assert run(cluster, "label", "box", "stage=dev", "team/owner=a=b", "empty=") == 0
+    assert capsys.readouterr().out == "empty\t\nstage\tdev\nteam/owner\ta=b\n"
+    assert run(cluster, "label", "box", "stage=prod", "team/owner-", "missing-", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"labels": {"empty": "", "stage": "prod"}}
+    assert run(cluster, "label", "box") == 0
+    assert capsys.readouterr().out == "empty\t\nstage\tprod\n"
+    assert run(cluster, "label", "box", "stage", "--json") == 2
+    assert box.labels == {"empty": "", "stage": "prod"}

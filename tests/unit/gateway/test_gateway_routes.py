@@ -5,7 +5,9 @@ import asyncio
 import pytest
 
 from actors.errors import StorageUnavailableError
+from actors.models import SandboxEvent
 from tests.unit.gateway.conftest import DEADLINE_S, OTHER_KEY, Exchange, Gateway
+from tests.unit.gateway.memory_cluster import NOW
 
 
 def test_a_backup_is_made_listed_restored_and_deleted(gateway: Gateway) -> None:
@@ -108,3 +110,58 @@ def test_an_upload_is_thrown_away_when_its_client_goes_away(gateway: Gateway) ->
         assert gateway.log.lines[-1]["status"] == 499
 
     asyncio.run(scenario())
+
+
+def test_labels_are_replaced_as_a_whole_and_shown(gateway: Gateway) -> None:
+    path = "/v1/sandbox/box/labels"
+    assert gateway.request("PUT", path, json={"team/owner": "anna", "b": ""}).json() == {"team/owner": "anna", "b": ""}
+    assert gateway.request("PUT", path, json={"stage": "dev"}).json() == {"stage": "dev"}
+    assert gateway.request("GET", "/v1/sandbox/box").json()["labels"] == {"stage": "dev"}
+    created = gateway.request("POST", "/v1/sandbox", json={"labels": {"a": "1"}}).json()["id"]
+    assert gateway.request("GET", f"/v1/sandbox/{created}").json()["labels"] == {"a": "1"}
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"": "x"},
+        {"a b": "x"},
+        {"k" * 64: "x"},
+        {"a": "x" * 257},
+        {"a": "line\nfeed"},
+        {"a": 1},
+        {str(number): "" for number in range(65)},
+        ["a"],
+    ],
+)
+def test_labels_are_bounded(gateway: Gateway, labels: object) -> None:
+    for method, path, body in (
+        ("PUT", "/v1/sandbox/box/labels", labels),
+        ("POST", "/v1/sandbox", {"labels": labels}),
+    ):
+        response = gateway.request(method, path, json=body)
+        assert (response.status_code, response.json()["code"]) == (422, "INVALID_REQUEST")
+    assert gateway.cluster.sandbox("default", "box").labels == {}
+    most = {"k" * 61 + f"{number:02}": "v" * 256 for number in range(12)}
+    assert gateway.request("PUT", "/v1/sandbox/box/labels", json=most).json() == most
+
+
+def test_a_sandbox_can_be_created_with_and_without_a_body(gateway: Gateway) -> None:
+    assert gateway.request("POST", "/v1/sandbox").json()["id"]
+    assert gateway.request("POST", "/v1/sandbox", json={}).json()["id"]
+    assert gateway.request("POST", "/v1/sandbox", content=b"x").status_code == 400
+    assert gateway.request("PUT", "/v1/sandbox/box/labels").status_code == 400
+
+
+def test_events_come_newest_first(gateway: Gateway) -> None:
+    path = "/v1/sandbox/box/events"
+    assert gateway.request("GET", path).json()["code"] == "SANDBOX_NOT_FOUND"
+    box = gateway.cluster.sandbox("default", "box")
+    box.used = True
+    box.happened = [SandboxEvent(kind="created", at=NOW), SandboxEvent(kind="backed_up", at=NOW, dir="/workspace")]
+    at = "2026-01-02T03:04:05Z"
+    assert gateway.request("GET", path).json() == {
+        "events": [{"kind": "backed_up", "at": at, "dir": "/workspace"}, {"kind": "created", "at": at}]
+    }
+    assert [e["kind"] for e in gateway.request("GET", f"{path}?limit=1").json()["events"]] == ["backed_up"]
+    assert gateway.request("GET", f"{path}?limit=0").status_code == 422

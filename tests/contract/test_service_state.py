@@ -1,0 +1,196 @@
+"""What the service reads and writes of a sandbox's state, in a bucket that others write to as well."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from actors.bucket import open_catalog
+from actors.errors import InvalidRequestError, SandboxNotFoundError, StorageUnavailableError
+from actors.service import Service
+from actors.settings import NodeConfig, SandboxConfig
+from storage.catalog import BackupCatalog, StoredState
+from storage.errors import StoreUnavailableError
+from storage.metadata import Checkpoint, Event, RecoveredDirectory, Recovery, SandboxState
+from tests.contract.conftest import Place
+from tests.support.s3 import FAST
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+A, B = str(uuid.uuid4()), str(uuid.uuid4())
+
+
+class Bucket:
+    """A service over a store, and the same store's catalog for everybody else."""
+
+    def __init__(self, place: Place) -> None:
+        self.config = SandboxConfig(
+            node=NodeConfig(data_dir=Path("/nowhere")),
+            transfer=FAST,
+            bucket=place.config,
+            signing_key=SecretStr("signing key"),
+        )
+        catalog = open_catalog(self.config)
+        assert catalog is not None
+        self.catalog: BackupCatalog = catalog
+        self.box = f"box-{uuid.uuid4().hex[:12]}"
+        self.service = self.over(catalog)
+
+    def over(self, catalog: BackupCatalog) -> Service:
+        return Service(self.config, catalog, is_running=lambda tenant, sandbox: False)
+
+    def state(self) -> SandboxState:
+        found = self.catalog.find_state("acme", self.box)
+        assert found is not None
+        return found.state
+
+    def write(self, **fields: object) -> SandboxState:
+        """Writes the sandbox's state, as its actor does."""
+        found = self.catalog.find_state("acme", self.box)
+        made = found.state if found else SandboxState(id=self.box, tenant="acme", created_at=NOW)
+        state = made.model_copy(update=fields)
+        self.catalog.write_state(state, replacing=found.etag if found else None)
+        return state
+
+
+@pytest.fixture
+def bucket(place: Place) -> Bucket:
+    return Bucket(place)
+
+
+class Interrupted(BackupCatalog):
+    """A catalog in which others do something between each reading of a state and the writing that follows."""
+
+    def __init__(self, catalog: BackupCatalog, meanwhile: Callable[[], object]) -> None:
+        super().__init__(catalog.store, SecretStr("signing key"))
+        self._meanwhile = meanwhile
+
+    def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
+        found = super().find_state(tenant, sandbox)
+        self._meanwhile()
+        return found
+
+
+def test_labels_change_nothing_else_of_the_state(bucket: Bucket) -> None:
+    before = bucket.write(
+        epoch=7,
+        last_used_at=NOW,
+        node="n",
+        labels={"old": "1", "stays": "2"},
+        checkpoints=[Checkpoint(dir="/workspace", backup_id=A, taken_at=NOW)],
+        events=[Event(kind="created", at=NOW)],
+    )
+    assert bucket.service.change_labels("acme", bucket.box, {"new": "3"}, ["old", "never"]) == {
+        "stays": "2",
+        "new": "3",
+    }
+    assert bucket.state() == before.model_copy(update={"labels": {"stays": "2", "new": "3"}})
+    assert bucket.service.set_labels("acme", bucket.box, {}) == {}
+    assert bucket.state() == before.model_copy(update={"labels": {}})
+
+
+def test_labels_make_a_sandbox_known(bucket: Bucket) -> None:
+    assert bucket.service.set_labels("acme", bucket.box, {"a": "1"}) == {"a": "1"}
+    assert (bucket.state().epoch, bucket.state().labels) == (0, {"a": "1"})
+    info = bucket.service.describe("acme", bucket.box)
+    assert (info.labels, info.running, info.epoch) == ({"a": "1"}, False, 0)
+    with pytest.raises(SandboxNotFoundError):
+        bucket.service.describe("other", bucket.box)
+    created = bucket.service.create_sandbox("acme", {"b": "2"})
+    assert bucket.service.describe("acme", created).labels == {"b": "2"}
+    assert bucket.service.describe("acme", bucket.service.create_sandbox("acme")).labels == {}
+
+
+def test_what_an_actor_writes_meanwhile_is_kept(bucket: Bucket, place: Place) -> None:
+    if not place.conditional_writes:
+        pytest.skip(f"{place.name} has no conditional writes, so the last writer wins")
+    bucket.write(labels={"a": "1"})
+    epochs = iter((1, 2))
+
+    def actor_writes() -> None:
+        epoch = next(epochs, None)
+        if epoch is not None:
+            bucket.write(epoch=epoch)
+
+    service = bucket.over(Interrupted(bucket.catalog, actor_writes))
+    assert service.change_labels("acme", bucket.box, {"b": "2"}, []) == {"a": "1", "b": "2"}
+    assert (bucket.state().epoch, bucket.state().labels) == (2, {"a": "1", "b": "2"})
+
+
+def test_labels_of_a_state_that_never_stands_still_are_given_up(bucket: Bucket, place: Place) -> None:
+    if not place.conditional_writes:
+        pytest.skip(f"{place.name} has no conditional writes, so the last writer wins")
+    state = bucket.write()
+    writes = iter(range(1, 1000))
+    service = bucket.over(Interrupted(bucket.catalog, lambda: bucket.write(epoch=next(writes))))
+    with pytest.raises(StorageUnavailableError):
+        service.set_labels("acme", bucket.box, {"a": "1"})
+    assert bucket.state().labels == state.labels
+
+
+def test_a_write_that_nobody_confirmed_has_an_unknown_outcome(bucket: Bucket) -> None:
+    class Unsure(BackupCatalog):
+        def write_state(self, state: SandboxState, *, replacing: str | None) -> str:
+            super().write_state(state, replacing=replacing)
+            raise StoreUnavailableError("put", bucket="b", key="k")
+
+    service = bucket.over(Unsure(bucket.catalog.store, SecretStr("signing key")))
+    with pytest.raises(StorageUnavailableError) as raised:
+        service.set_labels("acme", bucket.box, {"a": "1"})
+    assert raised.value.context == {"outcome": "unknown"}
+
+
+def test_labels_stay_bounded_however_they_come(bucket: Bucket) -> None:
+    bucket.service.set_labels("acme", bucket.box, {f"k{number}": "" for number in range(64)})
+    with pytest.raises(InvalidRequestError):
+        bucket.service.change_labels("acme", bucket.box, {"one-more": ""}, [])
+    with pytest.raises(InvalidRequestError):
+        bucket.service.set_labels("acme", bucket.box, {"a b": ""})
+    with pytest.raises(InvalidRequestError):
+        bucket.service.set_labels("acme", bucket.box, {"a": "\n"})
+    assert len(bucket.state().labels) == 64
+    assert len(bucket.service.change_labels("acme", bucket.box, {"one-more": ""}, ["k0"])) == 64
+
+
+def test_events_come_newest_first_and_bounded(bucket: Bucket) -> None:
+    with pytest.raises(SandboxNotFoundError):
+        bucket.service.events("acme", bucket.box, 10)
+    events = [
+        Event(kind="created", at=NOW, node="n1"),
+        Event(kind="backed_up", at=NOW + timedelta(seconds=1), dir="/workspace", backup_id=A, node="n1"),
+        Event(kind="slept", at=NOW + timedelta(seconds=2)),
+    ]
+    bucket.write(events=events)
+    found = bucket.service.events("acme", bucket.box, 2).events
+    assert [(event.kind, event.at) for event in found] == [("slept", events[2].at), ("backed_up", events[1].at)]
+    assert (found[1].dir, found[1].backup_id, found[1].node) == ("/workspace", A, "n1")
+    assert len(bucket.service.events("acme", bucket.box, 1000).events) == 3
+    with pytest.raises(InvalidRequestError):
+        bucket.service.events("acme", bucket.box, 0)
+
+
+def test_a_sleeping_sandbox_tells_what_it_was_recovered_from(bucket: Bucket) -> None:
+    directories = [
+        RecoveredDirectory(dir="/workspace", backup_id=A, taken_at=NOW),
+        RecoveredDirectory(dir="/app", backup_id=B, taken_at=NOW, error="BACKUP_EXPIRED"),
+    ]
+    bucket.write(epoch=3, last_used_at=NOW, recovery=Recovery(at=NOW, lost_node="gone", directories=directories))
+    info = bucket.service.describe("acme", bucket.box)
+    assert (info.epoch, info.last_used_at) == (3, NOW)
+    assert info.recovery is not None
+    assert (info.recovery.at, info.recovery.lost_node) == (NOW, "gone")
+    assert [(row.dir, row.backup_id, row.taken_at, row.error) for row in info.recovery.directories] == [
+        ("/workspace", A, NOW, None),
+        ("/app", B, NOW, "BACKUP_EXPIRED"),
+    ]
+
+
+def test_without_conditional_writes_labels_are_written_all_the_same(bucket: Bucket, place: Place) -> None:
+    assert bucket.catalog.store.supports_conditional_writes() == place.conditional_writes
+    for number in range(3):
+        bucket.service.set_labels("acme", bucket.box, {"n": str(number)})
+    assert bucket.state().labels == {"n": "2"}
