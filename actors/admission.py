@@ -45,11 +45,10 @@ class Admission:
                 )
             waiting.append(now)
 
-    def begin(self, lane: str) -> None:
-        """A call of this lane does not wait any more."""
+    def begin(self, lane: str) -> float:
+        """A call of this lane does not wait any more; returns for how many seconds the longest waiting one has."""
         with self._lock:
-            if self._waiting[lane]:
-                self._waiting[lane].popleft()
+            return self._clock() - self._waiting[lane].popleft() if self._waiting[lane] else 0.0
 
     def waiting(self) -> dict[str, int]:
         """How many wait in each lane."""

@@ -30,6 +30,7 @@ import structlog
 from actors.cache import ArchiveCache
 from actors.errors import BackupCreateError, InvalidBackupConfigError
 from actors.faults import failing_as
+from actors.metrics import ARCHIVED_BYTES, UNMETERED, UPLOADED_BYTES, Meter
 from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
 from actors.node.archiver import Archiver, Made
 from actors.node.errors import PathError
@@ -78,6 +79,7 @@ class BackupCreation:
     ledger: Ledger
     paused: Callable[[], AbstractContextManager[None]]
     """Pauses all that could change the tree."""
+    meter: Meter = UNMETERED
 
     def create(
         self, options: BackupOptions, progress: Progress, *, idempotency_key: str | None = None
@@ -102,11 +104,13 @@ class BackupCreation:
                 created_at = datetime.now(UTC)
                 with step(CreateStep.ARCHIVE):
                     made = self._archive(options, work, progress)
+                self.meter.add(ARCHIVED_BYTES, amount=made.found.source_bytes)
                 with step(CreateStep.BEGIN):
                     self.ledger.begin(backup_id)
                 try:
                     with step(CreateStep.UPLOAD):
                         uploaded = self._upload(backup_id, made, progress)
+                    self.meter.add(UPLOADED_BYTES, amount=uploaded.size_bytes)
                     record = self._record(backup_id, options, created_at, made, uploaded)
                     made_meanwhile = self._commit(record, options, idempotency_key, progress)
                 except BaseException:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from actors.errors import InvalidBackupConfigError, InvalidRequestError
+from actors.metrics import ClusterMetrics
 from actors.models import (
     DEFAULT_TENANT,
     DEFAULT_TTL_S,
@@ -203,20 +204,24 @@ class SandboxCalls:
     def set_labels(self, labels: Mapping[str, str]) -> Call[dict[str, str]]:
         """Gives the sandbox these labels instead of those it has; returns them. Does not wake it, but creates it."""
         wanted = validated(NewSandbox, {"labels": dict(labels)}).labels
-        return Call(
-            lambda: self.service.actor.call(lambda service: service.set_labels.remote(self.tenant, self.id, wanted))
-        )
+        return self._relabel(lambda service: service.set_labels.remote(self.tenant, self.id, wanted))
 
     def change_labels(
         self, labels: Mapping[str, str] | None = None, *, removed: Sequence[str] = ()
     ) -> Call[dict[str, str]]:
         """Sets some labels and removes others, whether or not they are there; returns all that it has then."""
         wanted = validated(LabelChange, {"labels": dict(labels or {}), "removed": list(removed)})
-        return Call(
-            lambda: self.service.actor.call(
-                lambda service: service.change_labels.remote(self.tenant, self.id, wanted.labels, wanted.removed)
-            )
+        return self._relabel(
+            lambda service: service.change_labels.remote(self.tenant, self.id, wanted.labels, wanted.removed)
         )
+
+    def _relabel(self, send: Callable[[Any], Any]) -> Call[dict[str, str]]:
+        def steps() -> Steps[dict[str, str]]:
+            labels: dict[str, str] = yield from self.service.actor.call(send)
+            yield from self.actor.call_if_alive(lambda actor: actor.relabel.remote(labels), None)
+            return labels
+
+        return Call(steps)
 
     def backups(self, *, limit: int = 100, cursor: str | None = None) -> Call[BackupPage]:
         """One page of the sandbox's backups, newest first. Neither wakes nor creates it."""
@@ -263,6 +268,10 @@ class ServiceCalls:
     def lifecycle(self, *, expire_days: int | None = None) -> Call[LifecycleReport]:
         """Shows the bucket's lifecycle rules, or with `expire_days` installs them."""
         return self._call(lambda service: service.lifecycle.remote(expire_days))
+
+    def metrics(self) -> Call[ClusterMetrics]:
+        """What was counted in all actors of the cluster, and how full it is."""
+        return self._call(lambda service: service.metrics.remote())
 
     def doctor(self) -> Call[list[Check]]:
         """What the service's node offers."""

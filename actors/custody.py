@@ -8,7 +8,7 @@ ends.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -195,6 +195,11 @@ class Custody:
             durable = self._own()
             with _told():
                 durable.change(change)
+
+    def relabel(self, labels: Mapping[str, str]) -> None:
+        """Takes note of labels that somebody else has written into the state."""
+        if self._durable is not None:
+            self._durable.relabel(labels)
 
     def check(self) -> None:
         """Raises SandboxUnavailableError if another actor has taken over. Raises StorageError."""

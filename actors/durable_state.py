@@ -11,7 +11,7 @@ same instant are then not told apart.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -110,6 +110,12 @@ class DurableState:
             used = {"last_used_at": datetime.now(UTC)}
             self._wanted = change(self._wanted).model_copy(update=used)
             self._write()
+
+    def relabel(self, labels: Mapping[str, str]) -> None:
+        """Takes note of labels that somebody else has written; the next write goes on from there."""
+        with self._lock:
+            if self._wanted is not None:
+                self._wanted = self._wanted.model_copy(update={"labels": dict(labels)})
 
     def check(self) -> None:
         """Raises SupersededError if another actor has an epoch now. Raises StorageError."""

@@ -25,8 +25,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.admission import Admission
 from actors.errors import LEAVING, HoldfastError, InternalError, SandboxUnavailableError
 from actors.logs import configure_logging
+from actors.metrics import SLEEPS, WAIT_SECONDS, Counts
 from actors.node_host import node_host_class
 from actors.nodes import SLOTS, Nodes
+from actors.observation import Watch, cluster_metrics, observed, report_to_service
 from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, SANDBOX_PREFIX, SERVICE_NAME, sandbox_actor_name
 from actors.warm_workers import WarmWorkers
 
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from storage.metadata import Checkpoint
 
 _LANES = {"exec": 32, "files": 16, "control": 8}
-_SERVICE_LANES = {"spawn": 64, "collect": 2}
-"""What may take long, and so keeps nobody else waiting: a full cluster, a large bucket."""
+_SERVICE_LANES = {"spawn": 64, "collect": 2, "metrics": 2, "report": 2}
+"""What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""
 _SERVICE_THREADS = 32
 _SPAWN_S = 30.0
 _CLOSE_S = 60.0
@@ -103,11 +105,13 @@ class _Activity:
             self._leaving = False
 
 
+@observed
 class SandboxHost:
     """One sandbox's actor. `__init__` does nothing that can fail: an error there would lose its class."""
 
     def __init__(self, tenant: str, sandbox_id: str, config: SandboxConfig) -> None:
         self._address = (tenant, sandbox_id, config)
+        self.watch = Watch(tenant=tenant, sandbox=sandbox_id)
         self._activity = _Activity()
         self._admission = Admission()
         self._making = threading.Lock()
@@ -131,7 +135,7 @@ class SandboxHost:
         configure_logging()
         tenant, sandbox_id, config = self._address
         config = on_this_node(config)
-        structlog.contextvars.bind_contextvars(sandbox=sandbox_id)
+        self.watch.report(report_to_service)
         try:
             return LocalSandbox(
                 tenant,
@@ -141,6 +145,7 @@ class SandboxHost:
                 catalog=open_catalog(config),
                 cluster_node=_this_node(),
                 is_lost=_is_lost,
+                meter=self.watch.tally,
             )
         except (NodeError, OSError) as e:
             log.error("sandbox_not_made", error=type(e).__name__)
@@ -160,17 +165,20 @@ class SandboxHost:
     def _serve(self, lane: str | None, act: Callable[[LocalSandbox], T]) -> T:
         """Serves a call that was let in to `lane`; a transfer that goes on needed no leave."""
         if lane is not None:
-            self._admission.begin(lane)
+            self._begin(lane)
         with self._activity.call():
             return self._answer(act)
 
     def _stream(self, lane: str, act: Callable[[LocalSandbox], Iterator[T]]) -> Iterator[T]:
-        self._admission.begin(lane)
+        self._begin(lane)
         with self._activity.call():
             try:
                 yield from _guarded_items(lambda: act(self._sandbox()))
             finally:
                 self._end_if_superseded()
+
+    def _begin(self, lane: str) -> None:
+        self.watch.tally.add(WAIT_SECONDS, lane, amount=self._admission.begin(lane))
 
     def _end_if_superseded(self) -> None:
         """Ends the process, once its answer is out, when another actor has taken the sandbox over."""
@@ -223,6 +231,9 @@ class SandboxHost:
             log.warning("sandbox_stays_awake", error=e.code)
             self._activity.stay()
             return
+        if idle_s > 0:
+            self.watch.tally.add(SLEEPS)
+        self.watch.flush(report_to_service)
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
     def _put_to_bed(self) -> list[Checkpoint] | None:
@@ -300,6 +311,11 @@ class SandboxHost:
         return self._answer(lambda box: box.info())
 
     @ray.method(concurrency_group="control")
+    def relabel(self, labels: Mapping[str, str]) -> None:
+        """Told by whoever has changed the labels in the bucket."""
+        self._answer(lambda box: box.custody.relabel(labels))
+
+    @ray.method(concurrency_group="control")
     def operation(self) -> Any:
         return self._answer(lambda box: box.operation())
 
@@ -318,6 +334,7 @@ def _sandbox_class() -> Any:
     return ray.remote(concurrency_groups=_LANES)(SandboxHost)  # type: ignore[call-overload]
 
 
+@observed
 class ServiceHost:
     """The service's one actor. It makes the sandboxes, so that a job's folder and environment never become theirs."""
 
@@ -326,6 +343,7 @@ class ServiceHost:
         from actors.service import Service
 
         configure_logging()
+        self.watch = Watch()
         self._config = config
         self._service = Service(config, open_catalog(config), is_running=_is_running)
         self._nodes = Nodes(node_host_class(), config)
@@ -466,6 +484,15 @@ class ServiceHost:
 
     def change_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str], removed: Sequence[str]) -> Any:
         return _guarded(lambda: self._service.change_labels(tenant, sandbox_id, labels, removed))
+
+    @ray.method(concurrency_group="report")
+    def report(self, counts: Counts) -> None:
+        """Takes over what a sandbox's actor has counted."""
+        self.watch.tally.merge(counts)
+
+    @ray.method(concurrency_group="metrics")
+    def metrics(self) -> Any:
+        return _guarded(lambda: cluster_metrics(self.watch.tally.counts()))
 
 
 def start_service(config: SandboxConfig) -> None:

@@ -36,6 +36,7 @@ from actors.errors import (
     InvalidBackupConfigError,
 )
 from actors.faults import failing_as
+from actors.metrics import CACHE_LOOKUPS, DOWNLOADED_BYTES, UNMETERED, Meter
 from actors.models import Phase, RestoreBackupResult, RestoreMode, RestoreOptions
 from actors.node.archiver import Archiver
 from actors.node.drivers import Driver
@@ -75,6 +76,7 @@ class BackupRestoration:
     transfer: TransferConfig
     stopped: Callable[[], AbstractContextManager[None]]
     """Ends every command and transfer of the sandbox, and lets none begin within the block."""
+    meter: Meter = UNMETERED
 
     def restore(self, options: RestoreOptions, progress: Progress) -> RestoreBackupResult:
         """Restores one backup.
@@ -129,6 +131,7 @@ class BackupRestoration:
                 progress=progress.advance,
                 cancelled=progress.cancelled,
             )
+            self.meter.add(DOWNLOADED_BYTES, amount=record.size_bytes)
             if self.catalog.trusted(record) and record.uid == self.uid and record.sha256 is not None:
                 return fetched, record.sha256
             progress.enter(Phase.CONVERTING)
@@ -138,6 +141,7 @@ class BackupRestoration:
 
         try:
             archive, was_cached = self.cache.obtain(record.id, link, produce, waiting=progress.check)
+            self.meter.add(CACHE_LOOKUPS, "hit" if was_cached else "miss")
             if was_cached:
                 self.catalog.store.head(keys.archive(record.id))
         except ObjectMissingError:

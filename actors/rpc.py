@@ -41,6 +41,7 @@ from actors.errors import (
     SandboxUnavailableError,
     ServiceUnavailableError,
 )
+from actors.request_ids import carrying
 
 NAMESPACE = "holdfast"
 SERVICE_NAME = "service"
@@ -244,7 +245,7 @@ class ActorRef:
         """
 
         def once(handle: Any) -> Steps[Any]:
-            return (yield send(handle))
+            return (yield send(carrying(handle)))
 
         return (yield from self._until_served(once, lane, near))
 
@@ -252,7 +253,7 @@ class ActorRef:
         """Starts a call that yields, up to its first item: (remaining refs, first items, whether that was all)."""
 
         def once(handle: Any) -> Steps[tuple[Any, list[Any], bool]]:
-            refs = send(handle)
+            refs = send(carrying(handle))
             ref = yield _Next(refs)
             return (refs, [], True) if ref is None else (refs, [(yield ref)], False)
 
@@ -312,7 +313,7 @@ class ActorRef:
             if handle is None:
                 break
             try:
-                return (yield send(handle))
+                return (yield send(carrying(handle)))
             except RayActorError:
                 self.forget()
         return default

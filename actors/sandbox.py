@@ -40,6 +40,7 @@ from actors.errors import (
 )
 from actors.faults import reason_of
 from actors.gate import Gate
+from actors.metrics import UNMETERED, WAKES, Meter
 from actors.models import (
     WRITABLE_ROOTS,
     BackupOptions,
@@ -70,6 +71,7 @@ from actors.node.survey import Limits
 from actors.node.tree import Tree
 from actors.operations import Operations, Progress
 from actors.presence import Presence
+from actors.published import public_recovery
 from actors.restore import NAMES_REFUSED, BackupRestoration
 from actors.restored import Recovery, RestoredDirectories, Wanted, recorded_driver
 from actors.settings import NodeConfig, SandboxConfig
@@ -152,6 +154,7 @@ class LocalSandbox:
         catalog: BackupCatalog | None,
         cluster_node: str | None = None,
         is_lost: Callable[[str, str | None], bool] = lambda identity, cluster_node: False,
+        meter: Meter = UNMETERED,
     ) -> None:
         """`catalog` is None while the bucket is not configured: everything but backup and restore works.
 
@@ -162,6 +165,7 @@ class LocalSandbox:
         self.tenant = tenant
         self._config = config
         self._catalog = catalog
+        self._meter = meter
         layout = NodeLayout(config.node)
         self._home = layout.box(tenant, sandbox_id)
         self._presence = Presence(layout.presence(tenant, sandbox_id))
@@ -227,6 +231,7 @@ class LocalSandbox:
             pause_s=self._config.backup.pause_s,
             ledger=ledger,
             paused=self._paused,
+            meter=self._meter,
         )
 
     def restore_backup(self, options: RestoreOptions) -> RestoreBackupResult:
@@ -255,6 +260,7 @@ class LocalSandbox:
             spool=self._home / "spool",
             transfer=self._config.transfer,
             stopped=stopped,
+            meter=self._meter,
         )
 
     def _as_restored(self, state: SandboxState) -> SandboxState:
@@ -371,10 +377,15 @@ class LocalSandbox:
 
     def info(self) -> SandboxInfo:
         """What is known of the sandbox."""
+        state = self.custody.state
         return SandboxInfo(
             id=self.id,
             running=True,
-            created_at=self._restored.record.created_at,
+            created_at=state.created_at if state else self._restored.record.created_at,
+            last_used_at=state.last_used_at if state else None,
+            epoch=state.epoch if state else 0,
+            labels=state.labels if state else {},
+            recovery=public_recovery(state) if state else None,
             awake_since=self._awake_since,
             restored=[entry.public() for entry in self._restored.entries],
             operation=self._operations.running,
@@ -427,6 +438,7 @@ class LocalSandbox:
                 except BaseException:
                     self._presence.give_up()
                     raise
+        self._meter.add(WAKES, origin.value)
         if not origin.is_elsewhere:
             self.custody.take_soon()
 

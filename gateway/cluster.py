@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Protocol, TypeVar
 
+from actors.metrics import ClusterMetrics
 from actors.models import (
     BackupInfo,
     BackupOptions,
@@ -76,6 +77,7 @@ class ServicePort(Protocol):
     def sandboxes(self, *, limit: int = ..., cursor: str | None = ...) -> Awaitable[SandboxPage]: ...
     def backup(self, backup_id: str) -> Awaitable[BackupInfo]: ...
     def delete_backup(self, backup_id: str) -> Awaitable[None]: ...
+    def metrics(self) -> Awaitable[ClusterMetrics]: ...
 
 
 class Cluster(Protocol):

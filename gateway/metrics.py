@@ -1,10 +1,15 @@
-"""Counters of the HTTP side. Labels are route templates, methods and statuses; never a sandbox or a tenant."""
+"""Counters of the HTTP side, and beside them what the service has counted.
+
+Labels are route templates, methods and statuses; never a sandbox or a tenant.
+"""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
+
+from gateway.cluster_metrics import ClusterCollector
 
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
@@ -30,6 +35,8 @@ class HttpMetrics:
             "holdfast_http_received_bytes", "Bytes of bodies received", ["route"], registry=self.registry
         )
         self._sent = Counter("holdfast_http_sent_bytes", "Bytes of bodies sent", ["route"], registry=self.registry)
+        self.cluster = ClusterCollector()
+        self.registry.register(self.cluster)
 
     def observe(
         self, route: str, method: str, status: int, *, duration_s: float, received_bytes: int, sent_bytes: int

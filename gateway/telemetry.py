@@ -1,4 +1,4 @@
-"""Every request gets an id, one line in the log and its place in the metrics."""
+"""Every request gets an id, one line in the log and its place in the metrics. Its calls carry the id to the actors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actors.request_ids import serving
 from gateway.metrics import HttpMetrics
 
 CLIENT_WENT_AWAY = 499
@@ -65,7 +66,7 @@ class Telemetry:
             sent += len(message.get("body", b""))
 
         began = time.perf_counter()
-        with self._metrics.in_flight.track_inprogress():
+        with self._metrics.in_flight.track_inprogress(), serving(request_id):
             try:
                 await self._app(scope, counted_receive, counted_send)
             finally:

@@ -50,7 +50,8 @@ async def ready(request: Request, service: Service) -> Response:
 
 
 @router.get("/metrics", response_class=Response, dependencies=[KEY_REQUIRED])
-async def metrics(request: Request) -> Response:
-    """Counters for Prometheus."""
+async def metrics(request: Request, service: Service) -> Response:
+    """For Prometheus: this gateway's requests, and what the actors of the whole cluster do. Needs no cluster."""
     http_metrics: HttpMetrics = request.app.state.metrics
+    await http_metrics.cluster.refresh(service.metrics)
     return http_metrics.exposition()

@@ -55,6 +55,21 @@ def test_a_sandbox_sleeps_and_wakes_with_its_files_and_its_writes_over_a_restore
     assert sleeper.read("/home/sandbox/file") == b"plain"
 
 
+def test_sleeps_and_wakes_are_counted(sleeper: HttpBox) -> None:
+    def counts() -> tuple[float, float]:
+        text = sleeper.client.get("/metrics").text
+        samples = {
+            line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"
+        }
+        return samples.get("holdfast_sleeps_total", 0), samples.get('holdfast_wakes_total{origin="here"}', 0)
+
+    sleeps, wakes = counts()
+    sleeper.write("/workspace/file", b"content")
+    assert wait_until(lambda: counts()[0] > sleeps, timeout_s=60)
+    sleeper.read("/workspace/file")
+    assert wait_until(lambda: counts()[1] > wakes, timeout_s=60)
+
+
 def test_a_running_command_keeps_its_sandbox_awake(sleeper: HttpBox) -> None:
     awake = 'for i in $(seq 20); do sleep 0.1; done; echo "$$ still here"'
     assert "still here" in sleeper.sh(awake)

@@ -18,6 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 from pydantic import SecretStr
 
 from actors.errors import HoldfastError
+from actors.metrics import UNMETERED, Meter
 from actors.models import (
     BackupOptions,
     DirectoryBackup,
@@ -91,9 +92,12 @@ class Node:
         tenant: str = "default",
         catalog: BackupCatalog | None = None,
         awake: bool = True,
+        meter: Meter = UNMETERED,
     ) -> LocalSandbox:
         """A sandbox over its folder, which may have been another's before."""
-        sandbox = LocalSandbox(tenant, sandbox_id, self.config, driver=self.driver, catalog=catalog or self.catalog())
+        sandbox = LocalSandbox(
+            tenant, sandbox_id, self.config, driver=self.driver, catalog=catalog or self.catalog(), meter=meter
+        )
         self._made.append(sandbox)
         if awake:
             sandbox.wake()

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from actors.client import Sandbox, ServiceCalls
 from actors.errors import BackupNotFoundError, FileNotFoundInSandboxError, HoldfastError, SandboxNotFoundError
+from actors.metrics import ClusterMetrics, Tally
 from actors.models import (
     BackupInfo,
     BackupOptions,
@@ -267,7 +268,8 @@ class MemoryTenant:
 
     sandboxes: dict[str, MemorySandbox] = field(default_factory=dict)
     backups: dict[str, BackupInfo] = field(default_factory=dict)
-    not_ready: HoldfastError | None = None
+    not_ready: Exception | None = None
+    tally: Tally = field(default_factory=Tally)
 
     def found(self, backup_id: str) -> BackupInfo:
         if backup_id not in self.backups:
@@ -289,6 +291,15 @@ class MemoryTenant:
 
         return Later(act)
 
+    def metrics(self) -> Later[ClusterMetrics]:
+        def act() -> ClusterMetrics:
+            if self.not_ready is not None:
+                raise self.not_ready
+            awake = sum(box.used for box in self.sandboxes.values())
+            return ClusterMetrics(counts=self.tally.counts(), awake=awake, nodes=1, slots=10, free_slots=10 - awake)
+
+        return Later(act)
+
     def sandboxes_page(self) -> SandboxPage:
         return SandboxPage(sandboxes=[SandboxRef(id=id, running=box.used) for id, box in self.sandboxes.items()])
 
@@ -305,6 +316,7 @@ class MemoryService:
         self.ready = tenant.ready
         self.create_sandbox = tenant.create_sandbox
         self.delete_backup = tenant.delete_backup
+        self.metrics = tenant.metrics
 
     def sandboxes(self, *, limit: int = 100, cursor: str | None = None) -> Later[SandboxPage]:
         return Later(self._tenant.sandboxes_page)

@@ -6,6 +6,7 @@ import pytest
 
 from actors.errors import StorageUnavailableError
 from actors.models import SandboxEvent
+from actors.request_ids import carrying
 from tests.unit.gateway.conftest import DEADLINE_S, OTHER_KEY, Exchange, Gateway
 from tests.unit.gateway.memory_cluster import NOW
 
@@ -165,3 +166,14 @@ def test_events_come_newest_first(gateway: Gateway) -> None:
     }
     assert [e["kind"] for e in gateway.request("GET", f"{path}?limit=1").json()["events"]] == ["backed_up"]
     assert gateway.request("GET", f"{path}?limit=0").status_code == 422
+
+
+def test_a_requests_id_reaches_the_cluster(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    carried: list[object] = []
+    box = gateway.cluster.sandbox("default", "box")
+    box.while_backing_up = lambda: carried.append(carrying(None))
+    body = {"dir": "/workspace"}
+    response = gateway.request("POST", "/v1/sandbox/box/backup", json=body, headers={"X-Request-Id": "req-1"})
+    assert response.headers["x-request-id"] == "req-1"
+    assert [vars(handle)["_request_id"] for handle in carried] == ["req-1"]
+    assert carrying(None) is None

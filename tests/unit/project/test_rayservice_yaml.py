@@ -10,8 +10,8 @@ import pytest
 from ray._common.utils import import_attr
 from ray.serve.schema import ServeDeploySchema
 
-from actors.settings import SECRET_SETTINGS, Settings
 from actors.nodes import SLOTS
+from actors.settings import SECRET_SETTINGS, Settings
 from gateway.embedded.ray_head import PRELOADED
 from gateway.serve_app import application
 from tests.support import rayservice

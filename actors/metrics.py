@@ -1,0 +1,136 @@
+"""What is counted inside the actors: the metrics, and the tallies in which they are kept. A leaf.
+
+Labels have few values each, and never name a sandbox, a tenant or a process. Sandboxes come and go with their actors,
+so each hands its counts to the service's actor, which adds them up. (Ray's own metrics would label every count with the
+worker process, and keep those of each process that has ended: new series with every wake, for ever. Measured on 2.60.)
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A counter, with the names of its labels; or, with `bounds`, a histogram of seconds."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+    """The upper ends of all buckets but the last."""
+
+
+CALLS = Metric("holdfast_calls", "Calls that the actors have served", ("kind", "outcome"))
+CALL_SECONDS = Metric(
+    "holdfast_call_duration_seconds",
+    "Time that actors took for a call, from its beginning to the end of its answer",
+    ("kind",),
+    (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
+)
+WAIT_SECONDS = Metric(
+    "holdfast_call_wait_seconds",
+    "Time that calls waited in a lane of their sandbox before they began",
+    ("lane",),
+    (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 60, 300, 600),
+)
+ARCHIVED_BYTES = Metric("holdfast_archived_bytes", "Bytes of the files that were archived, before compression")
+UPLOADED_BYTES = Metric("holdfast_uploaded_bytes", "Bytes of the archives that were uploaded")
+DOWNLOADED_BYTES = Metric("holdfast_downloaded_bytes", "Bytes of the archives that were downloaded")
+CACHE_LOOKUPS = Metric("holdfast_cache_lookups", "Archives that restores asked the node's cache for", ("result",))
+WAKES = Metric("holdfast_wakes", "Sandboxes that were taken up by an actor", ("origin",))
+SLEEPS = Metric("holdfast_sleeps", "Sandboxes that gave their process back because nobody called")
+METRICS = (
+    CALLS,
+    CALL_SECONDS,
+    WAIT_SECONDS,
+    ARCHIVED_BYTES,
+    UPLOADED_BYTES,
+    DOWNLOADED_BYTES,
+    CACHE_LOOKUPS,
+    WAKES,
+    SLEEPS,
+)
+
+SUM = "sum"
+Counts: TypeAlias = Mapping[tuple[str, tuple[str, ...]], float]
+"""By a metric's name and the values of its labels. A histogram has one more: the index of a bucket, or `SUM`."""
+
+
+class Meter(Protocol):
+    """Where something is counted."""
+
+    def add(self, metric: Metric, *labels: str, amount: float = 1.0) -> None:
+        """Counts `amount` more of it. `labels` are the values of the metric's labels, in their order."""
+
+
+class Unmetered:
+    """Counts nothing."""
+
+    def add(self, metric: Metric, *labels: str, amount: float = 1.0) -> None:
+        """Does nothing."""
+
+
+UNMETERED = Unmetered()
+
+
+class Tally:
+    """Counts by metric and labels. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, tuple[str, ...]], float] = {}
+        self.changed = threading.Event()
+        """Set by every count; whoever waits for it clears it."""
+
+    def add(self, metric: Metric, *labels: str, amount: float = 1.0) -> None:
+        """See `Meter`. For a histogram, `amount` is what was observed."""
+        assert len(labels) == len(metric.labels), metric.name
+        with self._lock:
+            if metric.bounds:
+                bucket = str(bisect_left(metric.bounds, amount))
+                self._increase((metric.name, (*labels, bucket)), 1.0)
+                self._increase((metric.name, (*labels, SUM)), amount)
+            else:
+                self._increase((metric.name, labels), amount)
+        self.changed.set()
+
+    def merge(self, counts: Counts) -> None:
+        """Adds what another tally has counted."""
+        with self._lock:
+            for key, amount in counts.items():
+                self._increase(key, amount)
+        self.changed.set()
+
+    def drain(self) -> Counts:
+        """Everything that was counted since the last time."""
+        with self._lock:
+            drained, self._counts = self._counts, {}
+            return drained
+
+    def counts(self) -> Counts:
+        """Everything that was counted, and stays so."""
+        with self._lock:
+            return dict(self._counts)
+
+    def of(self, metric: Metric, *labels: str) -> float:
+        """How much was counted of a counter."""
+        return self.counts().get((metric.name, labels), 0.0)
+
+    def _increase(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
+        self._counts[key] = self._counts.get(key, 0.0) + amount
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterMetrics:
+    """What the service knows of the whole cluster: its counts since the service's actor began, and how full it is."""
+
+    counts: Counts
+    awake: int
+    nodes: int
+    slots: int
+    free_slots: int

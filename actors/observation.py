@@ -1,0 +1,148 @@
+"""How the actors are observed: each of their calls is counted, timed, and logged under the id of its request.
+
+One decorator of an actor's class does it for all its methods. With `actors.rpc` and `actors.hosts` this knows Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import ray
+import structlog
+
+from actors.errors import LEAVING, HoldfastError
+from actors.metrics import CALL_SECONDS, CALLS, ClusterMetrics, Counts, Tally
+from actors.nodes import SLOTS, sandbox_nodes
+from actors.request_ids import ARGUMENT
+from actors.rpc import NAMESPACE, SERVICE_NAME
+
+REPORT_EVERY_S = 5.0
+_FLUSH_S = 1.0
+_HOUSEKEEPING = frozenset({"close", "close_all", "is_lost", "leave", "metrics", "node", "ping", "relabel", "report"})
+"""Methods that serve nobody's call."""
+log = structlog.get_logger(__name__)
+
+
+class Watch:
+    """What is counted in one actor, and what stands in all its log lines."""
+
+    def __init__(self, **always: str) -> None:
+        """`always` are the values for every log line of a call. Does nothing that can fail."""
+        self.tally = Tally()
+        self._always = always
+        self._sending = threading.Lock()
+        self._reporting = False
+
+    @contextlib.contextmanager
+    def call(self, kind: str, request_id: str | None) -> Iterator[None]:
+        """One call is served within the block."""
+        named = self._always if request_id is None else {**self._always, "request_id": request_id}
+        began, outcome = time.perf_counter(), "ok"
+        with structlog.contextvars.bound_contextvars(**named):
+            try:
+                yield
+            except HoldfastError as e:
+                outcome = "" if e.context.get(LEAVING) else e.code
+                raise
+            except GeneratorExit:
+                outcome = "closed"
+                raise
+            except BaseException:
+                outcome = "INTERNAL"
+                raise
+            finally:
+                if outcome and _counts(kind, outcome):  # what meets a leaving actor is sent again, and counts there
+                    self.tally.add(CALLS, kind, outcome)
+                    self.tally.add(CALL_SECONDS, kind, amount=time.perf_counter() - began)
+
+    def report(self, send: Callable[[Counts], Any]) -> None:
+        """From now on tells `send`, now and then, what was counted since it was told last. Repeatable."""
+        if self._reporting:
+            return
+        self._reporting = True
+        threading.Thread(target=self._keep_reporting, args=(send,), name="metrics", daemon=True).start()
+
+    def _keep_reporting(self, send: Callable[[Counts], Any]) -> None:
+        while True:
+            self.tally.changed.wait()
+            time.sleep(REPORT_EVERY_S)
+            self.flush(send)
+
+    def flush(self, send: Callable[[Counts], Any]) -> None:
+        """Tells `send` what was counted since it was told last. What could not be sent is kept for the next time."""
+        with self._sending:
+            self.tally.changed.clear()
+            counts = self.tally.drain()
+            if not counts:
+                return
+            try:
+                send(counts)
+            except (ray.exceptions.RayError, ValueError) as e:  # the service's actor is away
+                log.info("metrics_not_reported", error=type(e).__name__)
+                self.tally.merge(counts)
+
+
+def _counts(kind: str, outcome: str) -> bool:
+    """Whether this is somebody's call; of the question that comes before one, only a refusal is."""
+    return kind not in _HOUSEKEEPING and not (kind == "let_in" and outcome == "ok")
+
+
+def report_to_service(counts: Counts) -> None:
+    """Hands counts to the service's actor. Raises RayError, or ValueError where there is none."""
+    service: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
+    with contextlib.suppress(ray.exceptions.GetTimeoutError):  # they are under way, and must not be sent twice
+        ray.get(service.report.remote(counts), timeout=_FLUSH_S)
+
+
+class Observable(Protocol):
+    """An actor that can be observed."""
+
+    watch: Watch
+
+
+H = TypeVar("H", bound=Observable)
+
+
+def observed(host: type[H]) -> type[H]:
+    """Lets every public method of an actor's class take the id of its request, and counts and logs its calls."""
+    for name, method in list(vars(host).items()):
+        if not name.startswith("_") and inspect.isfunction(method):
+            setattr(host, name, _observed(name, method))
+    return host
+
+
+def _observed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Observable, *args: Any, **kwargs: Any) -> Any:
+        with self.watch.call(name, kwargs.pop(ARGUMENT, None)):
+            return method(self, *args, **kwargs)
+
+    def stream(self: Observable, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self.watch.call(name, kwargs.pop(ARGUMENT, None)):
+            yield from method(self, *args, **kwargs)
+
+    observing: Any = functools.update_wrapper(stream if inspect.isgeneratorfunction(method) else call, method)
+    # Ray refuses arguments that the signature does not name, and would look for that behind a wrapper.
+    del observing.__wrapped__
+    signature = inspect.signature(method)
+    argument = inspect.Parameter(ARGUMENT, inspect.Parameter.KEYWORD_ONLY, default=None)
+    observing.__signature__ = signature.replace(parameters=[*signature.parameters.values(), argument])
+    return observing  # type: ignore[no-any-return]
+
+
+def cluster_metrics(counts: Counts) -> ClusterMetrics:
+    """What the service has counted, and how full the cluster is now."""
+    names = [row["name"] for row in ray.util.list_named_actors(all_namespaces=True) if row["namespace"] == NAMESPACE]
+    nodes = sandbox_nodes()
+    return ClusterMetrics(
+        counts=counts,
+        awake=sum(name.startswith("sandbox:") for name in names),
+        nodes=len(nodes),
+        slots=round(sum(node["Resources"][SLOTS] for node in nodes)),
+        free_slots=round(ray.available_resources().get(SLOTS, 0)),  # type: ignore[no-untyped-call]
+    )

@@ -1,0 +1,91 @@
+"""What an operator sees: log lines under a request's id, and metrics of the actors."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.acceptance.http_box import HttpBox
+from tests.support.service import Service, eventually
+
+
+def actor_log_lines(service: Service, request_id: str) -> list[dict[str, Any]]:
+    """What the actors, whose output Ray keeps, have logged under a request's id."""
+    lines = []
+    for file in service.ray_folder.rglob("worker-*.err"):
+        for line in file.read_text(errors="replace").splitlines():
+            if request_id in line:
+                lines.append(json.loads(line))
+    return lines
+
+
+def metrics(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
+    """The samples by name, and the values of their labels in the order of the labels' names."""
+    response = client.get("/metrics")
+    assert response.status_code == 200
+    return {
+        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_an_actor_logs_under_the_id_of_the_request_it_serves(service: Service, box: HttpBox) -> None:
+    box.write("/workspace/file", b"content")
+    mine, other = f"backup-{uuid.uuid4()}", f"restore-{uuid.uuid4()}"
+    made = box.client.post(f"{box.url}/backup", json={"dir": "/workspace"}, headers={"X-Request-Id": mine})
+    assert (made.status_code, made.headers["x-request-id"]) == (200, mine)
+    handle = made.json()
+    restored = box.client.post(f"{box.url}/restore", json=handle, headers={"X-Request-Id": other})
+    assert restored.status_code == 200, restored.text
+
+    def line(request_id: str, event: str) -> dict[str, Any]:
+        eventually(lambda: any(row["event"] == event for row in actor_log_lines(service, request_id)))
+        (found,) = [row for row in actor_log_lines(service, request_id) if row["event"] == event]
+        return found
+
+    created = line(mine, "backup_created")
+    assert (created["sandbox"], created["tenant"], created["backup"]) == (box.id, "default", handle["id"])
+    assert created["request_id"] == mine
+    assert line(other, "backup_restored")["backup"] == handle["id"]
+
+
+def test_what_actors_do_is_in_the_gateways_metrics(service: Service, box: HttpBox) -> None:
+    client = box.client
+    before = metrics(client)
+
+    def grown(name: str, *labels: str) -> float:
+        return metrics(client).get((name, labels), 0) - before.get((name, labels), 0)
+
+    box.write("/workspace/file", b"x" * 100_000)
+    handle = box.backup()
+    box.restore(handle)
+    box.post("restore", id=str(uuid.uuid4()), dir="/workspace")
+
+    eventually(lambda: grown("holdfast_calls_total", "restore_backup", "BACKUP_NOT_FOUND") >= 1)
+    eventually(lambda: grown("holdfast_calls_total", "create_backup", "ok") >= 1)
+    assert grown("holdfast_calls_total", "restore_backup", "ok") >= 1
+    assert grown("holdfast_call_duration_seconds_count", "restore_backup") >= 2
+    assert grown("holdfast_archived_bytes_total") >= 100_000
+    assert grown("holdfast_uploaded_bytes_total") > 0
+    assert grown("holdfast_cache_lookups_total", "hit") >= 1
+    assert grown("holdfast_wakes_total", "afresh") >= 1
+    found = metrics(client)
+    assert found["holdfast_service_up", ()] == 1
+    assert (
+        1
+        <= found["holdfast_sandboxes_awake", ()]
+        <= found["holdfast_slots", ("free",)] + found["holdfast_slots", ("used",)]
+    )
+    assert found["holdfast_nodes", ()] == 1
+
+
+def test_no_metric_names_a_sandbox_or_a_process(client: httpx.Client, box: HttpBox) -> None:
+    box.write("/workspace/file", b"content")
+    eventually(lambda: ("holdfast_calls_total", ("commit", "ok")) in metrics(client))
+    text = client.get("/metrics").text
+    assert box.id not in text and "WorkerId" not in text

@@ -1,0 +1,39 @@
+"""Tallies: what is counted, handed over and added up."""
+
+from __future__ import annotations
+
+import pickle
+
+from actors.metrics import CALL_SECONDS, CALLS, SUM, UPLOADED_BYTES, Tally
+
+
+def test_counts_are_kept_by_the_values_of_their_labels() -> None:
+    tally = Tally()
+    tally.add(CALLS, "exec", "ok")
+    tally.add(CALLS, "exec", "ok")
+    tally.add(CALLS, "exec", "EXEC_FAILED")
+    tally.add(UPLOADED_BYTES, amount=7)
+    assert (tally.of(CALLS, "exec", "ok"), tally.of(CALLS, "exec", "EXEC_FAILED")) == (2, 1)
+    assert (tally.of(UPLOADED_BYTES), tally.of(CALLS, "ping", "ok")) == (7, 0)
+
+
+def test_a_duration_counts_in_the_first_bucket_that_can_hold_it() -> None:
+    tally = Tally()
+    for seconds in (0.005, 0.006, 5000.0):
+        tally.add(CALL_SECONDS, "exec", amount=seconds)
+    last = str(len(CALL_SECONDS.bounds))
+    assert {labels: amount for (_, labels), amount in tally.counts().items()} == {
+        ("exec", "0"): 1,
+        ("exec", "1"): 1,
+        ("exec", last): 1,
+        ("exec", SUM): 5000.011,
+    }
+
+
+def test_what_was_drained_is_handed_over_once_and_added_up_elsewhere() -> None:
+    here, there = Tally(), Tally()
+    here.add(CALLS, "exec", "ok")
+    there.merge(pickle.loads(pickle.dumps(here.drain())))
+    here.add(CALLS, "exec", "ok")
+    there.merge(here.drain())
+    assert (here.counts(), there.of(CALLS, "exec", "ok")) == ({}, 2)

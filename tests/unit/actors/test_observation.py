@@ -1,0 +1,143 @@
+"""Calls of an actor under observation, without a Ray: what is counted, and what its log lines carry."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import ray
+import structlog
+from ray.exceptions import ActorDiedError
+
+from actors.errors import LEAVING, BackupNotFoundError, SandboxUnavailableError
+from actors.metrics import CALL_SECONDS, CALLS, SUM, Counts
+from actors.observation import Watch, observed
+from actors.request_ids import ARGUMENT, carrying, serving
+from actors.rpc import ActorRef, Call
+
+
+def noted() -> dict[str, Any]:
+    """What a log line would carry now."""
+    return dict(structlog.contextvars.get_contextvars())
+
+
+@observed
+class Host:
+    def __init__(self) -> None:
+        self.watch = Watch(sandbox="box")
+
+    @ray.method(concurrency_group="exec")
+    def look(self, value: int = 0) -> dict[str, Any]:
+        return {"value": value, **noted()}
+
+    def fail(self, error: BaseException) -> None:
+        raise error
+
+    @ray.method(num_returns="streaming")
+    def items(self) -> Iterator[dict[str, Any]]:
+        yield noted()
+        yield noted()
+
+    def ping(self) -> bool:
+        return True
+
+    def _inner(self) -> None:
+        """Nobody's call."""
+
+
+def outcomes(host: Host) -> dict[tuple[str, ...], float]:
+    return {labels: amount for (name, labels), amount in host.watch.tally.counts().items() if name == CALLS.name}
+
+
+def test_a_call_is_logged_under_its_sandbox_and_request_and_only_while_it_runs() -> None:
+    host: Any = Host()
+    assert host.look(3, **{ARGUMENT: "abc"}) == {"value": 3, "sandbox": "box", "request_id": "abc"}
+    assert host.look() == {"value": 0, "sandbox": "box"}
+    assert list(host.items(**{ARGUMENT: "abc"})) == [{"sandbox": "box", "request_id": "abc"}] * 2
+    assert noted() == {}
+
+
+def test_calls_are_counted_by_kind_and_outcome_and_timed() -> None:
+    host: Any = Host()
+    host.look()
+    list(host.items())
+    next(abandoned := host.items())
+    abandoned.close()
+    for error in (BackupNotFoundError("x"), KeyError()):
+        with pytest.raises(type(error)):
+            host.fail(error)
+    assert outcomes(host) == {
+        ("look", "ok"): 1,
+        ("items", "ok"): 1,
+        ("items", "closed"): 1,
+        ("fail", "BACKUP_NOT_FOUND"): 1,
+        ("fail", "INTERNAL"): 1,
+    }
+    assert host.watch.tally.counts()[CALL_SECONDS.name, ("look", SUM)] > 0
+
+
+def test_neither_a_ping_nor_a_call_that_is_sent_again_is_counted() -> None:
+    host = Host()
+    host.ping()
+    with pytest.raises(SandboxUnavailableError):
+        host.fail(SandboxUnavailableError("x", context={LEAVING: True}))
+    assert outcomes(host) == {}
+
+
+def test_an_observed_method_looks_to_ray_as_it_did_but_for_the_id() -> None:
+    host: Any = Host
+    parameters = inspect.signature(inspect.unwrap(host.look)).parameters  # as Ray finds it
+    assert list(parameters) == ["self", "value", ARGUMENT]
+    assert host.look.__ray_concurrency_group__ == "exec"
+    assert host.items.__ray_num_returns__ == "streaming"
+    assert inspect.isgeneratorfunction(Host.items)
+    assert ARGUMENT not in inspect.signature(Host._inner).parameters
+
+
+def test_counts_that_could_not_be_handed_over_are_kept() -> None:
+    host, got = Host(), list[Counts]()
+
+    def refuse(counts: Counts) -> None:
+        raise ActorDiedError
+
+    host.look()
+    host.watch.flush(refuse)
+    host.look()
+    host.watch.flush(got.append)
+    host.watch.flush(got.append)
+    assert [counts[CALLS.name, ("look", "ok")] for counts in got] == [2]
+
+
+class Handle:
+    """Keeps what its methods are sent, and answers at once."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        class Method:
+            @staticmethod
+            def remote(*args: Any, **kwargs: Any) -> Callable[[], str]:
+                self.sent.append((name, args, kwargs))
+                return lambda: "answer"
+
+        return Method
+
+
+def test_every_call_within_a_request_carries_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = Handle()
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: handle)
+    actor = ActorRef("observed")
+    with serving("abc"):
+        assert Call(lambda: actor.call(lambda actor: actor.look.remote(1))).result() == "answer"
+        assert Call(lambda: actor.call_if_alive(lambda actor: actor.look.remote(2), None)).result() == "answer"
+    assert Call(lambda: actor.call(lambda actor: actor.look.remote(3))).result() == "answer"
+    actor.forget()
+    assert handle.sent == [
+        ("look", (1,), {ARGUMENT: "abc"}),
+        ("look", (2,), {ARGUMENT: "abc"}),
+        ("look", (3,), {}),
+    ]
+    assert carrying(handle) is handle
