@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 _KEEP_ALIVE_S = 600
 _REQUEST_S = 5.0
+_AT_ONCE = 2
+"""As many as a node with two cores starts at once; of a request for more it would forget the rest."""
 
 
 class WarmWorkers:
@@ -35,17 +37,25 @@ class WarmWorkers:
         """`count` for each node; 0 keeps none."""
         self._count = count
         self._filled_at: dict[str, float] = {}
+        self._wanted: dict[str, int] = {}
         self._works = True
 
     def fill(self) -> None:
-        """Fills the pools of nodes that are new, or whose workers' time is over. To be called every now and then."""
+        """Fills the pools of nodes that are new, or whose workers' time is over, a few at a time.
+
+        To be called every now and then.
+        """
         if not self._count:
             return
         now = time.monotonic()
         for node in sandbox_nodes():
-            if now - self._filled_at.get(node["NodeID"], -_KEEP_ALIVE_S) >= _KEEP_ALIVE_S:
-                self._filled_at[node["NodeID"]] = now
-                self._start(node, self._count)
+            node_id = node["NodeID"]
+            if now - self._filled_at.get(node_id, -_KEEP_ALIVE_S) >= _KEEP_ALIVE_S:
+                self._filled_at[node_id], self._wanted[node_id] = now, self._count
+            batch = min(_AT_ONCE, self._wanted[node_id])
+            if batch:
+                self._wanted[node_id] -= batch
+                self._start(node, batch)
 
     def replace(self, node_id: str) -> None:
         """Starts one worker for one of that node that has just become a sandbox. Returns at once."""

@@ -9,7 +9,8 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def told(bucket: BucketConfig) -> str:
     )
 
 
+PATIENCE_S = 120.0
 _CPUS = 6
 """Of each node, as Ray believes: so many workers it starts at once."""
 
@@ -178,3 +180,12 @@ def pause(pid: int) -> None:
 def resume(pid: int) -> None:
     """Lets it go on."""
     os.kill(pid, signal.SIGCONT)
+
+
+def eventually(look: Callable[[], Any]) -> Any:
+    """What `look` gives, as soon as that is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it has not come about in time"
+        time.sleep(0.01)
+    return found

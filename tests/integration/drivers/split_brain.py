@@ -20,11 +20,10 @@ from actors.errors import SandboxUnavailableError
 from actors.models import BackupOptions
 from storage import keys
 from storage.collect import list_all
-from tests.support.ray_cluster import World, children, pause, resume, running
+from tests.support.ray_cluster import PATIENCE_S, World, children, eventually, pause, resume, running
 
 NAME = "torn"
 HOLE_BYTES = 8 * 2**30
-PATIENCE_S = 120.0
 
 
 def main(folder: Path, bucket: str) -> dict[str, object]:
@@ -108,15 +107,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def eventually(look: Callable[[], Any]) -> Any:
-    """What `look` gives, as soon as that is true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it has not come about in time"
-        time.sleep(0.01)
-    return found
 
 
 def ended(ref: Any) -> str:
