@@ -28,7 +28,7 @@ from typing import Protocol
 import structlog
 
 from actors.cache import ArchiveCache
-from actors.errors import BackupCreateError, InvalidBackupConfigError
+from actors.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
 from actors.faults import failing_as
 from actors.metrics import ARCHIVED_BYTES, UNMETERED, UPLOADED_BYTES, Meter
 from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
@@ -40,7 +40,7 @@ from actors.steps import CreateStep, step
 from storage import keys
 from storage.catalog import BackupCatalog, StoredClaim
 from storage.config import TransferConfig
-from storage.errors import ObjectMissingError, PreconditionFailedError, StorageError
+from storage.errors import ObjectMissingError, PreconditionFailedError, StorageError, TransferCancelledError
 from storage.metadata import BackupRecord, NotKept
 from storage.transfer import UploadedArchive, upload
 
@@ -60,7 +60,7 @@ class Ledger(Protocol):
         """The backup exists. Raises nothing: what cannot be written now is written with the next."""
 
     def abandoned(self, backup_id: str) -> None:
-        """Nothing is left of it. Raises nothing."""
+        """Nothing is left of it. Raises SandboxUnavailableError if another actor has taken over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,8 @@ class BackupCreation:
                     self.meter.add(UPLOADED_BYTES, amount=uploaded.size_bytes)
                     record = self._record(backup_id, options, created_at, made, uploaded)
                     made_meanwhile = self._commit(record, options, idempotency_key, progress)
-                except BaseException:
-                    self.ledger.abandoned(backup_id)
+                except BaseException as e:
+                    self._abandon(backup_id, e)
                     raise
             if made_meanwhile is not None:
                 self.ledger.abandoned(backup_id)
@@ -131,6 +131,13 @@ class BackupCreation:
             "backup_created", backup=backup_id, dir=options.dir, bytes=uploaded.size_bytes, not_kept=not_kept
         )
         return DirectoryBackup(id=backup_id, dir=options.dir)
+
+    def _abandon(self, backup_id: str, error: BaseException) -> None:
+        try:
+            self.ledger.abandoned(backup_id)
+        except SandboxUnavailableError:  # who has taken over has taken the upload away, too
+            if isinstance(error, StorageError) and not isinstance(error, TransferCancelledError):
+                raise
 
     def _made_before(self, idempotency_key: str | None, options: BackupOptions) -> DirectoryBackup | None:
         """The backup that an earlier call has made with the same key, while it can be restored."""

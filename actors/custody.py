@@ -11,22 +11,39 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
 
 from actors import takeover
-from actors.durable_state import DurableState, Place, SupersededError, checkpoint_of, happened, with_checkpoint
+from actors.durable_state import (
+    Change,
+    DurableState,
+    Place,
+    SupersededError,
+    checkpoint_of,
+    happened,
+    with_checkpoint,
+)
 from actors.errors import LEAVING, SandboxUnavailableError
 from actors.restored import Record
 from actors.takeover import Origin
 from storage.catalog import BackupCatalog, StoredState
-from storage.errors import StorageError
-from storage.metadata import BackupRecord, Checkpoint, RecoveredDirectory, Recovery, RestoredDirectory, SandboxState
+from storage.errors import CorruptMetadataError, StorageError
+from storage.metadata import (
+    BackupRecord,
+    Checkpoint,
+    Event,
+    RecoveredDirectory,
+    Recovery,
+    RestoredDirectory,
+    SandboxState,
+)
 
 _MOMENTS_S = 3.0
 """How long a call waits for the bucket's copy of the state: longer than any bucket takes that is well."""
-T = TypeVar("T")
+TAKEN_OVER = "taken_over"
+_BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
+"""Events that say where the sandbox's files are from then on."""
 log = structlog.get_logger(__name__)
 
 
@@ -52,6 +69,7 @@ class Custody:
         is_lost: Callable[[str, str | None], bool],
     ) -> None:
         """`record` gives the node's record; `is_lost` says whether a node (identity, name in the cluster) is gone."""
+        self._tenant = tenant
         self._sandbox = sandbox
         self._place = place
         self._record = record
@@ -60,6 +78,10 @@ class Custody:
         self._durable = DurableState(catalog, tenant, sandbox, place) if catalog is not None else None
         self._taking = threading.Lock()
         self._found: list[StoredState | None] = []
+        self._inherited: list[str] = []
+        """Backups that earlier actors have begun, and that are not settled yet."""
+        self._is_open = False
+        """Whether the sandbox was located, and neither closed nor destroyed since."""
 
     @property
     def state(self) -> SandboxState | None:
@@ -81,53 +103,64 @@ class Custody:
             raise superseded()
         if self._durable is None:
             return Origin.HERE if has_record else Origin.AFRESH
-        durable, self._found = self._durable, []
+        origin = self._origin(self._durable, has_record=has_record)
+        self._is_open = True
+        return origin
+
+    def _origin(self, durable: DurableState, *, has_record: bool) -> Origin:
+        found: list[StoredState | None] = []
+        self._found = found
         if durable.state is not None:
             return takeover.origin(durable.state, has_record=has_record, place=self._place, is_lost=self._is_lost)
 
         def ask() -> None:
             try:
-                self._found = [durable.find()]
+                found.append(durable.find())
             except StorageError as e:
                 log.warning("state_not_read", sandbox=self._sandbox, detail=str(e))
 
         _within_moments(ask)
-        if not self._found:
+        if not found:
             return takeover.unknown(has_record=has_record)
-        stored = self._found[0]
-        return takeover.origin(
-            stored.state if stored else None, has_record=has_record, place=self._place, is_lost=self._is_lost
-        )
+        state = found[0].state if found[0] else None
+        return takeover.origin(state, has_record=has_record, place=self._place, is_lost=self._is_lost)
 
     def take(self) -> tuple[str | None, SandboxState]:
         """Takes over a sandbox whose files are not here, and settles what others have begun.
 
+        Interrupted, it is done again: the sandbox then says itself where its files had been.
+
         Returns:
-            The node that had the files, and the state.
+            The node that has lost the files, None if they were nowhere; and the state.
 
         Raises:
             SandboxUnavailableError: another actor was faster.
-            StorageError: the bucket did not answer.
+            StorageError: the bucket did not answer, or not all is settled.
         """
         durable = self._durable
         assert durable is not None
         with self._taking, _told():
-            found = self._found.pop() if self._found else durable.find()
-            had_files = found.state.node if found is not None else None
-            if durable.state is None:
-                durable.take(found, lambda state: state.model_copy(update={"restored": []}))
-                self._settle(durable)
-            assert durable.state is not None
-            return had_files, durable.state
+            self._take(durable, self._found.pop() if self._found else durable.find(), self._taken_over)
+            state = durable.state
+            begun = _begun_takeover(state) if state is not None else None
+            assert state is not None and begun is not None
+            return begun.node, state
+
+    def _take(self, durable: DurableState, found: StoredState | None, change: Change) -> None:
+        taken = durable.take(found, change)
+        self._inherited = list(taken.pending)
+        self._settle(durable)
 
     def take_soon(self) -> None:
-        """Takes the epoch of a sandbox whose files are here, in the background."""
-        if self._durable is not None and self._durable.state is None:
+        """Takes the epoch of a sandbox whose files are here, in the background; tells the bucket what it missed."""
+        durable = self._durable
+        if durable is not None and (durable.state is None or durable.state.node is None or durable.is_behind):
             threading.Thread(target=self._take_quietly, name="epoch", daemon=True).start()
 
     def _take_quietly(self) -> None:
         try:
-            self._own()
+            if self._own().is_behind:
+                self.change(lambda state: state)
         except (StorageError, SandboxUnavailableError) as e:
             log.warning("epoch_not_taken", sandbox=self._sandbox, error=type(e).__name__)
 
@@ -136,15 +169,15 @@ class Custody:
         durable = self._durable
         assert durable is not None
         with self._taking, _told():
-            if durable.is_superseded:
+            if durable.is_superseded or not self._is_open:
                 raise SupersededError
-            if durable.state is None:
+            if durable.state is None or durable.state.node is None:
                 found = self._found.pop() if self._found else durable.find()
-                if found is not None and found.state.epoch > 0 and found.state.node != self._place.identity:
+                if not takeover.may_be_here(found.state if found else None, self._place):
                     durable.is_superseded = True
                     raise SupersededError
-                durable.take(found, self._taken_up)
-                self._settle(durable)
+                self._take(durable, found, self._taken_up)
+            self._settle(durable)
             return durable
 
     def _taken_up(self, state: SandboxState) -> SandboxState:
@@ -159,28 +192,47 @@ class Custody:
                 state = with_checkpoint(state, checkpoint)
         created_at = min(state.created_at, record.created_at)
         state = state.model_copy(update={"restored": restored, "created_at": created_at})
+        recovered = recovery_in(record)
+        if recovered is not None and recovered != state.recovery:  # likewise
+            return after_recovery(state, record)
         return happened(state, "created" if state.epoch == 0 else "woke", node=self._place.identity)
 
+    def _taken_over(self, state: SandboxState) -> SandboxState:
+        """The state of a sandbox that is to be recovered here, with an event that says which node had its files.
+
+        A second try on this node finds the event of the first, and knows no better.
+        """
+        state = state.model_copy(update={"restored": []})
+        if state.node == self._place.identity and _begun_takeover(state) is not None:
+            return state
+        return happened(state, TAKEN_OVER, node=state.node)
+
     def _settle(self, durable: DurableState) -> None:
-        """Finds out what became of the backups that the actor before this one has begun."""
-        assert self._catalog is not None and durable.state is not None
+        """Finds out what became of the backups that earlier actors have begun. Raises StorageError: to be repeated.
+
+        Nothing else is written before: what one of them had committed is older than all that follows.
+        """
+        assert self._catalog is not None
         settled: dict[str, BackupRecord | None] = {}
-        for backup_id in durable.state.pending:
+        for backup_id in self._inherited:
             try:
                 settled[backup_id] = self._catalog.settle(backup_id)
-            except StorageError as e:  # it stays pending, for the next one
+            except CorruptMetadataError as e:  # nobody can restore it
                 log.warning("backup_not_settled", sandbox=self._sandbox, backup=backup_id, detail=str(e))
+                settled[backup_id] = None
         if not settled:
             return
 
         def change(state: SandboxState) -> SandboxState:
-            left = [backup_id for backup_id in state.pending if backup_id not in settled]
-            state = state.model_copy(update={"pending": left})
-            for record in settled.values():
-                if record is not None:
-                    state = _backed_up(state, checkpoint_of(record), covers_all=False)
+            for backup_id, record in settled.items():
+                if record is None:
+                    state = _without(state, backup_id)
+                else:
+                    checkpoint = checkpoint_of(record, of_sleep=backup_id in state.sleep_backups)
+                    state = _backed_up(_without(state, backup_id), checkpoint, covers_all=False)
             return state
 
+        self._inherited = []
         durable.change(change)
 
     # --- what an actor that has the sandbox writes
@@ -189,12 +241,15 @@ class Custody:
         """Where a backup is written down. `of_sleep` marks those made to put the sandbox to sleep."""
         return SandboxLedger(self, of_sleep)
 
-    def change(self, change: Callable[[SandboxState], SandboxState]) -> None:
-        """Changes the state, once there is an epoch. Raises SandboxUnavailableError, StorageError."""
+    def change(self, change: Change, *, keep: bool = True) -> None:
+        """Changes the state, once there is an epoch. Raises SandboxUnavailableError, StorageError.
+
+        A change that could not be written goes with the next, unless `keep` is False.
+        """
         if self._durable is not None:
             durable = self._own()
             with _told():
-                durable.change(change)
+                durable.change(change, keep=keep)
 
     def relabel(self, labels: Mapping[str, str]) -> None:
         """Takes note of labels that somebody else has written into the state."""
@@ -208,7 +263,7 @@ class Custody:
             with _told():
                 durable.check()
 
-    def report(self, change: Callable[[SandboxState], SandboxState]) -> None:
+    def report(self, change: Change) -> None:
         """As `change`; but the bucket may lag behind, and only that another actor has taken over is an error."""
 
         def act() -> None:
@@ -219,18 +274,68 @@ class Custody:
             except SandboxUnavailableError:  # raised below
                 log.warning("superseded", sandbox=self._sandbox)
 
-        if self._durable is not None:
+        if self._durable is not None and self._is_open:
             _within_moments(act)
             if self._durable.is_superseded:
                 raise superseded()
 
-    def forget(self) -> list[Checkpoint]:
-        """Deletes the state; returns the checkpoints that it had. Raises SandboxUnavailableError, StorageError."""
+    def sleep(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Says that the files are nowhere but in these checkpoints. Raises SandboxUnavailableError, StorageError.
+
+        After an error the files are here still, and nobody may find them older than they are.
+        """
+        self.change(lambda state: asleep_nowhere(state, checkpoints), keep=False)
+        self.close()
+
+    def close(self) -> None:
+        """From now on takes no epoch and says nothing, until the sandbox is located again.
+
+        Waits a moment for an epoch that is being taken: the next actor would take that for one that replaces its own.
+        """
+        is_ours = self._taking.acquire(timeout=_MOMENTS_S)
+        self._is_open = False
+        if is_ours:
+            self._taking.release()
+
+    def clear_sleep(self) -> None:
+        """Deletes backups that were made to put the sandbox to sleep, and that it is not recovered from any more."""
+        durable = self._durable
+        if durable is None or durable.state is None:
+            return
+        needed = {row.backup_id for row in durable.state.checkpoints} | set(durable.state.pending)
+        unneeded = [backup_id for backup_id in durable.state.sleep_backups if backup_id not in needed]
+        if not unneeded:
+            return
+
+        def act() -> None:
+            try:
+                self._delete(unneeded)
+                durable.change(lambda state: state.model_copy(update={"sleep_backups": _left(state, unneeded)}))
+            except (StorageError, SupersededError) as e:  # the list is in the state: it goes the next time
+                log.warning("old_sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
+
+        _within_moments(act)
+
+    def forget(self) -> None:
+        """Deletes the state, and before it the backups that were made to sleep; the user's stay.
+
+        Raises:
+            SandboxUnavailableError: another actor has taken over; nothing was done.
+            StorageError: call again.
+        """
         if self._durable is None:
-            return []
+            return
         with self._taking, _told():
-            self._found = []
-            return self._durable.forget()
+            self._is_open, self._found, self._inherited = False, [], []
+            self._durable.forget(lambda state: self._delete(state.sleep_backups))
+
+    def _delete(self, backup_ids: Sequence[str]) -> None:
+        assert self._catalog is not None
+        for backup_id in backup_ids:
+            try:
+                self._catalog.delete(self._tenant, backup_id)
+            except CorruptMetadataError as e:  # for a person to look at; a collection names it
+                log.warning("sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +347,12 @@ class SandboxLedger:
 
     def begin(self, backup_id: str) -> None:
         """Before anything of it is in the bucket: the next actor would settle it."""
-        self._custody.change(lambda state: state.model_copy(update={"pending": [*state.pending, backup_id]}))
+
+        def begun(state: SandboxState) -> SandboxState:
+            made = [*state.sleep_backups, backup_id] if self._of_sleep else state.sleep_backups
+            return state.model_copy(update={"pending": [*state.pending, backup_id], "sleep_backups": made})
+
+        self._custody.change(begun, keep=False)
 
     def check(self) -> None:
         """Whether this actor may still commit."""
@@ -251,21 +361,34 @@ class SandboxLedger:
     def committed(self, record: BackupRecord, *, covers_all: bool) -> None:
         """From here on the directory is recovered from it."""
         checkpoint = checkpoint_of(record, of_sleep=self._of_sleep)
-        self._write(lambda state: _backed_up(_without(state, record.id), checkpoint, covers_all=covers_all))
+        try:
+            self._write(lambda state: _backed_up(_without(state, record.id), checkpoint, covers_all=covers_all))
+        except SandboxUnavailableError as e:  # who has taken over has settled it, and found it
+            log.warning("state_not_written", error=type(e).__name__)
 
     def abandoned(self, backup_id: str) -> None:
-        """Nothing is left of it."""
+        """Nothing is left of it. Raises SandboxUnavailableError if another actor has taken over."""
         self._write(lambda state: _without(state, backup_id))
 
-    def _write(self, change: Callable[[SandboxState], SandboxState]) -> None:
+    def _write(self, change: Change) -> None:
         try:
             self._custody.change(change)
-        except (StorageError, SandboxUnavailableError) as e:
+        except StorageError as e:
             log.warning("state_not_written", error=type(e).__name__)
+
+
+def _begun_takeover(state: SandboxState) -> Event | None:
+    """The event of a takeover that has not come to its end yet."""
+    last = next((event for event in reversed(state.events) if event.kind in _BEGINNINGS), None)
+    return last if last is not None and last.kind == TAKEN_OVER else None
 
 
 def _without(state: SandboxState, backup_id: str) -> SandboxState:
     return state.model_copy(update={"pending": [other for other in state.pending if other != backup_id]})
+
+
+def _left(state: SandboxState, deleted: Sequence[str]) -> list[str]:
+    return [backup_id for backup_id in state.sleep_backups if backup_id not in deleted]
 
 
 def _backed_up(state: SandboxState, checkpoint: Checkpoint, *, covers_all: bool) -> SandboxState:
@@ -302,8 +425,8 @@ def recovery_in(record: Record) -> Recovery | None:
 def after_recovery(state: SandboxState, record: Record) -> SandboxState:
     """The state of a sandbox whose checkpoints are back in place; those that can never come back are forgotten."""
     recovery = record.recovery
-    gone = {row.dir for row in recovery.directories if row.error} if recovery else set[str]()
-    checkpoints = [row for row in state.checkpoints if row.dir not in gone]
+    gone = {(row.dir, row.backup_id) for row in recovery.directories if row.error} if recovery else set()
+    checkpoints = [row for row in state.checkpoints if (row.dir, row.backup_id) not in gone]
     reported = recovery_in(record)
     changed = {
         "restored": restored_in(record),
@@ -315,7 +438,13 @@ def after_recovery(state: SandboxState, record: Record) -> SandboxState:
 
 def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint]) -> SandboxState:
     """The state of a sandbox whose files are nowhere but in these checkpoints."""
-    changed = {"node": None, "cluster_node": None, "restored": [], "checkpoints": list(checkpoints)}
+    changed = {
+        "node": None,
+        "cluster_node": None,
+        "slept_on": state.node,
+        "restored": [],
+        "checkpoints": list(checkpoints),
+    }
     return happened(state.model_copy(update=changed), "slept")
 
 

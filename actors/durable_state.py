@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from storage.catalog import BackupCatalog, StoredState
-from storage.errors import PreconditionFailedError
+from storage.errors import PreconditionFailedError, StorageError
 from storage.metadata import BackupRecord, Checkpoint, Event, SandboxState
 
 MAX_EVENTS = 100
@@ -50,6 +50,8 @@ class DurableState:
         self._written: StoredState | None = None
         self._wanted: SandboxState | None = None
         self.is_superseded = False
+        self.is_behind = False
+        """Whether the bucket may have something else than is wanted, since a write has failed."""
 
     @property
     def state(self) -> SandboxState | None:
@@ -61,7 +63,7 @@ class DurableState:
         return self._catalog.find_state(self._tenant, self._sandbox)
 
     def take(self, found: StoredState | None, change: Change) -> SandboxState:
-        """Takes the next epoch after `found`, with `change` made to the rest.
+        """Takes the next epoch after `found`, with `change` made to the rest. An actor may take one after another.
 
         Raises:
             SupersededError: another actor took one since.
@@ -69,18 +71,18 @@ class DurableState:
         """
         with self._lock:
             base = found
+            if self._written is not None:
+                self._check_epoch(found, self._written.state.epoch)
+            if not self._catalog.store.supports_conditional_writes():
+                base = self._check_epoch(self.find(), _epoch(found))
             for _ in range(_TRIES):
                 mine = self._next(base, change)
                 try:
                     etag = self._catalog.write_state(mine, replacing=base.etag if base else None)
                 except PreconditionFailedError:
-                    latest = self.find()
-                    if _epoch(latest) != _epoch(found):
-                        self.is_superseded = True
-                        raise SupersededError from None
-                    base = latest  # somebody gave it a label, or deleted it
+                    base = self._check_epoch(self.find(), _epoch(found))  # somebody gave it a label, or deleted it
                     continue
-                self._written, self._wanted = StoredState(mine, etag), mine
+                self._written, self._wanted, self.is_behind = StoredState(mine, etag), mine, False
                 return mine
             raise PreconditionFailedError("take", detail="the state changes all the time")
 
@@ -92,24 +94,37 @@ class DurableState:
                 "epoch": state.epoch + 1,
                 "node": self._place.identity,
                 "cluster_node": self._place.cluster_node,
+                "slept_on": None,
                 "last_used_at": now,
             }
         )
 
-    def change(self, change: Change) -> None:
-        """Makes a change and writes it. One that could not be written goes with the next.
+    def _check_epoch(self, stored: StoredState | None, epoch: int) -> StoredState | None:
+        if _epoch(stored) != epoch:
+            self.is_superseded = True
+            raise SupersededError
+        return stored
+
+    def change(self, change: Change, *, keep: bool = True) -> None:
+        """Makes a change and writes it. One that could not be written goes with the next, unless `keep` is False.
 
         Raises:
             SupersededError: nothing was written, and nothing will be.
-            StorageError: it is not known whether it was written.
+            StorageError: it is not known whether it was written; without `keep`, the next write takes it back.
         """
         with self._lock:
-            assert self._written is not None and self._wanted is not None, "no epoch was taken"
-            if self.is_superseded:
+            if self.is_superseded or self._written is None or self._wanted is None:  # replaced, or given up
                 raise SupersededError
-            used = {"last_used_at": datetime.now(UTC)}
-            self._wanted = change(self._wanted).model_copy(update=used)
-            self._write()
+            before, used = self._wanted, {"last_used_at": datetime.now(UTC)}
+            self._wanted = change(before).model_copy(update=used)
+            self.is_behind = True
+            try:
+                self._write()
+            except StorageError:
+                if not keep:
+                    self._wanted = before
+                raise
+            self.is_behind = False
 
     def relabel(self, labels: Mapping[str, str]) -> None:
         """Takes note of labels that somebody else has written; the next write goes on from there."""
@@ -120,17 +135,27 @@ class DurableState:
     def check(self) -> None:
         """Raises SupersededError if another actor has an epoch now. Raises StorageError."""
         with self._lock:
+            if self._written is None:
+                raise SupersededError
             self._adopt(self.find())
 
-    def forget(self) -> list[Checkpoint]:
-        """Deletes the state, gives the epoch up, and returns the checkpoints. Raises SupersededError, StorageError."""
+    def forget(self, first: Callable[[SandboxState], None]) -> None:
+        """Deletes the state, after `first` was done with it, and gives the epoch up.
+
+        Raises:
+            SupersededError: nothing was done.
+            StorageError: the state may be there still.
+        """
         with self._lock:
+            if self.is_superseded:
+                raise SupersededError
             found = self.find()
-            if self._written is not None:
-                self._adopt(found, deleted_is_ours=True)
-            self._catalog.delete_state(self._tenant, self._sandbox)
+            if self._written is not None and found is not None:  # if it is gone, an earlier try has deleted it
+                self._adopt(found)
+            if found is not None:
+                first(found.state)
+                self._catalog.delete_state(self._tenant, self._sandbox)
             self._written = self._wanted = None
-            return found.state.checkpoints if found else []
 
     def _write(self) -> None:
         assert self._written is not None
@@ -148,11 +173,9 @@ class DurableState:
             return
         raise PreconditionFailedError("write", detail="the state changes all the time")
 
-    def _adopt(self, found: StoredState | None, *, deleted_is_ours: bool = False) -> None:
+    def _adopt(self, found: StoredState | None) -> None:
         """Goes on from what is in the bucket, if that is of our epoch; only labels are changed by others."""
         assert self._written is not None and self._wanted is not None
-        if found is None and deleted_is_ours:
-            return
         if found is None or found.state.epoch != self._written.state.epoch:
             self.is_superseded = True
             raise SupersededError

@@ -156,12 +156,16 @@ class RestoredDirectories:
         self._devices: dict[str, str] = {}
         self._is_mounted = False
         self._recovering: Wanted | None = None
+        self._damage: CorruptRecordError | None = None
+        self.record = Record(created_at=datetime.now(UTC))
+        self.read()
+
+    def read(self) -> None:
+        """Reads the record: another process of this node may have written it since. Nothing of it may be mounted."""
         try:
-            self.record = _read(file) or Record(created_at=datetime.now(UTC))
-            self._damage: CorruptRecordError | None = None
+            self.record, self._damage = _read(self._file) or Record(created_at=datetime.now(UTC)), None
         except CorruptRecordError as e:  # the sandbox can still be destroyed
-            self.record = Record(created_at=datetime.now(UTC))
-            self._damage = e
+            self.record, self._damage = Record(created_at=datetime.now(UTC)), e
 
     @property
     def is_whole(self) -> bool:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from actors.backup import BackupCreation
 from actors.bucket import configured
 from actors.cache import ArchiveCache
 from actors.commands import Commands
-from actors.custody import Custody, SandboxLedger, after_recovery, asleep_nowhere, restored_in, superseded
+from actors.custody import Custody, SandboxLedger, after_recovery, restored_in, superseded
 from actors.durable_state import Place, happened, with_checkpoint
 from actors.errors import (
     BackupExpiredError,
@@ -63,7 +63,7 @@ from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup
 from actors.node.driver_choice import choose
 from actors.node.drivers import Driver
-from actors.node.errors import MountBusyError, NodeError
+from actors.node.errors import MountBusyError, NodeError, PathError
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
@@ -283,27 +283,26 @@ class LocalSandbox:
                 with self._unavailable_unless("destroyed", outcome="unknown", hint="Try again."):
                     self._presence.claim()
                     self._put_down()
-                    if sweep(self._home, deadline_s=_UNMOUNT_S):
-                        raise MountBusyError("A mount of the sandbox is still in use.")
+                    self._sweep()
                     self._remove_files()
                 self._restored.forget()
-                self._presence.give_up(for_good=True)
-            self._delete_state()
+                try:
+                    self._delete_state()  # let nobody in before: who finds the state, but no files, recovers them
+                finally:
+                    self._presence.give_up(for_good=True)
+
+    def _sweep(self) -> None:
+        if sweep(self._home, deadline_s=_UNMOUNT_S):
+            raise MountBusyError("A mount of the sandbox is still in use.")
 
     def _delete_state(self) -> None:
         try:
-            forgotten = self.custody.forget()
-            self._delete_backups(row.backup_id for row in forgotten if row.of_sleep)
+            self.custody.forget()
         except StorageError as e:
             log.warning("state_not_deleted", sandbox=self.id, detail=str(e))
             raise StorageUnavailableError(
                 "The sandbox's files are gone, but the bucket could not be told.", hint="Delete it again."
             ) from None
-
-    def _delete_backups(self, backup_ids: Iterable[str]) -> None:
-        if self._catalog is not None:
-            for backup_id in backup_ids:
-                self._catalog.delete(self.tenant, backup_id)
 
     def _remove_files(self) -> None:
         """Takes the folder away at once, then deletes it: dying meanwhile leaves no half of a sandbox."""
@@ -434,9 +433,10 @@ class LocalSandbox:
             with self._unavailable_unless("taken up", outcome="not_executed", hint=hint):
                 self._presence.claim()
                 try:
+                    self._restored.read()
                     origin = self._take_up()
                 except BaseException:
-                    self._presence.give_up()
+                    self._let_go()
                     raise
         self._meter.add(WAKES, origin.value)
         if not origin.is_elsewhere:
@@ -454,7 +454,7 @@ class LocalSandbox:
         self._cache.remove_leftovers()
         self._tree.prepare()
         self._restored.take_up()
-        self._recover()
+        self._recover(begun=origin.is_elsewhere)
         self._make_home()
         return origin
 
@@ -462,6 +462,7 @@ class LocalSandbox:
         """Takes the sandbox over, and records what has to come back from checkpoints; what was here is out of date."""
         self._put_aside()
         lost_node, state = self.custody.take()
+        log.warning("sandbox_taken_over", sandbox=self.id, origin=origin.value, lost_node=lost_node)
         wanted = tuple(
             Wanted(
                 dir=row.dir,
@@ -472,29 +473,29 @@ class LocalSandbox:
             for row in state.checkpoints
         )
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lost = lost_node if origin is Origin.LOSS else None
-        recovery = Recovery(at=datetime.now(UTC), lost_node=lost, directories=wanted)
+        recovery = Recovery(at=datetime.now(UTC), lost_node=lost_node, directories=wanted)
         self._restored.begin_recovery(state.created_at, recovery)
 
     def _put_aside(self) -> None:
         """Takes away what this node has of a sandbox whose files are newer elsewhere."""
-        self._cgroup.remove()
-        if sweep(self._home, deadline_s=_UNMOUNT_S):
-            raise MountBusyError("A mount of the sandbox is still in use.")
+        self._put_down()
+        self._sweep()
         self._remove_files()
         self._restored.forget()
 
-    def _recover(self) -> None:
+    def _recover(self, *, begun: bool) -> None:
         """Brings back from checkpoints what is missing. Interrupted, it goes on when the sandbox is taken up again.
+
+        `begun` says that this recovery was begun just now, and has to be told of even if nothing can come back.
 
         Raises:
             SandboxUnavailableError: something could not be fetched now.
         """
         recovery = self._restored.record.recovery
-        if recovery is None or not recovery.missing:
+        if recovery is None or not (begun or recovery.missing):
             return
-        catalog = configured(self._catalog, self._config)
         for wanted in recovery.missing:
+            catalog = configured(self._catalog, self._config)
             with self._operations.run(OperationKind.RECOVER, wanted.dir) as progress:
                 self._bring_back(wanted, self._restoration(catalog, self._gate.repairing), progress)
         self.custody.report(lambda state: after_recovery(state, self._restored.record))
@@ -547,7 +548,11 @@ class LocalSandbox:
         """Ends what runs and unmounts everything; files and layers stay. Raises NodeError; the next call wakes it."""
         with self._gate.repairing():
             self._put_down()
-            self._presence.give_up()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.custody.close()
+        self._presence.give_up()
 
     def _put_down(self) -> None:
         self._stop(ExecStoppedError("The end of the sandbox stopped the command."))
@@ -576,11 +581,13 @@ class LocalSandbox:
 
     def _holds_anything(self, top: str) -> bool:
         with self._gate.shared():
-            for row in self._tree.entries(top, limit=2):
-                inside = f"{top}/{row.name}"
-                if inside != HOME or row.kind != FileKind.DIRECTORY or self._tree.entries(HOME, limit=1):
-                    return True
-        return False
+            names = self._tree.some_names(top, at_most=2)
+            if [f"{top}/{name}" for name in names] != [HOME]:
+                return bool(names)
+            try:
+                return bool(self._tree.some_names(HOME, at_most=1))
+            except PathError:  # something else than the directory that every sandbox has
+                return True
 
     def sleep(self, in_bed: Sequence[Checkpoint] | None = None) -> None:
         """Ends what runs and unmounts everything. The next call wakes it with all its files.
@@ -588,27 +595,41 @@ class LocalSandbox:
         With what `put_to_bed` has made its files leave this node, and it can wake on any.
 
         Raises:
-            NodeError: a mount is in use; it goes on as it is.
-            HoldfastError: the bucket could not be told; likewise.
+            NodeError: a mount is in use; the next call wakes it with all its files.
+            StorageUnavailableError: the bucket could not be told; likewise.
+            SandboxUnavailableError: another actor has taken over, or it is not awake; nothing was removed.
         """
-        if in_bed is None or not self.is_awake:
-            was_awake = self.is_awake
-            self.close()
-            if was_awake:
-                self.custody.report(lambda state: happened(state, "slept"))
+        if in_bed is None:
+            self._sleep_here()
             return
-        before = self.custody.state.checkpoints if self.custody.state else []
+        if not self.is_awake:
+            raise SandboxUnavailableError(
+                "The sandbox is not awake, so it is not known whether all of it is backed up.",
+                context={"outcome": "not_executed"},
+            )
         with self._gate.repairing():
             self._put_down()
-            self.custody.change(lambda state: asleep_nowhere(state, in_bed))
+            self._sweep()
+            try:
+                self.custody.sleep(in_bed)
+            except StorageError as e:
+                log.warning("sleep_not_written", sandbox=self.id, detail=str(e))
+                raise StorageUnavailableError("The bucket could not be told that the sandbox sleeps.") from None
             self._remove_files()
             self._restored.forget()
             self._presence.give_up(for_good=True)
-        kept = {row.backup_id for row in in_bed}
-        try:
-            self._delete_backups(row.backup_id for row in before if row.of_sleep and row.backup_id not in kept)
-        except StorageError as e:
-            log.warning("old_sleep_not_deleted", sandbox=self.id, detail=str(e))
+        self.custody.clear_sleep()
+
+    def _sleep_here(self) -> None:
+        with self._gate.repairing():
+            was_awake = self.is_awake
+            self._put_down()
+            try:
+                if was_awake:
+                    self.custody.report(lambda state: happened(state, "slept"))
+                    self.custody.clear_sleep()
+            finally:
+                self._let_go()
 
     def _make_home(self) -> None:
         # The sandbox may have put something else there, or filled the disk: no reason not to wake.

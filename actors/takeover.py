@@ -3,7 +3,8 @@
 the node has a record   the bucket's state says              the actor
 yes                     nothing, or never taken up           takes up what is here
 yes                     here                                 takes up what is here
-yes or no               nowhere: put to sleep with backups   brings them back; what is here is out of date
+yes                     nowhere: put to sleep from here      takes up what is here: at least as new as the backups
+otherwise               nowhere: put to sleep with backups   brings them back; what is here is out of date
 no                      nothing, or never taken up           begins afresh
 no                      here (the disk was lost, or an
                         earlier recovery was cut short)      recovers the checkpoints
@@ -51,10 +52,10 @@ def origin(
     Raises:
         SandboxUnavailableError: the files are on another node.
     """
-    if state is None or (state.epoch == 0 and state.node is None):
+    if state is None or not was_taken_up(state):
         return Origin.HERE if has_record else Origin.AFRESH
     if state.node is None:
-        return Origin.SLEEP
+        return Origin.HERE if has_record and state.slept_on == place.identity else Origin.SLEEP
     if state.node == place.identity:
         return Origin.HERE if has_record else Origin.LOSS
     if is_lost(state.node, state.cluster_node):
@@ -64,6 +65,16 @@ def origin(
         hint="Try again later, or bring that node back.",
         context={"outcome": "not_executed", "reason": "ELSEWHERE"},
     )
+
+
+def was_taken_up(state: SandboxState) -> bool:
+    """Whether an actor ever had the sandbox."""
+    return state.epoch > 0 or state.node is not None
+
+
+def may_be_here(state: SandboxState | None, place: Place) -> bool:
+    """Whether a sandbox that this node has a record of is this node's still."""
+    return state is None or not was_taken_up(state) or place.identity in (state.node, state.slept_on)
 
 
 def unknown(*, has_record: bool) -> Origin:

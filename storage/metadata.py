@@ -190,7 +190,7 @@ class Checkpoint(Document):
     """The backup that holds what is safe of a directory: its last own one, or the one that was restored into it.
 
     `taken_at` is when its content was taken. `of_sleep` marks a backup that the service made to put the sandbox to
-    sleep, and that it deletes when a later one takes its place.
+    sleep.
     """
 
     dir: Directory
@@ -231,9 +231,10 @@ class SandboxState(Document):
     """What has to be known of a sandbox after its actor was away.
 
     `node` is the identity of the data folder in which its files are, `cluster_node` what the cluster called that node;
-    both are absent while its files are nowhere but in its checkpoints. `epoch` counts the actors it has had: one with a
-    smaller epoch than this may write nothing any more. `pending` are backups that an actor has begun to upload.
-    `events` are the latest, oldest first.
+    both are absent while its files are nowhere but in its checkpoints, and `slept_on` is the node that put it to sleep.
+    `epoch` counts the actors it has had: one with a smaller epoch than this may write nothing any more. `pending` are
+    backups that an actor has begun to upload; `sleep_backups` those that the service has made to put the sandbox to
+    sleep, pending ones among them, and has to delete. `events` are the latest, oldest first.
     """
 
     version: Annotated[int, AfterValidator(_known_version)] = VERSION
@@ -245,9 +246,11 @@ class SandboxState(Document):
     labels: dict[str, str] = {}
     node: Annotated[str, Field(max_length=64)] | None = None
     cluster_node: Annotated[str, Field(max_length=64)] | None = None
+    slept_on: Annotated[str, Field(max_length=64)] | None = None
     restored: list[RestoredDirectory] = []
     checkpoints: list[Checkpoint] = []
     pending: list[BackupId] = []
+    sleep_backups: list[BackupId] = []
     recovery: Recovery | None = None
     events: list[Event] = []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import re
 import secrets
@@ -168,6 +169,13 @@ class Tree:
                 kind = _KINDS.get(stat.S_IFMT(found.st_mode), "other")
                 rows.append(Row(name, kind, found.st_size, stat.S_IMODE(found.st_mode), found.st_mtime))
             return rows
+
+    def some_names(self, path: str, *, at_most: int) -> list[str]:
+        """The names of a few entries of a directory: of all, if there are no more than `at_most`."""
+        with self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as fd:
+            self.canonical(fd)
+            with os.scandir(fd) as entries:
+                return [entry.name for entry in itertools.islice(entries, at_most)]
 
     def new_file(self, path: str, mode: int | None) -> NewFile:
         """Begins to write a file that will replace whatever `path` names. Parents are made."""

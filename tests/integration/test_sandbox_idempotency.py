@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from actors.errors import BackupCreateError, InvalidBackupConfigError
+from actors.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
 from actors.models import BackupOptions, DirectoryBackup
 from actors.sandbox import LocalSandbox
-from storage import keys
 from storage.store import ObjectStore
 from tests.support.sandboxes import Node, backup, restore, sh, write
 
@@ -90,27 +89,33 @@ class Meanwhile:
         return getattr(self._store, name)
 
 
-def test_two_actors_with_the_same_key_give_one_backup_and_the_later_one_harms_nothing(
-    kernel_node: Node, key: str
-) -> None:
-    """As after a partition: both have begun before either commits."""
-    made: list[DirectoryBackup] = []
+def test_of_two_actors_with_the_same_key_the_one_that_was_replaced_makes_nothing(kernel_node: Node, key: str) -> None:
+    """As after a partition: the older one is asked while the newer one uploads."""
+    refused: list[SandboxUnavailableError] = []
     first = kernel_node.sandbox()
     write(first, "/workspace/file", "content")
-    store: Any = Meanwhile(kernel_node.catalog().store, "presign_put", lambda: made.append(keyed(first, key)))
+    first.custody.check()
+
+    def as_the_older_one() -> None:
+        with pytest.raises(SandboxUnavailableError) as raised:
+            keyed(first, key)
+        refused.append(raised.value)
+
+    store: Any = Meanwhile(kernel_node.catalog().store, "presign_put", as_the_older_one)
     second = kernel_node.sandbox(catalog=kernel_node.catalog(store))
     before = kernel_node.keys()
 
-    assert keyed(second, key) == made[0]
+    made = keyed(second, key)
 
+    assert refused[0].context["reason"] == "SUPERSEDED"
     new = kernel_node.keys() - before
-    assert {name.split("/")[1] for name in new if name.startswith("backups/")} == {made[0].id}
-    kernel_node.catalog().store.head(keys.archive(made[0].id))
-    write(first, "/workspace/file", "lost")
+    assert {name.split("/")[1] for name in new if name.startswith("backups/")} == {made.id}
+    assert keyed(second, key) == made
+    write(second, "/workspace/file", "lost")
     for archive in kernel_node.layout.cache.glob("*.sqsh"):
         archive.unlink()
-    restore(first, made[0])
-    assert sh(first, "cat file") == "content"
+    restore(second, made)
+    assert sh(second, "cat file") == "content"
 
 
 def test_a_key_whose_backup_was_deleted_or_has_expired_makes_a_new_one(kernel_node: Node, key: str) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -93,10 +93,19 @@ class Node:
         catalog: BackupCatalog | None = None,
         awake: bool = True,
         meter: Meter = UNMETERED,
+        lost: Iterable[str] = (),
     ) -> LocalSandbox:
-        """A sandbox over its folder, which may have been another's before."""
+        """A sandbox over its folder, which may have been another's before. `lost` are the nodes that are gone."""
+        gone = frozenset(lost)
         sandbox = LocalSandbox(
-            tenant, sandbox_id, self.config, driver=self.driver, catalog=catalog or self.catalog(), meter=meter
+            tenant,
+            sandbox_id,
+            self.config,
+            driver=self.driver,
+            catalog=catalog or self.catalog(),
+            cluster_node=f"cluster-{self.layout.identity()}",
+            is_lost=lambda identity, _: identity in gone,
+            meter=meter,
         )
         self._made.append(sandbox)
         if awake:
@@ -272,6 +281,7 @@ def described(node: Node) -> str:
     return json.dumps(
         {
             "data_dir": str(node.data_dir),
+            "identity": node.layout.identity(),
             "driver": node.driver.value,
             "bucket": node.bucket.bucket,
             "endpoint_url": node.bucket.endpoint_url,
@@ -290,7 +300,7 @@ def from_description(text: str) -> Node:
         access_key_id=SecretStr(told["access"]),
         secret_access_key=SecretStr(told["secret"]),
     )
-    return Node(Path(told["data_dir"]), config, Driver(told["driver"]))
+    return Node(Path(told["data_dir"]), config, Driver(told["driver"]), identity=told["identity"])
 
 
 def code_of(error: BaseException | None) -> str:

@@ -1,0 +1,528 @@
+"""Epochs, fencing and settling, over a store with conditional writes and one without; answers get lost."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from pydantic import SecretStr
+
+from actors.custody import Custody
+from actors.durable_state import MAX_EVENTS, DurableState, SupersededError, happened, with_checkpoint
+from actors.durable_state import Place as NodePlace
+from actors.errors import SandboxUnavailableError
+from actors.restored import Entry, Record, Wanted
+from actors.restored import Recovery as RecordedRecovery
+from actors.takeover import Origin
+from storage import keys
+from storage.catalog import BackupCatalog
+from storage.errors import ObjectMissingError, StorageError, StoreUnavailableError
+from storage.metadata import BackupRecord, Checkpoint, SandboxState
+from tests.contract.conftest import Place
+from tests.support.faulty_store import FaultyStore
+from tests.support.mount_leaks import wait_until
+
+TENANT = "default"
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@dataclass
+class World:
+    """One sandbox's state in one bucket, as several actors see it."""
+
+    faulty: FaultyStore
+    catalog: BackupCatalog
+    sandbox: str
+    place: Place
+
+    def durable(self, node: str = "a") -> DurableState:
+        return DurableState(self.catalog, TENANT, self.sandbox, NodePlace(node, f"cluster-{node}"))
+
+    def owner(self, node: str = "a") -> DurableState:
+        durable = self.durable(node)
+        durable.take(durable.find(), lambda state: state)
+        return durable
+
+    def custody(self, node: str = "a", *, record: Record | None = None, lost: tuple[str, ...] = ()) -> Custody:
+        return Custody(
+            self.catalog,
+            TENANT,
+            self.sandbox,
+            NodePlace(node, f"cluster-{node}"),
+            record=lambda: record or Record(created_at=NOW),
+            is_lost=lambda identity, _: identity in lost,
+        )
+
+    @property
+    def stored(self) -> SandboxState:
+        found = self.catalog.find_state(TENANT, self.sandbox)
+        assert found is not None
+        return found.state
+
+    @property
+    def bytes(self) -> bytes:
+        return self.faulty.inner.get(keys.state(TENANT, self.sandbox)).data
+
+    def rewrite(self, change: Callable[[SandboxState], SandboxState]) -> None:
+        """As somebody else does who is no actor."""
+        found = self.catalog.find_state(TENANT, self.sandbox)
+        assert found is not None
+        self.catalog.write_state(change(found.state), replacing=found.etag)
+
+    def record(self, directory: str = "/workspace") -> BackupRecord:
+        return BackupRecord(
+            id=str(uuid.uuid4()),
+            dir=directory,
+            size_bytes=7,
+            ttl=3600,
+            created_at=NOW,
+            version=1,
+            tenant=TENANT,
+            sandbox=self.sandbox,
+        )
+
+    def upload(self, record: BackupRecord) -> None:
+        self.faulty.inner.put(keys.archive(record.id), b"archive")
+
+    def has(self, key: str) -> bool:
+        try:
+            self.faulty.inner.head(key)
+        except ObjectMissingError:
+            return False
+        return True
+
+
+@pytest.fixture
+def world(place: Place) -> World:
+    faulty = FaultyStore(place.store)
+    return World(faulty, BackupCatalog(faulty, SecretStr("key")), f"sb-{uuid.uuid4().hex}", place)
+
+
+def labelled(**labels: str) -> Callable[[SandboxState], SandboxState]:
+    return lambda state: state.model_copy(update={"labels": {**state.labels, **labels}})
+
+
+def noted(kind: str) -> Callable[[SandboxState], SandboxState]:
+    return lambda state: happened(state, kind)
+
+
+def kinds(state: SandboxState | None) -> list[str]:
+    assert state is not None
+    return [event.kind for event in state.events]
+
+
+def checkpoint(directory: str, *, of_sleep: bool = False) -> Checkpoint:
+    return Checkpoint(dir=directory, backup_id=str(uuid.uuid4()), taken_at=NOW, of_sleep=of_sleep)
+
+
+# --- the state
+
+
+def test_epochs_rise_by_one_with_each_actor(world: World) -> None:
+    epochs = []
+    for node in ("a", "b", "a"):
+        world.owner(node)
+        epochs.append((world.stored.epoch, world.stored.node, world.stored.cluster_node))
+    assert epochs == [(1, "a", "cluster-a"), (2, "b", "cluster-b"), (3, "a", "cluster-a")]
+
+
+def test_a_fresh_sandbox_that_was_only_recorded_keeps_its_labels_and_its_age(world: World) -> None:
+    made = SandboxState(id=world.sandbox, tenant=TENANT, created_at=NOW - timedelta(days=1), labels={"a": "1"})
+    world.catalog.write_state(made, replacing=None)
+    world.owner()
+    assert (world.stored.created_at, world.stored.labels, world.stored.epoch) == (made.created_at, {"a": "1"}, 1)
+
+
+def test_an_older_actor_can_write_nothing_more(world: World) -> None:
+    old = world.owner("a")
+    world.owner("b")
+    before = world.bytes
+    with pytest.raises(SupersededError):
+        old.change(noted("late"))
+    assert old.is_superseded
+    with pytest.raises(SupersededError):
+        old.change(noted("later"))
+    with pytest.raises(SupersededError):
+        old.check()
+    with pytest.raises(SupersededError):
+        old.forget(lambda state: None)
+    assert world.bytes == before
+
+
+@pytest.mark.parametrize("act", ["check", "forget", "take"])
+def test_each_question_alone_tells_an_older_actor_the_truth(world: World, act: str) -> None:
+    old = world.owner("a")
+    found = old.find()
+    world.owner("b")
+    before = world.bytes
+    with pytest.raises(SupersededError):
+        if act == "check":
+            old.check()
+        elif act == "forget":
+            old.forget(lambda state: pytest.fail("nothing may be deleted"))
+        else:
+            old.take(found, lambda state: state)
+    assert old.is_superseded
+    assert world.bytes == before
+
+
+def test_of_two_that_take_from_the_same_state_one_is_told(world: World) -> None:
+    world.owner("lost")
+    one, other = world.durable("a"), world.durable("b")
+    seen_by_one, seen_by_other = one.find(), other.find()
+    one.take(seen_by_one, lambda state: state)
+    with pytest.raises(SupersededError):
+        other.take(seen_by_other, lambda state: state)
+    assert (world.stored.node, world.stored.epoch) == ("a", 2)
+
+
+def test_an_actor_whose_sandbox_was_destroyed_elsewhere_makes_it_not_anew(world: World) -> None:
+    old = world.owner()
+    world.catalog.delete_state(TENANT, world.sandbox)
+    with pytest.raises(SupersededError):
+        old.change(noted("late"))
+    assert not world.has(keys.state(TENANT, world.sandbox))
+
+
+def test_labels_that_somebody_changes_in_between_survive(world: World) -> None:
+    durable = world.owner()
+    world.rewrite(labelled(by="a person"))
+    durable.change(noted("backed_up"))
+    assert world.stored.labels == {"by": "a person"}
+    world.rewrite(labelled(by="another"))
+    durable.change(noted("restored"))
+    assert world.stored.labels == {"by": "another"}
+    assert kinds(world.stored) == ["backed_up", "restored"]
+
+
+def test_labels_that_somebody_changes_before_the_epoch_is_taken_survive(world: World) -> None:
+    world.owner("a")
+    durable = world.durable("b")
+    found = durable.find()
+    world.rewrite(labelled(by="a person"))
+    durable.take(found, noted("woke"))
+    assert (world.stored.labels, world.stored.epoch) == ({"by": "a person"}, 2)
+
+
+@pytest.mark.parametrize("act", ["take", "change", "forget"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_write_whose_answer_is_lost_is_settled_or_can_be_repeated(world: World, act: str, *, after: bool) -> None:
+    durable = world.durable() if act == "take" else world.owner()
+
+    def call() -> None:
+        if act == "take":
+            durable.take(durable.find(), noted("woke"))
+        elif act == "change":
+            durable.change(noted("backed_up"))
+        else:
+            durable.forget(lambda state: None)
+
+    world.faulty.fail("delete" if act == "forget" else "put", "state.json", after=after)
+    if after and act != "forget":
+        call()
+    else:
+        with pytest.raises(StorageError):
+            call()
+        call()
+    if act == "forget":
+        assert not world.has(keys.state(TENANT, world.sandbox))
+        assert durable.state is None
+    else:
+        assert durable.state is not None and world.bytes == durable.state.to_json()
+        durable.change(noted("next"))
+        assert world.stored.epoch == 1
+
+
+def test_a_take_that_cannot_be_settled_is_taken_again(world: World) -> None:
+    durable = world.durable()
+    found = durable.find()
+    world.faulty.fail("put", "state.json", after=True)
+    world.faulty.fail("get", "state.json", after=False)
+    if not world.place.conditional_writes:
+        world.faulty.fail("get", "state.json", after=False)  # it is read before it is written, too
+    with pytest.raises(StoreUnavailableError):
+        durable.take(found, lambda state: state)
+    world.faulty.faults.clear()
+    assert durable.state is None
+    durable.take(durable.find(), lambda state: state)
+    durable.change(noted("next"))
+    assert kinds(world.stored) == ["next"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_change_that_could_not_be_written_goes_with_the_next(world: World, *, after: bool) -> None:
+    durable = world.owner()
+    unsettled(world, after=after)
+    with pytest.raises(StoreUnavailableError):
+        durable.change(noted("first"))
+    assert durable.is_behind
+    world.faulty.faults.clear()
+    durable.change(noted("second"))
+    assert kinds(world.stored) == ["first", "second"]
+    assert not durable.is_behind
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_change_that_is_not_kept_is_taken_back_by_the_next(world: World, *, after: bool) -> None:
+    durable = world.owner()
+    unsettled(world, after=after)
+    with pytest.raises(StoreUnavailableError):
+        durable.change(noted("first"), keep=False)
+    world.faulty.faults.clear()
+    assert kinds(durable.state) == []
+    durable.change(noted("second"))
+    assert kinds(world.stored) == ["second"]
+
+
+def unsettled(world: World, *, after: bool) -> None:
+    """The next write of the state fails, and so does reading it back."""
+
+    real = world.faulty.inner
+
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+        def put(self, key: str, *args: object, **options: object) -> str:
+            if after:
+                real.put(key, *args, **options)  # type: ignore[arg-type]
+            world.faulty.inner = real
+            world.faulty.fail("get", "state.json", after=False)
+            raise StoreUnavailableError("put", bucket="b", key=key)
+
+    world.faulty.inner = Broken()  # type: ignore[assignment]
+
+
+def test_many_threads_lose_no_change(world: World) -> None:
+    durable = world.owner()
+    threads = [threading.Thread(target=durable.change, args=(noted(f"event-{n}"),)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(kinds(world.stored)) == sorted(f"event-{n}" for n in range(12))
+
+
+def test_the_latest_events_are_kept() -> None:
+    state = SandboxState(id="box", tenant=TENANT, created_at=NOW)
+    for number in range(MAX_EVENTS + 20):
+        state = happened(state, f"event-{number}")
+    assert len(state.events) == MAX_EVENTS
+    assert (state.events[0].kind, state.events[-1].kind) == ("event-20", f"event-{MAX_EVENTS + 19}")
+
+
+@pytest.mark.parametrize(
+    ("covers_all", "left"),
+    [
+        (True, ["/workspace-two", "/workspace"]),
+        (False, ["/workspace/a", "/workspace/a/b", "/workspace-two", "/workspace"]),
+    ],
+)
+def test_a_checkpoint_takes_the_place_of_those_inside_it_unless_something_was_left_out(
+    covers_all: bool, left: list[str]
+) -> None:
+    state = SandboxState(id="box", tenant=TENANT, created_at=NOW)
+    for directory in ("/workspace", "/workspace/a", "/workspace/a/b", "/workspace-two"):
+        state = with_checkpoint(state, checkpoint(directory))
+    newest = checkpoint("/workspace")
+    state = with_checkpoint(state, newest, covers_all=covers_all)
+    assert [row.dir for row in state.checkpoints] == left
+    assert state.checkpoints[-1] == newest
+
+
+# --- custody
+
+
+def opened(custody: Custody, *, has_record: bool = True) -> Custody:
+    custody.locate(has_record=has_record)
+    return custody
+
+
+def test_the_epoch_is_taken_by_whatever_needs_it_first(world: World) -> None:
+    custody = opened(world.custody())
+    assert not world.has(keys.state(TENANT, world.sandbox))
+    custody.change(noted("first"))
+    assert kinds(world.stored) == ["created", "first"]
+    again = opened(world.custody())
+    again.take_soon()
+    assert wait_until(lambda: world.stored.epoch == 2)
+    assert kinds(world.stored) == ["created", "first", "woke"]
+
+
+def test_a_destroyed_sandbox_is_not_made_anew_by_what_comes_late(world: World) -> None:
+    custody = opened(world.custody())
+    custody.change(noted("first"))
+    custody.forget()
+    custody._take_quietly()
+    custody.report(noted("slept"))
+    with pytest.raises(SandboxUnavailableError):
+        custody.change(noted("late"))
+    assert not world.has(keys.state(TENANT, world.sandbox))
+    assert not custody.is_superseded
+    opened(custody, has_record=False).change(noted("anew"))
+    assert (kinds(world.stored), world.stored.epoch) == (["created", "anew"], 1)
+
+
+def test_a_sandbox_that_was_never_taken_up_has_nothing_to_report(world: World) -> None:
+    world.custody().report(noted("slept"))
+    assert not world.has(keys.state(TENANT, world.sandbox))
+
+
+@pytest.mark.parametrize("of_sleep", [False, True])
+def test_a_backup_that_was_begun_is_settled_by_the_next(world: World, *, of_sleep: bool) -> None:
+    old = opened(world.custody("a"))
+    committed, open_one = world.record("/workspace"), world.record("/app")
+    for record in (committed, open_one):
+        old.ledger(of_sleep=of_sleep).begin(record.id)
+        world.upload(record)
+    world.catalog.commit(committed)
+    new = world.custody("b", lost=("a",))
+    assert new.locate(has_record=False) is Origin.LOSS
+    lost_node, state = new.take()
+    assert lost_node == "a"
+    assert [(row.dir, row.backup_id, row.of_sleep) for row in state.checkpoints] == [
+        ("/workspace", committed.id, of_sleep)
+    ]
+    assert state.pending == [] and state.to_json() == world.bytes
+    assert not world.has(keys.archive(open_one.id))
+    with pytest.raises(SandboxUnavailableError) as raised:
+        old.ledger().abandoned(open_one.id)
+    assert raised.value.context["reason"] == "SUPERSEDED"
+    old.ledger().committed(committed, covers_all=True)
+    assert world.bytes == state.to_json()
+    new.clear_sleep()
+    new.forget()
+    assert world.has(keys.metadata(committed.id)) is not of_sleep
+
+
+def test_a_takeover_waits_until_all_is_settled(world: World) -> None:
+    old, record = opened(world.custody("a")), world.record()
+    old.ledger().begin(record.id)
+    world.upload(record)
+    new = world.custody("b", lost=("a",))
+    new.locate(has_record=False)
+    world.faulty.fail("delete", "data.sqsh", after=False)
+    with pytest.raises(StorageError):
+        new.take()
+    assert world.stored.pending == [record.id]
+    assert new.locate(has_record=False) is Origin.LOSS
+    assert new.take()[0] == "a"
+    assert world.stored.pending == []
+    assert not world.has(keys.archive(record.id))
+
+
+@pytest.mark.parametrize("slept", [False, True])
+def test_a_takeover_that_was_cut_short_still_knows_which_node_had_the_files(world: World, *, slept: bool) -> None:
+    first = opened(world.custody("a"))
+    if slept:
+        first.sleep([checkpoint("/workspace", of_sleep=True)])
+    else:
+        first.change(noted("backed_up"))
+    expected = None if slept else "a"
+    for _ in range(2):  # each dies right after
+        next_one = world.custody("b", lost=("a",))
+        next_one.locate(has_record=False)
+        assert next_one.take()[0] == expected
+    third = world.custody("c", lost=("b",))
+    third.locate(has_record=False)
+    assert third.take()[0] == "b"
+
+
+def test_a_disk_that_was_lost_is_told_from_a_recovery_that_was_cut_short(world: World) -> None:
+    opened(world.custody("a")).change(noted("backed_up"))
+    again = world.custody("a")
+    assert again.locate(has_record=False) is Origin.LOSS
+    assert again.take()[0] == "a"
+
+
+def test_what_the_actor_before_could_not_say_is_read_from_the_record(world: World) -> None:
+    lost = Wanted(dir="/app", backup_id=str(uuid.uuid4()), taken_at=NOW, settled=True, error="BACKUP_EXPIRED")
+    back = Wanted(dir="/workspace", backup_id=str(uuid.uuid4()), taken_at=NOW, settled=True)
+    record = Record(
+        created_at=NOW,
+        entries=(Entry(dir="/workspace", backup_id=back.backup_id, mode="copy", restored_at=NOW, taken_at=NOW),),
+        recovery=RecordedRecovery(at=datetime.now(UTC), lost_node="x", directories=(lost, back)),
+    )
+    world.custody("a")
+    for _ in range(2):
+        opened(world.custody("a", record=record)).change(noted("used"))
+    assert kinds(world.stored) == ["recovered", "used", "woke", "used"]
+    assert [row.dir for row in world.stored.checkpoints] == ["/workspace"]
+    assert [row.dir for row in world.stored.restored] == ["/workspace"]
+    recovery = world.stored.recovery
+    assert recovery is not None and recovery.lost_node == "x"
+    assert [(row.dir, row.error) for row in recovery.directories] == [("/app", "BACKUP_EXPIRED"), ("/workspace", None)]
+
+
+def test_a_sleep_that_could_not_be_told_changes_nothing(world: World) -> None:
+    custody = opened(world.custody("a"))
+    custody.change(noted("used"))
+    unsettled(world, after=True)
+    with pytest.raises(StorageError):
+        custody.sleep([checkpoint("/workspace", of_sleep=True)])
+    world.faulty.faults.clear()
+    assert world.stored.node is None
+    assert world.custody("a").locate(has_record=True) is Origin.HERE
+    assert custody.locate(has_record=True) is Origin.HERE
+    custody.take_soon()
+    assert wait_until(lambda: world.stored.node == "a")
+    assert (world.stored.checkpoints, world.stored.slept_on) == ([], None)
+
+
+def test_the_actor_that_put_it_to_sleep_takes_it_up_under_a_new_epoch(world: World) -> None:
+    custody = opened(world.custody("a"))
+    custody.sleep([checkpoint("/workspace", of_sleep=True)])
+    custody._take_quietly()
+    assert (world.stored.node, world.stored.epoch) == (None, 1)
+    assert custody.locate(has_record=False) is Origin.SLEEP
+    assert custody.take()[0] is None
+    assert (world.stored.node, world.stored.slept_on, world.stored.epoch) == ("a", None, 2)
+
+
+def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(world: World) -> None:
+    custody = opened(world.custody("a"))
+    made = []
+    for _ in range(3):
+        record = world.record()
+        ledger = custody.ledger(of_sleep=True)
+        ledger.begin(record.id)
+        world.upload(record)
+        world.catalog.commit(record)
+        ledger.committed(record, covers_all=True)
+        made.append(record)
+    custody.clear_sleep()
+    assert [world.has(keys.metadata(record.id)) for record in made] == [False, False, True]
+    assert world.stored.sleep_backups == [made[2].id]
+    custody.clear_sleep()
+    world.faulty.fail("delete", "state.json", after=False)
+    with pytest.raises(StorageError):
+        custody.forget()
+    custody.forget()
+    assert not world.has(keys.metadata(made[2].id))
+
+
+def test_a_late_epoch_is_refused_to_who_has_lost_the_sandbox_meanwhile(world: World) -> None:
+    world.owner("a")
+    late = world.custody("a")
+    world.faulty.fail("get", "state.json", after=False)
+    assert late.locate(has_record=True) is Origin.HERE
+    world.owner("b")
+    late.take_soon()
+    assert wait_until(lambda: late.is_superseded)
+    with pytest.raises(SandboxUnavailableError) as raised:
+        late.locate(has_record=True)
+    assert raised.value.context["reason"] == "SUPERSEDED"
+    assert (world.stored.node, world.stored.epoch) == ("b", 2)
+
+
+def test_an_answer_that_is_out_of_date_gives_nobody_an_epoch(world: World) -> None:
+    world.owner("a")
+    late = opened(world.custody("a"))  # has read the state, and takes its epoch only later
+    world.owner("b")
+    with pytest.raises(SandboxUnavailableError):
+        late.change(noted("late"))
+    assert (world.stored.node, world.stored.epoch) == ("b", 2)
