@@ -1,0 +1,80 @@
+"""One process of a node has a sandbox awake at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from actors.node.errors import MountBusyError
+from actors.presence import Presence
+from tests.support.sandboxes import Background, crash
+
+HOLDER = """
+import sys
+from pathlib import Path
+from actors.presence import Presence
+presence = Presence(Path(sys.argv[1]))
+presence.claim()
+print("held", flush=True)
+sys.stdin.readline()
+if sys.argv[2] == "for good":
+    presence.give_up(for_good=True)
+elif sys.argv[2] == "gives up":
+    presence.give_up()
+print("let go", flush=True)
+"""
+TRIER = """
+import sys
+from pathlib import Path
+from actors.node.errors import MountBusyError
+from actors.presence import Presence
+try:
+    Presence(Path(sys.argv[1])).claim(wait_s=0.1)
+except MountBusyError:
+    print("busy")
+else:
+    print("taken")
+"""
+
+
+@contextmanager
+def held_by_another(file: Path, end: str) -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, "-c", HOLDER, str(file), end]
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield holder
+        finally:
+            holder.kill()
+
+
+@pytest.mark.parametrize("end", ["for good", "gives up", "exits", "is killed"])
+def test_who_waits_gets_it_when_the_other_lets_go_and_then_nobody_else_does(tmp_path: Path, end: str) -> None:
+    file = tmp_path / "presence" / "default.box"
+    with held_by_another(file, end) as holder:
+        mine = Presence(file)
+        with pytest.raises(MountBusyError):
+            mine.claim(wait_s=0.1)
+        waiting = Background(lambda: mine.claim(wait_s=60))
+        assert not waiting.ended
+        if end == "is killed":
+            holder.kill()
+        else:
+            assert holder.stdin is not None
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+        waiting.result()
+    mine.claim()
+    assert file.exists()
+    assert crash(TRIER, str(file)).stdout == "busy\n"
+    mine.give_up(for_good=True)
+    assert not file.exists()
+    mine.give_up()
+    assert crash(TRIER, str(file)).stdout == "taken\n"

@@ -1,0 +1,171 @@
+"""Whatever happens to a sandbox, in whatever order: it has what a simple model says, on whichever node it wakes."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+
+from actors.models import DirectoryBackup
+from actors.node import driver_choice, mounting
+from actors.sandbox import LocalSandbox
+from storage.config import BucketConfig
+from tests.support.mount_leaks import nothing_leaks
+from tests.support.sandboxes import Node, backup, restore, sh
+
+NODES = ("a", "b")
+DIRECTORIES = ("/workspace", "/workspace/sub", "/app")
+FILES = ("/workspace/file", "/workspace/sub/file", "/app/file", "/home/sandbox/file")
+Content = dict[str, str]
+
+STEPS = st.one_of(
+    st.tuples(st.just("write"), st.sampled_from(FILES)),
+    st.tuples(st.just("backup"), st.sampled_from(DIRECTORIES)),
+    st.tuples(st.just("restore"), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["sleep", "sleep nowhere", "lose", "crash"]), st.none()),
+)
+
+
+def within(content: Content, directory: str) -> Content:
+    return {path: data for path, data in content.items() if path.startswith(directory + "/")}
+
+
+def without(content: Content, directory: str) -> Content:
+    return {path: data for path, data in content.items() if not path.startswith(directory + "/")}
+
+
+@dataclass
+class Model:
+    """What a sandbox must have, and what would come back of it."""
+
+    now: Content = field(default_factory=dict)
+    safe: dict[str, Content] = field(default_factory=dict)
+    """By directory, outer ones before those inside them."""
+
+    def keep(self, directory: str, content: Content) -> None:
+        self.safe = {other: kept for other, kept in self.safe.items() if not (other + "/").startswith(directory + "/")}
+        self.safe[directory] = content
+
+    def lose(self) -> None:
+        self.now = {}
+        for directory, content in sorted(self.safe.items()):
+            self.now = without(self.now, directory) | content
+
+
+class History:
+    """A sandbox on two nodes, which does what it is told to as its model does."""
+
+    def __init__(self, nodes: dict[str, Node]) -> None:
+        self.nodes = nodes
+        self.at = "a"
+        self.name = f"sb-{uuid.uuid4().hex[:12]}"
+        self.model = Model()
+        self.made: list[tuple[DirectoryBackup, Content]] = []
+        self.actors: dict[str, LocalSandbox] = {}
+        """The latest on each node. One lives on when its node is lost, and has ended when that comes back."""
+        self.count = 0
+        self.box = self.wake()
+
+    def wake(self, *, lost: str | None = None) -> LocalSandbox:
+        before = self.actors.get(self.at)
+        if before is not None and before.is_awake:
+            before.close()
+        box = self.actors[self.at] = self.nodes[self.at].sandbox(self.name, lost=[lost] if lost else [])
+        box.custody.check()  # its epoch is taken: a crash that comes sooner is another test's
+        return box
+
+    def write(self, path: str) -> None:
+        self.count += 1
+        sh(self.box, f"mkdir -p $(dirname {path}); echo {self.count} > {path}")
+        self.model.now[path] = str(self.count)
+
+    def backup(self, directory: str) -> None:
+        sh(self.box, f"mkdir -p {directory}")
+        content = within(self.model.now, directory)
+        self.made.append((backup(self.box, directory), content))
+        self.model.keep(directory, content)
+
+    def restore(self, number: int) -> None:
+        if self.made:
+            handle, content = self.made[number % len(self.made)]
+            restore(self.box, handle)
+            self.model.now = without(self.model.now, handle.dir) | content
+            self.model.keep(handle.dir, content)
+
+    def sleep(self) -> None:
+        self.box.sleep()
+        self.box = self.wake()
+
+    def sleep_nowhere(self) -> None:
+        self.box.sleep(self.box.put_to_bed())
+        assert not self.nodes[self.at].home(self.name).exists()
+        self.model.safe = {
+            top: kept for top in ("/workspace", "/app", "/home", "/tmp") if (kept := within(self.model.now, top))
+        }
+        self.at = self.other
+        self.box = self.wake()
+
+    def lose(self) -> None:
+        lost, self.at = self.at, self.other
+        self.model.lose()
+        self.box = self.wake(lost=lost)
+
+    def crash(self) -> None:
+        """As far as one process can: nothing is told to the bucket."""
+        self.box = self.wake()
+
+    @property
+    def other(self) -> str:
+        return NODES[1 - NODES.index(self.at)]
+
+    def check(self) -> None:
+        found = sh(self.box, f"for f in {' '.join(FILES)}; do [ -e $f ] && echo $f $(cat $f); done; true")
+        assert dict(line.split() for line in found.splitlines()) == self.model.now
+        assert sh(self.box, "ls /tmp /var/tmp") == "/tmp:\n\n/var/tmp:\n"
+
+    def end(self) -> None:
+        for actor in self.actors.values():
+            if actor.is_awake and actor is not self.box:
+                actor.close()
+        self.box.destroy()
+        catalog = self.nodes["a"].catalog()
+        own = {handle.id for handle, _ in self.made}
+        assert {row.id for row in catalog.page("default", self.name).records} == own
+        assert catalog.find_state("default", self.name) is None
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory, bucket: BucketConfig) -> Iterator[dict[str, Node]]:
+    folder = tmp_path_factory.mktemp("history")
+    with nothing_leaks(folder):
+        driver = driver_choice.choose("auto", folder / "probe")
+        with ExitStack() as stack:
+            yield {name: stack.enter_context(Node(folder / name, bucket, driver, identity=name)) for name in NODES}
+        mounting.sweep(folder)
+
+
+@pytest.mark.timeout(400)
+@settings(
+    max_examples=6,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(steps=st.lists(STEPS, min_size=3, max_size=10))
+def test_a_sandbox_has_what_its_model_has(nodes: dict[str, Node], steps: list[tuple[str, str | int | None]]) -> None:
+    history = History(nodes)
+    try:
+        for name, argument in steps:
+            before = copy.deepcopy(history.model)
+            act: Callable[..., None] = getattr(history, name.replace(" ", "_"))
+            act(argument) if argument is not None else act()
+            note(f"{name} {argument}: {before} -> {history.model}")
+            history.check()
+    finally:
+        history.end()

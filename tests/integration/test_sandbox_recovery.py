@@ -1,0 +1,672 @@
+"""A sandbox whose node is lost, or that slept on another, comes back as its backups have it; and nobody writes over it.
+
+Two nodes on this machine, with one bucket: "a" has the sandbox first, "b" takes it over.
+"""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.errors import BackupCreateError, SandboxUnavailableError, StorageUnavailableError
+from actors.models import DirectoryBackup
+from actors.node import driver_choice, mountinfo
+from actors.node.drivers import Driver
+from actors.sandbox import LocalSandbox
+from storage import keys
+from storage.config import BucketConfig
+from storage.metadata import SandboxState
+from storage.s3 import S3ObjectStore
+from tests.support.faulty_store import FaultyStore
+from tests.support.held_store import AwayStore, HeldStore
+from tests.support.mount_leaks import wait_until
+from tests.support.s3 import FAST, moto_s3
+from tests.support.sandboxes import (
+    UID,
+    Background,
+    Crashed,
+    Node,
+    backup,
+    crash,
+    described,
+    restore,
+    sh,
+)
+from tests.support.trees import Entry, fingerprint, make_interesting_tree
+
+
+@dataclass
+class Pair:
+    """Two nodes, and one name of a sandbox that no other test uses."""
+
+    a: Node
+    b: Node
+    name: str
+    conditional: bool
+
+    def on_a(self, **options: Any) -> LocalSandbox:
+        return self.a.sandbox(self.name, **options)
+
+    def on_b(self, **options: Any) -> LocalSandbox:
+        """As an actor has it after the cluster has lost "a"."""
+        return self.b.sandbox(self.name, **{"lost": ["a"], **options})
+
+    @property
+    def store(self) -> S3ObjectStore:
+        return S3ObjectStore(self.a.bucket, transfer=FAST)
+
+    @property
+    def state(self) -> SandboxState:
+        found = self.a.catalog().find_state("default", self.name)
+        assert found is not None
+        return found.state
+
+    @property
+    def is_known(self) -> bool:
+        return self.a.catalog().find_state("default", self.name) is not None
+
+    @property
+    def backups(self) -> dict[str, str | None]:
+        """The names of the sandbox's backups, by id."""
+        return {row.id: row.name for row in self.a.catalog().page("default", self.name).records}
+
+
+def pair(scratch: Path, bucket: BucketConfig, driver: Driver, *, conditional: bool) -> Iterator[Pair]:
+    with ExitStack() as stack:
+        a, b = (stack.enter_context(Node(scratch / name, bucket, driver, identity=name)) for name in ("a", "b"))
+        yield Pair(a, b, f"sb-{uuid.uuid4().hex[:12]}", conditional)
+
+
+@pytest.fixture
+def nodes(scratch: Path, bucket: BucketConfig) -> Iterator[Pair]:
+    yield from pair(scratch, bucket, driver_choice.choose("auto", scratch / "probe"), conditional=False)
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[BucketConfig]:
+    with moto_s3(bucket="recovery") as config:
+        yield config
+
+
+@pytest.fixture(params=["conditional", "unconditional"])
+def either(request: pytest.FixtureRequest, scratch: Path, bucket: BucketConfig, moto: BucketConfig) -> Iterator[Pair]:
+    """Nodes with a bucket that has conditional writes, and with one that has not."""
+    conditional = request.param == "conditional"
+    driver = driver_choice.choose("auto", scratch / "probe")
+    yield from pair(scratch, moto if conditional else bucket, driver, conditional=conditional)
+
+
+@pytest.fixture
+def each_driver(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Pair]:
+    yield from pair(scratch, bucket, driver, conditional=False)
+
+
+def recovered(pair: Pair) -> list[tuple[str, str, str | None]]:
+    """What the state says of the recovery."""
+    found = pair.state.recovery
+    assert found is not None and found.lost_node == "a"
+    return [(row.dir, row.backup_id, row.error) for row in found.directories]
+
+
+def closed(box: LocalSandbox) -> bool:
+    """Whether nobody can see the tree."""
+    try:
+        with box._gate.shared():
+            return False
+    except SandboxUnavailableError:
+        return True
+
+
+def killed(ended: Crashed) -> None:
+    """It came to where it was to be killed."""
+    assert ended.status == -signal.SIGKILL, ended
+    assert "ready\n" in ended.stdout and "survived" not in ended.stdout, ended
+
+
+# --- a node is lost
+
+
+def test_a_lost_sandbox_has_the_content_of_its_last_backups_elsewhere(each_driver: Pair) -> None:
+    pair = each_driver
+    box = pair.on_a()
+    sh(box, "mkdir data; echo old > data/file; echo parent > file; mkdir -p ~/copied; echo copy > ~/copied/file")
+    copied = backup(box, "/home/sandbox/copied")
+    outer = backup(box)
+    sh(box, "echo new > data/file; echo lost > file; echo lost > lost")
+    inner = backup(box, "/workspace/data")
+    restore(box, inner, "/app/fork")
+    restore(box, copied, mode="copy")
+    sh(box, "echo lost > data/later; echo lost > /app/fork/later; echo lost > ~/copied/later; echo lost > /tmp/file")
+
+    again = pair.on_b()
+
+    assert sh(again, "cat file data/file /app/fork/file ~/copied/file") == "parent\nnew\nnew\ncopy\n"
+    assert sh(again, "ls -A . data /app /app/fork ~ ~/copied /tmp") == (
+        ".:\ndata\nfile\n\n/app:\nfork\n\n/app/fork:\nfile\n\n/home/sandbox:\ncopied\n\n"
+        "/home/sandbox/copied:\nfile\n\n/tmp:\n\ndata:\nfile\n"
+    )
+    expected = [
+        ("/app/fork", inner.id, None),
+        ("/home/sandbox/copied", copied.id, None),
+        ("/workspace", outer.id, None),
+        ("/workspace/data", inner.id, None),
+    ]
+    assert sorted(recovered(pair)) == expected
+    record = again._restored.record.recovery
+    assert record is not None and record.lost_node == "a"
+    assert sorted((row.dir, row.backup_id, row.error) for row in record.directories) == expected
+    assert sorted((row.dir, row.backup_id, row.mode) for row in again.info().restored) == [
+        ("/app/fork", inner.id, "overlay"),
+        ("/home/sandbox/copied", copied.id, "copy"),
+        ("/workspace", outer.id, "overlay"),
+        ("/workspace/data", inner.id, "overlay"),
+    ]
+    assert (pair.state.node, pair.state.cluster_node) == ("b", "cluster-b")
+    again.close()
+    assert sh(pair.on_b(), "cat file data/file") == "parent\nnew\n"
+
+
+def test_a_lost_sandbox_without_a_backup_is_empty_and_says_so(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "echo lost > file")
+    box.sleep()
+    again = nodes.on_b()
+    assert sh(again, "ls -A") == ""
+    assert recovered(nodes) == []
+
+
+def test_what_can_never_come_back_is_empty_and_named_and_the_rest_is_there(nodes: Pair) -> None:
+    box, store = nodes.on_a(), nodes.store
+    made: dict[str, DirectoryBackup] = {}
+    for name in ("expired", "deleted", "damaged", "unreadable", "bare", "well"):
+        sh(box, f"mkdir {name}; head -c 100000 /dev/urandom > {name}/file; echo {name} > {name}/name")
+        made[name] = backup(box, f"/workspace/{name}", ttl=30 if name == "expired" else 3600)
+    nodes.a.catalog().delete("default", made["deleted"].id)
+    archive = keys.archive(made["damaged"].id)
+    data = bytearray(store.get(archive).data)
+    data[len(data) // 2] ^= 1
+    store.put(archive, bytes(data))
+    store.put(keys.metadata(made["unreadable"].id), b"{")
+    store.delete(keys.archive(made["bare"].id))
+
+    again = nodes.on_b()
+
+    assert sh(again, "cat well/name; ls") == "well\nwell\n"
+    assert {row[0].rpartition("/")[2]: row[2] for row in recovered(nodes)} == {
+        "expired": "BACKUP_EXPIRED",
+        "deleted": "BACKUP_NOT_FOUND",
+        "damaged": "CORRUPT_ARCHIVE",
+        "unreadable": "CORRUPT_METADATA",
+        "bare": "BACKUP_NOT_FOUND",
+        "well": None,
+    }
+    assert [row.backup_id for row in nodes.state.checkpoints] == [made["well"].id]
+    sh(again, "mkdir deleted; echo new > deleted/file")
+    backup(again, "/workspace/deleted")
+    again.close()
+    nodes.on_b().close()
+    assert len(nodes.state.checkpoints) == 2
+
+
+def test_a_recovery_that_the_bucket_cuts_short_shows_nothing_and_goes_on(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "mkdir a b; echo 1 > a/file; echo 2 > b/file")
+    first, second = backup(box, "/workspace/a"), backup(box, "/workspace/b")
+    faulty = FaultyStore(nodes.store)
+    again = nodes.on_b(catalog=nodes.b.catalog(faulty), awake=False)
+    for _ in range(2):
+        faulty.fail("get", second.id, after=False)
+        with pytest.raises(SandboxUnavailableError) as raised:
+            again.list_files("/workspace")
+        assert raised.value.context == {"outcome": "not_executed", "reason": "STORAGE_UNAVAILABLE"}
+        assert not again.is_awake and closed(again)
+    assert sh(again, "cat a/file b/file") == "1\n2\n"
+    assert sum(first.id in call for call in faulty.calls if call.startswith("get ")) == 1
+    assert sorted(recovered(nodes)) == [("/workspace/a", first.id, None), ("/workspace/b", second.id, None)]
+
+
+KILLED = """
+import os, signal, sys
+from actors.custody import Custody
+from actors.restored import RestoredDirectories
+from actors.sandbox import LocalSandbox
+from tests.support.sandboxes import from_description
+told, name, place, method, number, when = sys.argv[1:]
+kind = {"custody": Custody, "restored": RestoredDirectories, "sandbox": LocalSandbox}[place]
+real, calls = getattr(kind, method), []
+
+def killing(self, *args, **options):
+    calls.append(method)
+    if len(calls) == int(number) and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = real(self, *args, **options)
+    if len(calls) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(kind, method, killing)
+box = from_description(told).sandbox(name, awake=False, lost=["a"])
+print("ready", flush=True)
+box.wake()
+print("survived", flush=True)
+"""
+MOMENTS = [
+    ("sandbox", "_put_aside", 1, "after"),
+    ("custody", "_settle", 1, "before"),
+    ("custody", "take", 1, "after"),
+    ("restored", "begin_recovery", 1, "after"),
+    ("sandbox", "_bring_back", 1, "after"),
+    ("restored", "_commit", 2, "before"),
+    ("custody", "report", 1, "before"),
+]
+
+
+@pytest.mark.parametrize(("place", "method", "number", "when"), MOMENTS)
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_recovery_that_is_killed_is_completed_by_the_next(
+    nodes: Pair, place: str, method: str, number: int, when: str, *, asleep: bool
+) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file; echo 2 > /app/file")
+    if asleep:
+        box.sleep(box.put_to_bed())
+    else:
+        backup(box), backup(box, "/app")
+    ended = crash(KILLED, described(nodes.b), nodes.name, place, method, str(number), when)
+    killed(ended)
+
+    again = nodes.on_b()
+
+    assert sh(again, "cat file /app/file; ls -A . /app") == "1\n2\n.:\nfile\n\n/app:\nfile\n"
+    sh(again, "echo later > later")
+    again.custody.change(lambda state: state)
+    if asleep:
+        assert nodes.state.recovery is None
+    else:
+        assert [row[0] for row in sorted(recovered(nodes))] == ["/app", "/workspace"]
+    again.close()
+    assert sh(nodes.on_b(), "cat file later") == "1\nlater\n"
+
+
+# --- the old actor lives on
+
+
+@pytest.mark.parametrize(("operation", "part"), [("presign_put", "data.sqsh"), ("put", "meta.json")])
+def test_an_actor_that_was_replaced_in_mid_backup_commits_nothing(either: Pair, operation: str, part: str) -> None:
+    pair = either
+    old = pair.on_a()
+    sh(old, "echo safe > file")
+    safe = backup(old)
+    old.close()
+    held = HeldStore(pair.store, operation, part)
+    held_catalog = pair.a.catalog(held)
+    old = pair.on_a(catalog=held_catalog)
+    sh(old, "echo late > file")
+    before = pair.a.keys()
+    late = Background(lambda: backup(old))
+    held.wait()
+
+    new = pair.on_b()
+    held.released.set()
+    error = late.error()
+
+    if operation == "put" and not pair.conditional:  # it had looked right before: what the store cannot refuse, stays
+        assert error is None
+        assert len(pair.backups) == 2
+    else:
+        assert isinstance(error, SandboxUnavailableError)
+        assert error.context["reason"] == "SUPERSEDED"
+        assert {key for key in pair.a.keys() - before if key.startswith("backups/")} == set()
+        assert list(pair.backups) == [safe.id]
+    assert sh(new, "cat file") == "safe\n"
+    assert [row.backup_id for row in pair.state.checkpoints] == [safe.id]
+    with pytest.raises(SandboxUnavailableError) as raised:
+        sh(old, "true")
+    assert raised.value.context["reason"] == "SUPERSEDED"
+    backup(new)
+
+
+def test_a_backup_that_was_committed_before_the_takeover_is_what_is_recovered(either: Pair) -> None:
+    pair = either
+    old = pair.on_a()
+    sh(old, "echo old > file")
+    backup(old)
+    old.close()
+    held = HeldStore(pair.store, "put", f"sandboxes/{pair.name}/backups/")
+    old = pair.on_a(catalog=pair.a.catalog(held))
+    sh(old, "echo new > file")
+    making = Background(lambda: backup(old))
+    held.wait()
+
+    new = pair.on_b()
+    held.released.set()
+    made = making.result()
+
+    assert sh(new, "cat file") == "new\n"
+    assert recovered(pair) == [("/workspace", made.id, None)]
+    assert pair.state.pending == []
+    assert made.id in pair.backups
+
+
+def test_a_takeover_ends_an_upload_that_is_under_way(either: Pair) -> None:
+    """The parts that the old actor has sent are gone when it wants to put them together."""
+    pair = either
+    held = HeldStore(pair.store, "complete_upload", "data.sqsh")
+    old = pair.on_a(catalog=pair.a.catalog(held))
+    sh(old, "head -c 7000000 /dev/urandom > file")
+    late = Background(lambda: backup(old))
+    held.wait()
+    new = pair.on_b()
+    held.released.set()
+    error = late.error()
+    assert isinstance(error, SandboxUnavailableError), repr(error)
+    assert error.context["reason"] == "SUPERSEDED"
+    assert sh(new, "ls -A") == ""
+    assert pair.backups == {}
+
+
+def test_a_node_that_comes_back_does_not_show_what_is_out_of_date(nodes: Pair) -> None:
+    old = nodes.on_a()
+    sh(old, "echo first > file; echo stale > stale")
+    backup(old)
+    old.close()
+    new = nodes.on_b()
+    sh(new, "rm stale; echo second > file")
+    with pytest.raises(SandboxUnavailableError) as raised:
+        nodes.on_a()
+    assert raised.value.context == {"outcome": "not_executed", "reason": "ELSEWHERE"}
+    backup(new)
+    new.close()
+
+    again = nodes.on_a(lost=["b"])
+
+    assert sh(again, "cat file; ls -A") == "second\nfile\n"
+    recovery = nodes.state.recovery
+    assert recovery is not None and recovery.lost_node == "b"
+    assert nodes.state.epoch == 3
+
+
+def test_a_node_that_comes_back_wakes_what_slept_elsewhere_since(nodes: Pair) -> None:
+    old = nodes.on_a()
+    sh(old, "echo first > file; echo stale > stale")
+    backup(old)
+    old.close()
+    new = nodes.on_b()
+    sh(new, "rm stale; echo second > file")
+    new.sleep(new.put_to_bed())
+    assert sh(nodes.on_a(), "cat file; ls -A") == "second\nfile\n"
+
+
+# --- the bucket is away
+
+
+def test_without_the_bucket_a_sandbox_works_where_it_has_a_record_only(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file")
+    handle = backup(box)
+    box.close()
+    away = AwayStore(nodes.store)
+    catalog = nodes.a.catalog(away)
+    away.is_away = True
+    for awaiting in (nodes.on_b(catalog=catalog, awake=False), nodes.b.sandbox("sb-new", catalog=catalog, awake=False)):
+        with pytest.raises(SandboxUnavailableError) as raised:
+            sh(awaiting, "true")
+        assert raised.value.context == {"outcome": "not_executed", "reason": "STORAGE_UNAVAILABLE"}
+    box = nodes.on_a(catalog=catalog)
+    assert sh(box, "cat file") == "1\n"
+    sh(box, "echo 2 > file")
+    box.sleep()
+    epoch = nodes.state.epoch
+    box.wake()
+    with pytest.raises(BackupCreateError):
+        backup(box)
+    assert nodes.state.epoch == epoch
+
+    away.is_away = False
+    newer = backup(box)
+
+    assert nodes.state.epoch == epoch + 1
+    assert [row.backup_id for row in nodes.state.checkpoints] == [newer.id]
+    assert nodes.state.pending == []
+    restore(box, handle)
+    assert sh(box, "cat file") == "1\n"
+
+
+def test_an_epoch_that_comes_too_late_changes_nothing(either: Pair) -> None:
+    pair = either
+    box = pair.on_a()
+    sh(box, "echo 1 > file")
+    backup(box)
+    box.close()
+    away = AwayStore(pair.store)
+    away.is_away = True
+    old = pair.on_a(catalog=pair.a.catalog(away))
+    new = pair.on_b()
+    sh(new, "echo new > file")
+    before = pair.state
+    away.is_away = False
+    with pytest.raises(SandboxUnavailableError) as raised:
+        backup(old)
+    assert raised.value.context["reason"] == "SUPERSEDED"
+    with pytest.raises(SandboxUnavailableError):
+        old.destroy()
+    assert pair.state == before
+    assert sh(new, "cat file") == "new\n"
+
+
+# --- sleeping with backups
+
+
+def left_on(node: Node) -> tuple[list[str], Sequence[object]]:
+    boxes = node.layout.root / "boxes"
+    return [str(path) for path in boxes.glob("*/*")], mountinfo.mounts_under(boxes)
+
+
+def furnished(box: LocalSandbox, node: Node) -> dict[str, dict[bytes, Entry]]:
+    """Fills a sandbox with all that a backup can keep, and says what is in it."""
+    make_interesting_tree(node.tree(box) / "workspace" / "tree", UID, max_name_bytes=200)
+    sh(
+        box,
+        "mkdir sub; echo 1 > sub/file; chmod 2710 sub; chmod 640 sub/file; echo x > one; echo x > two; echo x > six",
+    )
+    handle = backup(box, "/workspace/sub")
+    restore(box, handle, "/workspace/again")
+    restore(box, handle, "/var/tmp/copied", "copy")
+    sh(
+        box,
+        "echo 2 > again/more; echo 3 > /tmp/file; ln -s /workspace/one /app/link; echo rc > ~/.rc; chmod 600 ~/.rc",
+    )
+    return contents(box, node)
+
+
+def contents(box: LocalSandbox, node: Node) -> dict[str, dict[bytes, Entry]]:
+    return {
+        top: fingerprint(node.tree(box) / top.lstrip("/"))
+        for top in ("/workspace", "/home", "/tmp", "/var/tmp", "/app")
+    }
+
+
+def test_a_sandbox_put_to_sleep_leaves_its_node_and_wakes_on_another(each_driver: Pair) -> None:
+    pair = each_driver
+    box = pair.on_a()
+    expected = furnished(box, pair.a)
+    in_bed = box.put_to_bed()
+    assert contents(box, pair.a) == expected
+    assert {row.dir for row in in_bed} == {"/workspace", "/home", "/tmp", "/var/tmp", "/app"}
+    box.sleep(in_bed)
+    assert left_on(pair.a) == ([], [])
+    assert list((pair.a.layout.root / "presence").iterdir()) == []
+    state = pair.state
+    assert (state.node, state.cluster_node, state.restored) == (None, None, [])
+
+    again = pair.b.sandbox(pair.name)
+
+    assert contents(again, pair.b) == expected
+    assert pair.state.node == "b"
+    assert pair.state.recovery is None
+    assert sh(again, "cat one ~/.rc /app/link") == "x\nrc\nx\n"
+
+
+def test_an_empty_sandbox_sleeps_without_a_backup(nodes: Pair) -> None:
+    box = nodes.on_a()
+    assert box.put_to_bed() == []
+    box.sleep([])
+    assert left_on(nodes.a) == ([], [])
+    again = nodes.b.sandbox(nodes.name)
+    assert sh(again, "ls -A . ~ /tmp") == ".:\n\n/home/sandbox:\n\n/tmp:\n"
+    assert nodes.state.node == "b"
+    assert nodes.backups == {}
+
+
+def test_a_second_sleep_deletes_the_first_ones_backups_and_no_others(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file; echo 1 > ~/file")
+    own = backup(box, name="mine")
+    first = box.put_to_bed()
+    box.sleep(first)
+    again = nodes.on_b(lost=())
+    restore(again, own, "/app/mine")
+    second = again.put_to_bed()
+    abandoned = {row.backup_id for row in second}
+    third = again.put_to_bed()  # somebody called meanwhile
+    again.sleep(third)
+    kept = {own.id, *(row.backup_id for row in third)}
+    assert set(nodes.backups) == kept
+    assert not kept & abandoned
+    assert set(nodes.state.sleep_backups) == kept - {own.id}
+    assert sh(nodes.on_a(), "cat file ~/file /app/mine/file") == "1\n1\n1\n"
+
+
+def test_backups_for_sleeping_go_once_the_sandbox_has_newer_ones_of_its_own(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file")
+    box.sleep(box.put_to_bed())
+    again = nodes.on_b(lost=())
+    own = backup(again)
+    again.sleep()
+    assert set(nodes.backups) == {own.id}
+    assert sh(nodes.on_b(), "cat file") == "1\n"
+
+
+DIES_IN_BED = """
+import os, signal, sys
+from actors.sandbox import LocalSandbox
+from tests.support.sandboxes import from_description
+box = from_description(sys.argv[1]).sandbox(sys.argv[2])
+in_bed = box.put_to_bed()
+def dies(self):
+    os.kill(os.getpid(), signal.SIGKILL)
+LocalSandbox._remove_files = dies
+print("ready", flush=True)
+box.sleep(in_bed)
+"""
+
+
+@pytest.mark.parametrize("then", ["a", "b"])
+def test_a_crash_between_the_state_and_the_files_loses_nothing(nodes: Pair, then: str) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file; echo 2 > ~/file")
+    box.close()
+    ended = crash(DIES_IN_BED, described(nodes.a), nodes.name)
+    killed(ended)
+    assert nodes.state.node is None
+    assert nodes.a.home(nodes.name).exists()
+    again = nodes.on_a() if then == "a" else nodes.b.sandbox(nodes.name)
+    assert sh(again, "cat file ~/file") == "1\n2\n"
+    sh(again, "echo later > file")
+    again.custody.change(lambda state: state)
+    assert nodes.state.node == then
+    if then == "b":
+        again.sleep(again.put_to_bed())
+        assert sh(nodes.on_a(), "cat file ~/file") == "later\n2\n"
+    else:
+        again.close()
+        assert sh(nodes.on_a(), "cat file ~/file") == "later\n2\n"
+
+
+def test_a_sandbox_that_cannot_be_told_to_sleep_stays_as_it_is(nodes: Pair) -> None:
+    away = AwayStore(nodes.store)
+    box = nodes.on_a(catalog=nodes.a.catalog(away))
+    sh(box, "echo 1 > file")
+    in_bed = box.put_to_bed()
+    away.is_away = True
+    with pytest.raises(StorageUnavailableError):
+        box.sleep(in_bed)
+    assert not box.is_awake
+    assert sh(box, "cat file") == "1\n"
+    sh(box, "echo 2 > file")
+    away.is_away = False
+    box.close()
+    assert sh(nodes.on_a(), "cat file") == "2\n"
+    assert wait_until(lambda: nodes.state.node == "a")
+
+
+def test_nobody_goes_to_sleep_who_is_not_awake(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file")
+    in_bed = box.put_to_bed()
+    box.close()
+    with pytest.raises(SandboxUnavailableError):
+        box.sleep(in_bed)
+    assert sh(box, "cat file") == "1\n"
+
+
+# --- destroying
+
+
+def test_a_destroyed_sandbox_that_slept_takes_its_backups_for_sleeping_along(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file")
+    own = backup(box, name="mine")
+    box.sleep(box.put_to_bed())
+    assert len(nodes.backups) == 2
+    nodes.on_b(awake=False).destroy()
+    assert set(nodes.backups) == {own.id}
+    assert not nodes.is_known
+    assert sh(nodes.on_a(), "ls -A") == ""
+
+
+def test_a_destroyed_sandbox_stays_destroyed_when_its_actor_leaves(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file")
+    backup(box)
+    box.destroy()
+    box.sleep()
+    box.custody._take_quietly()
+    assert not nodes.is_known
+    assert left_on(nodes.a)[1] == []
+
+
+def test_a_call_that_meets_a_deletion_brings_nothing_back(nodes: Pair) -> None:
+    held = HeldStore(nodes.store, "delete", f"sandboxes/{nodes.name}/state.json")
+    box = nodes.on_a(catalog=nodes.a.catalog(held))
+    sh(box, "echo secret > file")
+    backup(box)
+    destroying = Background(box.destroy)
+    held.wait()
+    listing = Background(lambda: box.list_files("/workspace"))
+    held.released.set()
+    destroying.result()
+    assert listing.result() == []
+    assert sh(box, "ls -A") == ""
+
+
+# --- the record of the node
+
+
+def test_the_record_is_read_when_no_other_process_can_change_it_any_more(nodes: Pair) -> None:
+    first = nodes.on_a()
+    sh(first, "mkdir data; echo 1 > data/file")
+    handle = backup(first, "/workspace/data")
+    second = nodes.on_a(awake=False)
+    restore(first, handle)
+    sh(first, "echo 2 > data/later")
+    first.close()
+    assert sh(second, "cat data/file data/later") == "1\n2\n"
