@@ -239,7 +239,7 @@ class SandboxHost:
     def _put_to_bed(self) -> list[Checkpoint] | None:
         """Backs everything up, where sandboxes sleep in the bucket. None: its files stay on this node."""
         _, _, config = self._address
-        if self._made is None or config.on_sleep == "keep" or config.bucket is None:
+        if self._made is None or not self._made.is_awake or config.on_sleep == "keep" or config.bucket is None:
             return None
         try:
             return self._answer(lambda box: box.put_to_bed())

@@ -559,17 +559,14 @@ class LocalSandbox:
         self._restored.put_down()
         self._cgroup.remove()
 
-    def put_to_bed(self) -> list[Checkpoint] | None:
+    def put_to_bed(self) -> list[Checkpoint]:
         """Backs up everything that is in the sandbox, so that `sleep` can free the node's disk. Changes nothing else.
-
-        None if it is not awake.
 
         Raises:
             HoldfastError: something could not be backed up.
         """
         catalog = configured(self._catalog, self._config)
-        if not self.is_awake:
-            return None
+        self.wake()
         made = []
         for top in WRITABLE_ROOTS:
             if self._holds_anything(top):

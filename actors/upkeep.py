@@ -13,7 +13,9 @@ from pathlib import Path
 
 import structlog
 
+from actors import takeover
 from actors.cache import ArchiveCache
+from actors.durable_state import Place
 from actors.node import mountinfo
 from actors.node.cgroup import Cgroup
 from actors.node.errors import MountBusyError, NodeError
@@ -119,7 +121,7 @@ class Upkeep:
         except StorageError as e:
             log.warning("state_not_read", sandbox=sandbox, detail=str(e))
             return False
-        return found is not None and found.state.epoch > 0 and found.state.node != self.identity()
+        return not takeover.may_be_here(found.state if found else None, Place(self.identity()))
 
     def _sweep_shared(self, swept: Swept) -> None:
         if self._layout.lowers.exists():
