@@ -2,15 +2,16 @@
 
     step         what it leaves                       what undoes it
     archive      a file in the node's spool           removing the spool
-    begin        the id among the pending ones        the next change of the state; or the next actor, which settles it
-    upload       backups/<id>/data.sqsh               the upload removes its parts; `discard` the object
+    begin        the id among the pending ones        the next change of the state; or settling it
+    upload       backups/<id>/data.sqsh               the upload removes its parts; `abandon` the object
     claim        what an idempotency key stands for   nothing: without the commit it does not count
     commit       backups/<id>/meta.json, index entry  nothing: from here on the backup exists
     checkpoint   what the directory is recovered from nothing; without it the id is pending still, and so found
     cache        the archive in the node's cache      nothing
 
-An archive without metadata is nobody's: it can never be restored, and the collector removes it. An actor that has been
-replaced while it uploaded meets a fence in the place of the metadata (`BackupCatalog.settle`), and commits nothing.
+An archive without metadata is nobody's: it can never be restored. What the bucket did not let us remove stays among the
+pending ones: the next backup settles it, or the next actor. An actor that has been replaced while it uploaded meets a
+fence in the place of the metadata (`BackupCatalog.settle`), and commits nothing.
 """
 
 from __future__ import annotations
@@ -51,13 +52,19 @@ class Ledger(Protocol):
     """Where an actor says what it begins and what it has committed, and learns whether it still may."""
 
     def begin(self, backup_id: str) -> None:
-        """Before anything of it is in the bucket. Raises StorageError, SandboxUnavailableError."""
+        """Before anything of it is in the bucket; settles what earlier calls could not remove.
+
+        Raises StorageError, SandboxUnavailableError.
+        """
 
     def check(self) -> None:
         """Whether this actor may still commit. Raises StorageError, SandboxUnavailableError."""
 
     def committed(self, record: BackupRecord, *, covers_all: bool) -> None:
         """The backup exists. Raises nothing: what cannot be written now is written with the next."""
+
+    def left_behind(self, backup_id: str) -> None:
+        """Something of it may be left in the bucket, and has to be removed later."""
 
     def abandoned(self, backup_id: str) -> None:
         """Nothing is left of it. Raises SandboxUnavailableError if another actor has taken over."""
@@ -131,13 +138,6 @@ class BackupCreation:
             "backup_created", backup=backup_id, dir=options.dir, bytes=uploaded.size_bytes, not_kept=not_kept
         )
         return DirectoryBackup(id=backup_id, dir=options.dir)
-
-    def _abandon(self, backup_id: str, error: BaseException) -> None:
-        try:
-            self.ledger.abandoned(backup_id)
-        except SandboxUnavailableError:  # who has taken over has taken the upload away, too
-            if isinstance(error, StorageError) and not isinstance(error, TransferCancelledError):
-                raise
 
     def _made_before(self, idempotency_key: str | None, options: BackupOptions) -> DirectoryBackup | None:
         """The backup that an earlier call has made with the same key, while it can be restored."""
@@ -240,20 +240,32 @@ class BackupCreation:
         The key is claimed before the commit, and a claim without a commit does not count. So after a crash between the
         two the next call makes the backup, and after one behind both it finds it.
         """
-        try:
-            progress.point_of_no_return(Phase.COMMITTING)
-            with step(CreateStep.CLAIM):
-                made = self._claim(record, options, idempotency_key) if idempotency_key is not None else None
-            if made is not None:
-                self.catalog.discard(record)
-                return made
-            with step(CreateStep.COMMIT):
-                self._write_metadata(record)
-        except BaseException:
-            with contextlib.suppress(StorageError):
-                self.catalog.discard(record)
-            raise
+        progress.point_of_no_return(Phase.COMMITTING)
+        with step(CreateStep.CLAIM):
+            made = self._claim(record, options, idempotency_key) if idempotency_key is not None else None
+        if made is not None:
+            self.catalog.discard(record)
+            return made
+        with step(CreateStep.COMMIT):
+            self._write_metadata(record)
         return None
+
+    def _abandon(self, backup_id: str, error: BaseException) -> None:
+        """Removes what there is of a backup that has failed; if that cannot be done now, the ledger has it done.
+
+        Raises:
+            SandboxUnavailableError: another actor has taken over, and settles it; that is why the bucket failed us.
+        """
+        try:
+            self.ledger.check()
+            self.catalog.abandon(backup_id)
+            self.ledger.abandoned(backup_id)
+        except StorageError as e:
+            log.warning("backup_left_behind", backup=backup_id, detail=str(e))
+            self.ledger.left_behind(backup_id)
+        except SandboxUnavailableError:
+            if isinstance(error, StorageError) and not isinstance(error, TransferCancelledError):
+                raise
 
     def _claim(self, record: BackupRecord, options: BackupOptions, idempotency_key: str) -> DirectoryBackup | None:
         claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)

@@ -79,7 +79,7 @@ class Custody:
         self._taking = threading.Lock()
         self._found: list[StoredState | None] = []
         self._inherited: list[str] = []
-        """Backups that earlier actors have begun, and that are not settled yet."""
+        """Backups that earlier actors have begun, or calls of ours that failed, and that are not settled yet."""
         self._is_open = False
         """Whether the sandbox was located, and neither closed nor destroyed since."""
 
@@ -241,6 +241,11 @@ class Custody:
         """Where a backup is written down. `of_sleep` marks those made to put the sandbox to sleep."""
         return SandboxLedger(self, of_sleep)
 
+    def leave_behind(self, backup_id: str) -> None:
+        """Notes a backup of ours that failed, and that the bucket did not let us remove."""
+        with self._taking:
+            self._inherited.append(backup_id)
+
     def change(self, change: Change, *, keep: bool = True) -> None:
         """Changes the state, once there is an epoch. Raises SandboxUnavailableError, StorageError.
 
@@ -365,6 +370,10 @@ class SandboxLedger:
             self._write(lambda state: _backed_up(_without(state, record.id), checkpoint, covers_all=covers_all))
         except SandboxUnavailableError as e:  # who has taken over has settled it, and found it
             log.warning("state_not_written", error=type(e).__name__)
+
+    def left_behind(self, backup_id: str) -> None:
+        """Something of it may be left: it is settled before anything else is written."""
+        self._custody.leave_behind(backup_id)
 
     def abandoned(self, backup_id: str) -> None:
         """Nothing is left of it. Raises SandboxUnavailableError if another actor has taken over."""

@@ -9,7 +9,6 @@ metadata, which only the first writer can fill. Then it either was committed bef
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -229,8 +228,8 @@ class BackupCatalog:
     def settle(self, backup_id: str) -> BackupRecord | None:
         """Finds out whether a backup that an actor began was committed; if not, it never will be. Idempotent.
 
-        What there is of its archive is removed. Where the store has no conditional writes, an actor that lives on and
-        is about to write the metadata can still do so.
+        A committed one is listed from then on; of any other, what there is of its archive is removed. Where the store
+        has no conditional writes, an actor that lives on and is about to write the metadata can still do so.
 
         Raises:
             CorruptMetadataError: permanent.
@@ -239,17 +238,30 @@ class BackupCatalog:
         try:
             if self.store.supports_conditional_writes():
                 self.store.put(keys.metadata(backup_id), _FENCE, if_none_match=True)
-            return self.read(backup_id)
         except PreconditionFailedError:
-            with contextlib.suppress(ObjectMissingError):  # there is a fence already
-                return self.read(backup_id)
+            pass  # it is committed, or there is a fence already
+        try:
+            record = self.read(backup_id)
         except ObjectMissingError:
-            pass
+            self._remove_archive(backup_id)
+            return None
+        self.write_index_entry(record)  # its actor may have died right before it did
+        return record
+
+    def abandon(self, backup_id: str) -> None:
+        """Removes whatever there may be of a backup whose creation has failed. Idempotent.
+
+        Raises:
+            StorageError: something may be left; `settle` it later.
+        """
+        self.store.delete(keys.metadata(backup_id))
+        self._remove_archive(backup_id)
+
+    def _remove_archive(self, backup_id: str) -> None:
         key = keys.archive(backup_id)
         for upload in self.store.list_uploads(key):
             self.store.abort_upload(upload.key, upload.upload_id)
         self.store.delete(key)
-        return None
 
     def find_claim(self, tenant: str, sandbox: str, idempotency_key: str) -> StoredClaim | None:
         """Which backup the key stands for; that need not be committed, or exist any more. None if it was never used.

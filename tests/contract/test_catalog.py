@@ -342,6 +342,25 @@ def test_a_backup_that_was_committed_is_settled_as_it_is(shelf: Shelf) -> None:
     assert shelf.objects() == before
 
 
+def test_a_backup_that_was_committed_but_not_listed_is_listed_when_it_is_settled(shelf: Shelf) -> None:
+    committed = shelf.backup()
+    shelf.store.delete(entry_of(committed))
+    assert shelf.catalog.settle(committed.id) == committed
+    assert entry_of(committed) in shelf.objects()
+
+
+def test_of_an_abandoned_backup_nothing_is_left(shelf: Shelf) -> None:
+    record = shelf.record()
+    before = shelf.objects()
+    shelf.store.put(keys.archive(record.id), b"archive")
+    shelf.store.put(keys.metadata(record.id), b"{}")
+    shelf.store.create_upload(keys.archive(record.id))
+    for _ in range(2):
+        shelf.catalog.abandon(record.id)
+        assert shelf.objects() == before
+        assert list(shelf.store.list_uploads("")) == []
+
+
 def test_a_fence_is_collected_when_nobody_can_be_about_to_commit_any_more(shelf: Shelf) -> None:
     if not shelf.store.supports_conditional_writes():
         pytest.skip("this store has no conditional writes, and so no fences")
