@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
@@ -20,6 +20,7 @@ from actors.errors import (
     ExecStoppedError,
     ExecTimeoutError,
     FileNotFoundInSandboxError,
+    HoldfastError,
     InvalidRequestError,
     MountLostError,
     SandboxUnavailableError,
@@ -55,13 +56,26 @@ class _Running:
 class Commands:
     """Starts, watches and stops the commands of one sandbox."""
 
-    def __init__(self, box: Box, cgroup: Cgroup, tree: Tree, *, limits: ExecLimits, gate: Gate) -> None:
-        """`gate` is held (shared) while a command starts, so that none starts into a tree that is being swapped."""
+    def __init__(
+        self,
+        box: Box,
+        cgroup: Cgroup,
+        tree: Tree,
+        *,
+        limits: ExecLimits,
+        gate: Gate,
+        has_lost_mount: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`gate` is held (shared) while a command starts, so that none starts into a tree that is being swapped.
+
+        `has_lost_mount` says whether a file system under the tree is dead: what ended then was perhaps told lies.
+        """
         self._box = box
         self._cgroup = cgroup
         self._tree = tree
         self._limits = limits
         self._gate = gate
+        self._has_lost_mount = has_lost_mount
         self._running: dict[str, _Running] = {}
         self._stopped_early: deque[str] = deque(maxlen=_STOPS_REMEMBERED)
         self._paused_s = 0.0
@@ -88,8 +102,7 @@ class Commands:
             self._watch(running, timeout_s)
             yield from self._output(running)
             status = running.process.wait()
-            if running.error is not None:
-                raise running.error
+            self._check_undisturbed(running)
             if not ran(running.status):
                 raise ExecError("The command's box could not be built.", hint="Run `holdfast doctor` on the node.")
             yield Exit(exit_code=status if status >= 0 else 128 - status)
@@ -104,10 +117,21 @@ class Commands:
             ExecStoppedError: after the block, if it was stopped from outside.
         """
         with self._started(name, list(argv), cwd="/workspace", env={}, identity=identity, stdin=stdin) as running:
-            yield running.process
+            try:
+                yield running.process
+            except HoldfastError:
+                self._check_undisturbed(running)
+                raise
             running.process.wait()
-            if running.error is not None:
-                raise running.error
+            self._check_undisturbed(running)
+
+    def _check_undisturbed(self, running: _Running) -> None:
+        """Raises ExecError if a process was ended from outside, or may have ended because a mount under it died."""
+        lost = self._has_lost_mount()  # asked first: whoever mounts it anew stops the commands before
+        if running.error is not None:
+            raise running.error
+        if lost:
+            raise MountLostError("A file system daemon under the command died; the directory is being mounted anew.")
 
     def stop(self, command_id: str) -> bool:
         """Stops one command; False if it does not run: should it come yet, it will not be started."""

@@ -207,14 +207,23 @@ class RestoredDirectories:
                     self._bind(entry)
                 except PathError as e:
                     log.error("layer_not_shown", layer=entry.layer, detail=e.message)
-        for layer_id in self._layers.ids():
-            if layer_id not in self._open:
-                self._layers.discard_leftover(layer_id)
+        leftovers = [layer_id for layer_id in self._layers.ids() if layer_id not in self._open]
+        for layer_id in leftovers:
+            self._layers.discard_leftover(layer_id)
+        if leftovers:
+            self.release_lowers()
         self._remove_stage()
         self.drop_unused_archives()
         if not self._file.exists():
             self._save(self.record)
         self._is_mounted = True
+
+    def release_lowers(self) -> None:
+        """Unmounts the archives that a killed process has left mounted by the kernel, and nobody else uses."""
+        try:
+            self._layers.release_unused_lowers()
+        except NodeError as e:  # they go with the next
+            log.warning("lowers_left_mounted", error=type(e).__name__)
 
     def forget(self) -> None:
         """Begins anew, after the sandbox's files were removed."""

@@ -182,7 +182,14 @@ class LocalSandbox:
             processes=config.exec.processes,
         )
         self._gate = Gate(lambda: self._restored.is_whole)
-        self._commands = Commands(box, self._cgroup, self._tree, limits=config.exec, gate=self._gate)
+        self._commands = Commands(
+            box,
+            self._cgroup,
+            self._tree,
+            limits=config.exec,
+            gate=self._gate,
+            has_lost_mount=lambda: self._layers.has_lost,
+        )
         self._transfers = Transfers(self._tree, self._commands, self._gate)
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         layout.lowers.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -309,6 +316,7 @@ class LocalSandbox:
         if not self._home.exists():
             return
         remove_tree(self._layout.discard(self._home))
+        self._restored.release_lowers()
 
     # --- work
 

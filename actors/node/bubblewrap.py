@@ -101,8 +101,12 @@ def _system() -> list[str]:
 
 
 def outer(binds: Sequence[Bind]) -> list[str]:
-    """The outer box's options, for its `--args` descriptor."""
-    args = ["--die-with-parent", "--unshare-ipc", *_system(), "--ro-bind", "/etc", "/etc"]
+    """The outer box's options, for its `--args` descriptor.
+
+    Its pid namespace is for the end: when the actor dies, so does the namespace's init, and with it all that runs
+    inside. `--die-with-parent` alone ends there, since the outer bwrap gives up the right to signal another uid.
+    """
+    args = ["--die-with-parent", "--unshare-ipc", "--unshare-pid", *_system(), "--ro-bind", "/etc", "/etc"]
     args += ["--bind", "/proc", "/proc", "--dev-bind", "/dev", "/dev", "--tmpfs", "/tmp", "--dir", _OUTER]
     for number, bind in enumerate(binds):
         args += ["--bind" if bind.writable else "--ro-bind", str(bind.source), f"{_OUTER}/{number}"]

@@ -52,6 +52,16 @@ class Daemon:
         """The end of what it wrote to stderr, as one line."""
         return process.printable(bytes(self._stderr))
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether it has ended, reaped or not."""
+        with self._lock:
+            if self.exited.is_set():
+                return True
+            ended = select.poll()
+            ended.register(self._pidfd, select.POLLIN)
+            return bool(ended.poll(0))
+
     def kill(self) -> None:
         """Kills it at once; does not wait. By its pidfd, which cannot mean another process."""
         with self._lock:

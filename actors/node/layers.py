@@ -179,6 +179,11 @@ class Layers:
             return sorted(name for name in os.listdir(self._root) if _ID.fullmatch(name))
         return []
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether a daemon has died under one of the layers that are open, and it is not mounted anew yet."""
+        return any(stack.is_lost for stack in list(self._stacks.values()))
+
     def release_unused_lowers(self) -> list[Path]:
         """Unmounts the node's kernel mounts of archives that no process holds, and names them."""
         with _as_mount_error("The archives cannot be unmounted"):

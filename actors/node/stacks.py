@@ -95,6 +95,14 @@ class Stack:
                 return
         raise MountError(f"The layer does not work: {wrong or f'{dead} died'}.")
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether a daemon has died under it, noticed or not."""
+        with self._lock:
+            if self._state is _State.SERVING:
+                return any(daemon.is_dead for _, daemon in self._serving)
+            return self._state is _State.LOST
+
     def unmount(self, *, deadline_s: float) -> None:
         """Unmounts both, and returns only when nothing can write to the upper any more. May be repeated.
 
