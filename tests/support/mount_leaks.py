@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,23 @@ def child_named(name: str) -> int:
     """The one child of this name."""
     (pid,) = (pid for pid, found in children().items() if found == name)
     return pid
+
+
+def processes_about(*words: str) -> dict[int, str]:
+    """Every process, of whomever, with one of the words in its arguments, open files, control group or own mounts."""
+    found = {}
+    ours = os.readlink("/proc/self/ns/mnt")
+    for entry in Path("/proc").glob("[0-9]*"):
+        if int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # one that ends while we look
+            texts = [(entry / name).read_text(errors="replace") for name in ("cmdline", "cgroup")]
+            texts += [os.readlink(file) for file in (entry / "fd").iterdir() if file.is_symlink()]
+            if os.readlink(entry / "ns" / "mnt") != ours:
+                texts.append((entry / "mountinfo").read_text(errors="replace"))
+            if any(word in text for word in words for text in texts):
+                found[int(entry.name)] = (entry / "comm").read_text().strip()
+    return found
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> bool:

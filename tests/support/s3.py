@@ -20,7 +20,6 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import boto3
-from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
 from storage.config import BucketConfig, TransferConfig
@@ -61,6 +60,8 @@ def moto_s3(*, bucket: str = BUCKET) -> Iterator[BucketConfig]:
 
     All moto servers of one process share their buckets.
     """
+    from moto.server import ThreadedMotoServer  # which is slow to import, and not needed by processes that are killed
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -36,7 +36,7 @@ from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
 from storage.store import ObjectStore
-from tests.support.mount_leaks import wait_until
+from tests.support.mount_leaks import processes_about, wait_until
 from tests.support.s3 import FAST
 
 UID = 61_184
@@ -121,6 +121,10 @@ class Node:
             after = page.after
             if after is None:
                 return found
+
+    def processes(self) -> dict[int, str]:
+        """Every process that has to do with this node's folder or control groups, whoever started it."""
+        return processes_about(str(self.data_dir), self.layout.cgroup)
 
     def __enter__(self) -> Self:
         return self
@@ -285,6 +289,7 @@ def described(node: Node) -> str:
             "driver": node.driver.value,
             "bucket": node.bucket.bucket,
             "endpoint_url": node.bucket.endpoint_url,
+            "region": node.bucket.region,
             "access": node.bucket.access_key_id.get_secret_value(),
             "secret": node.bucket.secret_access_key.get_secret_value(),
         }
@@ -297,6 +302,7 @@ def from_description(text: str) -> Node:
     config = BucketConfig(
         bucket=told["bucket"],
         endpoint_url=told["endpoint_url"],
+        region=told["region"],
         access_key_id=SecretStr(told["access"]),
         secret_access_key=SecretStr(told["secret"]),
     )

@@ -1,0 +1,212 @@
+"""kill -9 before and after every step of creating a backup; then a fresh sandbox over the same folder works."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from actors import steps
+from actors.errors import BackupNotFoundError
+from actors.models import BackupOptions, DirectoryBackup
+from actors.node import mountinfo
+from actors.sandbox import LocalSandbox
+from actors.steps import CreateStep, Step
+from storage.metadata import SandboxState
+from tests.support.mount_leaks import wait_until
+from tests.support.sandboxes import Node, backup, crash, described, restore, sh, write
+from tests.support.trees import MINUTES_OF_READING
+
+PASSED = (
+    CreateStep.ARCHIVE,
+    CreateStep.BEGIN,
+    CreateStep.UPLOAD,
+    CreateStep.CLAIM,
+    CreateStep.COMMIT,
+    CreateStep.CHECKPOINT,
+    CreateStep.CACHE,
+)
+"""The steps of a create, in their order."""
+
+CREATE = """
+import sys
+from actors.models import BackupOptions
+from tests.support.killing import act_at
+from tests.support.sandboxes import from_description
+told, key, step, when = sys.argv[1:]
+box = from_description(told).sandbox("crashing")
+box.custody.change(lambda state: state)
+act_at(step, when)
+box.create_backup(BackupOptions(dir="/workspace"), idempotency_key=key)
+print("survived", flush=True)
+"""
+
+UPLOAD = """
+import sys
+from storage.s3 import S3ObjectStore
+from tests.support.killing import Interrupted
+from tests.support.s3 import FAST
+from tests.support.sandboxes import backup, from_description
+told, method, when, nth, of = sys.argv[1:]
+node = from_description(told)
+node.adjust(transfer=FAST.model_copy(update={"concurrency": 1}))
+store = Interrupted(S3ObjectStore(node.bucket, transfer=FAST), method, when, int(nth), of=of)
+box = node.sandbox("crashing", catalog=node.catalog(store))
+box.custody.change(lambda state: state)
+backup(box)
+print("survived", flush=True)
+"""
+# One part after the other, so that the earlier ones are in the bucket when the process dies at a later one.
+
+ARCHIVE = """
+import sys
+from tests.support.sandboxes import backup, command, from_description
+box = from_description(sys.argv[1]).sandbox("crashing")
+box.custody.change(lambda state: state)
+with command(box, "echo started; exec sleep 1000"):
+    backup(box)
+"""
+
+
+class Crashing:
+    """A sandbox with acknowledged writes and an acknowledged backup, whose next create will not be acknowledged."""
+
+    def __init__(self, node: Node, *, large_bytes: int = 6_000_000) -> None:
+        """A part of a multipart upload has at least 5 MiB."""
+        self.node = node
+        box = node.sandbox("crashing")
+        sh(box, f"head -c {large_bytes} /dev/urandom > large; echo x > small")
+        self.expected = sh(box, "sha256sum large small")
+        write(box, "/app/kept", "acknowledged")
+        self.acknowledged = backup(box, "/app")
+        box.close()
+        self._before = node.keys()
+
+    def run(self, program: str, *args: str) -> None:
+        ended = crash(program, described(self.node), *args)
+        assert ended.status == -signal.SIGKILL and "survived" not in ended.stdout, ended
+
+    @property
+    def state(self) -> SandboxState:
+        found = self.node.catalog().find_state("default", "crashing")
+        assert found is not None
+        return found.state
+
+    def made(self, directory: str) -> set[str]:
+        """The backups of a directory that were committed since."""
+        ids = {key.split("/")[1] for key in self._new() if key.endswith("/meta.json")}
+        return {row.id for row in self.node.catalog().read_all(ids) if row is not None and row.dir == directory}
+
+    def check_taken_up(self) -> LocalSandbox:
+        """Takes the sandbox up anew: what was acknowledged is there, and nothing is left of what was not."""
+        begun = self.state.pending
+        committed = self.made("/workspace")
+        box = self.node.sandbox("crashing")
+        assert sh(box, "sha256sum large small") == self.expected
+        for backup_id in set(begun) - committed:
+            with pytest.raises(BackupNotFoundError):
+                restore(box, DirectoryBackup(id=backup_id, dir="/workspace"))
+        backup(box, "/app")  # which waits for the epoch, and so for what was begun to be settled
+        self.check_nothing_is_left()
+        assert self.made("/workspace") == committed
+        for backup_id in set(begun) - committed:
+            with pytest.raises(BackupNotFoundError):
+                restore(box, DirectoryBackup(id=backup_id, dir="/workspace"))
+        for backup_id in committed:
+            self.check_backup(box, backup_id)
+        restore(box, self.acknowledged)
+        assert sh(box, "cat /app/kept") == "acknowledged"
+        return box
+
+    def check_nothing_is_left(self) -> None:
+        node = self.node
+        home = node.home("crashing")
+        assert list((home / "spool").iterdir()) == []
+        assert list(node.layout.cache.glob(".*.work")) == []
+        assert mountinfo.mounts_under(node.data_dir) == []
+        assert wait_until(lambda: node.processes() == {}), node.processes()
+        assert self.state.pending == []
+        assert list(node.catalog().store.list_uploads("backups/")) == []
+        archived = {key.split("/")[1] for key in self._new() if key.endswith("/data.sqsh")}
+        assert archived == self.made("/workspace") | self.made("/app")
+
+    def check_backup(self, box: LocalSandbox, backup_id: str) -> None:
+        """It can be restored, is listed, and is what the sandbox would be recovered from."""
+        restore(box, DirectoryBackup(id=backup_id, dir="/workspace"), "/tmp/again", "copy")
+        assert sh(box, "sha256sum large small", cwd="/tmp/again") == self.expected
+        assert backup_id in {row.id for row in self.node.catalog().page("default", "crashing").records}
+        assert backup_id in {row.backup_id for row in self.state.checkpoints if row.dir == "/workspace"}
+
+    def _new(self) -> set[str]:
+        return self.node.keys() - self._before
+
+
+# The instant after one step is the instant before the next, so the second store only needs one of them.
+@pytest.mark.parametrize(
+    ("any_store", "when"), [("rclone", "before"), ("rclone", "after"), ("moto", "after")], indirect=["any_store"]
+)
+@pytest.mark.parametrize("step", CreateStep)
+def test_a_crash_at_any_step_of_a_create_leaves_a_whole_backup_or_nothing(
+    any_store: Node, step: CreateStep, when: str
+) -> None:
+    crashing, key = Crashing(any_store), uuid.uuid4().hex
+    crashing.run(CREATE, key, step, when)
+    committed = crashing.made("/workspace")
+    is_committed = PASSED.index(step) + (when == "after") > PASSED.index(CreateStep.COMMIT)
+    assert len(committed) == is_committed
+
+    box = crashing.check_taken_up()
+
+    repeated = box.create_backup(BackupOptions(dir="/workspace"), idempotency_key=key)
+    assert crashing.made("/workspace") == {repeated.id}
+    if is_committed:
+        assert {repeated.id} == committed
+    else:
+        crashing.check_backup(box, repeated.id)
+
+
+def test_a_create_passes_every_step_in_this_order(kernel_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[tuple[Step, str]] = []
+    monkeypatch.setattr(steps, "_watchers", [])
+    steps.watch(lambda step, when: passed.append((step, when)))
+    backup(kernel_node.sandbox())
+    assert passed == [(step, when) for step in PASSED for when in ("before", "after")]
+    assert set(PASSED) == set(CreateStep)
+
+
+@pytest.mark.parametrize(
+    ("method", "when", "nth", "of", "is_committed"),
+    [
+        ("create_upload", "after", 1, "", False),
+        ("presign_part", "before", 2, "", False),
+        ("presign_part", "after", 3, "", False),
+        ("complete_upload", "before", 1, "", False),
+        ("complete_upload", "after", 1, "", False),
+        ("put", "after", 1, "/meta.json", True),
+    ],
+)
+def test_a_crash_within_the_upload_or_the_commit_leaves_a_whole_backup_or_nothing(
+    any_store: Node, method: str, when: str, nth: int, of: str, *, is_committed: bool
+) -> None:
+    crashing = Crashing(any_store, large_bytes=11_000_000)
+    crashing.run(UPLOAD, method, when, str(nth), of)
+    assert len(crashing.made("/workspace")) == is_committed
+    crashing.check_taken_up()
+
+
+def test_a_crash_in_mid_archive_leaves_no_tool_and_nothing_paused(kernel_node: Node) -> None:
+    crashing = Crashing(kernel_node)
+    minutes = kernel_node.home("crashing") / "root" / "workspace" / "minutes"
+    with minutes.open("w") as file:
+        file.truncate(MINUTES_OF_READING)
+    program = [sys.executable, "-c", ARCHIVE, described(kernel_node)]
+    with subprocess.Popen(program, cwd=Path(__file__).parents[2]) as actor:
+        assert wait_until(lambda: "mksquashfs" in kernel_node.processes().values())
+        actor.kill()
+    minutes.unlink()
+    assert wait_until(lambda: kernel_node.processes() == {}), kernel_node.processes()
+    crashing.check_taken_up()

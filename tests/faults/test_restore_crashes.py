@@ -1,0 +1,222 @@
+"""kill -9 before and after every step of a restore; then a fresh sandbox over the same folder works."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from actors import steps
+from actors.errors import BackupNotFoundError
+from actors.models import DirectoryBackup, RestoreMode
+from actors.node import mountinfo
+from actors.node.drivers import Driver
+from actors.sandbox import LocalSandbox
+from actors.steps import RestoreStep, Step
+from storage import keys
+from tests.support.mount_leaks import loop_devices, wait_until
+from tests.support.sandboxes import Node, backup, crash, described, restore, sh, write
+
+PASSED = {
+    RestoreMode.OVERLAY: (
+        RestoreStep.METADATA,
+        RestoreStep.FETCH,
+        RestoreStep.PREPARE,
+        RestoreStep.STOP,
+        RestoreStep.UNMOUNT,
+        RestoreStep.SHOW,
+        RestoreStep.RECORD,
+        RestoreStep.DISCARD,
+        RestoreStep.REPORT,
+    ),
+    RestoreMode.COPY: (
+        RestoreStep.METADATA,
+        RestoreStep.FETCH,
+        RestoreStep.STOP,
+        RestoreStep.PREPARE,
+        RestoreStep.UNMOUNT,
+        RestoreStep.SHOW,
+        RestoreStep.RECORD,
+        RestoreStep.DISCARD,
+        RestoreStep.REPORT,
+    ),
+}
+"""The steps of a restore in each mode, in their order."""
+
+RESTORE = """
+import sys
+from actors.models import DirectoryBackup
+from tests.support.killing import act_at
+from tests.support.sandboxes import from_description, restore
+told, handle, mode, step, when = sys.argv[1:]
+box = from_description(told).sandbox()
+box.custody.change(lambda state: state)
+act_at(step, when)
+restore(box, DirectoryBackup.model_validate_json(handle), mode=mode)
+print("survived", flush=True)
+"""
+
+
+class Crashing:
+    """A sandbox whose directory was restored from one backup, and is about to be restored from another."""
+
+    def __init__(self, node: Node, mode: RestoreMode, *, mounted: bool) -> None:
+        """`mounted` says whether the directory is an overlay already."""
+        self.node, self.mode, self.mounted = node, mode, mounted
+        box = node.sandbox()
+        sh(box, "mkdir data; echo old > data/one; echo old > data/two")
+        self.old = backup(box, "/workspace/data")
+        sh(box, "echo new > data/one; echo new > data/two")
+        self.new = backup(box, "/workspace/data")
+        restore(box, self.old, mode=RestoreMode.OVERLAY if mounted else RestoreMode.COPY)
+        sh(box, "echo acknowledged > data/later")
+        write(box, "/app/kept", "acknowledged")
+        box.close()
+        self.uncache()
+
+    def uncache(self) -> None:
+        """So that the archive is fetched from the bucket."""
+        for archive in self.node.layout.cache.glob("*.sqsh"):
+            archive.unlink()
+
+    def run(self, step: RestoreStep, when: str) -> None:
+        ended = crash(RESTORE, described(self.node), self.new.model_dump_json(), self.mode, step, when)
+        assert ended.status == -signal.SIGKILL and "survived" not in ended.stdout, ended
+
+    def check_taken_up(self, *, recorded: bool, shown: bool) -> LocalSandbox:
+        """Takes the sandbox up anew: it shows the old content or the new, and nothing is left of the other.
+
+        `recorded` says whether the new backup is the one that is known to be restored.
+        """
+        node = self.node
+        box = node.sandbox()
+        content = sh(box, "cat data/*; ls -A . data")
+        old = "acknowledged\nold\nold\n.:\ndata\n\ndata:\nlater\none\ntwo\n"
+        assert content == ("new\nnew\n.:\ndata\n\ndata:\none\ntwo\n" if shown else old)
+        assert sh(box, "cat /app/kept") == "acknowledged"
+        (entry,) = box.info().restored
+        assert (entry.dir, entry.backup_id) == ("/workspace/data", self.new.id if recorded else self.old.id)
+        self.check_nothing_is_left(box)
+        box.custody.change(lambda state: state)
+        found = node.catalog().find_state("default", "box")
+        assert found is not None
+        assert [(row.dir, row.backup_id, row.mode) for row in found.state.restored] == [
+            ("/workspace/data", entry.backup_id, entry.mode)
+        ]
+        recovered_from = {row.dir: row.backup_id for row in found.state.checkpoints}
+        assert recovered_from["/workspace/data"] == entry.backup_id
+        return box
+
+    def check_nothing_is_left(self, box: LocalSandbox) -> None:
+        node, home = self.node, self.node.home("box")
+        overlays = [entry for entry in box.info().restored if entry.mode == "overlay"]
+        assert len(list(home.glob("layers/*"))) == len(overlays)
+        assert len(list(home.glob("archives/*"))) == len(overlays)
+        assert list(home.glob("spool/*")) == []
+        assert not (home / "stage").exists()
+        assert list(node.layout.cache.glob(".*.work")) == []
+        # An overlay is three mounts: the archive, the layer, and the layer in the tree.
+        assert len(mountinfo.mounts_under(node.tree(box))) == len(overlays)
+        assert len(mountinfo.mounts_under(node.data_dir)) == 3 * len(overlays)
+        daemons = {Driver.KERNEL: [], Driver.MIXED: ["squashfuse_ll"], Driver.FUSE: ["fuse-overlayfs", "squashfuse_ll"]}
+        assert wait_until(lambda: sorted(node.processes().values()) == daemons[node.driver] * len(overlays))
+
+    def check_end(self, box: LocalSandbox, scratch: Path) -> None:
+        """It works as before; closed, it leaves no mount, daemon or loop device."""
+        restore(box, self.new, mode=self.mode)
+        assert sh(box, "cat data/*") == "new\nnew\n"
+        self.check_nothing_is_left(box)
+        box.close()
+        assert mountinfo.mounts_under(scratch) == []
+        assert wait_until(lambda: loop_devices(scratch) == [])
+        assert wait_until(lambda: self.node.processes() == {})
+
+
+def check(node: Node, scratch: Path, mode: RestoreMode, step: RestoreStep, when: str, *, mounted: bool) -> None:
+    crashing = Crashing(node, mode, mounted=mounted)
+    crashing.run(step, when)
+    passed = PASSED[mode].index(step) + (when == "after")
+    recorded = passed > PASSED[mode].index(RestoreStep.RECORD)
+    # Plain directories are exchanged, which the record comes too late for: they are new, and nobody knows.
+    exchanged = mode is RestoreMode.COPY and not mounted and passed > PASSED[mode].index(RestoreStep.SHOW)
+    box = crashing.check_taken_up(recorded=recorded, shown=recorded or exchanged)
+    crashing.check_end(box, scratch)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", RestoreStep)
+@pytest.mark.parametrize("mode", RestoreMode)
+def test_a_crash_at_any_step_of_a_restore_leaves_the_old_content_or_the_new(
+    kernel_node: Node, scratch: Path, mode: RestoreMode, step: RestoreStep, when: str
+) -> None:
+    check(kernel_node, scratch, mode, step, when, mounted=True)
+
+
+# The instant after one step is the instant before the next, so what is a variation only needs one of them.
+@pytest.mark.parametrize("step", RestoreStep)
+def test_a_crash_after_any_step_of_a_copy_over_plain_files_leaves_the_old_content_or_the_new(
+    kernel_node: Node, scratch: Path, step: RestoreStep
+) -> None:
+    check(kernel_node, scratch, RestoreMode.COPY, step, "after", mounted=False)
+
+
+@pytest.mark.parametrize("step", RestoreStep)
+@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.FUSE], indirect=True)
+def test_a_crash_after_any_step_of_a_restore_with_fuse_leaves_the_old_content_or_the_new(
+    node: Node, scratch: Path, step: RestoreStep
+) -> None:
+    check(node, scratch, RestoreMode.OVERLAY, step, "after", mounted=True)
+
+
+@pytest.mark.parametrize("mode", RestoreMode)
+def test_a_restore_passes_every_step_in_this_order(
+    kernel_node: Node, monkeypatch: pytest.MonkeyPatch, mode: RestoreMode
+) -> None:
+    box = kernel_node.sandbox()
+    handle = backup(box)
+    passed: list[tuple[Step, str]] = []
+    monkeypatch.setattr(steps, "_watchers", [])
+    steps.watch(lambda step, when: passed.append((step, when)))
+    restore(box, handle, mode=mode)
+    assert passed == [(step, when) for step in PASSED[mode] for when in ("before", "after")]
+    assert set(PASSED[mode]) == set(RestoreStep)
+
+
+HALF_DOWNLOADED = """
+import sys
+from actors.models import DirectoryBackup
+from storage.s3 import S3ObjectStore
+from tests.support.killing import Interrupted
+from tests.support.s3 import FAST
+from tests.support.sandboxes import from_description, restore
+node = from_description(sys.argv[1])
+node.adjust(transfer=FAST.model_copy(update={"concurrency": 1}))
+store = Interrupted(S3ObjectStore(node.bucket, transfer=FAST), "presign_get", "before", 2)
+box = node.sandbox(catalog=node.catalog(store))
+restore(box, DirectoryBackup.model_validate_json(sys.argv[2]))
+print("survived", flush=True)
+"""
+
+
+def test_a_half_downloaded_archive_is_removed_by_the_next_that_wakes(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "head -c 6000000 /dev/urandom > large")
+    handle = backup(box)
+    box.close()
+    for archive in kernel_node.layout.cache.glob("*.sqsh"):
+        archive.unlink()
+    ended = crash(HALF_DOWNLOADED, described(kernel_node), handle.model_dump_json())
+    assert ended.status == -signal.SIGKILL and "survived" not in ended.stdout, ended
+    assert list(kernel_node.layout.cache.glob(".*.work/*"))
+    kernel_node.sandbox("other")
+    assert list(kernel_node.layout.cache.glob(".*.work")) == []
+
+
+def test_an_archive_without_metadata_is_not_restored(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    handle = backup(box)
+    kernel_node.catalog().store.delete(keys.metadata(handle.id))
+    for mode in RestoreMode:
+        with pytest.raises(BackupNotFoundError):
+            restore(box, DirectoryBackup(id=handle.id, dir="/workspace"), mode=mode)
