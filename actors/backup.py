@@ -257,7 +257,7 @@ class BackupCreation:
             SandboxUnavailableError: another actor has taken over, and settles it; that is why the bucket failed us.
         """
         try:
-            self.ledger.check()
+            self._check_before_abandoning(backup_id)
             self.catalog.abandon(backup_id)
             self.ledger.abandoned(backup_id)
         except StorageError as e:
@@ -266,6 +266,14 @@ class BackupCreation:
         except SandboxUnavailableError:
             if isinstance(error, StorageError) and not isinstance(error, TransferCancelledError):
                 raise
+
+    def _check_before_abandoning(self, backup_id: str) -> None:
+        try:
+            self.ledger.check()
+        except SandboxUnavailableError:
+            if self.catalog.settle(backup_id) is None:  # otherwise our successor may have recovered from it
+                self.catalog.abandon(backup_id)
+            raise
 
     def _claim(self, record: BackupRecord, options: BackupOptions, idempotency_key: str) -> DirectoryBackup | None:
         claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)

@@ -385,7 +385,6 @@ class ServiceHost:
 
     def _new_actor(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> Any:
         """A sandbox's new actor, or the one that another call has made in the same instant."""
-        self._nodes.attend()
         node = _guarded(lambda: self._nodes.choose(self._service.find_home(tenant, sandbox_id), near))
         config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
         return (

@@ -55,6 +55,7 @@ class Nodes:
         """`host_class` is the remote class of a node's host, made with `config`."""
         self._host_class = host_class
         self._config = config
+        self._attending = threading.Lock()
         self._lock = threading.Lock()
         self._hosts: dict[str, Any] = {}
         self._identities: dict[str, str] = {}
@@ -63,20 +64,28 @@ class Nodes:
 
     def attend(self) -> None:
         """Gives every node its host, and learns who it is. Quick when no node is new."""
-        with self._lock:
-            alive = {node["NodeID"] for node in sandbox_nodes()}
-            for gone in self._hosts.keys() - alive:
-                self._hosts.pop(gone)
-                self._identities.pop(gone, None)
-            asked = {node_id: self._host(node_id).identity.remote() for node_id in alive - self._identities.keys()}
+        with self._attending:
+            asked = self._unknown()
             if not asked:
                 return
             ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S)
             for node_id, answer in asked.items():
                 try:
-                    self._identities[node_id] = ray.get(answer, timeout=0)
+                    identity = ray.get(answer, timeout=0)
                 except ray.exceptions.RayError as e:  # it goes on starting; asked again the next time
                     log.warning("node_does_not_answer", node=node_id, error=type(e).__name__)
+                else:
+                    with self._lock:
+                        self._identities[node_id] = identity
+
+    def _unknown(self) -> dict[str, Any]:
+        """The living nodes of which it is not known who they are, and the answers that they will give."""
+        alive = {node["NodeID"] for node in sandbox_nodes()}
+        with self._lock:
+            for gone in self._hosts.keys() - alive:
+                self._hosts.pop(gone)
+                self._identities.pop(gone, None)
+            return {node_id: self._host(node_id).identity.remote() for node_id in alive - self._identities.keys()}
 
     def _host(self, node_id: str) -> Any:
         if node_id not in self._hosts:
@@ -125,7 +134,7 @@ class Nodes:
         Raises:
             SandboxUnavailableError: no slot is free, or none on the node with the files; at once.
         """
-        home = self.named(identity) if identity is not None else None
+        home = self._home(identity) if identity is not None else None
         deadline = time.monotonic() + _FREED_S
         while True:
             free = self._free()
@@ -139,6 +148,13 @@ class Nodes:
             elif time.monotonic() > deadline:
                 raise _full("No node has room for the sandbox.")
             time.sleep(_POLL_S)
+
+    def _home(self, identity: str) -> str | None:
+        """The living node of an identity; None if there is none that has said so."""
+        alive = {node["NodeID"] for node in sandbox_nodes()}
+        if self.named(identity) not in alive:  # it has just joined, or died
+            self.attend()
+        return self.named(identity)
 
     def _free(self) -> dict[str, float]:
         """How many slots are free on each node that has any."""
@@ -169,11 +185,6 @@ class Nodes:
         except ray.exceptions.RayError:
             return None
         return max(having, key=lambda node_id: free[node_id], default=None)
-
-    def slots(self) -> tuple[int, int]:
-        """How many slots the cluster has, and how many of them are free."""
-        total = sum(node["Resources"][SLOTS] for node in sandbox_nodes())
-        return int(total), int(sum(self._free().values()))
 
 
 def _full(message: str) -> SandboxUnavailableError:

@@ -157,15 +157,15 @@ class RestoredDirectories:
         self._is_mounted = False
         self._recovering: Wanted | None = None
         self._damage: CorruptRecordError | None = None
-        self.record = Record(created_at=datetime.now(UTC))
+        self.record = Record(created_at=_now())
         self.read()
 
     def read(self) -> None:
         """Reads the record: another process of this node may have written it since. Nothing of it may be mounted."""
         try:
-            self.record, self._damage = _read(self._file) or Record(created_at=datetime.now(UTC)), None
+            self.record, self._damage = _read(self._file) or Record(created_at=_now()), None
         except CorruptRecordError as e:  # the sandbox can still be destroyed
-            self.record, self._damage = Record(created_at=datetime.now(UTC)), e
+            self.record, self._damage = Record(created_at=_now()), e
 
     @property
     def is_whole(self) -> bool:
@@ -227,7 +227,7 @@ class RestoredDirectories:
 
     def forget(self) -> None:
         """Begins anew, after the sandbox's files were removed."""
-        self.record, self._damage = Record(created_at=datetime.now(UTC)), None
+        self.record, self._damage = Record(created_at=_now()), None
         self._devices.clear()
 
     def begin_recovery(self, created_at: datetime, recovery: Recovery) -> None:
@@ -447,6 +447,12 @@ class RestoredDirectories:
                 log.error("record_not_synced", error=type(e).__name__)
         finally:
             os.close(folder)
+
+
+def _now() -> datetime:
+    """In whole milliseconds, as the bucket has it."""
+    at = datetime.now(UTC)
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
 def _exchange(one: Path, other: Path) -> None:

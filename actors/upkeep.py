@@ -107,7 +107,10 @@ class Upkeep:
     def _is_out_of_date(self, tenant: str, sandbox: str, home: Path) -> bool:
         """Whether the sandbox has lived on elsewhere, for so long that nobody wants these files any more."""
         mark = home / _MARK
-        if self._catalog is None or not self._lives_elsewhere(self._catalog, tenant, sandbox):
+        lives_elsewhere = self._lives_elsewhere(tenant, sandbox)
+        if lives_elsewhere is None:
+            return False
+        if not lives_elsewhere:
             mark.unlink(missing_ok=True)
             return False
         if not mark.exists():
@@ -115,12 +118,15 @@ class Upkeep:
             log.warning("out_of_date_files", tenant=tenant, sandbox=sandbox, kept_s=OUT_OF_DATE_S)
         return time.time() - mark.stat().st_mtime >= OUT_OF_DATE_S
 
-    def _lives_elsewhere(self, catalog: BackupCatalog, tenant: str, sandbox: str) -> bool:
+    def _lives_elsewhere(self, tenant: str, sandbox: str) -> bool | None:
+        """None where the bucket does not say."""
+        if self._catalog is None:
+            return None
         try:
-            found = catalog.find_state(tenant, sandbox)
+            found = self._catalog.find_state(tenant, sandbox)
         except StorageError as e:
             log.warning("state_not_read", sandbox=sandbox, detail=str(e))
-            return False
+            return None
         return not takeover.may_be_here(found.state if found else None, Place(self.identity()))
 
     def _sweep_shared(self, swept: Swept) -> None:
@@ -139,5 +145,8 @@ class Upkeep:
             except (NodeError, OSError) as e:
                 log.error("trash_left_behind", error=type(e).__name__)
         if self._layout.cache.exists():
-            self._cache.remove_leftovers()
+            try:
+                self._cache.remove_leftovers()
+            except (NodeError, OSError) as e:
+                log.error("half_made_archives_left_behind", error=type(e).__name__)
             self._cache.evict()

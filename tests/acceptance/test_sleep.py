@@ -14,7 +14,7 @@ from tests.support.mount_leaks import wait_until
 from tests.support.service import Service, running
 
 SCRIPT = Path(__file__).parent / "drivers" / "many_callers.py"
-CALLS, CALLERS, SANDBOXES = 600, 8, 3
+CALLS, CALLERS, SANDBOXES = 2000, 8, 3
 SLEEP_AFTER_S = 0.05
 LIMIT_S = 900
 

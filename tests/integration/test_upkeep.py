@@ -1,0 +1,424 @@
+"""What no living sandbox owns goes from a node; what sleeps keeps its files, and what is awake keeps everything."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import actors.upkeep
+from actors.models import DirectoryBackup
+from actors.node import mountinfo
+from actors.node.cgroup import Cgroup, Hierarchies
+from actors.node.drivers import Driver
+from actors.sandbox import LocalSandbox
+from actors.settings import NodeConfig
+from actors.upkeep import OUT_OF_DATE_S, Swept, Upkeep
+from storage.config import BucketConfig
+from storage.s3 import S3ObjectStore
+from tests.support.held_store import AwayStore
+from tests.support.mount_leaks import wait_until
+from tests.support.s3 import FAST
+from tests.support.sandboxes import Background, Node, backup, crash, described, read, restore, sh
+from tests.support.trees import Entry, fingerprint
+
+ROOT = str(Path(__file__).parents[2])
+KILLED = """
+import subprocess, sys
+from tests.support.killing import act_at, die
+from tests.support.mount_leaks import wait_until
+from tests.support.sandboxes import backup, command, from_description, restore, sh, write
+from actors.node.cgroup import Cgroup
+told, name, moment = sys.argv[1:]
+node = from_description(told)
+box = node.sandbox(name)
+sh(box, "mkdir data; echo original > data/changed; echo original > data/kept")
+handle = backup(box, "/workspace/data")
+restore(box, handle)
+sh(box, "echo later > data/changed; echo later > data/added")
+write(box, "/app/written", "acknowledged")
+group = Cgroup(node.layout.sandbox_cgroup("default", name), memory_bytes=0, processes=0)
+with command(box, "echo started; exec sleep 1000"):
+    # Commands die with their actor; this one does not.
+    quiet = subprocess.DEVNULL
+    stray = subprocess.Popen(group.entry(["sleep", "1000"]), stdout=quiet, stderr=quiet, start_new_session=True)
+    assert wait_until(lambda: stray.pid in group.pids())
+    if moment == "awake":
+        die()
+    act_at("fetch", "after")
+    restore(box, handle)
+print("survived", flush=True)
+"""
+AWAKE = """
+import sys
+from tests.support.sandboxes import backup, command, from_description, read, restore, sh
+box = from_description(sys.argv[1]).sandbox()
+sh(box, "mkdir data; echo original > data/file")
+restore(box, backup(box, "/workspace/data"))
+sh(box, "echo later >> data/file")
+with command(box, "echo started; exec sleep 1000") as running:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(read(box, "/workspace/data/file").decode().split(), running.ended, flush=True)
+box.close()
+"""
+PRODUCING = """
+import sys
+from pathlib import Path
+from actors.cache import ArchiveCache
+def produce(work):
+    (work / "made").write_text("made")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    return work / "made", "0" * 64
+ArchiveCache(Path(sys.argv[1]), max_bytes=1_000_000).obtain(sys.argv[2], Path(sys.argv[3]), produce)
+print("produced", flush=True)
+"""
+
+
+def upkeep_of(node: Node) -> Upkeep:
+    return Upkeep(node.config.node, node.catalog())
+
+
+def group_of(node: Node, name: str = "box") -> Cgroup:
+    return Cgroup(node.layout.sandbox_cgroup("default", name), memory_bytes=0, processes=0)
+
+
+def has_group(node: Node, name: str = "box") -> bool:
+    return (Hierarchies.find().v2 / node.layout.sandbox_cgroup("default", name)).exists()
+
+
+def kill_awake(node: Node, name: str = "box", moment: str = "in mid-restore") -> None:
+    """Has an actor's process killed while its sandbox is awake, and all that it had is still there."""
+    ended = crash(KILLED, described(node), name, moment)
+    assert ended.status == -signal.SIGKILL and "survived" not in ended.stdout, ended
+    assert mountinfo.mounts_under(node.home(name))
+    assert group_of(node, name).pids()
+
+
+@contextmanager
+def waiting(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python program in a process of its own that is ready, and goes on when it is told to."""
+    argv = [sys.executable, "-c", program, *args]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            assert "ready\n" in iter(process.stdout.readline, "")
+            yield process
+        finally:
+            process.kill()
+
+
+def go_on(process: subprocess.Popen[str]) -> list[str]:
+    """Lets it go on to its end, which has to be a good one; returns the lines that it prints."""
+    out, _ = process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    return out.splitlines()
+
+
+def files(home: Path) -> dict[str, dict[bytes, Entry] | bytes]:
+    """What an unmounted sandbox is: its record, the writes over each layer, and the archives that they lie over."""
+    found: dict[str, dict[bytes, Entry] | bytes] = {"record": (home / "sandbox.json").read_bytes()}
+    for layer in (home / "layers").iterdir():
+        found[f"{layer.name}/upper"] = fingerprint(layer / "upper")
+        found[f"{layer.name}/record"] = (layer / "layer.json").read_bytes()
+    found["archives"] = fingerprint(home / "archives")
+    return found
+
+
+# --- what was killed
+
+
+@pytest.mark.parametrize("moment", ["awake", "in mid-restore"])
+def test_all_that_a_killed_actor_has_left_goes_but_its_files(node: Node, moment: str) -> None:
+    kill_awake(node, moment=moment)
+    home, spool = node.home("box"), node.home("box") / "spool"
+    shared = len(list(node.layout.lowers.glob("[0-9a-f]*")))
+    assert shared == (node.driver is Driver.KERNEL)
+    assert bool(list(spool.glob("*"))) == (moment == "in mid-restore")
+    mounts, spools, before = len(mountinfo.mounts_under(home)), int(spool.exists()), files(home)
+    assert len(before) == 4
+
+    swept = upkeep_of(node).sweep()
+
+    assert swept == Swept(mounts=mounts, spools=spools, lowers=shared)
+    assert mountinfo.mounts_under(node.data_dir) == []
+    assert not has_group(node)
+    assert wait_until(lambda: node.processes() == {}), node.processes()
+    assert not spool.exists()
+    assert list(node.layout.lowers.glob("[0-9a-f]*")) == []
+    assert files(home) == before
+    assert upkeep_of(node).sweep() == Swept()
+    box = node.sandbox()
+    assert sh(box, "cd data; grep . *") == "added:later\nchanged:later\nkept:original\n"
+    assert read(box, "/app/written") == b"acknowledged"
+    assert [row.dir for row in box.info().restored] == ["/workspace/data"]
+
+
+def test_what_cannot_be_unmounted_is_named_and_does_not_hold_up_the_rest(
+    kernel_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_awake(kernel_node, "first")
+    kill_awake(kernel_node, "second")
+    monkeypatch.setattr(actors.upkeep, "_UNMOUNT_S", 0.1)
+    with (kernel_node.home("first") / "root/workspace/data/kept").open():
+        swept = upkeep_of(kernel_node).sweep()
+        assert swept.stuck == ["first"]
+        assert mountinfo.mounts_under(kernel_node.home("first"))
+        assert mountinfo.mounts_under(kernel_node.home("second")) == []
+        assert not has_group(kernel_node, "first")
+        assert not (kernel_node.home("second") / "spool").exists()
+    assert upkeep_of(kernel_node).sweep().stuck == []
+    assert mountinfo.mounts_under(kernel_node.data_dir) == []
+
+
+# --- what is awake
+
+
+def test_nothing_of_a_sandbox_that_is_awake_is_touched(node: Node) -> None:
+    with waiting(AWAKE, described(node)) as actor:
+        home = node.home("box")
+        (home / "spool").mkdir(exist_ok=True)
+        (home / "spool" / "half").write_text("half")
+        mounts, pids = mountinfo.mounts_under(node.data_dir), group_of(node).pids()
+        assert mounts and pids
+        assert upkeep_of(node).sweep() == Swept()
+        assert mountinfo.mounts_under(node.data_dir) == mounts
+        assert group_of(node).pids() == pids
+        assert (home / "spool" / "half").read_text() == "half"
+        assert "['original', 'later'] False" in go_on(actor)
+    assert sh(node.sandbox(), "cat data/file") == "original\nlater\n"
+
+
+# --- what has lived on elsewhere
+
+
+class Moved:
+    """A sandbox whose node was away for so long that another one has recovered it; now the first is back."""
+
+    def __init__(self, node: Node, other: Node) -> None:
+        self.node, self.other = node, other
+        self.home = node.home("box")
+        self.mark = self.home / "out-of-date"
+        box = node.sandbox()
+        sh(box, "mkdir data; echo saved > data/file")
+        restore(box, backup(box, "/workspace/data"))
+        backup(box)
+        sh(box, "echo unsaved > data/unsaved")
+        box.close()
+        upkeep_of(node).sweep()
+        assert not self.mark.exists()
+        self.files = files(self.home)
+        self.elsewhere = other.sandbox(lost=["node"])
+
+    def age(self, seconds: float) -> None:
+        """Makes the mark as old as that."""
+        at = time.time() - seconds
+        os.utime(self.mark, (at, at))
+
+    def check_kept(self) -> None:
+        assert files(self.home) == self.files
+
+
+@pytest.fixture
+def moved(kernel_node: Node, scratch: Path, bucket: BucketConfig) -> Iterator[Moved]:
+    with Node(scratch / "other", bucket, kernel_node.driver, identity="other") as other:
+        yield Moved(kernel_node, other)
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_files_that_are_out_of_date_go_a_day_after_they_were_found_to_be(moved: Moved, *, asleep: bool) -> None:
+    if asleep:
+        moved.elsewhere.sleep(moved.elsewhere.put_to_bed())
+    upkeep = upkeep_of(moved.node)
+    assert upkeep.sweep() == Swept()
+    assert moved.mark.exists()
+    moved.check_kept()
+    for age_s in (0.0, OUT_OF_DATE_S - 3600):
+        moved.age(age_s)
+        marked_at = moved.mark.stat().st_mtime_ns
+        assert upkeep.sweep() == Swept()
+        assert moved.mark.stat().st_mtime_ns == marked_at
+        moved.check_kept()
+    moved.age(OUT_OF_DATE_S + 1)
+    assert upkeep.sweep() == Swept(out_of_date=1)
+    assert not moved.home.exists()
+    assert not moved.node.layout.presence("default", "box").exists()
+    assert list(moved.node.layout.trash.glob("*")) == []
+    assert sh(moved.elsewhere, "cat data/file") == "saved\n"
+
+
+def test_files_of_a_sandbox_that_the_bucket_has_forgotten_are_kept_and_unmarked(moved: Moved) -> None:
+    upkeep_of(moved.node).sweep()
+    moved.age(OUT_OF_DATE_S + 1)
+    moved.elsewhere.destroy()
+    assert upkeep_of(moved.node).sweep() == Swept()
+    assert not moved.mark.exists()
+    moved.check_kept()
+    assert sh(moved.node.sandbox(), "cat data/unsaved") == "unsaved\n"
+
+
+def test_files_that_this_node_put_to_sleep_are_kept_and_unmarked(moved: Moved) -> None:
+    """The state of an actor that died after it had put the sandbox to sleep, before it could remove the files."""
+    upkeep_of(moved.node).sweep()
+    moved.age(OUT_OF_DATE_S + 1)
+    catalog = moved.node.catalog()
+    found = catalog.find_state("default", "box")
+    assert found is not None
+    catalog.write_state(found.state.model_copy(update={"node": None, "slept_on": "node"}), replacing=found.etag)
+    assert upkeep_of(moved.node).sweep() == Swept()
+    assert not moved.mark.exists()
+    moved.check_kept()
+
+
+def test_what_was_recovered_back_to_this_node_is_kept(moved: Moved) -> None:
+    upkeep_of(moved.node).sweep()
+    moved.age(OUT_OF_DATE_S + 1)
+    moved.elsewhere.close()
+    back = moved.node.sandbox(lost=["other"])
+    sh(back, "echo new > new")
+    back.close()
+    assert upkeep_of(moved.node).sweep().out_of_date == 0
+    assert not moved.mark.exists()
+    assert sh(moved.node.sandbox(), "cat data/file new") == "saved\nnew\n"
+
+
+def test_without_the_bucket_nothing_is_out_of_date_and_no_mark_is_lost(moved: Moved) -> None:
+    store = AwayStore(S3ObjectStore(moved.node.bucket, transfer=FAST))
+    upkeep = Upkeep(moved.node.config.node, moved.node.catalog(store))
+    store.is_away = True
+    assert upkeep.sweep() == Swept()
+    assert not moved.mark.exists()
+    store.is_away = False
+    upkeep.sweep()
+    moved.age(OUT_OF_DATE_S + 1)
+    store.is_away = True
+    for sweeping in (upkeep, Upkeep(moved.node.config.node, None)):
+        assert sweeping.sweep() == Swept()
+        assert moved.mark.exists()
+        moved.check_kept()
+    store.is_away = False
+    assert upkeep.sweep() == Swept(out_of_date=1)
+
+
+# --- what the sandboxes of a node share
+
+
+def test_half_made_archives_go_unless_they_are_being_made(kernel_node: Node) -> None:
+    cache = kernel_node.layout.cache
+    for backup_id in ("left", "made"):
+        (cache / f".{backup_id}.work").mkdir(parents=True)
+        (cache / f".{backup_id}.work" / "part").write_text("part")
+    with waiting(PRODUCING, str(cache), "made", str(kernel_node.data_dir / "link")) as producer:
+        upkeep_of(kernel_node).sweep()
+        assert [path.name for path in cache.glob(".*.work")] == [".made.work"]
+        assert "produced" in go_on(producer)
+    assert upkeep_of(kernel_node).has_archive("made")
+
+
+def test_a_half_made_archive_that_cannot_be_removed_does_not_hold_up_the_rest(kernel_node: Node) -> None:
+    cache = kernel_node.layout.cache
+    stuck = cache / ".stuck.work" / "mount"
+    stuck.mkdir(parents=True)
+    (cache / f"whole_{'0' * 64}.sqsh").write_bytes(bytes(100))
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(stuck)], check=True)
+    try:
+        Upkeep(kernel_node.config.node.model_copy(update={"cache_max_bytes": 50}), None).sweep()
+        assert list(cache.glob("*.sqsh")) == []
+    finally:
+        subprocess.run(["umount", str(stuck)], check=True)
+    upkeep_of(kernel_node).sweep()
+    assert list(cache.glob(".*.work")) == []
+
+
+def test_trash_goes_when_whoever_threw_it_away_has_had_ten_minutes(
+    kernel_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trash = kernel_node.layout.trash
+    old, young = trash / "old", trash / "young"
+    for doomed in (old, young):
+        (doomed / "root").mkdir(parents=True)
+        (doomed / "root" / "file").write_text("doomed")
+    assert upkeep_of(kernel_node).sweep() == Swept()
+
+    def is_younger() -> bool:
+        young.chmod(0o700)
+        return young.stat().st_ctime > old.stat().st_ctime
+
+    assert wait_until(is_younger)
+    between = (old.stat().st_ctime + young.stat().st_ctime) / 2
+    monkeypatch.setattr(actors.upkeep, "time", SimpleNamespace(time=lambda: between + 600))
+    assert upkeep_of(kernel_node).sweep() == Swept(trash=1)
+    assert list(trash.iterdir()) == [young]
+
+
+def test_the_least_recently_used_archives_go_but_no_layer_misses_them(kernel_node: Node) -> None:
+    def archive(handle: DirectoryBackup) -> Path:
+        (path,) = kernel_node.layout.cache.glob(f"{handle.id}_*.sqsh")
+        return path
+
+    def kept(max_bytes: int) -> list[bool]:
+        upkeep = Upkeep(kernel_node.config.node.model_copy(update={"cache_max_bytes": max_bytes}), None)
+        assert upkeep.sweep().stuck == []
+        return [upkeep.has_archive(handle.id) for handle in made]
+
+    box: LocalSandbox = kernel_node.sandbox()
+    made = []
+    for number in range(3):
+        sh(box, f"mkdir {number}; echo {number} > {number}/number; head -c 50000 /dev/urandom > {number}/noise")
+        made.append(backup(box, f"/workspace/{number}"))
+        restore(box, made[-1])
+    noise = sh(box, "sha256sum ?/noise")
+    box.close()
+    sizes = [archive(handle).stat().st_size for handle in made]
+    for handle, used_at in zip(made, (2000, 1000, 3000), strict=True):
+        os.utime(archive(handle), (used_at, used_at))
+    assert kept(sum(sizes)) == [True, True, True]
+    assert kept(sum(sizes) - 1) == [True, False, True]
+    assert kept(sizes[2]) == [False, False, True]
+    assert kept(1) == [False, False, False]
+    assert sh(kernel_node.sandbox(), "sha256sum ?/noise") == noise
+
+
+# --- what a node is asked
+
+
+def test_a_node_knows_which_archives_it_has(kernel_node: Node) -> None:
+    box, upkeep = kernel_node.sandbox(), upkeep_of(kernel_node)
+    sh(box, "echo 1 > file")
+    handle = backup(box)
+    assert upkeep.has_archive(handle.id)
+    assert not upkeep.has_archive("0" * 36)
+    for archive in kernel_node.layout.cache.glob("*.sqsh"):
+        archive.unlink()
+    assert not upkeep.has_archive(handle.id)
+    restore(box, handle)
+    assert upkeep.has_archive(handle.id)
+
+
+def test_a_fresh_node_has_nothing_to_sweep_and_one_identity_whoever_asks_first(tmp_path: Path) -> None:
+    nodes = [NodeConfig(data_dir=tmp_path / name) for name in ("a", "b")]
+    assert Upkeep(nodes[0], None).sweep() == Swept()
+    assert not Upkeep(nodes[0], None).has_archive("0" * 36)
+    at_once = threading.Barrier(8)
+
+    def ask() -> str:
+        at_once.wait(20)
+        return Upkeep(nodes[0], None).identity()
+
+    asking = [Background(ask) for _ in range(8)]
+    (identity,) = {asked.result() for asked in asking}
+    assert re.fullmatch("[0-9a-f]{32}", identity)
+    assert Upkeep(nodes[0], None).identity() == identity
+    assert Upkeep(nodes[1], None).identity() != identity
+    assert [path.name for path in (tmp_path / "a" / "node").iterdir()] == ["id"]
