@@ -64,7 +64,7 @@ def test_the_sandboxes_of_a_node_that_dies_come_up_elsewhere_with_their_last_bac
 
 @pytest.mark.timeout(LIMIT_S + 60)
 def test_an_actor_that_lives_on_on_a_node_that_was_cut_off_commits_nothing(folder: Path) -> None:
-    with moto_s3() as config:
+    with moto_s3(bucket="split-brain") as config:  # of its own, since all moto servers here share their buckets
         said = run("split_brain", folder, config)
     assert said["content"] == "backed up"
     assert said["places"] == [1, 1]
