@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from actors.errors import TooManyCallsError
 
 WAITING_LIMITS: Mapping[str, int] = {"mailbox": 64, "exec": 64, "files": 64}
-_LET_IN_S = 600.0
+_LET_IN_S = 3600.0
 """How long one that was let in may take to begin; a caller that died in between is forgotten then."""
 
 
@@ -31,8 +31,8 @@ class Admission:
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[float]] = {lane: deque() for lane in limits}
 
-    def let_in(self, lane: str) -> None:
-        """One more call of this lane is on its way. Raises TooManyCallsError."""
+    def let_in(self, lane: str) -> int:
+        """One more call of this lane is on its way; returns how many waited already. Raises TooManyCallsError."""
         with self._lock:
             waiting, now = self._waiting[lane], self._clock()
             while waiting and now - waiting[0] > _LET_IN_S:
@@ -44,11 +44,13 @@ class Admission:
                     context={"limit": self._limits[lane], "outcome": "not_executed"},
                 )
             waiting.append(now)
+            return len(waiting) - 1
 
-    def begin(self, lane: str) -> float:
-        """A call of this lane does not wait any more; returns for how many seconds the longest waiting one has."""
+    def begin(self, lane: str) -> None:
+        """A call of this lane does not wait any more. The youngest makes room, so that one that never comes ages."""
         with self._lock:
-            return self._clock() - self._waiting[lane].popleft() if self._waiting[lane] else 0.0
+            if self._waiting[lane]:
+                self._waiting[lane].pop()
 
     def waiting(self) -> dict[str, int]:
         """How many wait in each lane."""

@@ -82,6 +82,11 @@ class ArchiveCache:
         """Whether a backup's archive is here now."""
         return self._find(backup_id) is not None
 
+    def forget(self, backup_id: str) -> None:
+        """Removes a backup's archive, so that it is fetched anew."""
+        for path in list(self._folder.glob(f"{backup_id}_*{_SUFFIX}")):
+            path.unlink(missing_ok=True)
+
     def adopt(self, backup_id: str, archive: Path, sha256: str) -> None:
         """Takes an archive over that was made on this node; the file at `archive` moves."""
         with self._locked(backup_id):

@@ -235,7 +235,7 @@ class ServiceCalls:
 
     def __init__(self, *, tenant: str = DEFAULT_TENANT) -> None:
         self.tenant = tenant
-        self.actor = ActorRef(SERVICE_NAME)
+        self.actor = ActorRef(SERVICE_NAME, repeatable=True)
 
     def _call(self, send: Any) -> Call[Any]:
         return Call(lambda: self.actor.call(send))

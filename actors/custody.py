@@ -8,6 +8,7 @@ ends.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from actors.durable_state import (
     with_checkpoint,
 )
 from actors.errors import LEAVING, SandboxUnavailableError
+from actors.moments import MOMENTS_S, within_moments
 from actors.restored import Record
 from actors.takeover import Origin
 from storage.catalog import BackupCatalog, StoredState
@@ -39,11 +41,10 @@ from storage.metadata import (
     SandboxState,
 )
 
-_MOMENTS_S = 3.0
-"""How long a call waits for the bucket's copy of the state: longer than any bucket takes that is well."""
 TAKEN_OVER = "taken_over"
 _BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
 """Events that say where the sandbox's files are from then on."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 log = structlog.get_logger(__name__)
 
 
@@ -119,7 +120,7 @@ class Custody:
             except StorageError as e:
                 log.warning("state_not_read", sandbox=self._sandbox, detail=str(e))
 
-        _within_moments(ask)
+        within_moments(ask)
         if not found:
             return takeover.unknown(has_record=has_record)
         state = found[0].state if found[0] else None
@@ -158,11 +159,24 @@ class Custody:
             threading.Thread(target=self._take_quietly, name="epoch", daemon=True).start()
 
     def _take_quietly(self) -> None:
-        try:
-            if self._own().is_behind:
-                self.change(lambda state: state)
-        except (StorageError, SandboxUnavailableError) as e:
-            log.warning("epoch_not_taken", sandbox=self._sandbox, error=type(e).__name__)
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                if self._own().is_behind:
+                    self.change(lambda state: state)
+                return
+            except SandboxUnavailableError:  # another has it, or it was put down
+                log.warning("epoch_not_taken", sandbox=self._sandbox, error="superseded")
+                return
+            except StorageError as e:
+                log.warning("epoch_not_taken", sandbox=self._sandbox, error=type(e).__name__)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the bucket knows that this actor has the sandbox. Nothing else tells others where its files are."""
+        return self._durable is None or self._durable.state is not None
 
     def _own(self) -> DurableState:
         """The state under this actor's epoch. Raises SandboxUnavailableError, StorageError."""
@@ -183,10 +197,11 @@ class Custody:
     def _taken_up(self, state: SandboxState) -> SandboxState:
         """The state of a sandbox whose files are here: the node's record knows best what is restored where."""
         record = self._record()
-        known = {(row.dir, row.backup_id) for row in state.restored}
+        known = {(row.dir, row.backup_id, row.restored_at) for row in state.restored}
         restored = restored_in(record)
-        for entry in sorted(record.entries, key=lambda entry: entry.restored_at):
-            if (entry.dir, entry.backup_id) not in known:  # the actor before this one died before it could say so
+        told = sorted(zip(restored, record.entries, strict=True), key=lambda pair: pair[0].restored_at)
+        for row, entry in told:
+            if (row.dir, row.backup_id, row.restored_at) not in known:  # the actor before this one could not say so
                 at = entry.taken_at or entry.restored_at
                 checkpoint = Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
                 state = with_checkpoint(state, checkpoint)
@@ -280,7 +295,7 @@ class Custody:
                 log.warning("superseded", sandbox=self._sandbox)
 
         if self._durable is not None and self._is_open:
-            _within_moments(act)
+            within_moments(act)
             if self._durable.is_superseded:
                 raise superseded()
 
@@ -297,7 +312,7 @@ class Custody:
 
         Waits a moment for an epoch that is being taken: the next actor would take that for one that replaces its own.
         """
-        is_ours = self._taking.acquire(timeout=_MOMENTS_S)
+        is_ours = self._taking.acquire(timeout=MOMENTS_S)
         self._is_open = False
         if is_ours:
             self._taking.release()
@@ -307,19 +322,22 @@ class Custody:
         durable = self._durable
         if durable is None or durable.state is None:
             return
-        needed = {row.backup_id for row in durable.state.checkpoints} | set(durable.state.pending)
+        recovery = durable.state.recovery
+        lacking = {row.backup_id for row in recovery.directories if row.error} if recovery else set[str]()
+        needed = {row.backup_id for row in durable.state.checkpoints} | set(durable.state.pending) | lacking
         unneeded = [backup_id for backup_id in durable.state.sleep_backups if backup_id not in needed]
         if not unneeded:
             return
 
         def act() -> None:
             try:
+                durable.change(lambda state: state)  # now the bucket names none of them, and nobody has replaced us
                 self._delete(unneeded)
                 durable.change(lambda state: state.model_copy(update={"sleep_backups": _left(state, unneeded)}))
             except (StorageError, SupersededError) as e:  # the list is in the state: it goes the next time
                 log.warning("old_sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
 
-        _within_moments(act)
+        within_moments(act)
 
     def forget(self) -> None:
         """Deletes the state, and before it the backups that were made to sleep; the user's stay.
@@ -420,9 +438,9 @@ def restored_in(record: Record) -> list[RestoredDirectory]:
 
 
 def recovery_in(record: Record) -> Recovery | None:
-    """What was recovered after a loss, as the bucket has it."""
+    """What was recovered after a loss, or could not be after a sleep, as the bucket has it."""
     recovery = record.recovery
-    if recovery is None or recovery.lost_node is None:
+    if recovery is None or (recovery.lost_node is None and not any(row.error for row in recovery.directories)):
         return None
     directories = [
         RecoveredDirectory(dir=row.dir, backup_id=row.backup_id, taken_at=row.taken_at, error=row.error)
@@ -463,10 +481,3 @@ def _told() -> Iterator[None]:
         yield
     except SupersededError:
         raise superseded() from None
-
-
-def _within_moments(act: Callable[[], None]) -> None:
-    """Does what asks the bucket, but holds nobody up when that does not answer: it then goes on in the background."""
-    acting = threading.Thread(target=act, name="state", daemon=True)
-    acting.start()
-    acting.join(_MOMENTS_S)

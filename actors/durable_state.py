@@ -128,9 +128,9 @@ class DurableState:
 
     def relabel(self, labels: Mapping[str, str]) -> None:
         """Takes note of labels that somebody else has written; the next write goes on from there."""
-        with self._lock:
-            if self._wanted is not None:
-                self._wanted = self._wanted.model_copy(update={"labels": dict(labels)})
+        wanted = self._wanted  # without the lock, which is held while the bucket is written to; it has them anyway
+        if wanted is not None:
+            self._wanted = wanted.model_copy(update={"labels": dict(labels)})
 
     def check(self) -> None:
         """Raises SupersededError if another actor has an epoch now. Raises StorageError."""

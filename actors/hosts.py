@@ -23,9 +23,9 @@ import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.admission import Admission
-from actors.errors import LEAVING, HoldfastError, InternalError, SandboxUnavailableError
+from actors.errors import LEAVING, HoldfastError, InternalError, SandboxUnavailableError, ServiceUnavailableError
 from actors.logs import configure_logging
-from actors.metrics import SLEEPS, WAIT_SECONDS, Counts
+from actors.metrics import QUEUE_LENGTH, SLEEPS, Counts
 from actors.node_host import node_host_class
 from actors.nodes import SLOTS, Nodes
 from actors.observation import Watch, cluster_metrics, observed, report_to_service
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from storage.metadata import Checkpoint
 
 _LANES = {"exec": 32, "files": 16, "control": 8}
-_SERVICE_LANES = {"spawn": 64, "collect": 2, "metrics": 2, "report": 2}
+_SERVICE_LANES = {"spawn": 64, "collect": 2, "metrics": 2, "report": 2, "lost": 8}
 """What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""
 _SERVICE_THREADS = 32
 _SPAWN_S = 30.0
@@ -178,7 +178,7 @@ class SandboxHost:
                 self._end_if_superseded()
 
     def _begin(self, lane: str) -> None:
-        self.watch.tally.add(WAIT_SECONDS, lane, amount=self._admission.begin(lane))
+        self._admission.begin(lane)
 
     def _end_if_superseded(self) -> None:
         """Ends the process, once its answer is out, when another actor has taken the sandbox over."""
@@ -299,7 +299,7 @@ class SandboxHost:
     def let_in(self, lane: str) -> None:
         """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError."""
         self._activity.touch()
-        self._admission.let_in(lane)
+        self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._admission.let_in(lane))
 
     @ray.method(concurrency_group="control")
     def node(self) -> str:
@@ -347,6 +347,8 @@ class ServiceHost:
         self._config = config
         self._service = Service(config, open_catalog(config), is_running=_is_running)
         self._nodes = Nodes(node_host_class(), config)
+        self._spawning = [threading.Lock() for _ in range(_SERVICE_LANES["spawn"])]
+        """One sandbox is made by one call at a time, so that only what this call has made is ever given up."""
         self._warm = WarmWorkers(config.warm_workers)
         threading.Thread(target=self._keep_house, daemon=True, name="housekeeping").start()
         if config.sleep_after_s > 0:
@@ -362,12 +364,17 @@ class ServiceHost:
             SandboxUnavailableError: no node has a slot free. Ray would wait for one for ever.
         """
         name = sandbox_actor_name(tenant, sandbox_id)
+        with self._spawning[hash(name) % len(self._spawning)]:
+            self._spawn(name, tenant, sandbox_id, near)
+
+    def _spawn(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> None:
         deadline = time.monotonic() + _SPAWN_S
         while True:
             try:
                 actor, is_ours = ray.get_actor(name, namespace=NAMESPACE), False
-            except ValueError:
+            except ValueError:  # there is none
                 actor, is_ours = self._new_actor(name, tenant, sandbox_id, near), True
+                deadline = time.monotonic() + _SPAWN_S
             try:
                 node: Any = ray.get(actor.node.remote(), timeout=max(0.0, deadline - time.monotonic()))
                 if is_ours:
@@ -384,7 +391,7 @@ class ServiceHost:
                 ) from None
 
     def _new_actor(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> Any:
-        """A sandbox's new actor, or the one that another call has made in the same instant."""
+        """A sandbox's new actor. Nobody else makes one of this name meanwhile."""
         node = _guarded(lambda: self._nodes.choose(self._service.find_home(tenant, sandbox_id), near))
         config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
         return (
@@ -420,7 +427,7 @@ class ServiceHost:
             try:
                 self._nodes.attend()
                 self._warm.fill()
-            except ray.exceptions.RayError as e:  # the cluster's head is away for a moment
+            except Exception as e:  # the cluster's head is away for a moment
                 log.warning("nodes_not_attended", error=type(e).__name__)
             time.sleep(_HOUSEKEEPING_S)
 
@@ -434,12 +441,13 @@ class ServiceHost:
                 for name, actor in _sandboxes().items():
                     if name not in asked:  # never two in one mailbox
                         asked[name] = actor.leave.remote(idle_s)
-            except ray.exceptions.RayError as e:  # the cluster's head is away for a moment
+            except Exception as e:  # the cluster's head is away for a moment
                 log.warning("idle_sandboxes_not_asked", error=type(e).__name__)
 
     def ping(self) -> bool:
         return True
 
+    @ray.method(concurrency_group="lost")
     def is_lost(self, identity: str, cluster_node: str | None) -> bool:
         """Whether a node, of this identity and this name in the cluster, is gone with its files."""
         return self._nodes.is_lost(identity, cluster_node)
@@ -569,6 +577,9 @@ def _guarded(act: Callable[[], T]) -> T:
         return act()
     except HoldfastError:
         raise
+    except ray.exceptions.RayError as e:
+        log.warning("cluster_failed", error=type(e).__name__)
+        raise ServiceUnavailableError("The cluster did not answer.", context={"outcome": "not_executed"}) from None
     except Exception as e:
         raise _unexpected(e) from None
 

@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A counter, with the names of its labels; or, with `bounds`, a histogram of seconds."""
+    """A counter, with the names of its labels; or, with `bounds`, a histogram."""
 
     name: str
     help: str
@@ -32,11 +32,11 @@ CALL_SECONDS = Metric(
     ("kind",),
     (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
 )
-WAIT_SECONDS = Metric(
-    "holdfast_call_wait_seconds",
-    "Time that calls waited in a lane of their sandbox before they began",
+QUEUE_LENGTH = Metric(
+    "holdfast_queue_length",
+    "How many calls waited in a lane of a sandbox when one more came",
     ("lane",),
-    (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 60, 300, 600),
+    (0, 1, 2, 4, 8, 16, 32, 64),
 )
 ARCHIVED_BYTES = Metric("holdfast_archived_bytes", "Bytes of the files that were archived, before compression")
 UPLOADED_BYTES = Metric("holdfast_uploaded_bytes", "Bytes of the archives that were uploaded")
@@ -47,7 +47,7 @@ SLEEPS = Metric("holdfast_sleeps", "Sandboxes that gave their process back becau
 METRICS = (
     CALLS,
     CALL_SECONDS,
-    WAIT_SECONDS,
+    QUEUE_LENGTH,
     ARCHIVED_BYTES,
     UPLOADED_BYTES,
     DOWNLOADED_BYTES,

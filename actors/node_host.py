@@ -14,33 +14,37 @@ from actors.logs import configure_logging
 
 if TYPE_CHECKING:
     from actors.settings import SandboxConfig
+    from actors.upkeep import Upkeep
 
 _SWEEP_S = 300.0
 log = structlog.get_logger(__name__)
 
 
 class NodeHost:
-    """One node's actor. Its sweeps run in a thread of their own, the first one at once."""
+    """One node's actor. `__init__` does nothing that can fail: Ray would never start it again.
+
+    Its sweeps run in a thread of their own, the first one at once.
+    """
 
     def __init__(self, config: SandboxConfig) -> None:
+        self._config = config
+        threading.Thread(target=self._keep_clean, name="sweep", daemon=True).start()
+
+    @functools.cached_property
+    def _upkeep(self) -> Upkeep:
         from actors.bucket import open_catalog
         from actors.settings import on_this_node
         from actors.upkeep import Upkeep
 
         configure_logging()
-        here = on_this_node(config)
-        self._upkeep = Upkeep(here.node, open_catalog(here))
-        threading.Thread(target=self._keep_clean, name="sweep", daemon=True).start()
+        here = on_this_node(self._config)
+        return Upkeep(here.node, open_catalog(here))
 
     def identity(self) -> str:
         return self._upkeep.identity()
 
     def has_archive(self, backup_id: str) -> bool:
         return self._upkeep.has_archive(backup_id)
-
-    def sweep(self) -> Any:
-        """Sweeps now; returns what was found."""
-        return self._upkeep.sweep()
 
     def _keep_clean(self) -> None:
         while True:

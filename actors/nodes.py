@@ -9,6 +9,7 @@ restarted; a creation for which nothing is free waits for ever. So the node is c
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter, deque
@@ -29,8 +30,9 @@ SLOTS = "sandbox_slots"
 REUNION_S = 60.0
 """How long the service waits for nodes that an earlier cluster knew, from its own start on, before they are lost."""
 _ANSWER_S = 15.0
+_NEWS_S = 2.0
 _NEAR_S = 0.5
-_FREED_S = 2.0
+_FREED_S = 3.0
 """How long a full cluster is looked at again: an actor that has left is in Ray's books for an instant longer."""
 _BOOKED_S = 1.0
 """How long a placement of ours may be missing from Ray's books."""
@@ -55,41 +57,53 @@ class Nodes:
         """`host_class` is the remote class of a node's host, made with `config`."""
         self._host_class = host_class
         self._config = config
-        self._attending = threading.Lock()
         self._lock = threading.Lock()
+        """Never held while Ray is asked for anything."""
+        self._choosing = threading.Lock()
         self._hosts: dict[str, Any] = {}
         self._identities: dict[str, str] = {}
+        self._asked: dict[str, Any] = {}
         self._placed: deque[tuple[float, str]] = deque()
         self._began = time.monotonic()
 
-    def attend(self) -> None:
+    def attend(self, wait_s: float = _ANSWER_S) -> None:
         """Gives every node its host, and learns who it is. Quick when no node is new."""
-        with self._attending:
-            asked = self._unknown()
-            if not asked:
-                return
-            ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S)
-            for node_id, answer in asked.items():
-                try:
-                    identity = ray.get(answer, timeout=0)
-                except ray.exceptions.RayError as e:  # it goes on starting; asked again the next time
-                    log.warning("node_does_not_answer", node=node_id, error=type(e).__name__)
+        asked = self._unknown()
+        if not asked:
+            return
+        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=wait_s)
+        for node_id, answer in asked.items():
+            if answer not in ready:
+                continue
+            try:
+                identity = ray.get(answer)
+            except ray.exceptions.RayError as e:  # made anew, and asked again, the next time
+                log.warning("node_does_not_answer", node=node_id, error=type(e).__name__)
+                identity = None
+            with self._lock:
+                self._asked.pop(node_id, None)
+                if identity is None:
+                    self._hosts.pop(node_id, None)
                 else:
-                    with self._lock:
-                        self._identities[node_id] = identity
+                    self._identities[node_id] = identity
 
     def _unknown(self) -> dict[str, Any]:
         """The living nodes of which it is not known who they are, and the answers that they will give."""
         alive = {node["NodeID"] for node in sandbox_nodes()}
         with self._lock:
-            for gone in self._hosts.keys() - alive:
-                self._hosts.pop(gone)
-                self._identities.pop(gone, None)
-            return {node_id: self._host(node_id).identity.remote() for node_id in alive - self._identities.keys()}
+            for known in (self._hosts, self._identities, self._asked):
+                for gone in known.keys() - alive:
+                    known.pop(gone, None)
+            new = alive - self._identities.keys() - self._asked.keys()
+        asked = {node_id: self._host(node_id).identity.remote() for node_id in new}
+        with self._lock:
+            self._asked.update(asked)
+            return dict(self._asked)
 
     def _host(self, node_id: str) -> Any:
-        if node_id not in self._hosts:
-            self._hosts[node_id] = self._host_class.options(
+        host = self._hosts.get(node_id)
+        if host is None:
+            host = self._host_class.options(
                 name=node_host_name(node_id),
                 namespace=NAMESPACE,
                 get_if_exists=True,
@@ -99,7 +113,8 @@ class Nodes:
                 max_task_retries=-1,  # nothing that it does has an effect that may not be repeated
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             ).remote(self._config)
-        return self._hosts[node_id]
+            self._hosts[node_id] = host
+        return host
 
     def named(self, identity: str) -> str | None:
         """What the cluster calls the living node of an identity now; None if there is none, or it is not known yet."""
@@ -112,17 +127,18 @@ class Nodes:
         It is if this cluster has seen it die, and no node that lives is the same one under another name. A node that
         only an earlier cluster has known is lost when it has not come back a while after the service's own start.
         """
-        self.attend()
+        self.attend(_NEWS_S)
+        rows: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        alive = {row["NodeID"]: row["Alive"] for row in rows}
+        nodes = {node["NodeID"] for node in sandbox_nodes()}
         with self._lock:
             if identity in self._identities.values():
                 return False
-            rows: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-            alive = {row["NodeID"]: row["Alive"] for row in rows}
-            if any(node["NodeID"] not in self._identities for node in sandbox_nodes()):
+            if nodes - self._identities.keys():
                 return False  # one that has not said who it is may be the same
-            if cluster_node in alive:
-                return not alive[cluster_node]
-            return time.monotonic() - self._began > REUNION_S
+        if cluster_node in alive:
+            return not alive[cluster_node]
+        return time.monotonic() - self._began > REUNION_S
 
     def choose(self, identity: str | None, near: str | None) -> str:
         """The node for a new actor: where its files are, where a backup's archive is at hand, or where most is free.
@@ -132,21 +148,21 @@ class Nodes:
             near: a backup that the sandbox is about to restore.
 
         Raises:
-            SandboxUnavailableError: no slot is free, or none on the node with the files; at once.
+            SandboxUnavailableError: no slot is free, or none on the node with the files; after seconds.
         """
         home = self._home(identity) if identity is not None else None
         deadline = time.monotonic() + _FREED_S
         while True:
-            free = self._free()
-            if home is not None and home not in free:
-                if time.monotonic() > deadline:
-                    raise _full("The node with the sandbox's files has no room for it.")
-            elif home is not None:
-                return self._book(home)
-            elif free:
-                return self._book(self._nearest(free, near) or max(free, key=lambda node_id: free[node_id]))
-            elif time.monotonic() > deadline:
-                raise _full("No node has room for the sandbox.")
+            having = self._having(near)
+            with self._choosing:
+                free = self._free()
+                wanted = having & free.keys() or free.keys() if home is None else {home} & free.keys()
+                if wanted:
+                    return self._book(max(wanted, key=lambda node_id: free[node_id]))
+            if time.monotonic() > deadline:
+                raise _full(
+                    "No node has room for it." if home is None else "The node with its files has no room for it."
+                )
             time.sleep(_POLL_S)
 
     def _home(self, identity: str) -> str | None:
@@ -173,18 +189,19 @@ class Nodes:
             self._placed.append((time.monotonic(), node_id))
         return node_id
 
-    def _nearest(self, free: dict[str, float], near: str | None) -> str | None:
-        """Of the nodes that have the backup's archive in their cache, the one where most is free."""
-        if near is None or len(free) < 2:
-            return None
-        with self._lock:
-            asked = {node_id: self._host(node_id).has_archive.remote(near) for node_id in free}
-        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_NEAR_S)
-        try:
-            having = [node_id for node_id, answer in asked.items() if answer in ready and ray.get(answer)]
-        except ray.exceptions.RayError:
-            return None
-        return max(having, key=lambda node_id: free[node_id], default=None)
+    def _having(self, backup_id: str | None) -> set[str]:
+        """The nodes that have a backup's archive in their cache, as far as they say so in an instant."""
+        nodes = {node["NodeID"] for node in sandbox_nodes()} if backup_id is not None else set[str]()
+        if len(nodes) < 2:
+            return set()
+        asked = {self._host(node_id).has_archive.remote(backup_id): node_id for node_id in nodes}
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NEAR_S)
+        having = set()
+        for answer in ready:
+            with contextlib.suppress(ray.exceptions.RayError):
+                if ray.get(answer):
+                    having.add(asked[answer])
+        return having
 
 
 def _full(message: str) -> SandboxUnavailableError:

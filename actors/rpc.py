@@ -106,6 +106,14 @@ def _check_reachable(address: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Soon:
+    """A step that waits for a reference, and no longer than so many seconds."""
+
+    ref: Any
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Next:
     """A step that waits for the next reference of a stream; its outcome is None at the end."""
 
@@ -148,8 +156,8 @@ class Stream(Generic[T]):
             self._refs, self._first = refs, first
 
     def __iter__(self) -> Iterator[T]:
-        self.start().result()
         try:
+            self.start().result()
             yield from self._first
             if not self._ended:
                 for ref in self._refs:
@@ -161,8 +169,8 @@ class Stream(Generic[T]):
                 self._on_close().result()
 
     async def __aiter__(self) -> AsyncIterator[T]:
-        await self.start()
         try:
+            await self.start()
             for item in self._first:
                 yield item
             if not self._ended:
@@ -194,14 +202,22 @@ class ActorRef:
     """
 
     def __init__(
-        self, name: str, *, create: Callable[[str | None], Steps[None]] | None = None, retry_s: float = _RETRY_S
+        self,
+        name: str,
+        *,
+        create: Callable[[str | None], Steps[None]] | None = None,
+        repeatable: bool = False,
+        retry_s: float = _RETRY_S,
     ) -> None:
         """`create` is given the backup that the actor's node had best have at hand, if there is one.
+
+        `repeatable` says that every call may be sent again, executed or not.
 
         `retry_s` bounds how long a call waits for an actor that is restarted, or is sent again to actors that leave.
         """
         self.name = name
         self._create = create
+        self._repeatable = repeatable
         self._retry_s = retry_s
 
     def find(self) -> Any | None:
@@ -269,8 +285,12 @@ class ActorRef:
                 return (yield from once(handle))
             except (ActorDiedError, ActorUnavailableError, RayTaskError) as e:
                 had_left = _was_leaving(e) or (
-                    isinstance(e, ActorUnavailableError) and (yield from self._has_left(handle, deadline))
+                    isinstance(e, ActorUnavailableError)
+                    and (self._repeatable or (yield from self._has_left(handle, deadline)))
                 )
+                if _is_elsewhere(e):  # the actor is where the files are not; the next one is placed anew
+                    handle.leave.remote(0.0)
+                    had_left = True
                 if not had_left or time.monotonic() > deadline:
                     raise
                 self.forget()
@@ -281,9 +301,9 @@ class ActorRef:
         pauses = _pauses_s()
         while True:
             try:
-                yield handle.let_in.remote(lane)
+                yield _Soon(handle.let_in.remote(lane), max(1.0, deadline - time.monotonic()))
                 return
-            except ActorUnavailableError:
+            except (ActorUnavailableError, GetTimeoutError):
                 if time.monotonic() > deadline:
                     raise SandboxUnavailableError(
                         "The sandbox's actor is being restarted, or its node does not answer.",
@@ -335,6 +355,12 @@ def _was_leaving(e: RayError) -> bool:
     return isinstance(e, ActorDiedError)
 
 
+def _is_elsewhere(e: RayError) -> bool:
+    """Whether an actor refused a call because the sandbox's files are on another node."""
+    cause = e.cause if isinstance(e, RayTaskError) else None
+    return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == "ELSEWHERE"
+
+
 def _once(ref: Any) -> Steps[Any]:
     return (yield ref)
 
@@ -360,6 +386,8 @@ def _drive(steps: Steps[T]) -> T:
         try:
             if isinstance(waited, _Next):
                 outcome = next(waited.refs, None)
+            elif isinstance(waited, _Soon):
+                outcome = waited.ref() if callable(waited.ref) else ray.get(waited.ref, timeout=waited.seconds)
             else:
                 outcome = waited() if callable(waited) else ray.get(waited)
         except RayError as e:
@@ -375,6 +403,8 @@ async def _drive_async(steps: Steps[T]) -> T:
         try:
             if isinstance(waited, _Next):
                 outcome = await anext(waited.refs, None)
+            elif isinstance(waited, _Soon):
+                outcome = await _in_time(waited)
             else:
                 outcome = await asyncio.to_thread(waited) if callable(waited) else await waited
         except RayError as e:
@@ -382,6 +412,14 @@ async def _drive_async(steps: Steps[T]) -> T:
         else:
             send = partial(steps.send, outcome)
     return waited.value  # type: ignore[no-any-return]
+
+
+async def _in_time(waited: _Soon) -> Any:
+    try:
+        async with asyncio.timeout(waited.seconds):
+            return await (asyncio.to_thread(waited.ref) if callable(waited.ref) else waited.ref)
+    except TimeoutError:
+        raise GetTimeoutError("The actor did not answer in time.") from None
 
 
 def _translated(e: RayError) -> HoldfastError:

@@ -73,7 +73,7 @@ from actors.operations import Operations, Progress
 from actors.presence import Presence
 from actors.published import public_recovery
 from actors.restore import NAMES_REFUSED, BackupRestoration
-from actors.restored import Recovery, RestoredDirectories, Wanted, recorded_driver
+from actors.restored import Entry, Recovery, RestoredDirectories, Wanted, recorded_driver
 from actors.settings import NodeConfig, SandboxConfig
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
@@ -86,6 +86,7 @@ _LISTED = 10_000
 _UNMOUNT_S = 10.0
 _DAMAGED = ("CORRUPT_ARCHIVE", "CORRUPT_METADATA", "BAD_ARCHIVE")
 """Reasons for which a backup can never be restored."""
+_TRIES = 3
 _SLEEP_TTL_S = 36_500 * 86_400.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 log = structlog.get_logger(__name__)
@@ -247,8 +248,9 @@ class LocalSandbox:
         self.wake()
         with self._operations.run(OperationKind.RESTORE, options.dir) as progress:
             result = self._restoration(catalog, self._stopped).restore(options, progress)
+        entry = self._restored.record.entries[-1]  # the one that has just been written
         with step(RestoreStep.REPORT):
-            self.custody.report(self._as_restored)
+            self.custody.report(lambda state: self._as_restored(state, entry))
         return result
 
     def _restoration(
@@ -270,12 +272,11 @@ class LocalSandbox:
             meter=self._meter,
         )
 
-    def _as_restored(self, state: SandboxState) -> SandboxState:
-        latest = max(self._restored.record.entries, key=lambda entry: entry.restored_at)
-        at = latest.taken_at or latest.restored_at
-        checkpoint = Checkpoint(dir=latest.dir, backup_id=latest.backup_id, taken_at=at, mode=latest.mode)
+    def _as_restored(self, state: SandboxState, entry: Entry) -> SandboxState:
+        at = entry.taken_at or entry.restored_at
+        checkpoint = Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
         state = with_checkpoint(state, checkpoint).model_copy(update={"restored": restored_in(self._restored.record)})
-        return happened(state, "restored", dir=latest.dir, backup_id=latest.backup_id)
+        return happened(state, "restored", dir=entry.dir, backup_id=entry.backup_id)
 
     def destroy(self) -> None:
         """Ends everything and removes the sandbox's files and state; its backups stay. Repeatable.
@@ -308,7 +309,9 @@ class LocalSandbox:
         except StorageError as e:
             log.warning("state_not_deleted", sandbox=self.id, detail=str(e))
             raise StorageUnavailableError(
-                "The sandbox's files are gone, but the bucket could not be told.", hint="Delete it again."
+                "The sandbox's files are gone, but the bucket could not be told.",
+                hint="Delete it again.",
+                context={"outcome": "unknown"},
             ) from None
 
     def _remove_files(self) -> None:
@@ -515,16 +518,28 @@ class LocalSandbox:
             directories={row.dir: row.error or row.backup_id for row in settled.directories} if settled else {},
         )
 
+    def _restore_patiently(self, restoration: BackupRestoration, options: RestoreOptions, progress: Progress) -> None:
+        """Restores; a tool that failed may have been killed for want of memory, and is given another chance."""
+        for last in [False] * (_TRIES - 1) + [True]:
+            try:
+                restoration.restore(options, progress)
+                return
+            except BackupRestoreError as e:
+                if last or e.context.get("reason") != "BAD_ARCHIVE":
+                    raise
+                self._cache.forget(options.id)
+
     def _bring_back(self, wanted: Wanted, restoration: BackupRestoration, progress: Progress) -> None:
         try:
             with self._restored.recovering(wanted):
                 options = RestoreOptions(id=wanted.backup_id, dir=wanted.dir, mode=RestoreMode(wanted.mode))
                 try:
-                    restoration.restore(options, progress)
+                    self._restore_patiently(restoration, options, progress)
                 except BackupRestoreError as e:
                     if e.context.get("reason") not in NAMES_REFUSED:
                         raise
-                    restoration.restore(options.model_copy(update={"mode": RestoreMode.COPY}), progress)
+                    options = options.model_copy(update={"mode": RestoreMode.COPY})
+                    self._restore_patiently(restoration, options, progress)
         except (BackupNotFoundError, BackupExpiredError, InvalidBackupConfigError) as e:
             self._restored.give_up(wanted, e.code)
         except BackupRestoreError as e:
@@ -619,7 +634,9 @@ class LocalSandbox:
                 self.custody.sleep(in_bed)
             except StorageError as e:
                 log.warning("sleep_not_written", sandbox=self.id, detail=str(e))
-                raise StorageUnavailableError("The bucket could not be told that the sandbox sleeps.") from None
+                raise StorageUnavailableError(
+                    "The bucket could not be told that the sandbox sleeps.", context={"outcome": "unknown"}
+                ) from None
             self._remove_files()
             self._restored.forget()
             self._presence.give_up(for_good=True)
@@ -628,6 +645,10 @@ class LocalSandbox:
     def _sleep_here(self) -> None:
         with self._gate.repairing():
             was_awake = self.is_awake
+            if was_awake and not self.custody.is_recorded:
+                raise StorageUnavailableError(
+                    "The bucket does not know yet where the sandbox's files are.", context={"outcome": "not_executed"}
+                )
             self._put_down()
             try:
                 if was_awake:

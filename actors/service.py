@@ -31,6 +31,7 @@ from actors.models import (
     SandboxRef,
     validated,
 )
+from actors.moments import within_moments
 from actors.published import public_event, public_recovery
 from actors.settings import SandboxConfig
 from storage import lifecycle
@@ -77,15 +78,22 @@ class Service:
             log.warning("no_conditional_writes", bucket=self._catalog.store.bucket)
 
     def find_home(self, tenant: str, sandbox_id: str) -> str | None:
-        """The identity of the node that has the sandbox's files; None if none has, or that is not known."""
-        if self._catalog is None:
-            return None
-        try:
-            found = self._catalog.find_state(tenant, sandbox_id)
-        except StorageError as e:
-            log.warning("home_not_found", sandbox=sandbox_id, error=type(e).__name__)
-            return None
-        return found.state.node if found else None
+        """The identity of the node that has the sandbox's files; None if none has, or that is not known in moments."""
+        catalog = self._catalog
+        homes: list[str | None] = []
+
+        def ask() -> None:
+            assert catalog is not None
+            try:
+                found = catalog.find_state(tenant, sandbox_id)
+            except StorageError as e:
+                log.warning("home_not_found", sandbox=sandbox_id, error=type(e).__name__)
+            else:
+                homes.append(found.state.node if found else None)
+
+        if catalog is not None:
+            within_moments(ask)
+        return homes[0] if homes else None
 
     def create_sandbox(self, tenant: str, labels: Mapping[str, str] | None = None) -> str:
         """Records a fresh sandbox and returns its random id. Labels need a bucket that is configured."""
@@ -179,10 +187,21 @@ class Service:
             return self._public(self._configured().get(tenant, known))
 
     def delete_backup(self, tenant: str, backup_id: str) -> None:
-        """Deletes a backup. Raises BackupNotFoundError if there is none."""
-        known = _valid(backup_id)
+        """Deletes a backup.
+
+        Raises:
+            BackupNotFoundError: there is none.
+            InvalidRequestError: a sandbox sleeps in it, and would wake without its files.
+        """
+        known, catalog = _valid(backup_id), self._configured()
         with reading("such backup"):
-            if not self._configured().delete(tenant, known):
+            if _is_slept_in(catalog, catalog.get(tenant, known)):
+                raise InvalidRequestError(
+                    "A sandbox sleeps in this backup.",
+                    hint="Delete the sandbox; or wake it, and back it up.",
+                    context={"backup": known},
+                )
+            if not catalog.delete(tenant, known):
                 raise BackupNotFoundError("There is no such backup.", context={"backup": known})
 
     def collect(self, dry_run: bool) -> GcReport:
@@ -211,6 +230,10 @@ class Service:
                 status = lifecycle.inspect(store)
             elif expire_days < 1:
                 raise InvalidRequestError("The number of days must be at least 1.")
+            elif self._config.on_sleep == "backup":
+                raise InvalidRequestError(
+                    "Sandboxes sleep in their backups here, which such a rule would delete.", hint="Use `holdfast gc`."
+                )
             else:
                 status = lifecycle.install(store, expire_after_days=expire_days)
         return LifecycleReport(
@@ -245,6 +268,14 @@ class Service:
             sha256=record.sha256,
             not_kept=NotKept(sockets=kept.sockets, acls=kept.acls, other_xattrs=kept.other_xattrs) if kept else None,
         )
+
+
+def _is_slept_in(catalog: BackupCatalog, record: BackupRecord) -> bool:
+    """Whether a backup is where a sandbox is while it sleeps."""
+    found = catalog.find_state(record.owner, record.sandbox) if record.sandbox is not None else None
+    if found is None or record.id not in found.state.sleep_backups:
+        return False
+    return any(checkpoint.backup_id == record.id for checkpoint in found.state.checkpoints)
 
 
 def _page_size(limit: int) -> int:

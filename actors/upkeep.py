@@ -69,13 +69,14 @@ class Upkeep:
         """Removes what nobody owns. Goes on when something cannot be removed, and names it."""
         swept = Swept()
         for tenant, sandbox, home in self._boxes():
+            lives_elsewhere = self._lives_elsewhere(tenant, sandbox)  # before the lock: the bucket may be slow
             presence = Presence(self._layout.presence(tenant, sandbox))
             try:
                 presence.claim(wait_s=0)
             except MountBusyError:  # it is awake
                 continue
             try:
-                self._sweep_box(tenant, sandbox, home, swept)
+                self._sweep_box(tenant, sandbox, home, swept, lives_elsewhere=lives_elsewhere)
             except (NodeError, OSError) as e:
                 log.error("sandbox_not_swept", sandbox=sandbox, error=type(e).__name__)
                 swept.stuck.append(sandbox)
@@ -89,7 +90,7 @@ class Upkeep:
         for home in sorted((self._layout.root / "boxes").glob("*/*")):
             yield home.parent.name, home.name, home
 
-    def _sweep_box(self, tenant: str, sandbox: str, home: Path, swept: Swept) -> None:
+    def _sweep_box(self, tenant: str, sandbox: str, home: Path, swept: Swept, *, lives_elsewhere: bool | None) -> None:
         group = Cgroup(self._layout.sandbox_cgroup(tenant, sandbox), memory_bytes=0, processes=0)
         group.thaw()
         group.remove()
@@ -100,14 +101,13 @@ class Upkeep:
         if (home / "spool").exists():
             remove_tree(home / "spool")
             swept.spools += 1
-        if self._is_out_of_date(tenant, sandbox, home):
+        if self._is_out_of_date(home, lives_elsewhere=lives_elsewhere):
             remove_tree(self._layout.discard(home))
             swept.out_of_date += 1
 
-    def _is_out_of_date(self, tenant: str, sandbox: str, home: Path) -> bool:
+    def _is_out_of_date(self, home: Path, *, lives_elsewhere: bool | None) -> bool:
         """Whether the sandbox has lived on elsewhere, for so long that nobody wants these files any more."""
         mark = home / _MARK
-        lives_elsewhere = self._lives_elsewhere(tenant, sandbox)
         if lives_elsewhere is None:
             return False
         if not lives_elsewhere:
@@ -115,7 +115,7 @@ class Upkeep:
             return False
         if not mark.exists():
             mark.touch()
-            log.warning("out_of_date_files", tenant=tenant, sandbox=sandbox, kept_s=OUT_OF_DATE_S)
+            log.warning("out_of_date_files", tenant=home.parent.name, sandbox=home.name, kept_s=OUT_OF_DATE_S)
         return time.time() - mark.stat().st_mtime >= OUT_OF_DATE_S
 
     def _lives_elsewhere(self, tenant: str, sandbox: str) -> bool | None:

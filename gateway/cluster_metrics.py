@@ -34,9 +34,9 @@ class ClusterCollector(Collector):
         """
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(_answer(ask))
-        await asyncio.wait({self._asking}, timeout=self._limit_s)
-        answered = self._asking.done() and not self._asking.cancelled()
-        self._known = self._asking.result() if answered else None
+        asking = self._asking
+        await asyncio.wait({asking}, timeout=self._limit_s)
+        self._known = asking.result() if asking.done() and not asking.cancelled() else None
 
     def collect(self) -> Iterator[Family]:
         """The families, for Prometheus' client."""

@@ -422,9 +422,10 @@ def test_without_the_bucket_a_sandbox_works_where_it_has_a_record_only(nodes: Pa
     box = nodes.on_a(catalog=catalog)
     assert sh(box, "cat file") == "1\n"
     sh(box, "echo 2 > file")
-    box.sleep()
+    with pytest.raises(StorageUnavailableError):  # asleep, nobody could know that its files are here
+        box.sleep()
+    assert box.is_awake
     epoch = nodes.state.epoch
-    box.wake()
     with pytest.raises(BackupCreateError):
         backup(box)
     assert nodes.state.epoch == epoch
