@@ -26,8 +26,8 @@ from actors.durable_state import (
     with_checkpoint,
 )
 from actors.errors import LEAVING, SandboxUnavailableError
-from actors.moments import MOMENTS_S, within_moments
-from actors.restored import Record
+from actors.moments import MOMENTS_S, answered_in_moments, within_moments
+from actors.restored import Entry, Record
 from actors.takeover import Origin
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import CorruptMetadataError, StorageError
@@ -109,21 +109,13 @@ class Custody:
         return origin
 
     def _origin(self, durable: DurableState, *, has_record: bool) -> Origin:
-        found: list[StoredState | None] = []
-        self._found = found
-        if durable.state is not None:
-            return takeover.origin(durable.state, has_record=has_record, place=self._place, is_lost=self._is_lost)
-
-        def ask() -> None:
-            try:
-                found.append(durable.find())
-            except StorageError as e:
-                log.warning("state_not_read", sandbox=self._sandbox, detail=str(e))
-
-        within_moments(ask)
-        if not found:
-            return takeover.unknown(has_record=has_record)
-        state = found[0].state if found[0] else None
+        self._found = []
+        state = durable.state
+        if state is None:
+            self._found = found = answered_in_moments(durable.find)
+            if not found:
+                return takeover.unknown(has_record=has_record)
+            state = found[0].state if found[0] else None
         return takeover.origin(state, has_record=has_record, place=self._place, is_lost=self._is_lost)
 
     def take(self) -> tuple[str | None, SandboxState]:
@@ -188,8 +180,7 @@ class Custody:
             if durable.state is None or durable.state.node is None:
                 found = self._found.pop() if self._found else durable.find()
                 if not takeover.may_be_here(found.state if found else None, self._place):
-                    durable.is_superseded = True
-                    raise SupersededError
+                    durable.give_way()
                 self._take(durable, found, self._taken_up)
             self._settle(durable)
             return durable
@@ -202,9 +193,7 @@ class Custody:
         told = sorted(zip(restored, record.entries, strict=True), key=lambda pair: pair[0].restored_at)
         for row, entry in told:
             if (row.dir, row.backup_id, row.restored_at) not in known:  # the actor before this one could not say so
-                at = entry.taken_at or entry.restored_at
-                checkpoint = Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
-                state = with_checkpoint(state, checkpoint)
+                state = with_checkpoint(state, _checkpoint_in(entry))
         created_at = min(state.created_at, record.created_at)
         state = state.model_copy(update={"restored": restored, "created_at": created_at})
         recovered = recovery_in(record)
@@ -435,6 +424,18 @@ def restored_in(record: Record) -> list[RestoredDirectory]:
         )
         for entry in record.entries
     ]
+
+
+def _checkpoint_in(entry: Entry) -> Checkpoint:
+    """The backup that a directory was restored from, as what it is recovered from."""
+    at = entry.taken_at or entry.restored_at
+    return Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
+
+
+def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxState:
+    """The state of a sandbox in which `entry` of the record has just been restored."""
+    state = with_checkpoint(state, _checkpoint_in(entry)).model_copy(update={"restored": restored_in(record)})
+    return happened(state, "restored", dir=entry.dir, backup_id=entry.backup_id)
 
 
 def recovery_in(record: Record) -> Recovery | None:

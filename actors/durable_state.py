@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import PreconditionFailedError, StorageError
@@ -101,9 +101,13 @@ class DurableState:
 
     def _check_epoch(self, stored: StoredState | None, epoch: int) -> StoredState | None:
         if _epoch(stored) != epoch:
-            self.is_superseded = True
-            raise SupersededError
+            self.give_way()
         return stored
+
+    def give_way(self) -> NoReturn:
+        """Takes note that another actor has the sandbox. Raises SupersededError."""
+        self.is_superseded = True
+        raise SupersededError
 
     def change(self, change: Change, *, keep: bool = True) -> None:
         """Makes a change and writes it. One that could not be written goes with the next, unless `keep` is False.
@@ -177,8 +181,7 @@ class DurableState:
         """Goes on from what is in the bucket, if that is of our epoch; only labels are changed by others."""
         assert self._written is not None and self._wanted is not None
         if found is None or found.state.epoch != self._written.state.epoch:
-            self.is_superseded = True
-            raise SupersededError
+            self.give_way()
         self._written = found
         self._wanted = self._wanted.model_copy(update={"labels": found.state.labels})
 

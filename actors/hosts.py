@@ -1,4 +1,4 @@
-"""The actors themselves: thin Ray shells round plain classes. With `actors.rpc`, the only place that knows Ray.
+"""The actors of sandboxes and of the service: thin Ray shells round plain classes.
 
 Lanes are Ray concurrency groups of a synchronous actor. The default group, left without `max_concurrency`,
 is the mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, `files` files,
@@ -29,7 +29,7 @@ from actors.metrics import QUEUE_LENGTH, SLEEPS, Counts
 from actors.node_host import node_host_class
 from actors.nodes import SLOTS, Nodes
 from actors.observation import Watch, cluster_metrics, observed, report_to_service
-from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, SANDBOX_PREFIX, SERVICE_NAME, sandbox_actor_name
+from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, SERVICE_NAME, awake_sandboxes, sandbox_actor_name
 from actors.warm_workers import WarmWorkers
 
 if TYPE_CHECKING:
@@ -165,20 +165,17 @@ class SandboxHost:
     def _serve(self, lane: str | None, act: Callable[[LocalSandbox], T]) -> T:
         """Serves a call that was let in to `lane`; a transfer that goes on needed no leave."""
         if lane is not None:
-            self._begin(lane)
+            self._admission.begin(lane)
         with self._activity.call():
             return self._answer(act)
 
     def _stream(self, lane: str, act: Callable[[LocalSandbox], Iterator[T]]) -> Iterator[T]:
-        self._begin(lane)
+        self._admission.begin(lane)
         with self._activity.call():
             try:
                 yield from _guarded_items(lambda: act(self._sandbox()))
             finally:
                 self._end_if_superseded()
-
-    def _begin(self, lane: str) -> None:
-        self._admission.begin(lane)
 
     def _end_if_superseded(self) -> None:
         """Ends the process, once its answer is out, when another actor has taken the sandbox over."""
@@ -534,10 +531,9 @@ def stop_service() -> int:
 def _sandboxes() -> dict[str, Any]:
     """The actors of all sandboxes that are awake, by name."""
     found = {}
-    for row in ray.util.list_named_actors(all_namespaces=True):
-        if row["namespace"] == NAMESPACE and row["name"].startswith(SANDBOX_PREFIX):
-            with contextlib.suppress(ValueError):  # it has left by itself
-                found[row["name"]] = ray.get_actor(row["name"], namespace=NAMESPACE)
+    for name in awake_sandboxes():
+        with contextlib.suppress(ValueError):  # it has left by itself
+            found[name] = ray.get_actor(name, namespace=NAMESPACE)
     return found
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from storage.errors import StorageError
 
 MOMENTS_S = 3.0
 """Longer than any bucket takes that is well."""
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
 def within_moments(act: Callable[[], None]) -> None:
@@ -14,3 +21,17 @@ def within_moments(act: Callable[[], None]) -> None:
     acting = threading.Thread(target=act, name="bucket", daemon=True)
     acting.start()
     acting.join(MOMENTS_S)
+
+
+def answered_in_moments(ask: Callable[[], T]) -> list[T]:
+    """What the bucket answers, alone in a list; that is empty without an answer, and filled by one that is late."""
+    answers: list[T] = []
+
+    def act() -> None:
+        try:
+            answers.append(ask())
+        except StorageError as e:
+            log.warning("bucket_did_not_answer", error=type(e).__name__, detail=str(e))
+
+    within_moments(act)
+    return answers

@@ -41,7 +41,10 @@ _POLL_S = 0.05
 
 def sandbox_nodes() -> list[dict[str, Any]]:
     """The living nodes that take sandboxes, as Ray describes them."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return _that_take_sandboxes(ray.nodes())  # type: ignore[no-untyped-call]
+
+
+def _that_take_sandboxes(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [node for node in nodes if node["Alive"] and node["Resources"].get(SLOTS)]
 
 
@@ -116,7 +119,7 @@ class Nodes:
             self._hosts[node_id] = host
         return host
 
-    def named(self, identity: str) -> str | None:
+    def _named(self, identity: str) -> str | None:
         """What the cluster calls the living node of an identity now; None if there is none, or it is not known yet."""
         with self._lock:
             return next((node_id for node_id, known in self._identities.items() if known == identity), None)
@@ -130,7 +133,7 @@ class Nodes:
         self.attend(_NEWS_S)
         rows: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         alive = {row["NodeID"]: row["Alive"] for row in rows}
-        nodes = {node["NodeID"] for node in sandbox_nodes()}
+        nodes = {row["NodeID"] for row in _that_take_sandboxes(rows)}
         with self._lock:
             if identity in self._identities.values():
                 return False
@@ -151,14 +154,16 @@ class Nodes:
             SandboxUnavailableError: no slot is free, or none on the node with the files; after seconds.
         """
         home = self._home(identity) if identity is not None else None
+        having = self._having(near) if home is None else set[str]()
         deadline = time.monotonic() + _FREED_S
         while True:
-            having = self._having(near)
             with self._choosing:
                 free = self._free()
                 wanted = having & free.keys() or free.keys() if home is None else {home} & free.keys()
                 if wanted:
-                    return self._book(max(wanted, key=lambda node_id: free[node_id]))
+                    chosen = max(wanted, key=lambda node_id: free[node_id])
+                    self._placed.append((time.monotonic(), chosen))
+                    return chosen
             if time.monotonic() > deadline:
                 raise _full(
                     "No node has room for it." if home is None else "The node with its files has no room for it."
@@ -168,26 +173,20 @@ class Nodes:
     def _home(self, identity: str) -> str | None:
         """The living node of an identity; None if there is none that has said so."""
         alive = {node["NodeID"] for node in sandbox_nodes()}
-        if self.named(identity) not in alive:  # it has just joined, or died
+        if self._named(identity) not in alive:  # it has just joined, or died
             self.attend()
-        return self.named(identity)
+        return self._named(identity)
 
     def _free(self) -> dict[str, float]:
-        """How many slots are free on each node that has any."""
+        """How many slots are free on each node that has any. For who holds `_choosing`."""
         available: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
         now = time.monotonic()
-        with self._lock:
-            while self._placed and now - self._placed[0][0] > _BOOKED_S:
-                self._placed.popleft()
-            booked = Counter(node_id for _, node_id in self._placed)
+        while self._placed and now - self._placed[0][0] > _BOOKED_S:
+            self._placed.popleft()
+        booked = Counter(node_id for _, node_id in self._placed)
         nodes = {node["NodeID"] for node in sandbox_nodes()}
         free = {node_id: available.get(node_id, {}).get(SLOTS, 0.0) - booked[node_id] for node_id in nodes}
         return {node_id: slots for node_id, slots in free.items() if slots >= 1}
-
-    def _book(self, node_id: str) -> str:
-        with self._lock:
-            self._placed.append((time.monotonic(), node_id))
-        return node_id
 
     def _having(self, backup_id: str | None) -> set[str]:
         """The nodes that have a backup's archive in their cache, as far as they say so in an instant."""

@@ -20,7 +20,7 @@ from actors.errors import LEAVING, HoldfastError
 from actors.metrics import CALL_SECONDS, CALLS, ClusterMetrics, Counts, Tally
 from actors.nodes import SLOTS, sandbox_nodes
 from actors.request_ids import ARGUMENT
-from actors.rpc import NAMESPACE, SERVICE_NAME
+from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes
 
 REPORT_EVERY_S = 5.0
 _FLUSH_S = 1.0
@@ -137,11 +137,10 @@ def _observed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 def cluster_metrics(counts: Counts) -> ClusterMetrics:
     """What the service has counted, and how full the cluster is now."""
-    names = [row["name"] for row in ray.util.list_named_actors(all_namespaces=True) if row["namespace"] == NAMESPACE]
     nodes = sandbox_nodes()
     return ClusterMetrics(
         counts=counts,
-        awake=sum(name.startswith("sandbox:") for name in names),
+        awake=len(awake_sandboxes()),
         nodes=len(nodes),
         slots=round(sum(node["Resources"][SLOTS] for node in nodes)),
         free_slots=round(ray.available_resources().get(SLOTS, 0)),  # type: ignore[no-untyped-call]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from actors.models import RecoveredDirectory, Recovery, SandboxEvent
+from actors.models import RecoveredDirectory, Recovery, RestoredDirectory, RestoreMode, SandboxEvent
+from storage import metadata
 from storage.metadata import Event, SandboxState
 
 
 def public_event(event: Event) -> SandboxEvent:
     """One event."""
     return SandboxEvent(kind=event.kind, at=event.at, dir=event.dir, backup_id=event.backup_id, node=event.node)
+
+
+def public_restored(row: metadata.RestoredDirectory) -> RestoredDirectory:
+    """A directory that came from a backup."""
+    return RestoredDirectory(
+        dir=row.dir,
+        backup_id=row.backup_id,
+        mode=RestoreMode(row.mode),
+        driver=row.driver,
+        restored_at=row.restored_at,
+    )
 
 
 def public_recovery(state: SandboxState) -> Recovery | None:

@@ -45,7 +45,7 @@ from actors.request_ids import carrying
 
 NAMESPACE = "holdfast"
 SERVICE_NAME = "service"
-SANDBOX_PREFIX = "sandbox:"
+_SANDBOX_PREFIX = "sandbox:"
 MAILBOX, EXEC, FILES = "mailbox", "exec", "files"
 """The lanes of a sandbox in which calls may have to wait."""
 _RETRY_S = 30.0
@@ -62,7 +62,13 @@ Steps = Generator[Any, Any, T]
 
 def sandbox_actor_name(tenant: str, sandbox_id: str) -> str:
     """The name under which a sandbox's actor is registered in the namespace."""
-    return f"{SANDBOX_PREFIX}{tenant}:{sandbox_id}"
+    return f"{_SANDBOX_PREFIX}{tenant}:{sandbox_id}"
+
+
+def awake_sandboxes() -> list[str]:
+    """The names of the actors that sandboxes have now, of all tenants."""
+    rows = ray.util.list_named_actors(all_namespaces=True)
+    return [row["name"] for row in rows if row["namespace"] == NAMESPACE and row["name"].startswith(_SANDBOX_PREFIX)]
 
 
 def connect(address: str | None = None) -> None:

@@ -25,8 +25,8 @@ from actors.backup import BackupCreation
 from actors.bucket import configured
 from actors.cache import ArchiveCache
 from actors.commands import Commands
-from actors.custody import Custody, SandboxLedger, after_recovery, restored_in, superseded
-from actors.durable_state import Place, happened, with_checkpoint
+from actors.custody import Custody, SandboxLedger, after_recovery, after_restore, superseded
+from actors.durable_state import Place, happened
 from actors.errors import (
     BackupExpiredError,
     BackupNotFoundError,
@@ -73,14 +73,14 @@ from actors.operations import Operations, Progress
 from actors.presence import Presence
 from actors.published import public_recovery
 from actors.restore import NAMES_REFUSED, BackupRestoration
-from actors.restored import Entry, Recovery, RestoredDirectories, Wanted, recorded_driver
+from actors.restored import Recovery, RestoredDirectories, Wanted, recorded_driver
 from actors.settings import NodeConfig, SandboxConfig
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
-from storage.metadata import Checkpoint, SandboxState
+from storage.metadata import Checkpoint
 
 _LISTED = 10_000
 _UNMOUNT_S = 10.0
@@ -250,7 +250,7 @@ class LocalSandbox:
             result = self._restoration(catalog, self._stopped).restore(options, progress)
         entry = self._restored.record.entries[-1]  # the one that has just been written
         with step(RestoreStep.REPORT):
-            self.custody.report(lambda state: self._as_restored(state, entry))
+            self.custody.report(lambda state: after_restore(state, self._restored.record, entry))
         return result
 
     def _restoration(
@@ -271,12 +271,6 @@ class LocalSandbox:
             stopped=stopped,
             meter=self._meter,
         )
-
-    def _as_restored(self, state: SandboxState, entry: Entry) -> SandboxState:
-        at = entry.taken_at or entry.restored_at
-        checkpoint = Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
-        state = with_checkpoint(state, checkpoint).model_copy(update={"restored": restored_in(self._restored.record)})
-        return happened(state, "restored", dir=entry.dir, backup_id=entry.backup_id)
 
     def destroy(self) -> None:
         """Ends everything and removes the sandbox's files and state; its backups stay. Repeatable.

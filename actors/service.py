@@ -24,15 +24,13 @@ from actors.models import (
     LifecycleReport,
     NewSandbox,
     NotKept,
-    RestoredDirectory,
-    RestoreMode,
     SandboxInfo,
     SandboxPage,
     SandboxRef,
     validated,
 )
-from actors.moments import within_moments
-from actors.published import public_event, public_recovery
+from actors.moments import answered_in_moments
+from actors.published import public_event, public_recovery, public_restored
 from actors.settings import SandboxConfig
 from storage import lifecycle
 from storage.catalog import BackupCatalog
@@ -80,20 +78,10 @@ class Service:
     def find_home(self, tenant: str, sandbox_id: str) -> str | None:
         """The identity of the node that has the sandbox's files; None if none has, or that is not known in moments."""
         catalog = self._catalog
-        homes: list[str | None] = []
-
-        def ask() -> None:
-            assert catalog is not None
-            try:
-                found = catalog.find_state(tenant, sandbox_id)
-            except StorageError as e:
-                log.warning("home_not_found", sandbox=sandbox_id, error=type(e).__name__)
-            else:
-                homes.append(found.state.node if found else None)
-
-        if catalog is not None:
-            within_moments(ask)
-        return homes[0] if homes else None
+        if catalog is None:
+            return None
+        found = answered_in_moments(lambda: catalog.find_state(tenant, sandbox_id))
+        return found[0].state.node if found and found[0] else None
 
     def create_sandbox(self, tenant: str, labels: Mapping[str, str] | None = None) -> str:
         """Records a fresh sandbox and returns its random id. Labels need a bucket that is configured."""
@@ -143,16 +131,6 @@ class Service:
     def describe(self, tenant: str, sandbox_id: str) -> SandboxInfo:
         """What the bucket knows of a sandbox that is not awake. Raises SandboxNotFoundError."""
         state = self._state(tenant, sandbox_id)
-        restored = [
-            RestoredDirectory(
-                dir=row.dir,
-                backup_id=row.backup_id,
-                mode=RestoreMode(row.mode),
-                driver=row.driver,
-                restored_at=row.restored_at,
-            )
-            for row in state.restored
-        ]
         return SandboxInfo(
             id=sandbox_id,
             running=False,
@@ -161,7 +139,7 @@ class Service:
             epoch=state.epoch,
             labels=state.labels,
             recovery=public_recovery(state),
-            restored=restored,
+            restored=[public_restored(row) for row in state.restored],
         )
 
     def _state(self, tenant: str, sandbox_id: str) -> SandboxState:

@@ -180,18 +180,5 @@ def test_help_needs_no_service(cli: Cli) -> None:
     done = cli.run("--help")
 
     assert done.returncode == 0
-    for name in [
-        "serve",
-        "exec",
-        "cp",
-        "ls",
-        "backup",
-        "restore",
-        "list",
-        "inspect",
-        "delete",
-        "gc",
-        "lifecycle",
-        "doctor",
-    ]:
+    for name in COMMANDS:
         assert name in done.stdout.decode()

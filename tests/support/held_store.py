@@ -7,33 +7,25 @@ from typing import Any
 
 from storage.errors import StoreUnavailableError
 from storage.store import ObjectStore
+from tests.support.killing import Interrupted
 
 _PATIENCE_S = 60.0
 
 
-class HeldStore:
+class HeldStore(Interrupted):
     """Another store whose first call of `operation` on a key with `part_of_key` waits, before its effect."""
 
     def __init__(self, inner: ObjectStore, operation: str, part_of_key: str) -> None:
-        self._inner, self._operation, self._part = inner, operation, part_of_key
+        super().__init__(inner, operation, "before", of=part_of_key, act=self._hold)
         self.reached, self.released = threading.Event(), threading.Event()
 
     def wait(self) -> None:
         """Until the call has come."""
         assert self.reached.wait(_PATIENCE_S), "the call never came"
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._inner, name)
-        if name != self._operation:
-            return method
-
-        def call(key: str, *args: Any, **options: Any) -> Any:
-            if self._part in key and not self.reached.is_set():
-                self.reached.set()
-                assert self.released.wait(_PATIENCE_S), "the call was never released"
-            return method(key, *args, **options)
-
-        return call
+    def _hold(self) -> None:
+        self.reached.set()
+        assert self.released.wait(_PATIENCE_S), "the call was never released"
 
 
 class AwayStore:

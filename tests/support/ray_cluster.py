@@ -9,8 +9,7 @@ import contextlib
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -180,12 +179,3 @@ def pause(pid: int) -> None:
 def resume(pid: int) -> None:
     """Lets it go on."""
     os.kill(pid, signal.SIGCONT)
-
-
-def eventually(look: Callable[[], Any]) -> Any:
-    """What `look` gives, as soon as that is true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it has not come about in time"
-        time.sleep(0.01)
-    return found

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import boto3
 import httpx
@@ -33,6 +33,7 @@ from tests.support.mount_leaks import loop_devices, wait_until
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+T = TypeVar("T")
 PROJECT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 HOLDFAST = PROGRAMS / "holdfast"
@@ -356,6 +357,13 @@ def nothing_left(service: Service, *, timeout_s: float = 60.0) -> None:
     assert wait_until(lambda: not service.left_behind(), timeout_s=timeout_s), service.left_behind()
 
 
-def eventually(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
-    """Fails unless the condition comes true in time."""
-    assert wait_until(condition, timeout_s=timeout_s), f"not within {timeout_s} s"
+def eventually(look: Callable[[], T], *, timeout_s: float = 60.0) -> T:
+    """What `look` gives, as soon as that is true. Fails unless it comes true in time."""
+    seen: list[T] = []
+
+    def has_come() -> bool:
+        seen[:] = [look()]
+        return bool(seen[0])
+
+    assert wait_until(has_come, timeout_s=timeout_s), f"not within {timeout_s} s"
+    return seen[0]

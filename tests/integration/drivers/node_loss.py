@@ -17,7 +17,8 @@ from pathlib import Path
 
 from actors.client import Sandbox, get_sandbox
 from actors.errors import HoldfastError, SandboxUnavailableError
-from tests.support.ray_cluster import PATIENCE_S, children, eventually, running
+from tests.support.ray_cluster import PATIENCE_S, children, running
+from tests.support.service import eventually
 
 NAMES = [f"lost-{number}" for number in range(10)]
 CALLERS = 4
@@ -37,7 +38,7 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
         spare = [world.nodes.add(slots=8) for _ in range(2)]
         for number in spare:  # the node's host has taken one of those that were ready
             raylet = world.nodes.raylet(number)
-            eventually(lambda raylet=raylet: len(children(raylet, b"ray::IDLE")) >= WARM - 1)  # type: ignore[misc]
+            eventually(lambda raylet=raylet: len(children(raylet, b"ray::IDLE")) >= WARM - 1, timeout_s=PATIENCE_S)  # type: ignore[misc]
         ended: Counter[str] = Counter()
         with load(boxes, ended) as counted:
             counted.wait_for(20)

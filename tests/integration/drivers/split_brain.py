@@ -20,7 +20,8 @@ from actors.errors import SandboxUnavailableError
 from actors.models import BackupOptions
 from storage import keys
 from storage.collect import list_all
-from tests.support.ray_cluster import PATIENCE_S, World, children, eventually, pause, resume, running
+from tests.support.ray_cluster import PATIENCE_S, World, children, pause, resume, running
+from tests.support.service import eventually
 
 NAME = "torn"
 HOLE_BYTES = 8 * 2**30
@@ -37,7 +38,8 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
         raylet = world.nodes.raylet(0)
         (old_actor,) = children(raylet, b"ray::SandboxHost")
         old_call = box.actor.create_backup.remote(BackupOptions(dir="/workspace", name="of the old actor"))
-        archiver = eventually(lambda: mksquashfs_of(folder))
+        archiver = eventually(lambda: mksquashfs_of(folder), timeout_s=PATIENCE_S)
+        assert archiver is not None
         pause(archiver)
         world.nodes.add(slots=2)
         pause(raylet)
@@ -46,7 +48,7 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
             second = box.create_backup("/workspace", name="of the new actor")
             new_epoch, new_place = epoch(world), world.place(NAME)
             resume(archiver)
-            eventually(lambda: not is_alive(old_actor))
+            eventually(lambda: not is_alive(old_actor), timeout_s=PATIENCE_S)
         finally:
             resume(raylet)
         after = box.create_backup("/workspace", name="after it came back")
