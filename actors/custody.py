@@ -144,10 +144,17 @@ class Custody:
         self._inherited = list(taken.pending)
         self._settle(durable)
 
-    def take_soon(self) -> None:
-        """Takes the epoch of a sandbox whose files are here, in the background; tells the bucket what it missed."""
+    def take_soon(self, *, is_new: bool = False) -> None:
+        """Takes the epoch of a sandbox whose files are here, in the background; tells the bucket what it missed.
+
+        One that is new is given a moment, so that whoever has used it finds it in the list of sandboxes.
+        """
         durable = self._durable
-        if durable is not None and (durable.state is None or durable.state.node is None or durable.is_behind):
+        if durable is None or not (durable.state is None or durable.state.node is None or durable.is_behind):
+            return
+        if is_new:
+            within_moments(self._take_quietly)
+        else:
             threading.Thread(target=self._take_quietly, name="epoch", daemon=True).start()
 
     def _take_quietly(self) -> None:

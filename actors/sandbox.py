@@ -445,7 +445,7 @@ class LocalSandbox:
                     raise
         self._meter.add(WAKES, origin.value)
         if not origin.is_elsewhere:
-            self.custody.take_soon()
+            self.custody.take_soon(is_new=origin is Origin.AFRESH)
 
     def _take_up(self) -> Origin:
         origin = self.custody.locate(has_record=self._restored.exists)
