@@ -26,11 +26,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-import structlog
-
 from actors.cache import ArchiveCache
 from actors.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
 from actors.faults import failing_as
+from actors.logs import Logger
 from actors.metrics import ARCHIVED_BYTES, UNMETERED, UPLOADED_BYTES, Meter
 from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
 from actors.node.archiver import Archiver, Made
@@ -45,7 +44,7 @@ from storage.errors import ObjectMissingError, PreconditionFailedError, StorageE
 from storage.metadata import BackupRecord, NotKept
 from storage.transfer import UploadedArchive, upload
 
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 
 class Ledger(Protocol):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from actors.config import SandboxConfig
 from actors.errors import InvalidBackupConfigError
-from actors.settings import SandboxConfig
 from storage.catalog import BackupCatalog
 from storage.s3 import S3ObjectStore
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
+from actors.config import ExecLimits
 from actors.errors import (
     ExecError,
     ExecOutputLimitError,
@@ -32,7 +33,6 @@ from actors.node.bubblewrap import Box, Identity, boxed, ran
 from actors.node.cgroup import Cgroup
 from actors.node.errors import CgroupError, MountError, PathError
 from actors.node.tree import Tree
-from actors.settings import ExecLimits
 
 _PIECE_BYTES = 64 * 1024
 _STOPS_REMEMBERED = 1000

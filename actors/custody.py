@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import structlog
-
 from actors import takeover
 from actors.durable_state import (
     Change,
@@ -26,6 +24,7 @@ from actors.durable_state import (
     with_checkpoint,
 )
 from actors.errors import LEAVING, SandboxUnavailableError
+from actors.logs import Logger
 from actors.moments import MOMENTS_S, answered_in_moments, within_moments
 from actors.restored import Entry, Record
 from actors.takeover import Origin
@@ -45,7 +44,7 @@ TAKEN_OVER = "taken_over"
 _BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
 """Events that say where the sandbox's files are from then on."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 
 def superseded() -> SandboxUnavailableError:

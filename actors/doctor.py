@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from actors.config import DEFAULT_UID
 from actors.models import Check
 from actors.node.doctor import examine
-from actors.settings import DEFAULT_UID
 
 
 def checks(data_dir: Path, *, uid: int = DEFAULT_UID) -> list[Check]:

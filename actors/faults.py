@@ -6,8 +6,6 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import structlog
-
 from actors.errors import (
     BackupCreateError,
     BackupNotFoundError,
@@ -18,6 +16,7 @@ from actors.errors import (
     OperationCancelledError,
     StorageUnavailableError,
 )
+from actors.logs import Logger
 from actors.node.errors import (
     ArchiveError,
     CgroupError,
@@ -47,7 +46,7 @@ from storage.errors import (
     TransferCancelledError,
 )
 
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 REASONS: dict[type[Exception], tuple[str, str]] = {
     # the most special class first: (reason, sentence)

@@ -6,14 +6,13 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-import structlog
-
+from actors.logs import Logger
 from storage.errors import StorageError
 
 MOMENTS_S = 3.0
 """Longer than any bucket takes that is well."""
 T = TypeVar("T")
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 
 def within_moments(act: Callable[[], None]) -> None:

@@ -8,16 +8,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import ray
-import structlog
 
-from actors.logs import configure_logging
+from actors.logs import Logger, configure_logging
 
 if TYPE_CHECKING:
-    from actors.settings import SandboxConfig
+    from actors.config import SandboxConfig
     from actors.upkeep import Upkeep
 
 _SWEEP_S = 300.0
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 
 class NodeHost:
@@ -33,7 +32,7 @@ class NodeHost:
     @functools.cached_property
     def _upkeep(self) -> Upkeep:
         from actors.bucket import open_catalog
-        from actors.settings import on_this_node
+        from actors.config import on_this_node
         from actors.upkeep import Upkeep
 
         configure_logging()

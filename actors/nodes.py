@@ -16,14 +16,14 @@ from collections import Counter, deque
 from typing import Any
 
 import ray
-import structlog
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import SandboxUnavailableError
+from actors.logs import Logger
 from actors.rpc import NAMESPACE
 
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 SLOTS = "sandbox_slots"
 """The resource of which each node offers as many as it can hold awake sandboxes."""

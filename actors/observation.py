@@ -1,6 +1,6 @@
 """How the actors are observed: each of their calls is counted, timed, and logged under the id of its request.
 
-One decorator of an actor's class does it for all its methods. With `actors.rpc` and `actors.hosts` this knows Ray.
+One decorator of an actor's class does it for all its methods. It knows Ray.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import ray
-import structlog
 
 from actors.errors import LEAVING, HoldfastError
+from actors.logs import Logger, naming
 from actors.metrics import CALL_SECONDS, CALLS, ClusterMetrics, Counts, Tally
 from actors.nodes import SLOTS, sandbox_nodes
 from actors.request_ids import ARGUMENT
@@ -26,7 +26,7 @@ REPORT_EVERY_S = 5.0
 _FLUSH_S = 1.0
 _HOUSEKEEPING = frozenset({"close", "close_all", "is_lost", "leave", "metrics", "node", "ping", "relabel", "report"})
 """Methods that serve nobody's call."""
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 
 class Watch:
@@ -44,7 +44,7 @@ class Watch:
         """One call is served within the block."""
         named = self._always if request_id is None else {**self._always, "request_id": request_id}
         began, outcome = time.perf_counter(), "ok"
-        with structlog.contextvars.bound_contextvars(**named):
+        with naming(**named):
             try:
                 yield
             except HoldfastError as e:

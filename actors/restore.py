@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import structlog
-
 from actors.cache import ArchiveCache, CachedArchive, sha256_of
 from actors.errors import (
     BackupExpiredError,
@@ -36,6 +34,7 @@ from actors.errors import (
     InvalidBackupConfigError,
 )
 from actors.faults import failing_as
+from actors.logs import Logger
 from actors.metrics import CACHE_LOOKUPS, DOWNLOADED_BYTES, UNMETERED, Meter
 from actors.models import Phase, RestoreBackupResult, RestoreMode, RestoreOptions
 from actors.node.archiver import Archiver
@@ -54,9 +53,7 @@ from storage.errors import ObjectMissingError
 from storage.metadata import BackupRecord
 from storage.transfer import download
 
-NAMES_REFUSED = ("NAME_TOO_LONG", "NAME_REFUSED")
-"""Reasons for which a backup can be restored by copy only."""
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from actors.logs import Logger
 from actors.models import RestoredDirectory, RestoreMode
 from actors.node import mountinfo
 from actors.node.binds import bind, unbind
@@ -33,7 +33,7 @@ from actors.steps import RestoreStep, step
 _UNMOUNT_S = 10.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _libc = ctypes.CDLL(None, use_errno=True)
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 
 class Entry(BaseModel):

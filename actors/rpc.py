@@ -1,4 +1,4 @@
-"""Calls to actors: the caller's side of Ray, and with `actors.hosts` the only place that knows it.
+"""Calls to actors: the caller's side of Ray; the actors' side are the `*_host` modules.
 
 A call is written once, as a generator that yields what has to be waited for and receives the outcome.
 `Call.result()` drives it by blocking, `await call` drives it on an event loop; so the rules of finding,

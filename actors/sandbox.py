@@ -17,14 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import structlog
-
-from actors.backup import BackupCreation
 from actors.bucket import configured
 from actors.cache import ArchiveCache
 from actors.commands import Commands
+from actors.config import NodeConfig, SandboxConfig
 from actors.custody import Custody, SandboxLedger, after_recovery, after_restore, superseded
 from actors.durable_state import Place, happened
 from actors.errors import (
@@ -40,6 +38,7 @@ from actors.errors import (
 )
 from actors.faults import reason_of
 from actors.gate import Gate
+from actors.logs import Logger
 from actors.metrics import UNMETERED, WAKES, Meter
 from actors.models import (
     WRITABLE_ROOTS,
@@ -72,9 +71,7 @@ from actors.node.tree import Tree
 from actors.operations import Operations, Progress
 from actors.presence import Presence
 from actors.published import public_recovery
-from actors.restore import NAMES_REFUSED, BackupRestoration
 from actors.restored import Recovery, RestoredDirectories, Wanted, recorded_driver
-from actors.settings import NodeConfig, SandboxConfig
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated
@@ -82,14 +79,20 @@ from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 from storage.metadata import Checkpoint
 
+if TYPE_CHECKING:
+    from actors.backup import BackupCreation
+    from actors.restore import BackupRestoration
+
 _LISTED = 10_000
 _UNMOUNT_S = 10.0
 _DAMAGED = ("CORRUPT_ARCHIVE", "CORRUPT_METADATA", "BAD_ARCHIVE")
 """Reasons for which a backup can never be restored."""
+_NAMES_REFUSED = ("NAME_TOO_LONG", "NAME_REFUSED")
+"""Reasons for which a backup can be restored by copy only."""
 _TRIES = 3
 _SLEEP_TTL_S = 36_500 * 86_400.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 
 def service_cgroup(data_dir: Path) -> str:
@@ -227,6 +230,8 @@ class LocalSandbox:
             return creation.create(options, progress, idempotency_key=idempotency_key)
 
     def _creation(self, catalog: BackupCatalog, ledger: SandboxLedger) -> BackupCreation:
+        from actors.backup import BackupCreation  # late: commands need not wait for what only transfers use
+
         return BackupCreation(
             tenant=self.tenant,
             sandbox=self.id,
@@ -256,6 +261,8 @@ class LocalSandbox:
     def _restoration(
         self, catalog: BackupCatalog, stopped: Callable[[], AbstractContextManager[None]]
     ) -> BackupRestoration:
+        from actors.restore import BackupRestoration  # late, as above
+
         return BackupRestoration(
             tenant=self.tenant,
             uid=self._config.node.sandbox_uid,
@@ -530,7 +537,7 @@ class LocalSandbox:
                 try:
                     self._restore_patiently(restoration, options, progress)
                 except BackupRestoreError as e:
-                    if e.context.get("reason") not in NAMES_REFUSED:
+                    if e.context.get("reason") not in _NAMES_REFUSED:
                         raise
                     options = options.model_copy(update={"mode": RestoreMode.COPY})
                     self._restore_patiently(restoration, options, progress)

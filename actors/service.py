@@ -6,13 +6,13 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-import structlog
-
 from actors.bucket import configured
+from actors.config import SandboxConfig
 from actors.doctor import checks
 from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError, SandboxNotFoundError
 from actors.faults import reading
 from actors.labels import relabelled
+from actors.logs import Logger
 from actors.models import (
     BackupInfo,
     BackupPage,
@@ -31,7 +31,6 @@ from actors.models import (
 )
 from actors.moments import answered_in_moments
 from actors.published import public_event, public_recovery, public_restored
-from actors.settings import SandboxConfig
 from storage import lifecycle
 from storage.catalog import BackupCatalog
 from storage.collect import collect
@@ -40,7 +39,7 @@ from storage.metadata import BackupRecord, SandboxState
 from storage.s3 import S3ObjectStore
 
 _MAX_PAGE = 1000
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 GRACE_S = 86_400.0
 """How old an archive without metadata has to be before it is taken for abandoned: longer than the longest upload."""
 

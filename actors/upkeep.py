@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import structlog
-
 from actors import takeover
 from actors.cache import ArchiveCache
+from actors.config import NodeConfig
 from actors.durable_state import Place
+from actors.logs import Logger
 from actors.node import mountinfo
 from actors.node.cgroup import Cgroup
 from actors.node.errors import MountBusyError, NodeError
@@ -24,7 +24,6 @@ from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.presence import Presence
 from actors.sandbox import NodeLayout
-from actors.settings import NodeConfig
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 
@@ -34,7 +33,7 @@ _BEING_DELETED_S = 600.0
 OUT_OF_DATE_S = 86_400.0
 """How long the files of a sandbox are kept that was recovered elsewhere while this node was away."""
 _MARK = "out-of-date"
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 
 @dataclass(slots=True)

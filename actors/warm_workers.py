@@ -18,11 +18,11 @@ from importlib import import_module
 from typing import Any
 
 import grpc
-import structlog
 
+from actors.logs import Logger
 from actors.nodes import sandbox_nodes
 
-log = structlog.get_logger(__name__)
+log = Logger(__name__)
 
 _KEEP_ALIVE_S = 600
 _REQUEST_S = 5.0

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from pydantic import SecretStr
 
+from actors.config import SandboxConfig
 from actors.errors import HoldfastError, InvalidRequestError, ServiceUnavailableError
-from actors.settings import SandboxConfig, Settings
+from actors.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,10 @@ def start_service(config: SandboxConfig) -> None:
     Raises:
         HoldfastError: it does not answer, or its bucket does not.
     """
-    from actors import hosts
+    from actors import service_host
 
     try:
-        hosts.start_service(config)
+        service_host.start_service(config)
     except HoldfastError:
         raise
     except Exception as e:

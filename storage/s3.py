@@ -1,26 +1,16 @@
-"""`ObjectStore` on boto3: the only module that knows boto3. Works with R2, Amazon S3, rclone, MinIO and moto.
+"""`ObjectStore` on S3. Works with R2, Amazon S3, rclone, MinIO and moto.
 
-Requests are signed with SigV4 and address the bucket in the path (the bucket's name in the host's would need a
-wildcard certificate at every endpoint). The process's environment and ~/.aws decide nothing: what counts is
-in the `BucketConfig`.
+boto3 is loaded (`storage.s3_client`) when the first request is made: a process that asks nothing does not wait for it.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
-
-import boto3
-import botocore.session
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from storage.config import BucketConfig, TransferConfig
 from storage.errors import (
@@ -32,7 +22,6 @@ from storage.errors import (
     StoreUnavailableError,
 )
 from storage.store import SMALL_OBJECT_BYTES, Head, Listed, Page, SignedRequest, Stored, Upload
-from storage.translate import client_error, raised
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -43,63 +32,9 @@ if TYPE_CHECKING:
         PutObjectRequestTypeDef,
     )
 
-_POOL = 16
-_session_lock = threading.Lock()
 _PROBE_PREFIX = "holdfast-probe/"
 # What stores without lifecycle rules say: AWS's and MinIO's codes, and rclone, which takes the request for another one.
 _NO_LIFECYCLE = {"NotImplemented", "MethodNotAllowed", "UnsupportedOperation", "BucketAlreadyExists"}
-
-
-def _keep_secrets_out_of_the_log() -> None:
-    """At DEBUG botocore logs the canonical requests, their signatures and whole URLs, urllib3 the latter."""
-    for name in ("boto3", "botocore", "urllib3"):
-        logger = logging.getLogger(name)
-        if logger.level < logging.INFO:
-            logger.setLevel(logging.INFO)
-
-
-@functools.cache
-def _session() -> boto3.Session:
-    """One for the process, without profile and ~/.aws.
-
-    Reading botocore's model of S3 takes 90 to 140 ms once, each client of the same session 5 ms (own measurement).
-    """
-    nowhere = {"profile": None, "config_file": os.devnull, "credentials_file": os.devnull}
-    core = botocore.session.Session(session_vars={name: (None, None, value, None) for name, value in nowhere.items()})
-    return boto3.Session(botocore_session=core)
-
-
-def load_model() -> None:
-    """Reads botocore's model of S3, so that the first store of this process is made in milliseconds."""
-    with _session_lock:
-        _session().client("s3", region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
-
-
-def _client(config: BucketConfig, transfer: TransferConfig) -> S3Client:
-    _keep_secrets_out_of_the_log()
-    settings = Config(
-        signature_version="s3v4",
-        s3={"addressing_style": "path"},
-        connect_timeout=transfer.connect_timeout_s,
-        read_timeout=transfer.idle_timeout_s,
-        # "standard" retries throttling, 5xx and connection errors with exponential back-off and jitter.
-        retries={"mode": "standard", "total_max_attempts": transfer.attempts},
-        max_pool_connections=_POOL,
-        # Not every S3 service takes the CRC checksums that botocore adds by default; what matters carries an MD5.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        proxies={},
-    )
-    with _session_lock:  # clients may be shared by threads, their making may not
-        return _session().client(
-            "s3",
-            # Always given, since botocore looks into AWS_ENDPOINT_URL otherwise.
-            endpoint_url=config.endpoint_url or f"https://{config.host}",
-            region_name=config.region,
-            aws_access_key_id=config.access_key_id.get_secret_value(),
-            aws_secret_access_key=config.secret_access_key.get_secret_value(),
-            config=settings,
-        )
 
 
 class S3ObjectStore:
@@ -110,9 +45,21 @@ class S3ObjectStore:
     ) -> None:
         """`conditional_writes` is what another process has found out with `supports_conditional_writes`."""
         self._config = config
-        self._client = _client(config, transfer or TransferConfig())
+        self._transfer = transfer or TransferConfig()
+        self._opening = threading.Lock()
         self._probe_lock = threading.Lock()
         self._conditional = conditional_writes
+
+    @functools.cached_property
+    def _opened(self) -> S3Client:
+        from storage.s3_client import open_client
+
+        return open_client(self._config, self._transfer)
+
+    @property
+    def _client(self) -> S3Client:
+        with self._opening:
+            return self._opened
 
     @property
     def bucket(self) -> str:
@@ -121,17 +68,11 @@ class S3ObjectStore:
     def __repr__(self) -> str:
         return f"S3ObjectStore(bucket={self.bucket!r}, host={self._config.host!r}, region={self._config.region!r})"
 
-    @contextmanager
-    def _translated(self, operation: str, key: str | None) -> Iterator[None]:
+    def _translated(self, operation: str, key: str | None) -> AbstractContextManager[None]:
+        from storage.s3_client import translated
+
         where = f"at {self._config.host}, region {self._config.region}"
-        try:
-            yield
-        except ClientError as e:
-            raise client_error(e, operation, bucket=self.bucket, key=key, detail=where) from None
-        except (BotoCoreError, HTTPClientError, BotoConnectionError) as e:
-            # The text of these exceptions holds the URL; their name does not.
-            detail = f"{type(e).__name__} {where}"
-            raise raised(e)(operation, bucket=self.bucket, key=key, detail=detail) from None
+        return translated(operation, bucket=self.bucket, key=key, detail=where)
 
     def check(self) -> None:
         """Asks for the bucket.
@@ -296,6 +237,8 @@ class S3ObjectStore:
         Raises:
             LifecycleUnsupportedError: permanent.
         """
+        from botocore.exceptions import ClientError
+
         with self._lifecycle():
             try:
                 answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
@@ -325,6 +268,8 @@ class S3ObjectStore:
 
     @contextmanager
     def _lifecycle(self) -> Iterator[None]:
+        from botocore.exceptions import ClientError
+
         with self._translated("lifecycle", None):
             try:
                 yield

@@ -22,8 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-import structlog
-
+from actors.logs import Logger
 from actors.node import mountinfo, process
 from actors.node.errors import MountError, NodeError
 
@@ -31,7 +30,7 @@ _STDERR_BYTES = 4096
 _OOM_SCORE_ADJ = -900
 _POLL_MS = 20
 
-_log = structlog.get_logger()
+_log = Logger(__name__)
 
 
 class Daemon:
@@ -180,8 +179,8 @@ class Daemons:
                     continue  # closed by an earlier event of this round
                 try:
                     key.data()
-                except Exception:
-                    _log.exception("an event of a FUSE daemon could not be handled")
+                except Exception as e:
+                    _log.error("an event of a FUSE daemon could not be handled", error=type(e).__name__)
 
     def _serve_requests(self) -> None:
         os.eventfd_read(self._wake)

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
 
-import structlog
-
+from actors.logs import Logger
 from actors.node import drivers, mountinfo, mounting
 from actors.node.daemons import Daemon, Daemons
 from actors.node.drivers import LOWER, MERGED, Driver
@@ -27,7 +26,7 @@ from actors.node.lowers import Hold, Lowers
 READY_S = 10.0
 _KILLED_S = 5.0
 
-_log = structlog.get_logger()
+_log = Logger(__name__)
 
 
 class _State(Enum):
@@ -181,8 +180,8 @@ class Stack:
                 with contextlib.suppress(MountBusyError):
                     mounting.unmount(point, deadline_s=0)
             self._on_lost()
-        except Exception:
-            _log.exception("the loss of a layer could not be handled", layer=self._folder.name)
+        except Exception as e:
+            _log.error("the loss of a layer could not be handled", layer=self._folder.name, error=type(e).__name__)
 
     def _kill_daemons(self) -> None:
         for _, daemon in self._serving:

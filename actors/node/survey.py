@@ -15,13 +15,17 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from pathspec import GitIgnoreSpec, RegexPattern
+from typing import TYPE_CHECKING
 
 from actors.node.errors import TreeError
 from actors.node.tree import TEMPORARY
 
+if TYPE_CHECKING:
+    from pathspec import RegexPattern
+
 GITIGNORE = ".gitignore"
+Rules = tuple[str, tuple["RegexPattern", ...]]
+"""The directory that patterns are relative to, with a slash; and the patterns, the last one first."""
 _MAX_IGNORE_FILE_BYTES = 1024 * 1024
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 
@@ -95,7 +99,7 @@ class _Walk:
     ) -> None:
         self._deadline = deadline
         self.found = Survey()
-        self.patterns: tuple[tuple[str, GitIgnoreSpec], ...] = ()
+        self.patterns: tuple[Rules, ...] = ()
         if excludes:
             self.patterns = (("", _patterns(excludes)),)
         self._limits = limits
@@ -103,7 +107,7 @@ class _Walk:
         self._cancelled = cancelled
         self._linked: set[tuple[int, int]] = set()
 
-    def directory(self, fd: int, prefix: str, depth: int, patterns: tuple[tuple[str, GitIgnoreSpec], ...]) -> None:
+    def directory(self, fd: int, prefix: str, depth: int, patterns: tuple[Rules, ...]) -> None:
         if depth > self._limits.depth:
             raise TreeError(f"The directory is more than {self._limits.depth} levels deep.")
         if self._cancelled is not None and self._cancelled.is_set():
@@ -169,7 +173,7 @@ class _Walk:
                 self.found.other_xattrs += 1
 
 
-def _ignore_file(fd: int, prefix: str) -> tuple[tuple[str, GitIgnoreSpec], ...]:
+def _ignore_file(fd: int, prefix: str) -> tuple[Rules, ...]:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         file = os.open(GITIGNORE, flags, dir_fd=fd)
@@ -184,9 +188,15 @@ def _ignore_file(fd: int, prefix: str) -> tuple[tuple[str, GitIgnoreSpec], ...]:
     return ((prefix, _patterns(os.fsdecode(text).splitlines())),)
 
 
-def _patterns(lines: Sequence[str]) -> GitIgnoreSpec:
-    """Compiled by RE2, whose matching takes linear time: the sandbox may have written the patterns."""
-    return GitIgnoreSpec.from_lines([_text(line) for line in lines], backend="re2")
+def _patterns(lines: Sequence[str]) -> tuple[RegexPattern, ...]:
+    """The patterns, last one first. Compiled by RE2, whose matching takes linear time: the sandbox may have made them.
+
+    pathspec is loaded by whoever has patterns; most backups have none.
+    """
+    from pathspec import GitIgnoreSpec, RegexPattern
+
+    made = GitIgnoreSpec.from_lines([_text(line) for line in lines], backend="re2").patterns
+    return tuple(row for row in reversed(list(made)) if isinstance(row, RegexPattern) and row.include is not None)
 
 
 def _text(path: str) -> str:
@@ -194,13 +204,13 @@ def _text(path: str) -> str:
     return os.fsencode(path).decode("latin-1")
 
 
-def _is_excluded(path: str, is_directory: bool, patterns: tuple[tuple[str, GitIgnoreSpec], ...]) -> bool:
+def _is_excluded(path: str, is_directory: bool, patterns: tuple[Rules, ...]) -> bool:
     """As git decides: the innermost file with a matching pattern wins, and there the last pattern."""
-    for prefix, spec in reversed(patterns):
+    for prefix, rules in reversed(patterns):
         text = _text(path[len(prefix) :]) + ("/" if is_directory else "")
-        for pattern in reversed(list(spec.patterns)):
-            if isinstance(pattern, RegexPattern) and pattern.include is not None and _names(pattern, text):
-                return pattern.include
+        for pattern in rules:
+            if _names(pattern, text):
+                return bool(pattern.include)
     return False
 
 

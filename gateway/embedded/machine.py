@@ -15,9 +15,10 @@ import structlog
 from fasteners import InterProcessLock
 from pydantic import SecretStr
 
+from actors.config import NodeConfig
 from actors.errors import InvalidRequestError
 from actors.models import DEFAULT_TENANT
-from actors.settings import NodeConfig, Settings, take_secrets_out_of_the_environment
+from actors.settings import Settings, take_secrets_out_of_the_environment
 from gateway.cli.connection import CLIENT_ENV
 from gateway.embedded import ray_head
 from gateway.embedded.secrets import MachineSecrets, load_or_make, write_private
@@ -172,7 +173,7 @@ def _ray_folder(data_dir: Path) -> Path:
 
 
 def _stop_service() -> None:
-    from actors.hosts import stop_service
+    from actors.service_host import stop_service
 
     try:
         left = stop_service()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from actors.settings import NODE_DATA_DIR
+from actors.config import NODE_DATA_DIR
 
 PRELOADED = (
     "ray._common.pydantic_compat",

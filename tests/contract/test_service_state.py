@@ -11,9 +11,9 @@ import pytest
 from pydantic import SecretStr
 
 from actors.bucket import open_catalog
+from actors.config import NodeConfig, SandboxConfig
 from actors.errors import InvalidRequestError, SandboxNotFoundError, StorageUnavailableError
 from actors.service import Service
-from actors.settings import NodeConfig, SandboxConfig
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import StoreUnavailableError
 from storage.metadata import Checkpoint, Event, RecoveredDirectory, Recovery, SandboxState

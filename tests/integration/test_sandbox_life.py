@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.config import ExecLimits
 from actors.errors import (
     ExecOutputLimitError,
     ExecStoppedError,
@@ -31,7 +32,6 @@ from actors.node import mountinfo
 from actors.node.cgroup import Cgroup, Hierarchies
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox, service_cgroup
-from actors.settings import ExecLimits
 from storage import keys
 from tests.support.mount_leaks import children, wait_until
 from tests.support.sandboxes import (

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from actors.cache import ArchiveCache
+from actors.config import NodeConfig
 from actors.errors import (
     BackupCreateError,
     BackupRestoreError,
@@ -28,7 +29,6 @@ from actors.node.cgroup import Hierarchies
 from actors.node.drivers import Driver
 from actors.node.errors import MountError, ToolError
 from actors.sandbox import LocalSandbox, NodeLayout
-from actors.settings import NodeConfig
 from storage.config import BucketConfig
 from tests.support.mount_leaks import children, wait_until
 from tests.support.sandboxes import Node, backup, restore, run, sh

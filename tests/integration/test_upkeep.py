@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import pytest
 
 import actors.upkeep
+from actors.config import NodeConfig
 from actors.models import DirectoryBackup
 from actors.node import mountinfo
 from actors.node.cgroup import Cgroup, Hierarchies
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
-from actors.settings import NodeConfig
 from actors.upkeep import OUT_OF_DATE_S, Swept, Upkeep
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore

@@ -18,14 +18,14 @@ import ray
 from pydantic import SecretStr
 from ray.cluster_utils import Cluster
 
-from actors import hosts
+from actors import service_host
 from actors.bucket import open_catalog
+from actors.config import NODE_DATA_DIR, NodeConfig, SandboxConfig
 from actors.models import DEFAULT_TENANT
 from actors.node.cgroup import Cgroup
 from actors.node.mounting import sweep
 from actors.nodes import SLOTS
 from actors.sandbox import service_cgroup
-from actors.settings import NODE_DATA_DIR, NodeConfig, SandboxConfig
 from gateway.embedded.ray_head import PRELOADED
 from storage.config import BucketConfig
 from storage.metadata import SandboxState
@@ -139,7 +139,7 @@ def running(folder: Path, bucket: str, *, slots: list[int], settings: Mapping[st
         for count in slots:
             nodes.add(slots=count)
         ray.init(address=cluster.address, namespace="holdfast", log_to_driver=False, configure_logging=False)
-        hosts.start_service(config)
+        service_host.start_service(config)
         yield World(nodes, config)
     finally:
         ray.shutdown()

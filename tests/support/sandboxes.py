@@ -17,6 +17,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from pydantic import SecretStr
 
+from actors.config import NodeConfig, SandboxConfig
 from actors.errors import HoldfastError
 from actors.metrics import UNMETERED, Meter
 from actors.models import (
@@ -31,7 +32,6 @@ from actors.models import (
 from actors.node.cgroup import Cgroup, Hierarchies
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox, NodeLayout, service_cgroup
-from actors.settings import NodeConfig, SandboxConfig
 from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore

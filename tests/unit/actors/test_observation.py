@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import ray
-import structlog
 from ray.exceptions import ActorDiedError
 
 from actors.errors import LEAVING, BackupNotFoundError, SandboxUnavailableError
+from actors.logs import _named
 from actors.metrics import CALL_SECONDS, CALLS, SUM, Counts
 from actors.observation import Watch, observed
 from actors.request_ids import ARGUMENT, carrying, serving
@@ -20,7 +20,7 @@ from actors.rpc import ActorRef, Call
 
 def noted() -> dict[str, Any]:
     """What a log line would carry now."""
-    return dict(structlog.contextvars.get_contextvars())
+    return dict(_named.get())
 
 
 @observed

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
-from actors.settings import NODE_DATA_DIR, Settings
+from actors.config import NODE_DATA_DIR
+from actors.settings import Settings
 from gateway.status import STATUS
 
 README = (Path(__file__).parents[3] / "README.md").read_text()

@@ -1,0 +1,45 @@
+"""What may leave an actor: our own errors only; any other would carry paths and classes that are not for callers."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import ray
+
+from actors.errors import HoldfastError, InternalError, ServiceUnavailableError
+from actors.logs import Logger
+
+T = TypeVar("T")
+log = Logger(__name__)
+
+
+def guarded(act: Callable[[], T]) -> T:
+    """Lets only our own errors out."""
+    try:
+        return act()
+    except HoldfastError:
+        raise
+    except ray.exceptions.RayError as e:
+        log.warning("cluster_failed", error=type(e).__name__)
+        raise ServiceUnavailableError("The cluster did not answer.", context={"outcome": "not_executed"}) from None
+    except Exception as e:
+        raise _unexpected(e) from None
+
+
+def guarded_items(begin: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """The same for a call that answers with many items."""
+    try:
+        yield from begin()
+    except HoldfastError:
+        raise
+    except Exception as e:
+        raise _unexpected(e) from None
+
+
+def _unexpected(error: Exception) -> InternalError:
+    # Where it happened, but not its message: that may hold a path of the node, or worse.
+    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    log.error("unexpected_error", error=type(error).__name__, where=where)
+    return InternalError("Something failed that has no name of its own.", context={"cause": type(error).__name__})

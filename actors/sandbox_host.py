@@ -1,0 +1,276 @@
+"""One sandbox's actor: a thin Ray shell round `actors.sandbox`.
+
+Lanes are Ray concurrency groups of a synchronous actor. The default group, left without `max_concurrency`,
+is the mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, `files` files,
+`control` questions and cancellations, which answer in about a millisecond while the others are busy.
+
+Nothing is retried by Ray: a call with an effect runs once, or its caller learns that the outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
+
+from actors.activity import Activity
+from actors.admission import Admission
+from actors.errors import HoldfastError, SandboxUnavailableError
+from actors.guard import guarded, guarded_items
+from actors.logs import Logger, configure_logging
+from actors.metrics import QUEUE_LENGTH, SLEEPS
+from actors.observation import Watch, observed, report_to_service
+from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, SERVICE_NAME
+
+if TYPE_CHECKING:
+    from actors.config import SandboxConfig
+    from actors.models import BackupOptions, ExecRequest, RestoreOptions
+    from actors.sandbox import LocalSandbox
+    from storage.metadata import Checkpoint
+
+LANES = {"exec": 32, "files": 16, "control": 8}
+_LAST_WORDS_S = 0.5
+"""How long an actor that was replaced lives on, so that the answers of its calls arrive."""
+_NODE_ASKED_S = 30.0
+_STREAM_AHEAD = 16
+"""Items that a stream may be ahead of its reader: 16 MiB of a file."""
+
+T = TypeVar("T")
+log = Logger(__name__)
+
+
+@observed
+class SandboxHost:
+    """One sandbox's actor. `__init__` does nothing that can fail: an error there would lose its class."""
+
+    def __init__(self, tenant: str, sandbox_id: str, config: SandboxConfig) -> None:
+        self._address = (tenant, sandbox_id, config)
+        self.watch = Watch(tenant=tenant, sandbox=sandbox_id)
+        self._activity = Activity()
+        self._admission = Admission()
+        self._making = threading.Lock()
+        self._made: LocalSandbox | None = None
+        self._ending = False
+
+    def _sandbox(self) -> LocalSandbox:
+        """The sandbox, made on the first call."""
+        if self._made is None:
+            with self._making:
+                if self._made is None:
+                    self._made = self._make()
+        return self._made
+
+    def _make(self) -> LocalSandbox:
+        from actors.bucket import open_catalog
+        from actors.config import on_this_node
+        from actors.node.errors import NodeError
+        from actors.sandbox import LocalSandbox, choose_driver
+
+        configure_logging()
+        tenant, sandbox_id, config = self._address
+        config = on_this_node(config)
+        self.watch.report(report_to_service)
+        try:
+            return LocalSandbox(
+                tenant,
+                sandbox_id,
+                config,
+                driver=choose_driver(config.node),
+                catalog=open_catalog(config),
+                cluster_node=_this_node(),
+                is_lost=_is_lost,
+                meter=self.watch.tally,
+            )
+        except (NodeError, OSError) as e:
+            log.error("sandbox_not_made", error=type(e).__name__)
+            raise SandboxUnavailableError(
+                "This node cannot run sandboxes.",
+                hint="Run `holdfast doctor` on it.",
+                context={"outcome": "not_executed"},
+            ) from None
+
+    def _answer(self, act: Callable[[LocalSandbox], T]) -> T:
+        """A question: keeps nobody awake."""
+        try:
+            return guarded(lambda: act(self._sandbox()))
+        finally:
+            self._end_if_superseded()
+
+    def _serve(self, lane: str | None, act: Callable[[LocalSandbox], T]) -> T:
+        """Serves a call that was let in to `lane`; a transfer that goes on needed no leave."""
+        if lane is not None:
+            self._admission.begin(lane)
+        with self._activity.call():
+            return self._answer(act)
+
+    def _stream(self, lane: str, act: Callable[[LocalSandbox], Iterator[T]]) -> Iterator[T]:
+        self._admission.begin(lane)
+        with self._activity.call():
+            try:
+                yield from guarded_items(lambda: act(self._sandbox()))
+            finally:
+                self._end_if_superseded()
+
+    def _end_if_superseded(self) -> None:
+        """Ends the process, once its answer is out, when another actor has taken the sandbox over."""
+        if self._made is not None and self._made.custody.is_superseded and not self._ending:
+            self._ending = True
+            log.error("superseded_actor_ends")
+            threading.Timer(_LAST_WORDS_S, self._end, args=(self._made,)).start()
+
+    def _end(self, box: LocalSandbox) -> None:
+        try:
+            box.close()
+        except Exception as e:  # the node's sweep does it
+            log.warning("superseded_sandbox_not_closed", error=type(e).__name__)
+        os._exit(1)
+
+    # --- mailbox
+
+    def create_backup(self, options: BackupOptions, idempotency_key: str | None = None) -> Any:
+        return self._serve(MAILBOX, lambda box: box.create_backup(options, idempotency_key=idempotency_key))
+
+    def restore_backup(self, options: RestoreOptions) -> Any:
+        return self._serve(MAILBOX, lambda box: box.restore_backup(options))
+
+    def destroy(self) -> None:
+        self._serve(MAILBOX, lambda box: box.destroy())
+
+    def close(self) -> None:
+        """Unmounts everything and ends what runs, before the service stops."""
+        if self._made is not None:
+            self._answer(lambda box: box.close())
+
+    def leave(self, idle_s: float) -> None:
+        """Gives the process back if no call came for `idle_s`; the next call finds everything in place.
+
+        Sent by somebody else: an actor that sends it to itself would wait for its own end.
+        """
+        idle_since = self._activity.idle_since(idle_s)
+        if idle_since is None or (self._made is not None and self._made.has_uploads):
+            return
+        in_bed = self._put_to_bed()
+        if not self._activity.leave(idle_since):
+            return
+        try:
+            if self._made is not None:
+                if self._made.has_uploads:
+                    self._activity.stay()
+                    return
+                self._answer(lambda box: box.sleep(in_bed))
+        except HoldfastError as e:
+            log.warning("sandbox_stays_awake", error=e.code)
+            self._activity.stay()
+            return
+        if idle_s > 0:
+            self.watch.tally.add(SLEEPS)
+        self.watch.flush(report_to_service)
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+
+    def _put_to_bed(self) -> list[Checkpoint] | None:
+        """Backs everything up, where sandboxes sleep in the bucket. None: its files stay on this node."""
+        _, _, config = self._address
+        if self._made is None or not self._made.is_awake or config.on_sleep == "keep" or config.bucket is None:
+            return None
+        try:
+            return self._answer(lambda box: box.put_to_bed())
+        except HoldfastError as e:
+            log.warning("files_stay_on_the_node", error=e.code)
+            return None
+
+    # --- exec and files
+
+    @ray.method(concurrency_group="exec", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
+    def exec(self, command_id: str, request: ExecRequest) -> Iterator[Any]:
+        yield from self._stream(EXEC, lambda box: box.exec(command_id, request))
+
+    @ray.method(concurrency_group="files", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
+    def read_file(self, transfer_id: str, path: str) -> Iterator[Any]:
+        yield from self._stream(FILES, lambda box: box.read_file(transfer_id, path))
+
+    @ray.method(concurrency_group="files", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
+    def persist(self, command_id: str) -> Iterator[Any]:
+        yield from self._stream(FILES, lambda box: box.persist(command_id))
+
+    @ray.method(concurrency_group="files")
+    def open_file(self, path: str, mode: int | None) -> str:
+        return self._serve(FILES, lambda box: box.open_file(path, mode))
+
+    @ray.method(concurrency_group="files")
+    def open_hydrate(self) -> str:
+        return self._serve(FILES, lambda box: box.open_hydrate())
+
+    @ray.method(concurrency_group="files")
+    def send(self, transfer_id: str, data: bytes) -> None:
+        self._serve(None, lambda box: box.send(transfer_id, data))
+
+    @ray.method(concurrency_group="files")
+    def commit(self, transfer_id: str) -> None:
+        self._serve(None, lambda box: box.commit(transfer_id))
+
+    @ray.method(concurrency_group="control")
+    def abort(self, transfer_id: str) -> None:
+        self._answer(lambda box: box.abort(transfer_id))
+
+    @ray.method(concurrency_group="files")
+    def delete_file(self, path: str) -> None:
+        self._serve(FILES, lambda box: box.delete_file(path))
+
+    @ray.method(concurrency_group="files")
+    def list_files(self, path: str) -> Any:
+        return self._serve(FILES, lambda box: box.list_files(path))
+
+    # --- control
+
+    @ray.method(concurrency_group="control")
+    def ping(self) -> bool:
+        return True
+
+    @ray.method(concurrency_group="control")
+    def let_in(self, lane: str) -> None:
+        """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError."""
+        self._activity.touch()
+        self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._admission.let_in(lane))
+
+    @ray.method(concurrency_group="control")
+    def node(self) -> str:
+        """What the cluster calls the node it runs on."""
+        return _this_node()
+
+    @ray.method(concurrency_group="control")
+    def info(self) -> Any:
+        return self._answer(lambda box: box.info())
+
+    @ray.method(concurrency_group="control")
+    def relabel(self, labels: Mapping[str, str]) -> None:
+        """Told by whoever has changed the labels in the bucket."""
+        self._answer(lambda box: box.custody.relabel(labels))
+
+    @ray.method(concurrency_group="control")
+    def operation(self) -> Any:
+        return self._answer(lambda box: box.operation())
+
+    @ray.method(concurrency_group="control")
+    def cancel(self) -> bool:
+        return self._answer(lambda box: box.cancel())
+
+    @ray.method(concurrency_group="control")
+    def stop(self, name: str) -> bool:
+        return self._answer(lambda box: box.stop(name))
+
+
+def _this_node() -> str:
+    return ray.get_runtime_context().get_node_id()
+
+
+def _is_lost(identity: str, cluster_node: str | None) -> bool:
+    """Whether the service takes a node for lost; if it cannot be asked, nothing is lost."""
+    try:
+        service: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
+        return bool(ray.get(service.is_lost.remote(identity, cluster_node), timeout=_NODE_ASKED_S))
+    except (ValueError, ray.exceptions.RayError) as e:
+        log.warning("node_not_asked_for", error=type(e).__name__)
+        return False

@@ -1,0 +1,262 @@
+"""The service's one actor: a thin Ray shell round `actors.service`, and the only one that makes sandboxes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.bucket import open_catalog
+from actors.config import SandboxConfig
+from actors.errors import SandboxUnavailableError
+from actors.guard import guarded
+from actors.logs import Logger, configure_logging
+from actors.metrics import Counts
+from actors.node_host import node_host_class
+from actors.nodes import SLOTS, Nodes
+from actors.observation import Watch, cluster_metrics, observed
+from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes, sandbox_actor_name
+from actors.sandbox_host import LANES, SandboxHost
+from actors.service import Service
+from actors.warm_workers import WarmWorkers
+
+_SERVICE_LANES = {"spawn": 64, "collect": 2, "metrics": 2, "report": 2, "lost": 8}
+"""What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""
+_SERVICE_THREADS = 32
+_SPAWN_S = 30.0
+_CLOSE_S = 60.0
+_LEAVING_POLL_S = 0.02
+_HOUSEKEEPING_S = 5.0
+
+log = Logger(__name__)
+
+
+@functools.cache
+def _sandbox_class() -> Any:
+    """Made once: Ray would send each one it is given through the cluster's head, to every worker anew."""
+    return ray.remote(concurrency_groups=LANES)(SandboxHost)  # type: ignore[call-overload]
+
+
+@observed
+class ServiceHost:
+    """The service's one actor. It makes the sandboxes, so that a job's folder and environment never become theirs."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        configure_logging()
+        self.watch = Watch()
+        self._config = config
+        self._service = Service(config, open_catalog(config), is_running=_is_running)
+        self._nodes = Nodes(node_host_class(), config)
+        self._spawning = [threading.Lock() for _ in range(_SERVICE_LANES["spawn"])]
+        """One sandbox is made by one call at a time, so that only what this call has made is ever given up."""
+        self._warm = WarmWorkers(config.warm_workers)
+        threading.Thread(target=self._keep_house, daemon=True, name="housekeeping").start()
+        if config.sleep_after_s > 0:
+            threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
+
+    @ray.method(concurrency_group="spawn")
+    def spawn(self, tenant: str, sandbox_id: str, near: str | None) -> None:
+        """Makes a sandbox's actor, unless there is one; returns once it answers.
+
+        `near` names a backup that it is about to restore.
+
+        Raises:
+            SandboxUnavailableError: no node has a slot free. Ray would wait for one for ever.
+        """
+        name = sandbox_actor_name(tenant, sandbox_id)
+        with self._spawning[hash(name) % len(self._spawning)]:
+            self._spawn(name, tenant, sandbox_id, near)
+
+    def _spawn(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> None:
+        deadline = time.monotonic() + _SPAWN_S
+        while True:
+            try:
+                actor, is_ours = ray.get_actor(name, namespace=NAMESPACE), False
+            except ValueError:  # there is none
+                actor, is_ours = self._new_actor(name, tenant, sandbox_id, near), True
+                deadline = time.monotonic() + _SPAWN_S
+            try:
+                node: Any = ray.get(actor.node.remote(), timeout=max(0.0, deadline - time.monotonic()))
+                if is_ours:
+                    self._warm.replace(node)
+                return
+            except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
+                # It was just leaving, and its name is free in an instant; or it died, and is being restarted.
+                time.sleep(_LEAVING_POLL_S)
+            except ray.exceptions.GetTimeoutError:
+                if is_ours:  # it has never answered anybody, so nothing is lost with it
+                    ray.kill(actor)
+                raise SandboxUnavailableError(
+                    "The sandbox's actor did not start in time.", hint="Try again.", context={"outcome": "not_executed"}
+                ) from None
+
+    def _new_actor(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> Any:
+        """A sandbox's new actor. Nobody else makes one of this name meanwhile."""
+        node = guarded(lambda: self._nodes.choose(self._service.find_home(tenant, sandbox_id), near))
+        config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
+        return (
+            _sandbox_class()
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                num_cpus=0,
+                resources={SLOTS: 1},
+                max_restarts=-1,
+                max_task_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
+            )
+            .remote(tenant, sandbox_id, config)
+        )
+
+    def close_all(self) -> int:
+        """Closes every sandbox that is awake, before the service stops; returns how many could not be."""
+        actors = list(_sandboxes().values())
+        for actor in actors:
+            actor.cancel.remote()
+        closing: list[Any] = [actor.close.remote() for actor in actors]
+        if not closing:
+            return 0
+        ended, waiting = ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_S)
+        return len(waiting) + sum(not _succeeded(ref) for ref in ended)
+
+    def _keep_house(self) -> None:
+        while True:
+            self._service.try_conditional_writes()
+            try:
+                self._nodes.attend()
+                self._warm.fill()
+            except Exception as e:  # the cluster's head is away for a moment
+                log.warning("nodes_not_attended", error=type(e).__name__)
+            time.sleep(_HOUSEKEEPING_S)
+
+    def _let_idle_ones_leave(self) -> None:
+        idle_s = self._config.sleep_after_s
+        asked: dict[str, Any] = {}
+        while True:
+            time.sleep(max(idle_s / 4, _LEAVING_POLL_S))
+            try:
+                asked = {name: ref for name, ref in asked.items() if not ray.wait([ref], timeout=0)[0]}
+                for name, actor in _sandboxes().items():
+                    if name not in asked:  # never two in one mailbox
+                        asked[name] = actor.leave.remote(idle_s)
+            except Exception as e:  # the cluster's head is away for a moment
+                log.warning("idle_sandboxes_not_asked", error=type(e).__name__)
+
+    def ping(self) -> bool:
+        return True
+
+    @ray.method(concurrency_group="lost")
+    def is_lost(self, identity: str, cluster_node: str | None) -> bool:
+        """Whether a node, of this identity and this name in the cluster, is gone with its files."""
+        return self._nodes.is_lost(identity, cluster_node)
+
+    def ready(self) -> None:
+        guarded(self._service.ready)
+
+    def create_sandbox(self, tenant: str, labels: Mapping[str, str]) -> str:
+        return guarded(lambda: self._service.create_sandbox(tenant, labels))
+
+    def sandboxes(self, tenant: str, limit: int, cursor: str | None) -> Any:
+        return guarded(lambda: self._service.sandboxes(tenant, limit, cursor))
+
+    def describe(self, tenant: str, sandbox_id: str) -> Any:
+        return guarded(lambda: self._service.describe(tenant, sandbox_id))
+
+    def backups(self, tenant: str, sandbox_id: str, limit: int, cursor: str | None) -> Any:
+        return guarded(lambda: self._service.backups(tenant, sandbox_id, limit, cursor))
+
+    def backup(self, tenant: str, backup_id: str) -> Any:
+        return guarded(lambda: self._service.backup(tenant, backup_id))
+
+    def delete_backup(self, tenant: str, backup_id: str) -> None:
+        guarded(lambda: self._service.delete_backup(tenant, backup_id))
+
+    @ray.method(concurrency_group="collect")
+    def collect(self, dry_run: bool) -> Any:
+        return guarded(lambda: self._service.collect(dry_run))
+
+    def lifecycle(self, expire_days: int | None) -> Any:
+        return guarded(lambda: self._service.lifecycle(expire_days))
+
+    def doctor(self) -> Any:
+        return guarded(self._service.doctor)
+
+    def events(self, tenant: str, sandbox_id: str, limit: int) -> Any:
+        return guarded(lambda: self._service.events(tenant, sandbox_id, limit))
+
+    def set_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str]) -> Any:
+        return guarded(lambda: self._service.set_labels(tenant, sandbox_id, labels))
+
+    def change_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str], removed: Sequence[str]) -> Any:
+        return guarded(lambda: self._service.change_labels(tenant, sandbox_id, labels, removed))
+
+    @ray.method(concurrency_group="report")
+    def report(self, counts: Counts) -> None:
+        """Takes over what a sandbox's actor has counted."""
+        self.watch.tally.merge(counts)
+
+    @ray.method(concurrency_group="metrics")
+    def metrics(self) -> Any:
+        return guarded(lambda: cluster_metrics(self.watch.tally.counts()))
+
+
+def start_service(config: SandboxConfig) -> None:
+    """Starts the service's actor in the cluster this process has joined, unless it runs; returns once it answers."""
+    actor: Any = (
+        ray.remote(concurrency_groups=_SERVICE_LANES)(ServiceHost)  # type: ignore[call-overload]
+        .options(
+            name=SERVICE_NAME,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=_SERVICE_THREADS,
+        )
+        .remote(config)
+    )
+    ray.get(actor.ready.remote())
+
+
+def stop_service() -> int:
+    """Closes every sandbox of the cluster this process has joined; returns how many could not be closed."""
+    try:
+        actor: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
+    except ValueError:
+        return 0
+    failed: Any = ray.get(actor.close_all.remote(), timeout=120)
+    return int(failed)
+
+
+def _sandboxes() -> dict[str, Any]:
+    """The actors of all sandboxes that are awake, by name."""
+    found = {}
+    for name in awake_sandboxes():
+        with contextlib.suppress(ValueError):  # it has left by itself
+            found[name] = ray.get_actor(name, namespace=NAMESPACE)
+    return found
+
+
+def _succeeded(ref: Any) -> bool:
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def _is_running(tenant: str, sandbox_id: str) -> bool:
+    try:
+        ray.get_actor(sandbox_actor_name(tenant, sandbox_id), namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
