@@ -92,8 +92,10 @@ class SandboxCalls:
         self.service = ServiceCalls(tenant=tenant)
         self.actor = ActorRef(sandbox_actor_name(tenant, sandbox_id), create=self._create)
 
-    def _create(self, near: str | None) -> Steps[None]:
-        yield from self.service.actor.call(lambda service: service.spawn.remote(self.tenant, self.id, near))
+    def _create(self, lane: str | None, near: str | None) -> Steps[Any]:
+        return (
+            yield from self.service.actor.call(lambda service: service.spawn.remote(self.tenant, self.id, lane, near))
+        )
 
     def _call(self, lane: str, send: Callable[[Any], Any], *, near: str | None = None) -> Call[Any]:
         return Call(lambda: self.actor.call(send, lane=lane, near=near))

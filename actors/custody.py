@@ -43,6 +43,7 @@ from storage.metadata import (
 TAKEN_OVER = "taken_over"
 _BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
 """Events that say where the sandbox's files are from then on."""
+_SOON_S = 0.2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 log = Logger(__name__)
 
@@ -93,6 +94,11 @@ class Custody:
         """Whether another actor has taken over."""
         return self._durable is not None and self._durable.is_superseded
 
+    def suppose(self, found: Sequence[StoredState | None]) -> None:
+        """Saves `locate` the question, if it was not asked yet: this is what somebody has just found in the bucket."""
+        if not self._is_open and self.state is None:
+            self._found = list(found)
+
     def locate(self, *, has_record: bool) -> Origin:
         """Where the sandbox's content is. `has_record` says whether this node has a record of it.
 
@@ -108,10 +114,10 @@ class Custody:
         return origin
 
     def _origin(self, durable: DurableState, *, has_record: bool) -> Origin:
-        self._found = []
+        found, self._found = self._found, []
         state = durable.state
         if state is None:
-            self._found = found = answered_in_moments(durable.find)
+            self._found = found = found or answered_in_moments(durable.find)
             if not found:
                 return takeover.unknown(has_record=has_record)
             state = found[0].state if found[0] else None
@@ -143,20 +149,25 @@ class Custody:
         self._inherited = list(taken.pending)
         self._settle(durable)
 
-    def take_soon(self, *, is_new: bool = False) -> None:
+    def take_soon(self) -> None:
         """Takes the epoch of a sandbox whose files are here, in the background; tells the bucket what it missed.
 
-        One that is new is given a moment, so that whoever has used it finds it in the list of sandboxes.
+        Not at once: it would take processor time from the call for which the sandbox was taken up.
         """
         durable = self._durable
-        if durable is None or not (durable.state is None or durable.state.node is None or durable.is_behind):
-            return
-        if is_new:
-            within_moments(self._take_quietly)
-        else:
+        if durable is not None and (durable.state is None or durable.state.node is None or durable.is_behind):
             threading.Thread(target=self._take_quietly, name="epoch", daemon=True).start()
 
+    def take_now(self) -> None:
+        """Takes the epoch, if that is not done yet: nothing else tells others where the files are.
+
+        Raises SandboxUnavailableError, StorageError.
+        """
+        if self._durable is not None:
+            self._own()
+
     def _take_quietly(self) -> None:
+        time.sleep(_SOON_S)
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -170,11 +181,6 @@ class Custody:
                 log.warning("epoch_not_taken", sandbox=self._sandbox, error=type(e).__name__)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    @property
-    def is_recorded(self) -> bool:
-        """Whether the bucket knows that this actor has the sandbox. Nothing else tells others where its files are."""
-        return self._durable is None or self._durable.state is not None
 
     def _own(self) -> DurableState:
         """The state under this actor's epoch. Raises SandboxUnavailableError, StorageError."""

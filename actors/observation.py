@@ -24,7 +24,7 @@ from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes
 
 REPORT_EVERY_S = 5.0
 _FLUSH_S = 1.0
-_HOUSEKEEPING = frozenset({"close", "close_all", "is_lost", "leave", "metrics", "node", "ping", "relabel", "report"})
+_HOUSEKEEPING = frozenset({"close", "close_all", "is_lost", "leave", "metrics", "ping", "relabel", "report"})
 """Methods that serve nobody's call."""
 log = Logger(__name__)
 

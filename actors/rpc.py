@@ -211,11 +211,12 @@ class ActorRef:
         self,
         name: str,
         *,
-        create: Callable[[str | None], Steps[None]] | None = None,
+        create: Callable[[str | None, str | None], Steps[Any]] | None = None,
         repeatable: bool = False,
         retry_s: float = _RETRY_S,
     ) -> None:
-        """`create` is given the backup that the actor's node had best have at hand, if there is one.
+        """`create` is given the lane of the call that is to be let in, and the backup that the actor's node had best
+        have at hand, if there are any; it gives the handle.
 
         `repeatable` says that every call may be sent again, executed or not.
 
@@ -234,30 +235,36 @@ class ActorRef:
                 handle = ray.get_actor(self.name, namespace=NAMESPACE)
             except ValueError:
                 return None
-            if len(_handles) >= _MAX_HANDLES:
-                _handles.clear()
-            _handles[self.name] = handle
+            self._remember(handle)
         return handle
+
+    def _remember(self, handle: Any) -> None:
+        if len(_handles) >= _MAX_HANDLES:
+            _handles.clear()
+        _handles[self.name] = handle
 
     def forget(self) -> None:
         """Lets go of the handle of an actor that is gone."""
         _handles.pop(self.name, None)
 
-    def get(self, near: str | None = None) -> Steps[Any]:
-        """The actor's handle; creates the actor where that is allowed, again if it has already left."""
-        deadline = time.monotonic() + self._retry_s
-        while (handle := _handles.get(self.name) or (yield self.find)) is None:
-            if self._create is None:
-                raise ServiceUnavailableError(
-                    "No Holdfast service runs in this Ray cluster.",
-                    hint="Start it with `holdfast serve`.",
-                )
-            if time.monotonic() > deadline:
-                raise SandboxUnavailableError(
-                    "The sandbox's actor went away while it was being created.", context={"outcome": "not_executed"}
-                )
-            yield from self._create(near)
+    def get(self) -> Steps[Any]:
+        """The actor's handle; creates the actor where that is allowed."""
+        handle, _ = yield from self._found_or_made(None, None)
         return handle
+
+    def _found_or_made(self, lane: str | None, near: str | None) -> Steps[tuple[Any, bool]]:
+        """The actor's handle, and whether it was made for this call: then it has let it in."""
+        handle = _handles.get(self.name) or (yield self.find)
+        if handle is not None:
+            return handle, False
+        if self._create is None:
+            raise ServiceUnavailableError(
+                "No Holdfast service runs in this Ray cluster.",
+                hint="Start it with `holdfast serve`.",
+            )
+        handle = yield from self._create(lane, near)
+        self._remember(handle)
+        return handle, True
 
     def call(self, send: Callable[[Any], Any], *, lane: str | None = None, near: str | None = None) -> Steps[Any]:
         """Sends one call. Sends it again only when the actor had left, or was leaving, before it was executed.
@@ -284,13 +291,13 @@ class ActorRef:
     def _until_served(self, once: Callable[[Any], Steps[T]], lane: str | None, near: str | None) -> Steps[T]:
         deadline, pauses = time.monotonic() + self._retry_s, _pauses_s()
         while True:
-            handle = yield from self.get(near)
+            handle, is_let_in = yield from self._found_or_made(lane, near)
             try:
-                if lane is not None:
+                if lane is not None and not is_let_in:
                     yield from self._let_in(handle, lane, deadline)
                 return (yield from once(handle))
             except (ActorDiedError, ActorUnavailableError, RayTaskError) as e:
-                had_left = _was_leaving(e) or (
+                had_left = was_leaving(e) or (
                     isinstance(e, ActorUnavailableError)
                     and (self._repeatable or (yield from self._has_left(handle, deadline)))
                 )
@@ -353,7 +360,7 @@ def _pauses_s() -> Iterator[float]:
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def _was_leaving(e: RayError) -> bool:
+def was_leaving(e: RayError) -> bool:
     """Whether a call was not executed because its actor went to sleep: gone already, or about to go."""
     if isinstance(e, RayTaskError):
         cause = e.cause
@@ -383,7 +390,7 @@ def _resumed(send: Callable[[], Any]) -> Any:
     except StopIteration as end:
         return _Result(end.value)
     except RayError as e:
-        raise _translated(e) from None
+        raise translated(e) from None
 
 
 def _drive(steps: Steps[T]) -> T:
@@ -428,14 +435,14 @@ async def _in_time(waited: _Soon) -> Any:
         raise GetTimeoutError("The actor did not answer in time.") from None
 
 
-def _translated(e: RayError) -> HoldfastError:
+def translated(e: RayError) -> HoldfastError:
     """Our own error out of Ray's wrapping; without pids, addresses and colour codes."""
     if isinstance(e, RayTaskError):
         cause = e.cause
         if isinstance(cause, HoldfastError):
             return cause
         if isinstance(cause, RayError):
-            return _translated(cause)
+            return translated(cause)
         return InternalError("The actor failed in a way it has no name for.", context={"cause": type(cause).__name__})
     if isinstance(e, TaskCancelledError):
         return OperationCancelledError("The call was cancelled.")

@@ -59,7 +59,7 @@ from actors.models import (
 )
 from actors.node.archiver import Archiver
 from actors.node.bubblewrap import HOME, Bind, Box
-from actors.node.cgroup import Cgroup
+from actors.node.cgroup import Cgroup, announce_entry
 from actors.node.driver_choice import choose
 from actors.node.drivers import Driver
 from actors.node.errors import MountBusyError, NodeError, PathError
@@ -416,6 +416,10 @@ class LocalSandbox:
         """Stops one command or one transfer; False if there is none of this name."""
         return self._commands.stop(name) or self._transfers.abort(name)
 
+    def expect_command(self) -> None:
+        """Has the kernel ready for a command that is on its way. Returns at once."""
+        threading.Thread(target=announce_entry, name="announce", daemon=True).start()
+
     @property
     def is_awake(self) -> bool:
         """Whether everything of it is in place: it has been used since it was made, closed or destroyed."""
@@ -452,7 +456,7 @@ class LocalSandbox:
                     raise
         self._meter.add(WAKES, origin.value)
         if not origin.is_elsewhere:
-            self.custody.take_soon(is_new=origin is Origin.AFRESH)
+            self.custody.take_soon()
 
     def _take_up(self) -> Origin:
         origin = self.custody.locate(has_record=self._restored.exists)
@@ -462,6 +466,7 @@ class LocalSandbox:
         self._cgroup.prepare()
         self._cgroup.thaw()
         self._stop(ExecStoppedError("The sandbox was taken up anew, which stopped the command."))
+        self.expect_command()
         remove_tree(self._home / "spool")
         self._cache.remove_leftovers()
         self._tree.prepare()
@@ -646,10 +651,15 @@ class LocalSandbox:
     def _sleep_here(self) -> None:
         with self._gate.repairing():
             was_awake = self.is_awake
-            if was_awake and not self.custody.is_recorded:
-                raise StorageUnavailableError(
-                    "The bucket does not know yet where the sandbox's files are.", context={"outcome": "not_executed"}
-                )
+            if was_awake:
+                try:
+                    self.custody.take_now()
+                except StorageError as e:
+                    log.warning("epoch_not_taken", sandbox=self.id, detail=str(e))
+                    raise StorageUnavailableError(
+                        "The bucket does not know yet where the sandbox's files are.",
+                        context={"outcome": "not_executed"},
+                    ) from None
             self._put_down()
             try:
                 if was_awake:

@@ -9,9 +9,10 @@ Nothing is retried by Ray: a call with an effect runs once, or its caller learns
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from actors.config import SandboxConfig
     from actors.models import BackupOptions, ExecRequest, RestoreOptions
     from actors.sandbox import LocalSandbox
+    from storage.catalog import StoredState
     from storage.metadata import Checkpoint
 
 LANES = {"exec": 32, "files": 16, "control": 8}
@@ -53,6 +55,7 @@ class SandboxHost:
         self._admission = Admission()
         self._making = threading.Lock()
         self._made: LocalSandbox | None = None
+        threading.Thread(target=self._get_ready, name="ready", daemon=True).start()
         self._ending = False
 
     def _sandbox(self) -> LocalSandbox:
@@ -62,6 +65,14 @@ class SandboxHost:
                 if self._made is None:
                     self._made = self._make()
         return self._made
+
+    def _get_ready(self, found: Sequence[StoredState | None] = (), lane: str | None = None) -> None:
+        """Begins what a call would wait for otherwise."""
+        with contextlib.suppress(Exception):  # the call itself meets it, and says so
+            box = self._sandbox()
+            box.custody.suppose(found)
+            if lane in (EXEC, FILES):
+                box.wake()
 
     def _make(self) -> LocalSandbox:
         from actors.bucket import open_catalog
@@ -80,7 +91,7 @@ class SandboxHost:
                 config,
                 driver=choose_driver(config.node),
                 catalog=open_catalog(config),
-                cluster_node=_this_node(),
+                cluster_node=ray.get_runtime_context().get_node_id(),
                 is_lost=_is_lost,
                 meter=self.watch.tally,
             )
@@ -230,15 +241,22 @@ class SandboxHost:
         return True
 
     @ray.method(concurrency_group="control")
-    def let_in(self, lane: str) -> None:
-        """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError."""
-        self._activity.touch()
-        self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._admission.let_in(lane))
+    def let_in(self, lane: str | None, found: Sequence[StoredState | None] = ()) -> str:
+        """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError.
 
-    @ray.method(concurrency_group="control")
-    def node(self) -> str:
-        """What the cluster calls the node it runs on."""
-        return _this_node()
+        `found` is what the service, which has just made this actor, has found in the bucket; empty if that is unknown.
+
+        Returns:
+            What the cluster calls the node it runs on.
+        """
+        self._activity.touch()
+        if lane is not None:
+            self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._admission.let_in(lane))
+        if lane == EXEC and self._made is not None and self._made.is_awake:
+            self._made.expect_command()
+        if found:  # the call is on its way: what it needs is put in place meanwhile
+            threading.Thread(target=self._get_ready, args=(found, lane), name="ready", daemon=True).start()
+        return ray.get_runtime_context().get_node_id()
 
     @ray.method(concurrency_group="control")
     def info(self) -> Any:
@@ -260,10 +278,6 @@ class SandboxHost:
     @ray.method(concurrency_group="control")
     def stop(self, name: str) -> bool:
         return self._answer(lambda box: box.stop(name))
-
-
-def _this_node() -> str:
-    return ray.get_runtime_context().get_node_id()
 
 
 def _is_lost(identity: str, cluster_node: str | None) -> bool:

@@ -32,7 +32,7 @@ from actors.models import (
 from actors.moments import answered_in_moments
 from actors.published import public_event, public_recovery, public_restored
 from storage import lifecycle
-from storage.catalog import BackupCatalog
+from storage.catalog import BackupCatalog, StoredState
 from storage.collect import collect
 from storage.errors import StorageError
 from storage.metadata import BackupRecord, SandboxState
@@ -74,13 +74,20 @@ class Service:
         if self.has_conditional_writes is False:
             log.warning("no_conditional_writes", bucket=self._catalog.store.bucket)
 
-    def find_home(self, tenant: str, sandbox_id: str) -> str | None:
-        """The identity of the node that has the sandbox's files; None if none has, or that is not known in moments."""
+    def find_state(self, tenant: str, sandbox_id: str) -> list[StoredState | None]:
+        """What the bucket has of a sandbox, or None, alone in a list; that is empty if it is not known in moments."""
         catalog = self._catalog
+        return answered_in_moments(lambda: catalog.find_state(tenant, sandbox_id)) if catalog is not None else []
+
+    def record_new(self, tenant: str, sandbox_id: str) -> list[StoredState | None]:
+        """Puts a sandbox that is new on record, so that whoever has used it finds it in the list; returns as above.
+
+        Where that fails, its actor does it.
+        """
+        catalog, state = self._catalog, _new_state(tenant, sandbox_id)
         if catalog is None:
-            return None
-        found = answered_in_moments(lambda: catalog.find_state(tenant, sandbox_id))
-        return found[0].state.node if found and found[0] else None
+            return []
+        return answered_in_moments(lambda: StoredState(state, catalog.write_state(state, replacing=None)))
 
     def create_sandbox(self, tenant: str, labels: Mapping[str, str] | None = None) -> str:
         """Records a fresh sandbox and returns its random id. Labels need a bucket that is configured."""
@@ -89,8 +96,7 @@ class Service:
             self.set_labels(tenant, sandbox_id, labels)
         elif self._catalog is not None:
             with reading("bucket"):
-                state = SandboxState(id=sandbox_id, tenant=tenant, created_at=datetime.now(UTC))
-                self._catalog.write_state(state, replacing=None)
+                self._catalog.write_state(_new_state(tenant, sandbox_id), replacing=None)
         return sandbox_id
 
     def set_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str]) -> dict[str, str]:
@@ -253,6 +259,10 @@ def _is_slept_in(catalog: BackupCatalog, record: BackupRecord) -> bool:
     if found is None or record.id not in found.state.sleep_backups:
         return False
     return any(checkpoint.backup_id == record.id for checkpoint in found.state.checkpoints)
+
+
+def _new_state(tenant: str, sandbox_id: str) -> SandboxState:
+    return SandboxState(id=sandbox_id, tenant=tenant, created_at=datetime.now(UTC))
 
 
 def _page_size(limit: int) -> int:

@@ -21,10 +21,11 @@ from actors.metrics import Counts
 from actors.node_host import node_host_class
 from actors.nodes import SLOTS, Nodes
 from actors.observation import Watch, cluster_metrics, observed
-from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes, sandbox_actor_name
+from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes, sandbox_actor_name, translated, was_leaving
 from actors.sandbox_host import LANES, SandboxHost
 from actors.service import Service
 from actors.warm_workers import WarmWorkers
+from storage.catalog import StoredState
 
 _SERVICE_LANES = {"spawn": 64, "collect": 2, "metrics": 2, "report": 2, "lost": 8}
 """What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""
@@ -61,31 +62,37 @@ class ServiceHost:
             threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
 
     @ray.method(concurrency_group="spawn")
-    def spawn(self, tenant: str, sandbox_id: str, near: str | None) -> None:
-        """Makes a sandbox's actor, unless there is one; returns once it answers.
+    def spawn(self, tenant: str, sandbox_id: str, lane: str | None, near: str | None) -> Any:
+        """A sandbox's actor, made unless there is one, that has let a call in to `lane`.
 
         `near` names a backup that it is about to restore.
 
         Raises:
             SandboxUnavailableError: no node has a slot free. Ray would wait for one for ever.
+            TooManyCallsError: there is one, and too many calls wait for it.
         """
         name = sandbox_actor_name(tenant, sandbox_id)
         with self._spawning[hash(name) % len(self._spawning)]:
-            self._spawn(name, tenant, sandbox_id, near)
+            return self._spawn(name, tenant, sandbox_id, lane, near)
 
-    def _spawn(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> None:
+    def _spawn(self, name: str, tenant: str, sandbox_id: str, lane: str | None, near: str | None) -> Any:
         deadline = time.monotonic() + _SPAWN_S
         while True:
+            found: list[StoredState | None] = []
             try:
                 actor, is_ours = ray.get_actor(name, namespace=NAMESPACE), False
             except ValueError:  # there is none
-                actor, is_ours = self._new_actor(name, tenant, sandbox_id, near), True
+                (actor, found), is_ours = self._new_actor(name, tenant, sandbox_id, near), True
                 deadline = time.monotonic() + _SPAWN_S
             try:
-                node: Any = ray.get(actor.node.remote(), timeout=max(0.0, deadline - time.monotonic()))
+                node: Any = ray.get(actor.let_in.remote(lane, found), timeout=max(0.0, deadline - time.monotonic()))
                 if is_ours:
                     self._warm.replace(node)
-                return
+                return actor
+            except ray.exceptions.RayTaskError as e:
+                if not was_leaving(e) or time.monotonic() > deadline:
+                    raise translated(e) from None
+                time.sleep(_LEAVING_POLL_S)
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
                 # It was just leaving, and its name is free in an instant; or it died, and is being restarted.
                 time.sleep(_LEAVING_POLL_S)
@@ -96,11 +103,15 @@ class ServiceHost:
                     "The sandbox's actor did not start in time.", hint="Try again.", context={"outcome": "not_executed"}
                 ) from None
 
-    def _new_actor(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> Any:
-        """A sandbox's new actor. Nobody else makes one of this name meanwhile."""
-        node = guarded(lambda: self._nodes.choose(self._service.find_home(tenant, sandbox_id), near))
+    def _new_actor(
+        self, name: str, tenant: str, sandbox_id: str, near: str | None
+    ) -> tuple[Any, list[StoredState | None]]:
+        """A sandbox's new actor, and what the bucket has of the sandbox. Nobody else makes one meanwhile."""
+        found = self._service.find_state(tenant, sandbox_id)
+        home = found[0].state.node if found and found[0] else None
+        node = guarded(lambda: self._nodes.choose(home, near))
         config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
-        return (
+        actor = (
             _sandbox_class()
             .options(
                 name=name,
@@ -115,6 +126,9 @@ class ServiceHost:
             )
             .remote(tenant, sandbox_id, config)
         )
+        if found == [None]:  # while its process starts
+            found = self._service.record_new(tenant, sandbox_id)
+        return actor, found
 
     def close_all(self) -> int:
         """Closes every sandbox that is awake, before the service stops; returns how many could not be."""

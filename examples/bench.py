@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -20,42 +22,88 @@ from demo import execute, start, tar_of
 from rich.console import Console
 from rich.table import Table
 
-SMALL_RUNS, LARGE_RUNS = 20, 5
+SMALL_RUNS, COLD_RUNS, LARGE_RUNS = 20, 10, 5
 FILE_BYTES = 256 * 1024**2
 
 
 def main() -> int:
     """Runs everything and prints one table."""
-    table = Table("what", "median", "min", "max", "runs")
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
-        service = start(Path(folder))
-        try:
-            measure(service.api, Path(folder), table)
-        finally:
-            service.stop()
-    Console().print(table)
+    bench = Bench()
+    with running() as (api, data_dir):
+        measure(bench, api, data_dir)
+    with running(HOLDFAST_WARM_WORKERS="0") as (api, _):
+        bench.row("first command in a new sandbox, no worker waits", first_command(api), COLD_RUNS, before=pause)
+    bench.add("a Ray actor that does nothing, no worker waits", noop_actors())
+    Console().print(bench.table)
     return 0
 
 
-def measure(api: httpx.Client, data_dir: Path, table: Table) -> None:
-    """Every row."""
+@contextmanager
+def running(**settings: str) -> Iterator[tuple[httpx.Client, Path]]:
+    """A service for the time of the block: a client, and its data folder."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+        service = start(Path(folder), **settings)
+        try:
+            yield service.api, Path(folder)
+        finally:
+            service.stop()
 
-    def row(what: str, run: Callable[[], object], runs: int, before: Callable[[], object] = lambda: None) -> None:
+
+class Bench:
+    """Times, and the table of them."""
+
+    def __init__(self) -> None:
+        self.table = Table("what", "median", "min", "max", "runs")
+
+    def row(self, what: str, run: Callable[[], object], runs: int, before: Callable[[], object] = lambda: None) -> None:
+        """Times some runs, each after `before`, which does not count."""
         times = []
         for _ in range(runs):
             before()
             began = time.perf_counter()
             run()
             times.append(time.perf_counter() - began)
-        figures = (statistics.median(times), min(times), max(times))
-        table.add_row(what, *(f"{figure * 1000:.1f} ms" for figure in figures), str(runs))
+        self.add(what, times)
+
+    def add(self, what: str, times_s: Sequence[float]) -> None:
+        """A row of the table."""
+        figures = (statistics.median(times_s), min(times_s), max(times_s))
+        self.table.add_row(what, *(f"{figure * 1000:.1f} ms" for figure in figures), str(len(times_s)))
+
+
+def pause() -> None:
+    """Until a warm worker that was used up has been replaced, and has loaded everything."""
+    time.sleep(4)
+
+
+def first_command(api: httpx.Client) -> Callable[[], object]:
+    """What runs a command in one new sandbox after the other."""
+    fresh = iter(range(10_000))
+    return lambda: execute(api, f"new-{next(fresh)}", "true")
+
+
+def noop_actors() -> list[float]:
+    """How long an actor that does nothing takes in a Ray of its own, from its creation to its first answer; in s."""
+    program = Path(__file__).with_name("noop_actor.py")
+    said = subprocess.run([sys.executable, program, str(COLD_RUNS)], stdout=subprocess.PIPE, check=True, text=True)
+    return [float(line) for line in said.stdout.splitlines()]
+
+
+def measure(bench: Bench, api: httpx.Client, data_dir: Path) -> None:
+    """Every row of a service as it comes."""
+    row = bench.row
 
     def post(path: str, body: dict[str, object]) -> dict[str, str]:
         answer: dict[str, str] = api.post(path, json=body).raise_for_status().json()
         return answer
 
     fresh = iter(range(10_000))
-    row("first call to a new sandbox", lambda: execute(api, f"new-{next(fresh)}", "true"), 10)
+
+    def first_file() -> None:
+        api.put(f"/v1/sandbox/file-{next(fresh)}/file/workspace/a", content=b"a").raise_for_status()
+
+    row("first file in a new sandbox, a worker waits", first_file, COLD_RUNS, before=pause)
+    row("first command in a new sandbox, a worker waits", first_command(api), COLD_RUNS, before=pause)
     box = "/v1/sandbox/bench"
     execute(api, "bench", "echo hello > small.txt")
     row("exec true", lambda: execute(api, "bench", "true"), SMALL_RUNS)

@@ -94,12 +94,12 @@ class Service:
         self._process.wait(60)
 
 
-def start(data_dir: Path) -> Service:
-    """Starts the service on a free port; returns when it is ready."""
+def start(data_dir: Path, **settings: str) -> Service:
+    """Starts the service on a free port; returns when it is ready. `settings` go into its environment."""
     log = (data_dir / "serve.log").open("w")
     command = [str(Path(sys.executable).with_name("holdfast")), "serve", "--port", "0", "--data-dir", str(data_dir)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("R2_", "BACKUP_", "RAY_"))}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment | settings)
     url = listening_url(process, data_dir)
     service = Service(process, url, (data_dir / "secrets" / "api_key").read_text())
     wait_for(lambda: is_ready(service.api))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import subprocess
@@ -27,7 +28,9 @@ JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; 
 _THAW_WHEN_ORPHANED = 'read -r _ || echo 0 > "$1"'
 """The guard's program. It is dismissed by a line, because a thaw that comes late would hit the next pause."""
 _V1_LIMIT = {"memory": "memory.limit_in_bytes", "pids": "pids.max"}
+_EMPTY = "populated 0"
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +154,9 @@ class Cgroup:
             CgroupError: one is still there after `timeout_s` (it hangs in the kernel).
         """
         kill = self._path / "cgroup.kill"
-        if kill.exists():
+        if kill.exists() and _EMPTY not in (self._path / "cgroup.events").read_text().splitlines():
             # Each time anew: a process may enter the group right after it was killed.
-            self._wait_for("populated 0", timeout_s, "could not be ended", repeat=lambda: kill.write_text("1"))
+            self._wait_for(_EMPTY, timeout_s, "could not be ended", repeat=lambda: kill.write_text("1"))
 
     def thaw(self) -> None:
         """Resumes whatever an actor that died has left paused."""
@@ -198,3 +201,21 @@ class Cgroup:
                 poll.poll(min(remaining_s, 0.25) * 1000)
                 repeat()
                 events.seek(0)
+
+
+def announce_entry() -> None:
+    """Has the kernel ready for a process that is about to enter a group: that takes it 1 ms then, and 8 ms otherwise.
+
+    The first change of groups after a pause waits for a grace period of RCU, and those that follow at once do not. This
+    is such a change, of this process into the group that it is in; so nothing changes. Blocks as long as it takes.
+
+    Source: cgroup_attach_lock in kernel/cgroup/cgroup.c and kernel/rcu/sync.c; measured on Linux 6.18.
+    """
+    with contextlib.suppress(OSError, CgroupError):
+        _own_group().write_text("0")
+
+
+@functools.cache
+def _own_group() -> Path:
+    own = next(line[3:] for line in _OWN_GROUPS.read_text().splitlines() if line.startswith("0::"))
+    return Hierarchies.find().v2 / own.lstrip("/") / "cgroup.procs"

@@ -19,7 +19,7 @@ from actors.restored import Entry, Record, Wanted
 from actors.restored import Recovery as RecordedRecovery
 from actors.takeover import Origin
 from storage import keys
-from storage.catalog import BackupCatalog
+from storage.catalog import BackupCatalog, StoredState
 from storage.errors import ObjectMissingError, StorageError, StoreUnavailableError
 from storage.metadata import BackupRecord, Checkpoint, SandboxState
 from tests.contract.conftest import Place
@@ -351,6 +351,39 @@ def test_the_epoch_is_taken_by_whatever_needs_it_first(world: World) -> None:
     again.take_soon()
     assert wait_until(lambda: world.stored.epoch == 2)
     assert kinds(world.stored) == ["created", "first", "woke"]
+
+
+def test_what_somebody_has_found_saves_the_question_and_binds_nobody(world: World) -> None:
+    world.owner("a")
+    found = world.catalog.find_state(TENANT, world.sandbox)
+    custody = world.custody("a")
+    world.faulty.fail("get", "state.json", after=False)
+    custody.suppose([found])
+    assert custody.locate(has_record=True) is Origin.HERE  # the bucket was not asked
+    world.faulty.faults.clear()
+    world.owner("b")
+    with pytest.raises(SandboxUnavailableError) as raised:
+        custody.change(noted("late"))
+    assert raised.value.context["reason"] == "SUPERSEDED"
+    assert (world.stored.node, world.stored.epoch) == ("b", 2)
+
+
+def test_what_somebody_has_found_is_of_no_use_to_who_has_asked_himself(world: World) -> None:
+    custody = opened(world.custody("a"))
+    custody.change(noted("first"))
+    custody.suppose([None])
+    custody.close()
+    assert custody.locate(has_record=False) is Origin.LOSS
+
+
+def test_a_new_sandbox_that_was_put_on_record_begins_afresh_under_its_first_epoch(world: World) -> None:
+    made = SandboxState(id=world.sandbox, tenant=TENANT, created_at=NOW)
+    etag = world.catalog.write_state(made, replacing=None)
+    custody = world.custody("a")
+    custody.suppose([StoredState(made, etag)])
+    assert custody.locate(has_record=False) is Origin.AFRESH
+    custody.take_now()
+    assert (world.stored.node, world.stored.epoch, kinds(world.stored)) == ("a", 1, ["created"])
 
 
 def test_a_destroyed_sandbox_is_not_made_anew_by_what_comes_late(world: World) -> None:

@@ -138,20 +138,30 @@ def test_an_actor_of_which_nobody_ever_hears_again_may_have_executed_the_call(mo
 
 
 def test_an_actor_that_left_before_it_was_called_at_all_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
+    made = iter([Actor(ActorDiedError()), Actor("done")])
 
     def find(name: str, namespace: str) -> Actor:
-        if len(made) < 2:
-            raise ValueError
-        return Actor("done")
+        raise ValueError
 
-    def create(near: str | None) -> Generator[Any, Any, None]:
-        made.append("one")
-        yield lambda: None
+    def create(lane: str | None, near: str | None) -> Generator[Any, Any, Any]:
+        return (yield lambda: next(made))
 
     monkeypatch.setattr(ray, "get_actor", find)
     assert Call(lambda: ActorRef("a", create=create).call(lambda actor: actor.answer)).result() == "done"
-    assert made == ["one", "one"]
+    assert next(made, None) is None
+
+
+def test_an_actor_made_for_a_call_has_let_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str, namespace: str) -> Actor:
+        raise ValueError
+
+    def create(lane: str | None, near: str | None) -> Generator[Any, Any, Any]:
+        assert (lane, near) == ("mailbox", "a backup")
+        return (yield lambda: Actor("done"))
+
+    monkeypatch.setattr(ray, "get_actor", find)
+    call = Call(lambda: ActorRef("a", create=create).call(lambda actor: actor.answer, lane="mailbox", near="a backup"))
+    assert call.result() == "done"
 
 
 def test_an_actor_that_always_leaves_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,32 @@
+"""What a worker loads before it is given anything to do, and what it leaves for later."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+LATE = {"boto3", "botocore", "httpx", "structlog", "rich", "pathspec", "pydantic_settings", "fastapi", "grpc_tools"}
+LOADED = "print(*{name.partition('.')[0] for name in sys.modules})"
+
+
+def loaded(program: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded when it has run the program."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, time, actors.preload\n{program}\n{LOADED}"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return set(done.stdout.split())
+
+
+def test_a_worker_that_starts_for_somebody_who_waits_loads_what_a_first_call_needs_and_no_more() -> None:
+    modules = loaded("")
+    assert "actors" in modules
+    assert LATE & modules == set()
+
+
+def test_a_worker_that_waits_has_loaded_everything() -> None:
+    until = "while 'boto3.s3' not in sys.modules and not actors.preload._later.finished.is_set(): time.sleep(0.01)"
+    assert {"boto3", "httpx"} <= loaded(f"{until}\nactors.preload._later.join()")
