@@ -28,7 +28,7 @@ from typing import Protocol
 
 from actors.cache import ArchiveCache
 from actors.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
-from actors.faults import failing_as
+from actors.faults import failing_as, reason_of
 from actors.logs import Logger
 from actors.metrics import ARCHIVED_BYTES, UNMETERED, UPLOADED_BYTES, Meter
 from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
@@ -50,7 +50,7 @@ log = Logger(__name__)
 class Ledger(Protocol):
     """Where an actor says what it begins and what it has committed, and learns whether it still may."""
 
-    def begin(self, backup_id: str) -> None:
+    def begin(self, backup_id: str, *, of_sleep: bool) -> None:
         """Before anything of it is in the bucket; settles what earlier calls could not remove.
 
         Raises StorageError, SandboxUnavailableError.
@@ -59,7 +59,7 @@ class Ledger(Protocol):
     def check(self) -> None:
         """Whether this actor may still commit. Raises StorageError, SandboxUnavailableError."""
 
-    def committed(self, record: BackupRecord, *, covers_all: bool) -> None:
+    def committed(self, record: BackupRecord) -> None:
         """The backup exists. Raises nothing: what cannot be written now is written with the next."""
 
     def left_behind(self, backup_id: str) -> None:
@@ -85,6 +85,8 @@ class BackupCreation:
     ledger: Ledger
     paused: Callable[[], AbstractContextManager[None]]
     """Pauses all that could change the tree."""
+    of_sleep: bool = False
+    """Whether the service makes them, to put the sandbox to sleep."""
     meter: Meter = UNMETERED
 
     def create(
@@ -94,8 +96,8 @@ class BackupCreation:
 
         Raises:
             InvalidBackupConfigError: the directory does not exist, is none, or leads out of the sandbox.
-            BackupCreateError: it failed; nothing is left of it.
-            OperationCancelledError: likewise.
+            BackupCreateError: it failed; nothing is left of it, unless the context says that the outcome is unknown.
+            OperationCancelledError: nothing is left of it.
         """
         with failing_as(BackupCreateError, "created"):
             made_before = self._made_before(idempotency_key, options)
@@ -112,7 +114,7 @@ class BackupCreation:
                     made = self._archive(options, work, progress)
                 self.meter.add(ARCHIVED_BYTES, amount=made.found.source_bytes)
                 with step(CreateStep.BEGIN):
-                    self.ledger.begin(backup_id)
+                    self.ledger.begin(backup_id, of_sleep=self.of_sleep)
                 try:
                     with step(CreateStep.UPLOAD):
                         uploaded = self._upload(backup_id, made, progress)
@@ -120,14 +122,14 @@ class BackupCreation:
                     record = self._record(backup_id, options, created_at, made, uploaded)
                     made_meanwhile = self._commit(record, options, idempotency_key, progress)
                 except BaseException as e:
-                    self._abandon(backup_id, e)
+                    self._abandon(backup_id, e, progress)
                     raise
             if made_meanwhile is not None:
                 self.ledger.abandoned(backup_id)
                 progress.backup_id = made_meanwhile.id
                 return made_meanwhile
             with step(CreateStep.CHECKPOINT):
-                self.ledger.committed(record, covers_all=not (options.excludes or options.gitignore))
+                self.ledger.committed(record)
             with step(CreateStep.CACHE), contextlib.suppress(OSError):
                 self.cache.adopt(backup_id, made.path, uploaded.sha256)
         finally:
@@ -229,6 +231,8 @@ class BackupCreation:
             not_kept=NotKept(sockets=found.sockets, acls=found.acls, other_xattrs=found.other_xattrs),
             max_name_bytes=found.max_name_bytes,
             uid=self.uid,
+            partial=bool(options.excludes or options.gitignore) or None,
+            of_sleep=self.of_sleep or None,
         )
 
     def _commit(
@@ -249,11 +253,12 @@ class BackupCreation:
             self._write_metadata(record)
         return None
 
-    def _abandon(self, backup_id: str, error: BaseException) -> None:
-        """Removes what there is of a backup that has failed; if that cannot be done now, the ledger has it done.
+    def _abandon(self, backup_id: str, error: BaseException, progress: Progress) -> None:
+        """Removes what there is of a backup that has failed; if that cannot be done now, the ledger has it settled.
 
         Raises:
             SandboxUnavailableError: another actor has taken over, and settles it; that is why the bucket failed us.
+            BackupCreateError: the bucket lets neither know whether it was committed, nor remove it.
         """
         try:
             self._check_before_abandoning(backup_id)
@@ -262,6 +267,13 @@ class BackupCreation:
         except StorageError as e:
             log.warning("backup_left_behind", backup=backup_id, detail=str(e))
             self.ledger.left_behind(backup_id)
+            if progress.snapshot().phase is Phase.COMMITTING:
+                reason, sentence = reason_of(e)
+                raise BackupCreateError(
+                    f"The backup may have been created, or not: {sentence}.",
+                    hint="Look at the list of backups, or repeat the call with the same idempotency key.",
+                    context={"reason": reason, "outcome": "unknown"},
+                ) from None
         except SandboxUnavailableError:
             if isinstance(error, StorageError) and not isinstance(error, TransferCancelledError):
                 raise
@@ -270,8 +282,7 @@ class BackupCreation:
         try:
             self.ledger.check()
         except SandboxUnavailableError:
-            if self.catalog.settle(backup_id) is None:  # otherwise our successor may have recovered from it
-                self.catalog.abandon(backup_id)
+            self.catalog.settle(backup_id)  # not more: our successor may have recovered from it
             raise
 
     def _claim(self, record: BackupRecord, options: BackupOptions, idempotency_key: str) -> DirectoryBackup | None:

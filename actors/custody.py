@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from actors import takeover
 from actors.durable_state import (
+    MAX_ROWS,
     Change,
     DurableState,
     Place,
     SupersededError,
-    checkpoint_of,
     happened,
+    with_backup,
     with_checkpoint,
 )
 from actors.errors import LEAVING, SandboxUnavailableError
@@ -202,7 +203,7 @@ class Custody:
         record = self._record()
         known = {(row.dir, row.backup_id, row.restored_at) for row in state.restored}
         restored = restored_in(record)
-        told = sorted(zip(restored, record.entries, strict=True), key=lambda pair: pair[0].restored_at)
+        told = sorted(zip(restored, record.entries[-MAX_ROWS:], strict=True), key=lambda pair: pair[0].restored_at)
         for row, entry in told:
             if (row.dir, row.backup_id, row.restored_at) not in known:  # the actor before this one could not say so
                 state = with_checkpoint(state, _checkpoint_in(entry))
@@ -244,8 +245,7 @@ class Custody:
                 if record is None:
                     state = _without(state, backup_id)
                 else:
-                    checkpoint = checkpoint_of(record, of_sleep=backup_id in state.sleep_backups)
-                    state = _backed_up(_without(state, backup_id), checkpoint, covers_all=False)
+                    state = with_backup(_without(state, backup_id), record)
             return state
 
         self._inherited = []
@@ -253,9 +253,9 @@ class Custody:
 
     # --- what an actor that has the sandbox writes
 
-    def ledger(self, *, of_sleep: bool = False) -> SandboxLedger:
-        """Where a backup is written down. `of_sleep` marks those made to put the sandbox to sleep."""
-        return SandboxLedger(self, of_sleep)
+    def ledger(self) -> SandboxLedger:
+        """Where a backup is written down."""
+        return SandboxLedger(self)
 
     def leave_behind(self, backup_id: str) -> None:
         """Notes a backup of ours that failed, and that the bucket did not let us remove."""
@@ -367,13 +367,12 @@ class SandboxLedger:
     """What `actors.backup` writes of a backup into the state: see `actors.backup.Ledger`."""
 
     _custody: Custody
-    _of_sleep: bool
 
-    def begin(self, backup_id: str) -> None:
+    def begin(self, backup_id: str, *, of_sleep: bool) -> None:
         """Before anything of it is in the bucket: the next actor would settle it."""
 
         def begun(state: SandboxState) -> SandboxState:
-            made = [*state.sleep_backups, backup_id] if self._of_sleep else state.sleep_backups
+            made = [*state.sleep_backups, backup_id] if of_sleep else state.sleep_backups
             return state.model_copy(update={"pending": [*state.pending, backup_id], "sleep_backups": made})
 
         self._custody.change(begun, keep=False)
@@ -382,11 +381,10 @@ class SandboxLedger:
         """Whether this actor may still commit."""
         self._custody.check()
 
-    def committed(self, record: BackupRecord, *, covers_all: bool) -> None:
+    def committed(self, record: BackupRecord) -> None:
         """From here on the directory is recovered from it."""
-        checkpoint = checkpoint_of(record, of_sleep=self._of_sleep)
         try:
-            self._write(lambda state: _backed_up(_without(state, record.id), checkpoint, covers_all=covers_all))
+            self._write(lambda state: with_backup(_without(state, record.id), record))
         except SandboxUnavailableError as e:  # who has taken over has settled it, and found it
             log.warning("state_not_written", error=type(e).__name__)
 
@@ -419,13 +417,8 @@ def _left(state: SandboxState, deleted: Sequence[str]) -> list[str]:
     return [backup_id for backup_id in state.sleep_backups if backup_id not in deleted]
 
 
-def _backed_up(state: SandboxState, checkpoint: Checkpoint, *, covers_all: bool) -> SandboxState:
-    state = with_checkpoint(state, checkpoint, covers_all=covers_all)
-    return happened(state, "backed_up", dir=checkpoint.dir, backup_id=checkpoint.backup_id)
-
-
 def restored_in(record: Record) -> list[RestoredDirectory]:
-    """What is restored where, as the bucket has it."""
+    """What is restored where, as the bucket has it: the `MAX_ROWS` that were restored last."""
     return [
         RestoredDirectory(
             dir=entry.dir,
@@ -434,7 +427,7 @@ def restored_in(record: Record) -> list[RestoredDirectory]:
             driver=entry.driver.value if entry.driver else None,
             restored_at=entry.restored_at,
         )
-        for entry in record.entries
+        for entry in record.entries[-MAX_ROWS:]
     ]
 
 

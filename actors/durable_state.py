@@ -21,6 +21,8 @@ from storage.errors import PreconditionFailedError, StorageError
 from storage.metadata import BackupRecord, Checkpoint, Event, SandboxState
 
 MAX_EVENTS = 100
+MAX_ROWS = 128
+"""Directories that the state speaks of: even with the longest paths, in JSON, it can be read then."""
 _TRIES = 8
 
 Change = Callable[[SandboxState], SandboxState]
@@ -200,6 +202,7 @@ def with_checkpoint(state: SandboxState, checkpoint: Checkpoint, *, covers_all: 
     """The state with a directory's newest checkpoint, in place of its older one.
 
     It also replaces those of the directories inside it, unless the backup left something out (`covers_all` is False).
+    The `MAX_ROWS` that were made last are kept.
     """
     inside = checkpoint.dir.rstrip("/") + "/"
     kept = [
@@ -207,9 +210,13 @@ def with_checkpoint(state: SandboxState, checkpoint: Checkpoint, *, covers_all: 
         for other in state.checkpoints
         if other.dir != checkpoint.dir and not (covers_all and other.dir.startswith(inside))
     ]
-    return state.model_copy(update={"checkpoints": [*kept, checkpoint]})
+    return state.model_copy(update={"checkpoints": [*kept, checkpoint][-MAX_ROWS:]})
 
 
-def checkpoint_of(record: BackupRecord, *, of_sleep: bool = False) -> Checkpoint:
-    """What a committed backup is to the sandbox it was made of."""
-    return Checkpoint(dir=record.dir, backup_id=record.id, taken_at=record.created_at, of_sleep=of_sleep)
+def with_backup(state: SandboxState, record: BackupRecord) -> SandboxState:
+    """The state of a sandbox of which a backup has just been committed."""
+    checkpoint = Checkpoint(
+        dir=record.dir, backup_id=record.id, taken_at=record.created_at, of_sleep=bool(record.of_sleep)
+    )
+    state = with_checkpoint(state, checkpoint, covers_all=not record.partial)
+    return happened(state, "backed_up", dir=record.dir, backup_id=record.id)

@@ -31,7 +31,7 @@ REUNION_S = 60.0
 """How long the service waits for nodes that an earlier cluster knew, from its own start on, before they are lost."""
 _ANSWER_S = 15.0
 _NEWS_S = 2.0
-_NEAR_S = 0.5
+_NEAR_S = 1.0
 _FREED_S = 3.0
 """How long a full cluster is looked at again: an actor that has left is in Ray's books for an instant longer."""
 _BOOKED_S = 1.0

@@ -61,6 +61,7 @@ class BackupRestoration:
     """Everything that restoring backups into one sandbox needs."""
 
     tenant: str
+    sandbox: str
     uid: int
     driver: Driver
     catalog: BackupCatalog
@@ -79,7 +80,7 @@ class BackupRestoration:
         """Restores one backup.
 
         Raises:
-            InvalidBackupConfigError: the directory leads out of the sandbox.
+            InvalidBackupConfigError: the directory leads out of the sandbox, or the backup is of another one's sleep.
             BackupNotFoundError, BackupExpiredError: nothing was changed.
             BackupRestoreError, OperationCancelledError: the directory is as it was.
         """
@@ -112,6 +113,12 @@ class BackupRestoration:
             raise BackupExpiredError(
                 "The backup's time to live has elapsed.",
                 context={"backup": options.id, "expired_at": record.expires_at.isoformat()},
+            )
+        if record.of_sleep and record.sandbox != self.sandbox:
+            raise InvalidBackupConfigError(
+                "The backup was made to put another sandbox to sleep, and goes when that sandbox sleeps again.",
+                hint=f"Back the directory up in sandbox {record.sandbox} first, and restore that backup.",
+                context={"backup": options.id, "sandbox": record.sandbox},
             )
         return record
 

@@ -83,7 +83,7 @@ class Wanted(BaseModel):
     error: str | None = None
 
 
-class Recovery(BaseModel):
+class RecoveryPlan(BaseModel):
     """What has to come back from checkpoints before anybody may see the tree. `lost_node` is absent after a sleep."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -97,7 +97,7 @@ class Recovery(BaseModel):
         """What is not settled yet, outer directories before those inside them."""
         return sorted((wanted for wanted in self.directories if not wanted.settled), key=lambda wanted: wanted.dir)
 
-    def settled(self, directory: str, *, error: str | None = None) -> Recovery:
+    def settled(self, directory: str, *, error: str | None = None) -> RecoveryPlan:
         """The same, with one directory settled."""
         changed = {"settled": True, "error": error}
         return self.model_copy(
@@ -118,7 +118,7 @@ class Record(BaseModel):
     version: Literal[1] = 1
     created_at: datetime
     entries: tuple[Entry, ...] = ()
-    recovery: Recovery | None = None
+    recovery: RecoveryPlan | None = None
 
 
 def recorded_driver(file: Path) -> Driver | None:
@@ -178,6 +178,14 @@ class RestoredDirectories:
         return self.record.recovery.missing if self.record.recovery else []
 
     @property
+    def recovered(self) -> frozenset[str] | None:
+        """The backups from which everything was brought back; None if something could not be."""
+        plan = self.record.recovery
+        if plan is None or any(row.error for row in plan.directories):
+            return None
+        return frozenset(row.backup_id for row in plan.directories)
+
+    @property
     def exists(self) -> bool:
         """Whether this node has a record of the sandbox, readable or not."""
         return self._file.exists()
@@ -230,7 +238,7 @@ class RestoredDirectories:
         self.record, self._damage = Record(created_at=_now()), None
         self._devices.clear()
 
-    def begin_recovery(self, created_at: datetime, recovery: Recovery) -> None:
+    def begin_recovery(self, created_at: datetime, recovery: RecoveryPlan) -> None:
         """Records what has to come back, before anything else of the sandbox is here. What was here must be gone."""
         self._save(Record(created_at=created_at, recovery=recovery))
 

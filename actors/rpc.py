@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -194,11 +195,18 @@ class Stream(Generic[T]):
 
 
 def submit(call: Call[Any]) -> None:
-    """Sends a call to an actor that this process has called before, and forgets its outcome. Never blocks."""
-    steps = call._steps()
+    """Sends a call and forgets its outcome. Never blocks."""
+    steps, waited = call._steps(), None
     with contextlib.suppress(StopIteration, HoldfastError, RayError):
-        next(steps)
+        waited = next(steps)
     steps.close()
+    if callable(waited):  # its handle has to be found first
+        threading.Thread(target=_forgotten, args=(call,), name="submit", daemon=True).start()
+
+
+def _forgotten(call: Call[Any]) -> None:
+    with contextlib.suppress(HoldfastError):
+        call.result()
 
 
 class ActorRef:

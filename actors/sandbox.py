@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from actors.bucket import configured
 from actors.cache import ArchiveCache
 from actors.commands import Commands
 from actors.config import NodeConfig, SandboxConfig
-from actors.custody import Custody, SandboxLedger, after_recovery, after_restore, superseded
+from actors.custody import Custody, after_recovery, after_restore, superseded
 from actors.durable_state import Place, happened
 from actors.errors import (
     BackupExpiredError,
@@ -71,7 +71,7 @@ from actors.node.tree import Tree
 from actors.operations import Operations, Progress
 from actors.presence import Presence
 from actors.published import public_recovery
-from actors.restored import Recovery, RestoredDirectories, Wanted, recorded_driver
+from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, recorded_driver
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated
@@ -201,6 +201,8 @@ class LocalSandbox:
         self._restored = RestoredDirectories(record, self._tree, self._layers)
         self._operations = Operations()
         self._awake_since = datetime.now(UTC)
+        self._safe_in: frozenset[str] | None = None
+        """The backups that hold everything, as long as nothing was touched since they were restored."""
         self._waking = threading.Lock()
         self.custody = Custody(
             catalog,
@@ -226,10 +228,9 @@ class LocalSandbox:
         catalog = configured(self._catalog, self._config)
         self.wake()
         with self._operations.run(OperationKind.BACKUP, options.dir) as progress:
-            creation = self._creation(catalog, self.custody.ledger())
-            return creation.create(options, progress, idempotency_key=idempotency_key)
+            return self._creation(catalog).create(options, progress, idempotency_key=idempotency_key)
 
-    def _creation(self, catalog: BackupCatalog, ledger: SandboxLedger) -> BackupCreation:
+    def _creation(self, catalog: BackupCatalog, *, of_sleep: bool = False) -> BackupCreation:
         from actors.backup import BackupCreation  # late: commands need not wait for what only transfers use
 
         return BackupCreation(
@@ -242,8 +243,9 @@ class LocalSandbox:
             spool=self._home / "spool",
             transfer=self._config.transfer,
             pause_s=self._config.backup.pause_s,
-            ledger=ledger,
+            ledger=self.custody.ledger(),
             paused=self._paused,
+            of_sleep=of_sleep,
             meter=self._meter,
         )
 
@@ -251,6 +253,7 @@ class LocalSandbox:
         """See `SandboxCalls.restore_backup`."""
         catalog = configured(self._catalog, self._config)
         self.wake()
+        self._safe_in = None
         with self._operations.run(OperationKind.RESTORE, options.dir) as progress:
             result = self._restoration(catalog, self._stopped).restore(options, progress)
         entry = self._restored.record.entries[-1]  # the one that has just been written
@@ -265,6 +268,7 @@ class LocalSandbox:
 
         return BackupRestoration(
             tenant=self.tenant,
+            sandbox=self.id,
             uid=self._config.node.sandbox_uid,
             driver=self._driver,
             catalog=catalog,
@@ -327,6 +331,7 @@ class LocalSandbox:
     def exec(self, command_id: str, request: ExecRequest) -> Iterator[ExecEvent]:
         """See `SandboxCalls.exec`."""
         self.wake()
+        self._safe_in = None
         return self._commands.run(command_id, request)
 
     def read_file(self, transfer_id: str, path: str) -> Iterator[bytes]:
@@ -337,11 +342,13 @@ class LocalSandbox:
     def open_file(self, path: str, mode: int | None) -> str:
         """Begins to write a file; returns the transfer's id."""
         self.wake()
+        self._safe_in = None
         return self._transfers.open_file(path, mode)
 
     def open_hydrate(self) -> str:
         """Begins to unpack a tar archive; returns the transfer's id."""
         self.wake()
+        self._safe_in = None
         return self._transfers.open_hydrate()
 
     def send(self, transfer_id: str, data: bytes) -> None:
@@ -364,6 +371,7 @@ class LocalSandbox:
     def delete_file(self, path: str) -> None:
         """See `SandboxCalls.delete_file`."""
         self.wake()
+        self._safe_in = None
         inside = writable_path(path)
         with self._gate.shared(), translated(inside):
             self._tree.remove(inside)
@@ -472,6 +480,7 @@ class LocalSandbox:
         self._tree.prepare()
         self._restored.take_up()
         self._recover(begun=origin.is_elsewhere)
+        self._safe_in = self._restored.recovered if origin is Origin.SLEEP else None
         self._make_home()
         return origin
 
@@ -490,7 +499,7 @@ class LocalSandbox:
             for row in state.checkpoints
         )
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        recovery = Recovery(at=datetime.now(UTC), lost_node=lost_node, directories=wanted)
+        recovery = RecoveryPlan(at=datetime.now(UTC), lost_node=lost_node, directories=wanted)
         self._restored.begin_recovery(state.created_at, recovery)
 
     def _put_aside(self) -> None:
@@ -591,19 +600,33 @@ class LocalSandbox:
     def put_to_bed(self) -> list[Checkpoint]:
         """Backs up everything that is in the sandbox, so that `sleep` can free the node's disk. Changes nothing else.
 
+        What has not been touched since it was brought back from such backups is still safe in them.
+
         Raises:
             HoldfastError: something could not be backed up.
         """
         catalog = configured(self._catalog, self._config)
         self.wake()
-        made = []
+        if self._safe_in is not None and (kept := self._checkpoints(self._safe_in)) is not None:
+            return kept
+        made = set()
         for top in WRITABLE_ROOTS:
             if self._holds_anything(top):
                 with self._operations.run(OperationKind.BACKUP, top) as progress:
                     options = BackupOptions(dir=top, name="asleep", ttl=_SLEEP_TTL_S)
-                    handle = self._creation(catalog, self.custody.ledger(of_sleep=True)).create(options, progress)
-                made.append(Checkpoint(dir=top, backup_id=handle.id, taken_at=datetime.now(UTC), of_sleep=True))
-        return made
+                    made.add(self._creation(catalog, of_sleep=True).create(options, progress).id)
+        recorded = self._checkpoints(made)
+        if recorded is None:
+            raise StorageUnavailableError(
+                "The bucket has not taken note of the backups.", context={"outcome": "not_executed"}
+            )
+        return recorded
+
+    def _checkpoints(self, backup_ids: Collection[str]) -> list[Checkpoint] | None:
+        """The checkpoints that these backups are; None if one of them is none."""
+        state = self.custody.state
+        found = [row for row in (state.checkpoints if state else ()) if row.backup_id in backup_ids]
+        return found if len(found) == len(backup_ids) else None
 
     def _holds_anything(self, top: str) -> bool:
         with self._gate.shared():

@@ -255,10 +255,10 @@ class Service:
 
 def _is_slept_in(catalog: BackupCatalog, record: BackupRecord) -> bool:
     """Whether a backup is where a sandbox is while it sleeps."""
-    found = catalog.find_state(record.owner, record.sandbox) if record.sandbox is not None else None
-    if found is None or record.id not in found.state.sleep_backups:
+    if not record.of_sleep or record.sandbox is None:
         return False
-    return any(checkpoint.backup_id == record.id for checkpoint in found.state.checkpoints)
+    found = catalog.find_state(record.owner, record.sandbox)
+    return found is not None and any(row.backup_id == record.id for row in found.state.checkpoints)
 
 
 def _new_state(tenant: str, sandbox_id: str) -> SandboxState:

@@ -47,8 +47,10 @@ class WarmWorkers:
         """
         if not self._count:
             return
-        now = time.monotonic()
-        for node in sandbox_nodes():
+        now, nodes = time.monotonic(), sandbox_nodes()
+        for gone in self._filled_at.keys() - {node["NodeID"] for node in nodes}:
+            del self._filled_at[gone], self._wanted[gone]
+        for node in nodes:
             node_id = node["NodeID"]
             if now - self._filled_at.get(node_id, -_KEEP_ALIVE_S) >= _KEEP_ALIVE_S:
                 self._filled_at[node_id], self._wanted[node_id] = now, self._count

@@ -27,10 +27,11 @@ from storage.errors import (
     StoreUnavailableError,
 )
 from storage.metadata import BackupRecord, Claim, Document, SandboxState, load, sign, verify
-from storage.store import ObjectStore, Stored
+from storage.store import SMALL_OBJECT_BYTES, ObjectStore, Stored
 
 logger = logging.getLogger(__name__)
 
+STATE_BYTES = 16 * 2**20
 _FENCE = b'{"fenced":true}'
 """In the place of the metadata of a backup that must not be committed any more."""
 _READERS = 8
@@ -115,9 +116,9 @@ class BackupCatalog:
                     raise
         return Committed(signed, self.write_index_entry(signed))
 
-    def _find_stored(self, key: str) -> Stored | None:
+    def _find_stored(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored | None:
         try:
-            return self.store.get(key)
+            return self.store.get(key, max_bytes=max_bytes)
         except ObjectMissingError:
             return None
 
@@ -288,7 +289,7 @@ class BackupCatalog:
             CorruptMetadataError: permanent.
         """
         key = keys.state(tenant, sandbox)
-        stored = self._find_stored(key)
+        stored = self._find_stored(key, max_bytes=STATE_BYTES)
         if stored is None:
             return None
         state = load(SandboxState, stored.data, bucket=self.store.bucket, key=key)
@@ -320,7 +321,7 @@ class BackupCatalog:
             )
         except (PreconditionFailedError, StoreUnavailableError):
             # A retry inside the store may have met its own write.
-            stored = self._find_stored(key)
+            stored = self._find_stored(key, max_bytes=STATE_BYTES)
             if stored is None or stored.data != data:
                 raise
             return stored.etag

@@ -130,7 +130,9 @@ class BackupRecord(Document):
     """A backup's metadata. Whoever has a readable one has a complete backup: it is written last.
 
     `name` is absent when there is none. `parts` are the SHA-256 of consecutive stretches of `part_bytes`.
-    `uid` is the numeric owner that the archive's files had; `max_name_bytes` the longest name among them.
+    `uid` is the numeric owner that the archive's files had; `max_name_bytes` the longest name among them. `partial`
+    says that something was left out on purpose; `of_sleep` that the service made it to put its sandbox to sleep, and
+    will delete it.
     """
 
     id: BackupId
@@ -154,6 +156,8 @@ class BackupRecord(Document):
     not_kept: NotKept | None = None
     max_name_bytes: Count | None = None
     uid: Count | None = None
+    partial: bool | None = None
+    of_sleep: bool | None = None
     signature: Annotated[str, Field(max_length=256)] | None = None
 
     @property

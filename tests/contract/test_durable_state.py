@@ -11,17 +11,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import SecretStr
 
-from actors.custody import Custody
-from actors.durable_state import MAX_EVENTS, DurableState, SupersededError, happened, with_checkpoint
+from actors.custody import Custody, restored_in
+from actors.durable_state import MAX_EVENTS, MAX_ROWS, DurableState, SupersededError, happened, with_checkpoint
 from actors.durable_state import Place as NodePlace
 from actors.errors import SandboxUnavailableError
-from actors.restored import Entry, Record, Wanted
-from actors.restored import Recovery as RecordedRecovery
+from actors.restored import Entry, Record, RecoveryPlan, Wanted
 from actors.takeover import Origin
 from storage import keys
-from storage.catalog import BackupCatalog, StoredState
+from storage.catalog import STATE_BYTES, BackupCatalog, StoredState
 from storage.errors import ObjectMissingError, StorageError, StoreUnavailableError
-from storage.metadata import BackupRecord, Checkpoint, SandboxState
+from storage.metadata import BackupRecord, Checkpoint, RecoveredDirectory, Recovery, SandboxState
 from tests.contract.conftest import Place
 from tests.support.faulty_store import FaultyStore
 from tests.support.mount_leaks import wait_until
@@ -73,7 +72,7 @@ class World:
         assert found is not None
         self.catalog.write_state(change(found.state), replacing=found.etag)
 
-    def record(self, directory: str = "/workspace") -> BackupRecord:
+    def record(self, directory: str = "/workspace", *, of_sleep: bool = False, partial: bool = False) -> BackupRecord:
         return BackupRecord(
             id=str(uuid.uuid4()),
             dir=directory,
@@ -83,6 +82,8 @@ class World:
             version=1,
             tenant=TENANT,
             sandbox=self.sandbox,
+            of_sleep=of_sleep or None,
+            partial=partial or None,
         )
 
     def upload(self, record: BackupRecord) -> None:
@@ -334,6 +335,35 @@ def test_a_checkpoint_takes_the_place_of_those_inside_it_unless_something_was_le
     assert state.checkpoints[-1] == newest
 
 
+def test_the_state_speaks_of_a_bounded_number_of_directories() -> None:
+    state = SandboxState(id="box", tenant=TENANT, created_at=NOW)
+    entries = []
+    for number in range(MAX_ROWS + 5):
+        state = with_checkpoint(state, checkpoint(f"/workspace/{number}"))
+        entries.append(Entry(dir=f"/workspace/{number}", backup_id=str(uuid.uuid4()), mode="copy", restored_at=NOW))
+    rows = restored_in(Record(created_at=NOW, entries=tuple(entries)))
+    for listed in (state.checkpoints, rows):
+        assert [row.dir for row in listed] == [f"/workspace/{number}" for number in range(5, MAX_ROWS + 5)]
+
+
+def test_the_largest_state_can_be_read() -> None:
+    long = "/workspace/" + "\x01" * 4085
+    row = checkpoint(long)
+    restored = Entry(dir=long, backup_id=row.backup_id, mode="overlay", restored_at=NOW)
+    state = SandboxState(
+        id="b" * 128,
+        tenant="t" * 128,
+        created_at=NOW,
+        checkpoints=[row] * MAX_ROWS,
+        restored=restored_in(Record(created_at=NOW, entries=(restored,) * MAX_ROWS)),
+    )
+    for _ in range(MAX_EVENTS):
+        state = happened(state, "backed_up", dir=long, backup_id=row.backup_id)
+    lost = RecoveredDirectory(dir=long, backup_id=row.backup_id, taken_at=NOW)
+    state = state.model_copy(update={"recovery": Recovery(at=NOW, directories=[lost] * MAX_ROWS)})
+    assert len(state.to_json()) < STATE_BYTES
+
+
 # --- custody
 
 
@@ -408,9 +438,9 @@ def test_a_sandbox_that_was_never_taken_up_has_nothing_to_report(world: World) -
 @pytest.mark.parametrize("of_sleep", [False, True])
 def test_a_backup_that_was_begun_is_settled_by_the_next(world: World, *, of_sleep: bool) -> None:
     old = opened(world.custody("a"))
-    committed, open_one = world.record("/workspace"), world.record("/app")
+    committed, open_one = world.record("/workspace", of_sleep=of_sleep), world.record("/app")
     for record in (committed, open_one):
-        old.ledger(of_sleep=of_sleep).begin(record.id)
+        old.ledger().begin(record.id, of_sleep=of_sleep)
         world.upload(record)
     world.catalog.commit(committed)
     new = world.custody("b", lost=("a",))
@@ -425,16 +455,34 @@ def test_a_backup_that_was_begun_is_settled_by_the_next(world: World, *, of_slee
     with pytest.raises(SandboxUnavailableError) as raised:
         old.ledger().abandoned(open_one.id)
     assert raised.value.context["reason"] == "SUPERSEDED"
-    old.ledger().committed(committed, covers_all=True)
+    old.ledger().committed(committed)
     assert world.bytes == state.to_json()
     new.clear_sleep()
     new.forget()
     assert world.has(keys.metadata(committed.id)) is not of_sleep
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_settled_backup_covers_what_was_backed_up_inside_it_before_unless_it_is_partial(
+    world: World, *, partial: bool
+) -> None:
+    old = opened(world.custody("a"))
+    inside, outer = world.record("/workspace/a"), world.record("/workspace", partial=partial)
+    for record in (inside, outer):
+        old.ledger().begin(record.id, of_sleep=False)
+        world.upload(record)
+        world.catalog.commit(record)
+        if record is inside:
+            old.ledger().committed(record)
+    new = world.custody("b", lost=("a",))  # the old one died between the commit and the checkpoint
+    new.locate(has_record=False)
+    _, state = new.take()
+    assert [row.dir for row in state.checkpoints] == (["/workspace/a", "/workspace"] if partial else ["/workspace"])
+
+
 def test_a_takeover_waits_until_all_is_settled(world: World) -> None:
     old, record = opened(world.custody("a")), world.record()
-    old.ledger().begin(record.id)
+    old.ledger().begin(record.id, of_sleep=False)
     world.upload(record)
     new = world.custody("b", lost=("a",))
     new.locate(has_record=False)
@@ -478,7 +526,7 @@ def test_what_the_actor_before_could_not_say_is_read_from_the_record(world: Worl
     record = Record(
         created_at=NOW,
         entries=(Entry(dir="/workspace", backup_id=back.backup_id, mode="copy", restored_at=NOW, taken_at=NOW),),
-        recovery=RecordedRecovery(at=datetime.now(UTC), lost_node="x", directories=(lost, back)),
+        recovery=RecoveryPlan(at=datetime.now(UTC), lost_node="x", directories=(lost, back)),
     )
     world.custody("a")
     for _ in range(2):
@@ -520,12 +568,12 @@ def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(wo
     custody = opened(world.custody("a"))
     made = []
     for _ in range(3):
-        record = world.record()
-        ledger = custody.ledger(of_sleep=True)
-        ledger.begin(record.id)
+        record = world.record(of_sleep=True)
+        ledger = custody.ledger()
+        ledger.begin(record.id, of_sleep=True)
         world.upload(record)
         world.catalog.commit(record)
-        ledger.committed(record, covers_all=True)
+        ledger.committed(record)
         made.append(record)
     custody.clear_sleep()
     assert [world.has(keys.metadata(record.id)) for record in made] == [False, False, True]

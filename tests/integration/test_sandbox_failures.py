@@ -32,7 +32,10 @@ from actors.node.binds import bind
 from actors.sandbox import LocalSandbox
 from storage import keys
 from storage.catalog import BackupCatalog
+from storage.errors import StoreUnavailableError
 from storage.s3 import S3ObjectStore
+from tests.support.held_store import AwayStore
+from tests.support.killing import Interrupted
 from tests.support.mount_leaks import children, loop_devices, wait_until
 from tests.support.s3 import FAST, fault_proxy
 from tests.support.sandboxes import (
@@ -311,6 +314,30 @@ def test_a_bucket_that_fails_during_a_backup_leaves_nothing(kernel_node: Node, o
         backup(box)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_backup_of_which_the_bucket_does_not_say_whether_it_exists_is_settled_by_the_next(
+    kernel_node: Node, when: str
+) -> None:
+    def goes_away() -> None:
+        away.is_away = True
+        raise StoreUnavailableError("put", bucket="away")
+
+    store = S3ObjectStore(kernel_node.bucket, transfer=FAST)
+    away = AwayStore(Interrupted(store, "put", when, of="meta.json", act=goes_away))
+    box = kernel_node.sandbox(f"uncertain-{when}", catalog=kernel_node.catalog(away))
+    sh(box, "echo 1 > file")
+    before = kernel_node.keys()
+    with pytest.raises(BackupCreateError) as raised:
+        backup(box, name="uncertain")
+    assert raised.value.context == {"reason": "STORAGE_UNAVAILABLE", "outcome": "unknown"}
+    away.is_away = False
+    backup(box, name="next")
+    rows = kernel_node.catalog().page("default", box.id).records
+    assert [row.name for row in rows] == (["next"] if when == "before" else ["next", "uncertain"])
+    made = kernel_node.keys() - before
+    assert {key for key in made if key.endswith("data.sqsh")} == {keys.archive(row.id) for row in rows}
+
+
 class CancelledAfter:
     """An archiver one of whose methods does its work and then waits until it is cancelled."""
 
@@ -346,6 +373,7 @@ def test_a_cancelled_backup_leaves_nothing(kernel_node: Node, phase: str) -> Non
         (kernel_node.tree(box) / "workspace" / "large").write_bytes(os.urandom(24_000_000))
         if phase == "compressing":
             os.truncate(kernel_node.tree(box) / "workspace" / "large", MINUTES_OF_READING)
+        box.custody.take_now()
         before, unfinished = kernel_node.keys(), kernel_node.catalog().store.list_uploads("backups/")
         if phase == "uploading":
             proxy.script("part", "stall " * 8)

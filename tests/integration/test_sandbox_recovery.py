@@ -15,7 +15,12 @@ from typing import Any
 
 import pytest
 
-from actors.errors import BackupCreateError, SandboxUnavailableError, StorageUnavailableError
+from actors.errors import (
+    BackupCreateError,
+    InvalidBackupConfigError,
+    SandboxUnavailableError,
+    StorageUnavailableError,
+)
 from actors.models import DirectoryBackup
 from actors.node import driver_choice, mountinfo
 from actors.node.drivers import Driver
@@ -38,6 +43,7 @@ from tests.support.sandboxes import (
     described,
     restore,
     sh,
+    write,
 )
 from tests.support.trees import Entry, fingerprint, make_interesting_tree
 
@@ -323,7 +329,8 @@ def test_an_actor_that_was_replaced_in_mid_backup_commits_nothing(either: Pair, 
     else:
         assert isinstance(error, SandboxUnavailableError)
         assert error.context["reason"] == "SUPERSEDED"
-        assert {key for key in pair.a.keys() - before if key.startswith("backups/")} == set()
+        left = {key for key in pair.a.keys() - before if key.startswith("backups/")}
+        assert {pair.store.get(key).data for key in left} == ({b'{"fenced":true}'} if pair.conditional else set())
         assert list(pair.backups) == [safe.id]
     assert sh(new, "cat file") == "safe\n"
     assert [row.backup_id for row in pair.state.checkpoints] == [safe.id]
@@ -543,6 +550,36 @@ def test_a_second_sleep_deletes_the_first_ones_backups_and_no_others(nodes: Pair
     assert not kept & abandoned
     assert set(nodes.state.sleep_backups) == kept - {own.id}
     assert sh(nodes.on_a(), "cat file ~/file /app/mine/file") == "1\n1\n1\n"
+
+
+def test_a_sandbox_that_nobody_has_touched_sleeps_again_in_the_same_backups(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file; echo 1 > ~/file")
+    first = box.put_to_bed()
+    box.sleep(first)
+    again = nodes.on_b(lost=())
+    assert [entry.name for entry in again.list_files("/workspace")] == ["file"]
+    assert again.put_to_bed() == first
+    again.sleep(first)
+    assert set(nodes.backups) == {row.backup_id for row in first}
+    third = nodes.on_a()
+    write(third, "/workspace/file", b"2")
+    second = third.put_to_bed()
+    assert not {row.backup_id for row in first} & {row.backup_id for row in second}
+    third.sleep(second)
+    assert sh(nodes.on_b(lost=()), "cat file ~/file") == "21\n"
+
+
+def test_nobody_else_may_restore_what_a_sandbox_sleeps_in(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file")
+    (in_bed,) = (row for row in box.put_to_bed() if row.dir == "/workspace")
+    other = nodes.a.sandbox("somebody-else")
+    with pytest.raises(InvalidBackupConfigError, match="sleep"):
+        restore(other, DirectoryBackup(id=in_bed.backup_id, dir="/workspace"))
+    assert sh(other, "ls -A") == ""
+    restore(box, DirectoryBackup(id=in_bed.backup_id, dir="/workspace"))
+    assert sh(box, "cat file") == "1\n"
 
 
 def test_backups_for_sleeping_go_once_the_sandbox_has_newer_ones_of_its_own(nodes: Pair) -> None:

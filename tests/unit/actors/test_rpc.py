@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from actors.errors import (
     ServiceUnavailableError,
     TooManyCallsError,
 )
-from actors.rpc import ActorRef, Call
+from actors.rpc import ActorRef, Call, submit
 
 
 @pytest.fixture(autouse=True)
@@ -239,3 +240,15 @@ def test_a_call_that_is_not_let_in_is_not_sent(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(TooManyCallsError):
         Call(lambda: ActorRef("a").call(lambda actor: actor.serve, lane="mailbox")).result()
     assert actor.served == 0
+
+
+def test_a_call_whose_actor_has_to_be_found_first_is_submitted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = threading.Event()
+
+    class Told:
+        def stop(self) -> None:
+            sent.set()
+
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: Told())
+    submit(Call(lambda: ActorRef("a").call_if_alive(lambda actor: actor.stop, None)))
+    assert sent.wait(10)
