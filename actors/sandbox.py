@@ -201,6 +201,8 @@ class LocalSandbox:
         self._restored = RestoredDirectories(record, self._tree, self._layers)
         self._operations = Operations()
         self._awake_since = datetime.now(UTC)
+        self._is_new = True
+        """Whether it was neither woken nor put down since it was made."""
         self._safe_in: frozenset[str] | None = None
         """The backups that hold everything, as long as nothing was touched since they were restored."""
         self._waking = threading.Lock()
@@ -440,8 +442,11 @@ class LocalSandbox:
 
     # --- life
 
-    def wake(self) -> None:
+    def wake(self, *, early: bool = False) -> None:
         """Takes up what an earlier process has left on the disk: paused commands, mounts, half-made archives.
+
+        `early` is for a call that is on its way, and does nothing once the sandbox was woken, closed or destroyed: that
+        call may be over by now.
 
         Raises:
             SandboxUnavailableError: it cannot be taken up now; nothing is lost.
@@ -451,8 +456,9 @@ class LocalSandbox:
         if self.is_awake:
             return
         with self._waking, self._gate.repairing():
-            if self.is_awake:
+            if self.is_awake or (early and not self._is_new):
                 return
+            self._is_new = False
             hint = "Run `holdfast doctor` on the node."
             with self._unavailable_unless("taken up", outcome="not_executed", hint=hint):
                 self._presence.claim()
@@ -593,6 +599,7 @@ class LocalSandbox:
         self._presence.give_up()
 
     def _put_down(self) -> None:
+        self._is_new = False
         self._stop(ExecStoppedError("The end of the sandbox stopped the command."))
         self._restored.put_down()
         self._cgroup.remove()

@@ -55,8 +55,8 @@ class SandboxHost:
         self._admission = Admission()
         self._making = threading.Lock()
         self._made: LocalSandbox | None = None
-        threading.Thread(target=self._get_ready, name="ready", daemon=True).start()
         self._ending = False
+        threading.Thread(target=self._get_ready, name="ready", daemon=True).start()
 
     def _sandbox(self) -> LocalSandbox:
         """The sandbox, made on the first call."""
@@ -72,7 +72,7 @@ class SandboxHost:
             box = self._sandbox()
             box.custody.suppose(found)
             if lane in (EXEC, FILES):
-                box.wake()
+                box.wake(early=True)
 
     def _make(self) -> LocalSandbox:
         from actors.bucket import open_catalog

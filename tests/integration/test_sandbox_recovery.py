@@ -671,6 +671,17 @@ def test_a_destroyed_sandbox_that_slept_takes_its_backups_for_sleeping_along(nod
     assert sh(nodes.on_a(), "ls -A") == ""
 
 
+def test_who_comes_late_to_prepare_a_call_wakes_no_sandbox_that_was_destroyed(nodes: Pair) -> None:
+    box = nodes.on_a(awake=False)
+    box.destroy()
+    box.wake(early=True)
+    assert not box.is_awake
+    assert left_on(nodes.a) == ([], [])
+    fresh = nodes.on_a(awake=False)
+    fresh.wake(early=True)
+    assert fresh.is_awake
+
+
 def test_a_destroyed_sandbox_stays_destroyed_when_its_actor_leaves(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
