@@ -1,7 +1,8 @@
 """A node dies under load, with ten sandboxes. Arguments: where to write the report, a folder, the bucket.
 
 Reports, for each sandbox, how long after the node's death it answered with its last backed-up content, on which node it
-is then, and what its state says of the recovery; and how the calls of the load ended.
+is then, and what its state says of the recovery; how long one took to come back by itself that nobody calls; and how
+the calls of the load ended.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from pathlib import Path
 
 from actors.client import Sandbox, get_sandbox
 from actors.errors import HoldfastError, SandboxUnavailableError
+from storage.metadata import SandboxState
 from tests.support.ray_cluster import PATIENCE_S, children, running
 from tests.support.service import eventually
 
 NAMES = [f"lost-{number}" for number in range(10)]
+UNCALLED = "nobody-calls"
 CALLERS = 4
 WARM = 5
 
@@ -28,10 +31,11 @@ WARM = 5
 def main(folder: Path, bucket: str) -> dict[str, object]:
     with running(folder, bucket, slots=[12], settings={"warm_workers": WARM}) as world:
         boxes = [get_sandbox(name) for name in NAMES]
-        for box in boxes:
+        for box in (*boxes, uncalled := get_sandbox(UNCALLED)):
             box.write_file("/workspace/file", f"{box.id} backed up".encode())
             box.write_file("/app/nested/inner", b"inner")
         backups = {box.id: (box.create_backup("/workspace").id, box.create_backup("/app/nested").id) for box in boxes}
+        alone = uncalled.create_backup("/workspace").id
         for box in boxes:
             box.write_file("/workspace/file", b"written after the backup")
         before = Counter(world.place(name) for name in NAMES)
@@ -46,20 +50,26 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
             died_at = time.monotonic()
             with ThreadPoolExecutor(len(boxes)) as pool:
                 took = list(pool.map(lambda box: back_after_s(box, died_at), boxes))
+            eventually(lambda: recovered(world.state(UNCALLED)), timeout_s=PATIENCE_S)
+            uncalled_s = time.monotonic() - died_at
         states = [world.state(name) for name in NAMES]
         return {
             "before": before,
             "after": Counter(world.place(name) for name in NAMES),
             "took_s": took,
+            "uncalled_s": uncalled_s,
+            "uncalled": [{"/workspace": [alone, None]}, recovered(world.state(UNCALLED))],
             "ended": ended,
             "backups": backups,
-            "recovered": {
-                state.id: {row.dir: [row.backup_id, row.error] for row in state.recovery.directories}
-                for state in states
-                if state is not None and state.recovery is not None
-            },
+            "recovered": {name: recovered(state) for name, state in zip(NAMES, states, strict=True)},
             "epochs": [state.epoch if state else None for state in states],
         }
+
+
+def recovered(state: SandboxState | None) -> dict[str, list[str | None]]:
+    """What a state says of a recovery: the backup, or the error, of each directory."""
+    found = state.recovery if state is not None else None
+    return {row.dir: [row.backup_id, row.error] for row in found.directories} if found is not None else {}
 
 
 def back_after_s(box: Sandbox, died_at: float) -> float:
