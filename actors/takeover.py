@@ -82,7 +82,7 @@ def unknown(*, has_record: bool) -> Origin:
     if has_record:
         return Origin.HERE
     raise SandboxUnavailableError(
-        "The bucket does not answer, so it is not known whether the sandbox exists elsewhere.",
-        hint="Try again when the bucket answers.",
+        "The bucket does not say whether the sandbox exists elsewhere.",
+        hint="Try again when the bucket answers; the log says what is wrong with it.",
         context={"outcome": "not_executed", "reason": "STORAGE_UNAVAILABLE"},
     )
