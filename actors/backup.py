@@ -29,7 +29,7 @@ from typing import Protocol
 from actors.cache import ArchiveCache
 from actors.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
 from actors.faults import failing_as, reason_of
-from actors.logs import Logger
+from actors.logs import log
 from actors.metrics import ARCHIVED_BYTES, UNMETERED, UPLOADED_BYTES, Meter
 from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
 from actors.node.archiver import Archiver, Made
@@ -40,11 +40,19 @@ from actors.steps import CreateStep, step
 from storage import keys
 from storage.catalog import BackupCatalog, StoredClaim
 from storage.config import TransferConfig
-from storage.errors import ObjectMissingError, PreconditionFailedError, StorageError, TransferCancelledError
+from storage.errors import (
+    ObjectMissingError,
+    PreconditionFailedError,
+    StorageError,
+    StoreUnavailableError,
+    TransferCancelledError,
+)
 from storage.metadata import BackupRecord, NotKept
 from storage.transfer import UploadedArchive, upload
 
-log = Logger(__name__)
+
+class _UncertainCommitError(StoreUnavailableError):
+    """The bucket does not say whether it has taken the metadata."""
 
 
 class Ledger(Protocol):
@@ -122,7 +130,7 @@ class BackupCreation:
                     record = self._record(backup_id, options, created_at, made, uploaded)
                     made_meanwhile = self._commit(record, options, idempotency_key, progress)
                 except BaseException as e:
-                    self._abandon(backup_id, e, progress)
+                    self._abandon(backup_id, e)
                     raise
             if made_meanwhile is not None:
                 self.ledger.abandoned(backup_id)
@@ -253,7 +261,7 @@ class BackupCreation:
             self._write_metadata(record)
         return None
 
-    def _abandon(self, backup_id: str, error: BaseException, progress: Progress) -> None:
+    def _abandon(self, backup_id: str, error: BaseException) -> None:
         """Removes what there is of a backup that has failed; if that cannot be done now, the ledger has it settled.
 
         Raises:
@@ -267,11 +275,11 @@ class BackupCreation:
         except StorageError as e:
             log.warning("backup_left_behind", backup=backup_id, detail=str(e))
             self.ledger.left_behind(backup_id)
-            if progress.snapshot().phase is Phase.COMMITTING:
+            if isinstance(error, _UncertainCommitError):
                 reason, sentence = reason_of(e)
                 raise BackupCreateError(
                     f"The backup may have been created, or not: {sentence}.",
-                    hint="Look at the list of backups, or repeat the call with the same idempotency key.",
+                    hint="Look at the list of backups; with an idempotency key, repeat the call.",
                     context={"reason": reason, "outcome": "unknown"},
                 ) from None
         except SandboxUnavailableError:
@@ -301,6 +309,8 @@ class BackupCreation:
         except PreconditionFailedError:  # a fence, if another actor has taken over
             self.ledger.check()
             raise
+        except StoreUnavailableError as e:
+            raise _UncertainCommitError(e.operation, bucket=e.bucket, key=e.key, detail=e.detail) from None
 
 
 def default_level(compression: Compression) -> int | None:

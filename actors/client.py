@@ -105,7 +105,8 @@ class SandboxCalls:
 
         Raises:
             InvalidBackupConfigError: permanent; nothing was changed.
-            BackupCreateError, NoSpaceError, OperationCancelledError: nothing is left of the backup.
+            BackupCreateError, NoSpaceError, OperationCancelledError: nothing is left of the backup, unless the context
+                says that the outcome is unknown.
             SandboxUnavailableError: the outcome is unknown; repeat with the same key, or look at the list of backups.
         """
         if idempotency_key is not None:

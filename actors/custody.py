@@ -25,7 +25,7 @@ from actors.durable_state import (
     with_checkpoint,
 )
 from actors.errors import LEAVING, SandboxUnavailableError
-from actors.logs import Logger
+from actors.logs import log
 from actors.moments import MOMENTS_S, answered_in_moments, within_moments
 from actors.restored import Entry, Record
 from actors.takeover import Origin
@@ -46,7 +46,6 @@ _BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
 """Events that say where the sandbox's files are from then on."""
 _SOON_S = 0.2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-log = Logger(__name__)
 
 
 def superseded() -> SandboxUnavailableError:
@@ -80,6 +79,7 @@ class Custody:
         self._durable = DurableState(catalog, tenant, sandbox, place) if catalog is not None else None
         self._taking = threading.Lock()
         self._found: list[StoredState | None] = []
+        self._located: SandboxState | None = None
         self._inherited: list[str] = []
         """Backups that earlier actors have begun, or calls of ours that failed, and that are not settled yet."""
         self._is_open = False
@@ -91,6 +91,16 @@ class Custody:
         return self._durable.state if self._durable is not None else None
 
     @property
+    def last_known(self) -> SandboxState | None:
+        """The durable state; before this actor has an epoch, what was found as the sandbox was located."""
+        return self.state or self._located
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the bucket knows that this actor has the sandbox. Nothing else tells others where its files are."""
+        return self._durable is None or self._durable.state is not None
+
+    @property
     def is_superseded(self) -> bool:
         """Whether another actor has taken over."""
         return self._durable is not None and self._durable.is_superseded
@@ -99,6 +109,11 @@ class Custody:
         """Saves `locate` the question, if it was not asked yet: this is what somebody has just found in the bucket."""
         if not self._is_open and self.state is None:
             self._found = list(found)
+
+    def is_known(self) -> bool:
+        """Whether the bucket says that an actor has ever had the sandbox. Raises StorageError."""
+        found = self._durable.find() if self._durable is not None else None
+        return found is not None and takeover.was_taken_up(found.state)
 
     def locate(self, *, has_record: bool) -> Origin:
         """Where the sandbox's content is. `has_record` says whether this node has a record of it.
@@ -122,6 +137,7 @@ class Custody:
             if not found:
                 return takeover.unknown(has_record=has_record)
             state = found[0].state if found[0] else None
+        self._located = state
         return takeover.origin(state, has_record=has_record, place=self._place, is_lost=self._is_lost)
 
     def take(self) -> tuple[str | None, SandboxState]:
@@ -159,14 +175,6 @@ class Custody:
         if durable is not None and (durable.state is None or durable.state.node is None or durable.is_behind):
             threading.Thread(target=self._take_quietly, name="epoch", daemon=True).start()
 
-    def take_now(self) -> None:
-        """Takes the epoch, if that is not done yet: nothing else tells others where the files are.
-
-        Raises SandboxUnavailableError, StorageError.
-        """
-        if self._durable is not None:
-            self._own()
-
     def _take_quietly(self) -> None:
         time.sleep(_SOON_S)
         pause_s = _FIRST_PAUSE_S
@@ -175,8 +183,9 @@ class Custody:
                 if self._own().is_behind:
                     self.change(lambda state: state)
                 return
-            except SandboxUnavailableError:  # another has it, or it was put down
-                log.warning("epoch_not_taken", sandbox=self._sandbox, error="superseded")
+            except SandboxUnavailableError:  # another has it, or it was put down meanwhile
+                if self.is_superseded:
+                    log.warning("epoch_not_taken", sandbox=self._sandbox, error="superseded")
                 return
             except StorageError as e:
                 log.warning("epoch_not_taken", sandbox=self._sandbox, error=type(e).__name__)
@@ -246,6 +255,9 @@ class Custody:
                     state = _without(state, backup_id)
                 else:
                     state = with_backup(_without(state, backup_id), record)
+                    for entry in self._record().entries:
+                        if entry.restored_at > record.created_at:  # later, and not covered by it
+                            state = with_checkpoint(state, _checkpoint_in(entry))
             return state
 
         self._inherited = []

@@ -16,7 +16,7 @@ from actors.errors import (
     OperationCancelledError,
     StorageUnavailableError,
 )
-from actors.logs import Logger
+from actors.logs import log
 from actors.node.errors import (
     ArchiveError,
     CgroupError,
@@ -45,8 +45,6 @@ from storage.errors import (
     StoreUnavailableError,
     TransferCancelledError,
 )
-
-log = Logger(__name__)
 
 REASONS: dict[type[Exception], tuple[str, str]] = {
     # the most special class first: (reason, sentence)

@@ -9,10 +9,9 @@ from typing import TypeVar
 import ray
 
 from actors.errors import HoldfastError, InternalError, ServiceUnavailableError
-from actors.logs import Logger
+from actors.logs import log
 
 T = TypeVar("T")
-log = Logger(__name__)
 
 
 def guarded(act: Callable[[], T]) -> T:

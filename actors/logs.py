@@ -27,7 +27,7 @@ def configure_logging() -> None:
 
 @contextmanager
 def naming(**named: str) -> Iterator[None]:
-    """Each line that is logged within the block carries these values, too."""
+    """Each line in JSON that is logged within the block carries these values, too."""
     token = _named.set({**_named.get(), **named})
     try:
         yield
@@ -35,11 +35,8 @@ def naming(**named: str) -> Iterator[None]:
         _named.reset(token)
 
 
-class Logger:
-    """What a module logs with: an event's name, and its details by name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
+class Log:
+    """What every module logs with: an event's name, and its details by name."""
 
     def info(self, event: str, **details: Any) -> None:
         """What an operator may want to know."""
@@ -54,7 +51,10 @@ class Logger:
         self._write("error", event, details)
 
     def _write(self, level: str, event: str, details: dict[str, Any]) -> None:
-        getattr(_structlog(_in_json).get_logger(self._name), level)(event, **details)
+        getattr(_structlog(_in_json).get_logger(), level)(event, **details)
+
+
+log = Log()
 
 
 @functools.cache

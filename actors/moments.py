@@ -6,13 +6,12 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from actors.logs import Logger
+from actors.logs import log
 from storage.errors import StorageError
 
 MOMENTS_S = 3.0
 """Longer than any bucket takes that is well."""
 T = TypeVar("T")
-log = Logger(__name__)
 
 
 def within_moments(act: Callable[[], None]) -> None:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from actors.logs import Logger, configure_logging
+from actors.logs import configure_logging, log
 
 if TYPE_CHECKING:
     from actors.config import SandboxConfig
     from actors.upkeep import Upkeep
 
 _SWEEP_S = 300.0
-log = Logger(__name__)
 
 
 class NodeHost:

@@ -20,10 +20,8 @@ from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import SandboxUnavailableError
-from actors.logs import Logger
+from actors.logs import log
 from actors.rpc import NAMESPACE
-
-log = Logger(__name__)
 
 SLOTS = "sandbox_slots"
 """The resource of which each node offers as many as it can hold awake sandboxes."""

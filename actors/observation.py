@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 
 from actors.errors import LEAVING, HoldfastError
-from actors.logs import Logger, naming
+from actors.logs import log, naming
 from actors.metrics import CALL_SECONDS, CALLS, ClusterMetrics, Counts, Tally
 from actors.nodes import SLOTS, sandbox_nodes
 from actors.request_ids import ARGUMENT
@@ -26,7 +26,6 @@ REPORT_EVERY_S = 5.0
 _FLUSH_S = 1.0
 _HOUSEKEEPING = frozenset({"close", "close_all", "is_lost", "leave", "metrics", "ping", "relabel", "report"})
 """Methods that serve nobody's call."""
-log = Logger(__name__)
 
 
 class Watch:

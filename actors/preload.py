@@ -7,12 +7,21 @@ started for somebody who waits should not take longer for it.
 from __future__ import annotations
 
 import gc
+import importlib
 import threading
 
 _IDLE_S = 1.0
+_NEEDED = ("actors.sandbox", "actors.sandbox_host")
+_REST = ("structlog", "pathspec", "actors.backup", "actors.restore")
+
+
+def _load(modules: tuple[str, ...]) -> None:
+    for module in modules:
+        importlib.import_module(module)
 
 
 def _load_the_rest() -> None:
+    _load(_REST)
     from storage.s3_client import load_model
 
     load_model()
@@ -20,8 +29,7 @@ def _load_the_rest() -> None:
 
 gc.disable()  # what is imported stays: looking through it again and again takes a fifth of the time
 try:
-    import actors.sandbox
-    import actors.sandbox_host  # noqa: F401
+    _load(_NEEDED)
 finally:
     gc.enable()
     gc.freeze()

@@ -34,7 +34,7 @@ from actors.errors import (
     InvalidBackupConfigError,
 )
 from actors.faults import failing_as
-from actors.logs import Logger
+from actors.logs import log
 from actors.metrics import CACHE_LOOKUPS, DOWNLOADED_BYTES, UNMETERED, Meter
 from actors.models import Phase, RestoreBackupResult, RestoreMode, RestoreOptions
 from actors.node.archiver import Archiver
@@ -52,8 +52,6 @@ from storage.config import TransferConfig
 from storage.errors import ObjectMissingError
 from storage.metadata import BackupRecord
 from storage.transfer import download
-
-log = Logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from actors.logs import Logger
+from actors.logs import log
 from actors.models import RestoredDirectory, RestoreMode
 from actors.node import mountinfo
 from actors.node.binds import bind, unbind
@@ -33,7 +33,6 @@ from actors.steps import RestoreStep, step
 _UNMOUNT_S = 10.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _libc = ctypes.CDLL(None, use_errno=True)
-log = Logger(__name__)
 
 
 class Entry(BaseModel):
@@ -178,12 +177,10 @@ class RestoredDirectories:
         return self.record.recovery.missing if self.record.recovery else []
 
     @property
-    def recovered(self) -> frozenset[str] | None:
-        """The backups from which everything was brought back; None if something could not be."""
+    def lacks_anything(self) -> bool:
+        """Whether a recovery could not bring everything back."""
         plan = self.record.recovery
-        if plan is None or any(row.error for row in plan.directories):
-            return None
-        return frozenset(row.backup_id for row in plan.directories)
+        return plan is not None and any(row.error for row in plan.directories)
 
     @property
     def exists(self) -> bool:

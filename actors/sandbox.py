@@ -38,7 +38,7 @@ from actors.errors import (
 )
 from actors.faults import reason_of
 from actors.gate import Gate
-from actors.logs import Logger
+from actors.logs import log
 from actors.metrics import UNMETERED, WAKES, Meter
 from actors.models import (
     WRITABLE_ROOTS,
@@ -75,7 +75,7 @@ from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, recorded_
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated
-from storage.catalog import BackupCatalog
+from storage.catalog import BackupCatalog, StoredState
 from storage.errors import StorageError
 from storage.metadata import Checkpoint
 
@@ -92,7 +92,6 @@ _NAMES_REFUSED = ("NAME_TOO_LONG", "NAME_REFUSED")
 _TRIES = 3
 _SLEEP_TTL_S = 36_500 * 86_400.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-log = Logger(__name__)
 
 
 def service_cgroup(data_dir: Path) -> str:
@@ -254,8 +253,7 @@ class LocalSandbox:
     def restore_backup(self, options: RestoreOptions) -> RestoreBackupResult:
         """See `SandboxCalls.restore_backup`."""
         catalog = configured(self._catalog, self._config)
-        self.wake()
-        self._safe_in = None
+        self._wake_to_change()
         with self._operations.run(OperationKind.RESTORE, options.dir) as progress:
             result = self._restoration(catalog, self._stopped).restore(options, progress)
         entry = self._restored.record.entries[-1]  # the one that has just been written
@@ -295,6 +293,7 @@ class LocalSandbox:
         with self._operations.run(OperationKind.DESTROY) as progress:
             progress.point_of_no_return(Phase.WAITING)
             with self._gate.repairing():
+                self._is_new = False
                 with self._unavailable_unless("destroyed", outcome="unknown", hint="Try again."):
                     self._presence.claim()
                     self._put_down()
@@ -332,8 +331,7 @@ class LocalSandbox:
 
     def exec(self, command_id: str, request: ExecRequest) -> Iterator[ExecEvent]:
         """See `SandboxCalls.exec`."""
-        self.wake()
-        self._safe_in = None
+        self._wake_to_change()
         return self._commands.run(command_id, request)
 
     def read_file(self, transfer_id: str, path: str) -> Iterator[bytes]:
@@ -343,14 +341,12 @@ class LocalSandbox:
 
     def open_file(self, path: str, mode: int | None) -> str:
         """Begins to write a file; returns the transfer's id."""
-        self.wake()
-        self._safe_in = None
+        self._wake_to_change()
         return self._transfers.open_file(path, mode)
 
     def open_hydrate(self) -> str:
         """Begins to unpack a tar archive; returns the transfer's id."""
-        self.wake()
-        self._safe_in = None
+        self._wake_to_change()
         return self._transfers.open_hydrate()
 
     def send(self, transfer_id: str, data: bytes) -> None:
@@ -372,8 +368,7 @@ class LocalSandbox:
 
     def delete_file(self, path: str) -> None:
         """See `SandboxCalls.delete_file`."""
-        self.wake()
-        self._safe_in = None
+        self._wake_to_change()
         inside = writable_path(path)
         with self._gate.shared(), translated(inside):
             self._tree.remove(inside)
@@ -398,7 +393,7 @@ class LocalSandbox:
 
     def info(self) -> SandboxInfo:
         """What is known of the sandbox."""
-        state = self.custody.state
+        state = self.custody.last_known
         return SandboxInfo(
             id=self.id,
             running=True,
@@ -436,17 +431,14 @@ class LocalSandbox:
         return self._restored.is_whole
 
     @property
-    def has_uploads(self) -> bool:
-        """Whether somebody is sending a file or a tar archive."""
-        return self._transfers.has_uploads
+    def must_stay(self) -> bool:
+        """Whether it may not sleep now: somebody is sending a file, or the bucket does not know yet where it is."""
+        return self._transfers.has_uploads or (self.is_awake and not self.custody.is_recorded)
 
     # --- life
 
-    def wake(self, *, early: bool = False) -> None:
+    def wake(self) -> None:
         """Takes up what an earlier process has left on the disk: paused commands, mounts, half-made archives.
-
-        `early` is for a call that is on its way, and does nothing once the sandbox was woken, closed or destroyed: that
-        call may be over by now.
 
         Raises:
             SandboxUnavailableError: it cannot be taken up now; nothing is lost.
@@ -456,26 +448,52 @@ class LocalSandbox:
         if self.is_awake:
             return
         with self._waking, self._gate.repairing():
-            if self.is_awake or (early and not self._is_new):
-                return
-            self._is_new = False
-            hint = "Run `holdfast doctor` on the node."
-            with self._unavailable_unless("taken up", outcome="not_executed", hint=hint):
-                self._presence.claim()
-                try:
-                    self._restored.read()
-                    origin = self._take_up()
-                except BaseException:
-                    self._let_go()
-                    raise
+            if not self.is_awake:
+                self._wake()
+
+    def prepare(self, found: Sequence[StoredState | None], *, wake: bool) -> None:
+        """Does for a call that is on its way what it would have to wait for. Raises as `wake`.
+
+        Does nothing once the sandbox was woken, closed or destroyed: that call may be over by now. `found` is what
+        somebody has just found in the bucket, as `Custody.suppose` takes it.
+        """
+        with self._waking, self._gate.repairing():
+            if self._is_new:
+                self.custody.suppose(found)
+                if wake:
+                    self._wake()
+
+    def come_back(self) -> None:
+        """Wakes after the death of an actor, if there is anything to come back. Raises as `wake`, and StorageError."""
+        with self._waking, self._gate.repairing():
+            if self._is_new and (self._restored.exists or self.custody.is_known()):
+                self._wake()
+
+    def _wake(self) -> None:
+        with self._unavailable_unless("taken up", outcome="not_executed", hint="Run `holdfast doctor` on the node."):
+            self._presence.claim()
+            try:
+                self._restored.read()
+                origin = self._take_up()
+            except BaseException:
+                self._let_go()
+                raise
+        self._is_new = False
         self._meter.add(WAKES, origin.value)
         if not origin.is_elsewhere:
             self.custody.take_soon()
 
+    def _wake_to_change(self) -> None:
+        self.wake()
+        self._safe_in = None
+
     def _take_up(self) -> Origin:
         origin = self.custody.locate(has_record=self._restored.exists)
+        self._safe_in = None
         if origin.is_elsewhere:
-            self._begin_recovery(origin)
+            wanted = self._begin_recovery(origin)
+            if origin is Origin.SLEEP:  # before anybody sees the tree: whoever changes it takes this back
+                self._safe_in = frozenset(row.backup_id for row in wanted)
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._cgroup.prepare()
         self._cgroup.thaw()
@@ -486,11 +504,12 @@ class LocalSandbox:
         self._tree.prepare()
         self._restored.take_up()
         self._recover(begun=origin.is_elsewhere)
-        self._safe_in = self._restored.recovered if origin is Origin.SLEEP else None
+        if self._restored.lacks_anything:
+            self._safe_in = None
         self._make_home()
         return origin
 
-    def _begin_recovery(self, origin: Origin) -> None:
+    def _begin_recovery(self, origin: Origin) -> tuple[Wanted, ...]:
         """Takes the sandbox over, and records what has to come back from checkpoints; what was here is out of date."""
         self._put_aside()
         lost_node, state = self.custody.take()
@@ -507,6 +526,7 @@ class LocalSandbox:
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         recovery = RecoveryPlan(at=datetime.now(UTC), lost_node=lost_node, directories=wanted)
         self._restored.begin_recovery(state.created_at, recovery)
+        return wanted
 
     def _put_aside(self) -> None:
         """Takes away what this node has of a sandbox whose files are newer elsewhere."""
@@ -591,6 +611,7 @@ class LocalSandbox:
     def close(self) -> None:
         """Ends what runs and unmounts everything; files and layers stay. Raises NodeError; the next call wakes it."""
         with self._gate.repairing():
+            self._is_new = False
             self._put_down()
             self._let_go()
 
@@ -599,7 +620,6 @@ class LocalSandbox:
         self._presence.give_up()
 
     def _put_down(self) -> None:
-        self._is_new = False
         self._stop(ExecStoppedError("The end of the sandbox stopped the command."))
         self._restored.put_down()
         self._cgroup.remove()
@@ -679,17 +699,15 @@ class LocalSandbox:
         self.custody.clear_sleep()
 
     def _sleep_here(self) -> None:
+        if self.is_awake and not self.custody.is_recorded:
+            self.custody.report(lambda state: state)
         with self._gate.repairing():
+            self._is_new = False
             was_awake = self.is_awake
-            if was_awake:
-                try:
-                    self.custody.take_now()
-                except StorageError as e:
-                    log.warning("epoch_not_taken", sandbox=self.id, detail=str(e))
-                    raise StorageUnavailableError(
-                        "The bucket does not know yet where the sandbox's files are.",
-                        context={"outcome": "not_executed"},
-                    ) from None
+            if was_awake and not self.custody.is_recorded:
+                raise StorageUnavailableError(
+                    "The bucket does not know yet where the sandbox's files are.", context={"outcome": "not_executed"}
+                )
             self._put_down()
             try:
                 if was_awake:

@@ -21,7 +21,7 @@ from actors.activity import Activity
 from actors.admission import Admission
 from actors.errors import HoldfastError, SandboxUnavailableError
 from actors.guard import guarded, guarded_items
-from actors.logs import Logger, configure_logging
+from actors.logs import configure_logging, log
 from actors.metrics import QUEUE_LENGTH, SLEEPS
 from actors.observation import Watch, observed, report_to_service
 from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, SERVICE_NAME
@@ -37,13 +37,12 @@ LANES = {"exec": 32, "files": 16, "control": 8}
 _LAST_WORDS_S = 0.5
 """How long an actor that was replaced lives on, so that the answers of its calls arrive."""
 _NODE_ASKED_S = 30.0
-_UNCALLED_S = 1.0
+_UNCALLED_S, _LONGEST_PAUSE_S = 1.0, 60.0
 """How much sooner than the others those sandboxes of a lost node are recovered that somebody calls."""
 _STREAM_AHEAD = 16
 """Items that a stream may be ahead of its reader: 16 MiB of a file."""
 
 T = TypeVar("T")
-log = Logger(__name__)
 
 
 @observed
@@ -62,7 +61,7 @@ class SandboxHost:
         threading.Thread(target=self._begin, name="begin", daemon=True).start()
 
     def _sandbox(self) -> LocalSandbox:
-        """The sandbox, made on the first call."""
+        """The sandbox, made once."""
         if self._made is None:
             with self._making:
                 if self._made is None:
@@ -72,18 +71,22 @@ class SandboxHost:
     def _begin(self) -> None:
         """Makes the sandbox for the first call. An actor that Ray has restarted wakes it, too, if nobody calls."""
         with contextlib.suppress(Exception):  # the next call meets it, and says so
-            box = self._sandbox()
-            if not self._called.wait(_UNCALLED_S) and ray.get_runtime_context().was_current_actor_reconstructed:
-                with self._activity.call():
-                    box.wake(early=True)
+            self._sandbox()
+        pause_s = _UNCALLED_S
+        while not self._called.wait(pause_s):
+            try:
+                if ray.get_runtime_context().was_current_actor_reconstructed:
+                    with self._activity.call():
+                        self._sandbox().come_back()
+                return
+            except Exception as e:  # the bucket is away, or who says whether its node is lost
+                log.warning("sandbox_not_back", error=type(e).__name__)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _get_ready(self, found: Sequence[StoredState | None], lane: str | None) -> None:
         """Begins what the call that is on its way would wait for otherwise."""
-        with contextlib.suppress(Exception):  # the call itself meets it, and says so
-            box = self._sandbox()
-            box.custody.suppose(found)
-            if lane in (EXEC, FILES):
-                box.wake(early=True)
+        with contextlib.suppress(Exception), self._activity.call():  # the call itself meets it, and says so
+            self._sandbox().prepare(found, wake=lane in (EXEC, FILES))  # a mailbox may bring a `destroy`
 
     def _make(self) -> LocalSandbox:
         from actors.bucket import open_catalog
@@ -173,14 +176,14 @@ class SandboxHost:
         Sent by somebody else: an actor that sends it to itself would wait for its own end.
         """
         idle_since = self._activity.idle_since(idle_s)
-        if idle_since is None or (self._made is not None and self._made.has_uploads):
+        if idle_since is None or (self._made is not None and self._made.must_stay):
             return
         in_bed = self._put_to_bed()
         if not self._activity.leave(idle_since):
             return
         try:
             if self._made is not None:
-                if self._made.has_uploads:
+                if self._made.must_stay:
                     self._activity.stay()
                     return
                 self._answer(lambda box: box.sleep(in_bed))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from actors.bucket import configured
+from actors.bucket import configured, open_catalog
 from actors.config import SandboxConfig
 from actors.doctor import checks
 from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError, SandboxNotFoundError
 from actors.faults import reading
 from actors.labels import relabelled
-from actors.logs import Logger
+from actors.logs import log
 from actors.models import (
     BackupInfo,
     BackupPage,
@@ -34,12 +35,13 @@ from actors.published import public_event, public_recovery, public_restored
 from storage import lifecycle
 from storage.catalog import BackupCatalog, StoredState
 from storage.collect import collect
+from storage.config import TransferConfig
 from storage.errors import StorageError
 from storage.metadata import BackupRecord, SandboxState
 from storage.s3 import S3ObjectStore
 
 _MAX_PAGE = 1000
-log = Logger(__name__)
+_BRIEF = TransferConfig(attempts=1, connect_timeout_s=1.0, idle_timeout_s=2.0)
 GRACE_S = 86_400.0
 """How old an archive without metadata has to be before it is taken for abandoned: longer than the longest upload."""
 
@@ -84,10 +86,20 @@ class Service:
 
         Where that fails, its actor does it.
         """
-        catalog, state = self._catalog, _new_state(tenant, sandbox_id)
-        if catalog is None:
+        if self._catalog is None or self.has_conditional_writes is None:
             return []
-        return answered_in_moments(lambda: StoredState(state, catalog.write_state(state, replacing=None)))
+        state = _new_state(tenant, sandbox_id)
+        try:
+            return [StoredState(state, self._brief.write_state(state, replacing=None))]
+        except StorageError as e:
+            log.warning("sandbox_not_recorded", sandbox=sandbox_id, error=type(e).__name__)
+            return []
+
+    @functools.cached_property
+    def _brief(self) -> BackupCatalog:
+        """The bucket, for a write that is tried once, and not for long: it must not arrive after its actor's own."""
+        config = {"transfer": _BRIEF, "conditional_writes": self.has_conditional_writes}
+        return configured(open_catalog(self._config.model_copy(update=config)), self._config)
 
     def create_sandbox(self, tenant: str, labels: Mapping[str, str] | None = None) -> str:
         """Records a fresh sandbox and returns its random id. Labels need a bucket that is configured."""
@@ -255,10 +267,10 @@ class Service:
 
 def _is_slept_in(catalog: BackupCatalog, record: BackupRecord) -> bool:
     """Whether a backup is where a sandbox is while it sleeps."""
-    if not record.of_sleep or record.sandbox is None:
+    found = catalog.find_state(record.owner, record.sandbox) if record.sandbox is not None else None
+    if found is None or record.id not in found.state.sleep_backups:
         return False
-    found = catalog.find_state(record.owner, record.sandbox)
-    return found is not None and any(row.backup_id == record.id for row in found.state.checkpoints)
+    return any(checkpoint.backup_id == record.id for checkpoint in found.state.checkpoints)
 
 
 def _new_state(tenant: str, sandbox_id: str) -> SandboxState:

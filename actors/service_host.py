@@ -16,7 +16,7 @@ from actors.bucket import open_catalog
 from actors.config import SandboxConfig
 from actors.errors import SandboxUnavailableError
 from actors.guard import guarded
-from actors.logs import Logger, configure_logging
+from actors.logs import configure_logging, log
 from actors.metrics import Counts
 from actors.node_host import node_host_class
 from actors.nodes import SLOTS, Nodes
@@ -34,8 +34,6 @@ _SPAWN_S = 30.0
 _CLOSE_S = 60.0
 _LEAVING_POLL_S = 0.02
 _HOUSEKEEPING_S = 5.0
-
-log = Logger(__name__)
 
 
 @functools.cache

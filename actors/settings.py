@@ -1,4 +1,4 @@
-"""Settings: the only place that reads the environment, once, into frozen models that are passed on by value.
+"""Settings: reads the environment of whoever starts the service, once, into the frozen models of `actors.config`.
 
 Names without a prefix are those of the Cloudflare Sandbox SDK, so that one set of settings serves both.
 """

@@ -15,7 +15,7 @@ from actors import takeover
 from actors.cache import ArchiveCache
 from actors.config import NodeConfig
 from actors.durable_state import Place
-from actors.logs import Logger
+from actors.logs import log
 from actors.node import mountinfo
 from actors.node.cgroup import Cgroup
 from actors.node.errors import MountBusyError, NodeError
@@ -33,7 +33,6 @@ _BEING_DELETED_S = 600.0
 OUT_OF_DATE_S = 86_400.0
 """How long the files of a sandbox are kept that was recovered elsewhere while this node was away."""
 _MARK = "out-of-date"
-log = Logger(__name__)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Ray worker processes that are started before a sandbox needs one.
 
-A sandbox takes a worker of its own. Starting one costs 0.3 s of processor time and more on a busy machine; one that
+A sandbox takes a worker of its own. Starting one costs half a second of processor time; one that
 waits already becomes an actor in some ten milliseconds. Ray fills its own pool once, with the first driver, and not
 again when actors have used it up; but the raylet's PrestartWorkers request starts more at any time. The request is
 Ray's own affair and may change: whatever goes wrong here costs speed, and nothing else.
@@ -19,10 +19,8 @@ from typing import Any
 
 import grpc
 
-from actors.logs import Logger
+from actors.logs import log
 from actors.nodes import sandbox_nodes
-
-log = Logger(__name__)
 
 _KEEP_ALIVE_S = 600
 _REQUEST_S = 5.0

@@ -6,6 +6,7 @@ A boto3 client cannot be pickled; these can, and every process builds its own cl
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,9 @@ MAX_PARTS = 10_000
 MAX_URL_TTL_S = 7 * 86_400
 
 
+_HOST_NAME = re.compile(r"(?=.{1,253}\.?$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
+
+
 def bare_endpoint(value: str) -> str:
     """The origin of an S3 service, without a trailing slash. Raises ValueError for anything more than an origin."""
     parts = urlsplit(value)
@@ -28,16 +32,21 @@ def bare_endpoint(value: str) -> str:
     if parts.username or parts.password or parts.query or parts.fragment or parts.path not in ("", "/"):
         raise ValueError("must be a scheme, a host and a port only")
     _ = parts.port  # a port that is no number raises ValueError here
+    if not (_HOST_NAME.fullmatch(parts.hostname) or _is_address(parts.hostname)):
+        raise ValueError("must have a host name of letters, digits, '-' and '.'")  # botocore takes no other
     return value.rstrip("/")
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def _is_address(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 class _Frozen(BaseModel):

@@ -22,15 +22,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from actors.logs import Logger
+from actors.logs import log
 from actors.node import mountinfo, process
 from actors.node.errors import MountError, NodeError
 
 _STDERR_BYTES = 4096
 _OOM_SCORE_ADJ = -900
 _POLL_MS = 20
-
-_log = Logger(__name__)
 
 
 class Daemon:
@@ -180,7 +178,7 @@ class Daemons:
                 try:
                     key.data()
                 except Exception as e:
-                    _log.error("an event of a FUSE daemon could not be handled", error=type(e).__name__)
+                    log.error("an event of a FUSE daemon could not be handled", error=type(e).__name__)
 
     def _serve_requests(self) -> None:
         os.eventfd_read(self._wake)

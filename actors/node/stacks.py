@@ -16,7 +16,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
 
-from actors.logs import Logger
+from actors.logs import log
 from actors.node import drivers, mountinfo, mounting
 from actors.node.daemons import Daemon, Daemons
 from actors.node.drivers import LOWER, MERGED, Driver
@@ -25,8 +25,6 @@ from actors.node.lowers import Hold, Lowers
 
 READY_S = 10.0
 _KILLED_S = 5.0
-
-_log = Logger(__name__)
 
 
 class _State(Enum):
@@ -169,7 +167,7 @@ class Stack:
             self._state = _State.LOST
         for _, daemon in self._serving:
             daemon.kill()
-        _log.error("a FUSE daemon died under a layer", daemon=dead, layer=self._folder.name)
+        log.error("a FUSE daemon died under a layer", daemon=dead, layer=self._folder.name)
         threading.Thread(target=self._after_loss, name=f"lost-{self._folder.name}", daemon=True).start()
 
     def _after_loss(self) -> None:
@@ -181,7 +179,7 @@ class Stack:
                     mounting.unmount(point, deadline_s=0)
             self._on_lost()
         except Exception as e:
-            _log.error("the loss of a layer could not be handled", layer=self._folder.name, error=type(e).__name__)
+            log.error("the loss of a layer could not be handled", layer=self._folder.name, error=type(e).__name__)
 
     def _kill_daemons(self) -> None:
         for _, daemon in self._serving:

@@ -50,6 +50,16 @@ def test_calls_after_an_actor_was_killed_are_served_and_nothing_is_lost(service:
     assert kinds[::-1][:3] == ["created", "backed_up", "restored"]
 
 
+def test_an_actor_that_was_killed_wakes_its_sandbox_without_a_call(service: Service, box: HttpBox) -> None:
+    actor = actor_of(service, lambda: box.write("/workspace/file", b"backed up"))
+    box.restore(box.backup())
+    box.write("/workspace/later", b"written over the restore")
+    before = box.client.get(box.url).json()["epoch"]
+    kill(actor)
+    eventually(lambda: box.client.get(box.url).json()["epoch"] > before)
+    assert service.node_path(box.id, "/workspace/later").read_bytes() == b"written over the restore"
+
+
 def test_the_caller_of_an_interrupted_backup_is_told_and_its_key_still_stands_for_one_backup(
     service: Service, box: HttpBox
 ) -> None:

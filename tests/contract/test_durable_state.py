@@ -389,7 +389,9 @@ def test_what_somebody_has_found_saves_the_question_and_binds_nobody(world: Worl
     custody = world.custody("a")
     world.faulty.fail("get", "state.json", after=False)
     custody.suppose([found])
-    assert custody.locate(has_record=True) is Origin.HERE  # the bucket was not asked
+    world.faulty.calls.clear()
+    assert custody.locate(has_record=True) is Origin.HERE
+    assert world.faulty.calls == []
     world.faulty.faults.clear()
     world.owner("b")
     with pytest.raises(SandboxUnavailableError) as raised:
@@ -399,11 +401,11 @@ def test_what_somebody_has_found_saves_the_question_and_binds_nobody(world: Worl
 
 
 def test_what_somebody_has_found_is_of_no_use_to_who_has_asked_himself(world: World) -> None:
+    world.owner("a")
     custody = opened(world.custody("a"))
-    custody.change(noted("first"))
     custody.suppose([None])
-    custody.close()
-    assert custody.locate(has_record=False) is Origin.LOSS
+    custody.change(lambda state: state)
+    assert (world.stored.epoch, kinds(world.stored)) == (2, ["woke"])
 
 
 def test_a_new_sandbox_that_was_put_on_record_begins_afresh_under_its_first_epoch(world: World) -> None:
@@ -412,7 +414,7 @@ def test_a_new_sandbox_that_was_put_on_record_begins_afresh_under_its_first_epoc
     custody = world.custody("a")
     custody.suppose([StoredState(made, etag)])
     assert custody.locate(has_record=False) is Origin.AFRESH
-    custody.take_now()
+    custody.change(lambda state: state)
     assert (world.stored.node, world.stored.epoch, kinds(world.stored)) == ("a", 1, ["created"])
 
 
@@ -478,6 +480,20 @@ def test_a_settled_backup_covers_what_was_backed_up_inside_it_before_unless_it_i
     new.locate(has_record=False)
     _, state = new.take()
     assert [row.dir for row in state.checkpoints] == (["/workspace/a", "/workspace"] if partial else ["/workspace"])
+
+
+def test_a_settled_backup_leaves_what_was_restored_inside_it_since(world: World) -> None:
+    old, outer = opened(world.custody("a")), world.record("/workspace")
+    old.ledger().begin(outer.id, of_sleep=False)
+    world.upload(outer)
+    world.catalog.commit(outer)
+    since = NOW + timedelta(minutes=1)
+    inside = Entry(dir="/workspace/src", backup_id=str(uuid.uuid4()), mode="overlay", restored_at=since)
+    before = Entry(dir="/workspace/old", backup_id=str(uuid.uuid4()), mode="overlay", restored_at=NOW)
+    new = opened(world.custody("a", record=Record(created_at=NOW, entries=(before, inside))))
+    new.change(noted("later"))
+    rows = {row.dir: row.backup_id for row in world.stored.checkpoints}
+    assert rows == {"/workspace": outer.id, "/workspace/src": inside.backup_id}
 
 
 def test_a_takeover_waits_until_all_is_settled(world: World) -> None:

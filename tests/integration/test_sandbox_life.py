@@ -29,7 +29,7 @@ from actors.errors import (
 )
 from actors.models import ExecRequest, RestoreMode
 from actors.node import mountinfo
-from actors.node.cgroup import Cgroup, Hierarchies
+from actors.node.cgroup import Cgroup, Hierarchies, announce_entry
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox, service_cgroup
 from storage import keys
@@ -407,7 +407,7 @@ def test_the_exit_code_is_a_shells(kernel_node: Node, argv: list[str], code: int
 
 THAW = """
 import os, signal, sys, time
-from actors.node.cgroup import Cgroup
+from actors.node.cgroup import Cgroup, announce_entry
 group = Cgroup(sys.argv[1], memory_bytes=2**30, processes=100)
 with group.frozen():
     print("frozen", flush=True)
@@ -473,6 +473,12 @@ def test_a_guard_of_an_earlier_pause_never_ends_a_later_one(group: tuple[str, Cg
         with one.frozen():
             one.kill()
         process.wait(10)
+
+
+def test_announcing_an_entry_moves_nobody(group: tuple[str, Cgroup]) -> None:
+    before = Path("/proc/self/cgroup").read_text()
+    announce_entry()
+    assert Path("/proc/self/cgroup").read_text() == before
 
 
 def test_limits_of_a_group_hold(group: tuple[str, Cgroup]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -562,12 +562,52 @@ def test_a_sandbox_that_nobody_has_touched_sleeps_again_in_the_same_backups(node
     assert again.put_to_bed() == first
     again.sleep(first)
     assert set(nodes.backups) == {row.backup_id for row in first}
-    third = nodes.on_a()
-    write(third, "/workspace/file", b"2")
-    second = third.put_to_bed()
+
+
+def test_a_command_that_comes_just_as_its_sandbox_is_back_is_not_lost_at_the_next_sleep(
+    nodes: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file")
+    first = box.put_to_bed()
+    box.sleep(first)
+    again = nodes.on_b(lost=(), awake=False)
+    report, commands = again.custody.report, list[Background[str]]()
+
+    def while_it_reports(change: Any) -> None:
+        assert again.is_awake
+        commands.append(Background(lambda: sh(again, "echo 2 > file")))
+        assert wait_until(lambda: again._safe_in is None)
+        report(change)
+
+    monkeypatch.setattr(again.custody, "report", while_it_reports)
+    again.wake()
+    commands[0].result()
+    monkeypatch.undo()
+    again.sleep(again.put_to_bed())
+    assert sh(nodes.on_a(), "cat file") == "2\n"
+
+
+CHANGES: dict[str, Callable[[LocalSandbox], object]] = {
+    "command": lambda box: sh(box, "true"),
+    "file": lambda box: write(box, "/workspace/file", b"2"),
+    "deletion": lambda box: box.delete_file("/workspace/file"),
+    "tar": lambda box: box.abort(box.open_hydrate()),
+    "restore": lambda box: restore(box, DirectoryBackup(id=box.custody.state.checkpoints[0].backup_id, dir="/app")),  # type: ignore[union-attr]
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_sandbox_that_somebody_may_have_changed_is_backed_up_anew(nodes: Pair, change: str) -> None:
+    box = nodes.on_a()
+    sh(box, "echo 1 > file")
+    first = box.put_to_bed()
+    box.sleep(first)
+    again = nodes.on_b(lost=())
+    CHANGES[change](again)
+    second = again.put_to_bed()
+    assert second != first
     assert not {row.backup_id for row in first} & {row.backup_id for row in second}
-    third.sleep(second)
-    assert sh(nodes.on_b(lost=()), "cat file ~/file") == "21\n"
 
 
 def test_nobody_else_may_restore_what_a_sandbox_sleeps_in(nodes: Pair) -> None:
@@ -674,12 +714,33 @@ def test_a_destroyed_sandbox_that_slept_takes_its_backups_for_sleeping_along(nod
 def test_who_comes_late_to_prepare_a_call_wakes_no_sandbox_that_was_destroyed(nodes: Pair) -> None:
     box = nodes.on_a(awake=False)
     box.destroy()
-    box.wake(early=True)
+    box.prepare([None], wake=True)
     assert not box.is_awake
     assert left_on(nodes.a) == ([], [])
     fresh = nodes.on_a(awake=False)
-    fresh.wake(early=True)
+    fresh.prepare([None], wake=True)
     assert fresh.is_awake
+
+
+def test_after_a_death_comes_back_what_was_there_and_nothing_else(nodes: Pair) -> None:
+    nothing = nodes.on_a(awake=False)
+    nothing.come_back()
+    assert not nothing.is_awake and not nodes.is_known
+    box = nodes.on_a()
+    sh(box, "echo 1 > file")
+    backup(box)
+    box.close()
+    again = nodes.on_a(awake=False)
+    again.come_back()
+    assert again.is_awake
+    again.close()
+    elsewhere = nodes.on_b(awake=False)
+    elsewhere.come_back()
+    assert elsewhere.is_awake and recovered(nodes)[0][0] == "/workspace"
+    elsewhere.destroy()
+    elsewhere.come_back()
+    nodes.on_b(awake=False).come_back()
+    assert not nodes.is_known
 
 
 def test_a_destroyed_sandbox_stays_destroyed_when_its_actor_leaves(nodes: Pair) -> None:

@@ -258,9 +258,3 @@ def test_a_node_has_one_identity_for_all_its_processes(tmp_path: Path) -> None:
     assert layouts[0].identity() == layouts[1].identity()
     assert NodeLayout(NodeConfig(data_dir=tmp_path / "other")).identity() != layouts[0].identity()
     assert [path.name for path in layouts[0].root.iterdir()] == ["id"]
-
-
-def test_a_new_sandbox_is_in_the_list_as_soon_as_it_was_used(kernel_node: Node) -> None:
-    for number in range(5):
-        kernel_node.sandbox(f"new-{number}")
-        assert kernel_node.catalog().find_state("default", f"new-{number}") is not None

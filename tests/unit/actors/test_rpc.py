@@ -242,13 +242,18 @@ def test_a_call_that_is_not_let_in_is_not_sent(monkeypatch: pytest.MonkeyPatch) 
     assert actor.served == 0
 
 
-def test_a_call_whose_actor_has_to_be_found_first_is_submitted_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = threading.Event()
+def test_a_call_whose_actor_has_to_be_found_first_is_submitted_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted, sent = threading.Event(), threading.Event()
 
     class Told:
         def stop(self) -> None:
             sent.set()
 
-    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: Told())
+    def find(name: str, namespace: str) -> Told:
+        assert submitted.wait(10)
+        return Told()
+
+    monkeypatch.setattr(ray, "get_actor", find)
     submit(Call(lambda: ActorRef("a").call_if_alive(lambda actor: actor.stop, None)))
+    submitted.set()
     assert sent.wait(10)
