@@ -156,8 +156,15 @@ class Nodes:
         deadline = time.monotonic() + _FREED_S
         while True:
             with self._choosing:
-                free = self._free()
-                wanted = having & free.keys() or free.keys() if home is None else {home} & free.keys()
+                available, booked = self._books()
+                free = {node_id: slots - booked[node_id] for node_id, slots in available.items()}
+                free = {node_id: slots for node_id, slots in free.items() if slots >= 1}
+                if home is not None:
+                    wanted = {home} & free.keys()
+                elif having & available.keys():  # where nothing is free only by our books, that shows in a moment
+                    wanted = having & free.keys()
+                else:
+                    wanted = set(free)
                 if wanted:
                     chosen = max(wanted, key=lambda node_id: free[node_id])
                     self._placed.append((time.monotonic(), chosen))
@@ -175,16 +182,18 @@ class Nodes:
             self.attend()
         return self._named(identity)
 
-    def _free(self) -> dict[str, float]:
-        """How many slots are free on each node that has any. For who holds `_choosing`."""
-        available: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    def _books(self) -> tuple[dict[str, float], Counter[str]]:
+        """How many slots are free on each node that has any, by Ray's books; and what was placed there just now.
+
+        The one may count the other already, or not. For who holds `_choosing`.
+        """
+        free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
         now = time.monotonic()
         while self._placed and now - self._placed[0][0] > _BOOKED_S:
             self._placed.popleft()
-        booked = Counter(node_id for _, node_id in self._placed)
-        nodes = {node["NodeID"] for node in sandbox_nodes()}
-        free = {node_id: available.get(node_id, {}).get(SLOTS, 0.0) - booked[node_id] for node_id in nodes}
-        return {node_id: slots for node_id, slots in free.items() if slots >= 1}
+        slots = {node["NodeID"]: free.get(node["NodeID"], {}).get(SLOTS, 0.0) for node in sandbox_nodes()}
+        available = {node_id: count for node_id, count in slots.items() if count >= 1}
+        return available, Counter(node_id for _, node_id in self._placed)
 
     def _having(self, backup_id: str | None) -> set[str]:
         """The nodes that have a backup's archive in their cache, as far as they say so in an instant."""

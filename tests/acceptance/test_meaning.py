@@ -482,6 +482,7 @@ def test_another_tenants_backups_and_sandboxes_cannot_be_seen_or_touched(
     with HttpBox(other_client, box.id).destroyed_at_the_end() as theirs:
         assert refusal(other_client.get(theirs.url)) == (404, "SANDBOX_NOT_FOUND")
         assert theirs.sh("ls -A") == ""
+        eventually(lambda: other_client.get(theirs.url).json()["epoch"] == 1)  # written a moment after the first call
         objects = bucket(service)
 
         for mode in ("overlay", "copy"):
