@@ -398,7 +398,7 @@ def _resumed(send: Callable[[], Any]) -> Any:
     except StopIteration as end:
         return _Result(end.value)
     except RayError as e:
-        raise translated(e) from None
+        raise unwrapped(e) from None
 
 
 def _drive(steps: Steps[T]) -> T:
@@ -443,14 +443,14 @@ async def _in_time(waited: _Soon) -> Any:
         raise GetTimeoutError("The actor did not answer in time.") from None
 
 
-def translated(e: RayError) -> HoldfastError:
+def unwrapped(e: RayError) -> HoldfastError:
     """Our own error out of Ray's wrapping; without pids, addresses and colour codes."""
     if isinstance(e, RayTaskError):
         cause = e.cause
         if isinstance(cause, HoldfastError):
             return cause
         if isinstance(cause, RayError):
-            return translated(cause)
+            return unwrapped(cause)
         return InternalError("The actor failed in a way it has no name for.", context={"cause": type(cause).__name__})
     if isinstance(e, TaskCancelledError):
         return OperationCancelledError("The call was cancelled.")

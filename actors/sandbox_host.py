@@ -37,8 +37,9 @@ LANES = {"exec": 32, "files": 16, "control": 8}
 _LAST_WORDS_S = 0.5
 """How long an actor that was replaced lives on, so that the answers of its calls arrive."""
 _NODE_ASKED_S = 30.0
-_UNCALLED_S, _LONGEST_PAUSE_S = 1.0, 60.0
-"""How much sooner than the others those sandboxes of a lost node are recovered that somebody calls."""
+_UNCALLED_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""How long a restarted actor waits for a call before it wakes by itself, and before each further try: after those that
+somebody waits for, and not for ever, so that it can sleep."""
 _STREAM_AHEAD = 16
 """Items that a stream may be ahead of its reader: 16 MiB of a file."""
 
@@ -72,8 +73,9 @@ class SandboxHost:
         """Makes the sandbox for the first call. An actor that Ray has restarted wakes it, too, if nobody calls."""
         with contextlib.suppress(Exception):  # the next call meets it, and says so
             self._sandbox()
-        pause_s = _UNCALLED_S
-        while not self._called.wait(pause_s):
+        for pause_s in _UNCALLED_S:
+            if self._called.wait(pause_s):
+                return
             try:
                 if ray.get_runtime_context().was_current_actor_reconstructed:
                     with self._activity.call():
@@ -81,7 +83,6 @@ class SandboxHost:
                 return
             except Exception as e:  # the bucket is away, or who says whether its node is lost
                 log.warning("sandbox_not_back", error=type(e).__name__)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _get_ready(self, found: Sequence[StoredState | None], lane: str | None) -> None:
         """Begins what the call that is on its way would wait for otherwise."""

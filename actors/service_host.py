@@ -21,7 +21,7 @@ from actors.metrics import Counts
 from actors.node_host import node_host_class
 from actors.nodes import SLOTS, Nodes
 from actors.observation import Watch, cluster_metrics, observed
-from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes, sandbox_actor_name, translated, was_leaving
+from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes, sandbox_actor_name, unwrapped, was_leaving
 from actors.sandbox_host import LANES, SandboxHost
 from actors.service import Service
 from actors.warm_workers import WarmWorkers
@@ -89,7 +89,7 @@ class ServiceHost:
                 return actor
             except ray.exceptions.RayTaskError as e:
                 if not was_leaving(e) or time.monotonic() > deadline:
-                    raise translated(e) from None
+                    raise unwrapped(e) from None
                 time.sleep(_LEAVING_POLL_S)
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
                 # It was just leaving, and its name is free in an instant; or it died, and is being restarted.

@@ -1,4 +1,4 @@
-"""The one place that knows boto3: makes its clients, and turns its exceptions into ours.
+"""boto3: its clients, and its exceptions turned into ours. Loaded with the first request.
 
 Requests are signed with SigV4 and address the bucket in the path (the bucket's name in the host's would need a
 wildcard certificate at every endpoint). The process's environment and ~/.aws decide nothing: what counts is
