@@ -131,6 +131,8 @@ class ClusterMetrics:
 
     counts: Counts
     awake: int
+    asleep: int | None
+    """As of the last count of the bucket's; None before the first one."""
     nodes: int
     slots: int
     free_slots: int

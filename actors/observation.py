@@ -134,12 +134,13 @@ def _observed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     return observing  # type: ignore[no-any-return]
 
 
-def cluster_metrics(counts: Counts) -> ClusterMetrics:
-    """What the service has counted, and how full the cluster is now."""
-    nodes = sandbox_nodes()
+def cluster_metrics(counts: Counts, recorded: int | None) -> ClusterMetrics:
+    """What the service has counted, and how full the cluster is now; `recorded` sandboxes are in the bucket."""
+    nodes, awake = sandbox_nodes(), len(awake_sandboxes())
     return ClusterMetrics(
         counts=counts,
-        awake=len(awake_sandboxes()),
+        awake=awake,
+        asleep=None if recorded is None else max(0, recorded - awake),
         nodes=len(nodes),
         slots=round(sum(node["Resources"][SLOTS] for node in nodes)),
         free_slots=round(ray.available_resources().get(SLOTS, 0)),  # type: ignore[no-untyped-call]

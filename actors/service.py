@@ -101,6 +101,10 @@ class Service:
         config = {"transfer": _BRIEF, "conditional_writes": self.has_conditional_writes}
         return configured(open_catalog(self._config.model_copy(update=config)), self._config)
 
+    def count_sandboxes(self) -> int | None:
+        """How many sandboxes the bucket knows; None without a bucket. Raises StorageError."""
+        return self._catalog.count_states() if self._catalog is not None else None
+
     def create_sandbox(self, tenant: str, labels: Mapping[str, str] | None = None) -> str:
         """Records a fresh sandbox and returns its random id. Labels need a bucket that is configured."""
         sandbox_id = f"sb-{secrets.token_hex(10)}"

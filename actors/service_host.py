@@ -26,6 +26,7 @@ from actors.sandbox_host import LANES, SandboxHost
 from actors.service import Service
 from actors.warm_workers import WarmWorkers
 from storage.catalog import StoredState
+from storage.errors import StorageError
 
 _SERVICE_LANES = {"spawn": 64, "collect": 2, "metrics": 2, "report": 2, "lost": 8}
 """What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""
@@ -34,6 +35,8 @@ _SPAWN_S = 30.0
 _CLOSE_S = 60.0
 _LEAVING_POLL_S = 0.02
 _HOUSEKEEPING_S = 5.0
+_COUNT_S, _COUNT_SHARE = 30.0, 100.0
+"""How often the bucket's sandboxes are counted; and how many times longer than a count the pause after it is."""
 
 
 @functools.cache
@@ -55,7 +58,9 @@ class ServiceHost:
         self._spawning = [threading.Lock() for _ in range(_SERVICE_LANES["spawn"])]
         """One sandbox is made by one call at a time, so that only what this call has made is ever given up."""
         self._warm = WarmWorkers(config.warm_workers)
+        self._recorded: int | None = None
         threading.Thread(target=self._keep_house, daemon=True, name="housekeeping").start()
+        threading.Thread(target=self._keep_count, daemon=True, name="count").start()
         if config.sleep_after_s > 0:
             threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
 
@@ -149,6 +154,15 @@ class ServiceHost:
                 log.warning("nodes_not_attended", error=type(e).__name__)
             time.sleep(_HOUSEKEEPING_S)
 
+    def _keep_count(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                self._recorded = self._service.count_sandboxes()
+            except StorageError as e:
+                log.warning("sandboxes_not_counted", error=type(e).__name__)
+            time.sleep(max(_COUNT_S, _COUNT_SHARE * (time.monotonic() - began)))
+
     def _let_idle_ones_leave(self) -> None:
         idle_s = self._config.sleep_after_s
         asked: dict[str, Any] = {}
@@ -217,7 +231,7 @@ class ServiceHost:
 
     @ray.method(concurrency_group="metrics")
     def metrics(self) -> Any:
-        return guarded(lambda: cluster_metrics(self.watch.tally.counts()))
+        return guarded(lambda: cluster_metrics(self.watch.tally.counts(), self._recorded))
 
 
 def start_service(config: SandboxConfig) -> None:

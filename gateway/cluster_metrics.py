@@ -47,6 +47,10 @@ class ClusterCollector(Collector):
         if known is None:
             return
         yield GaugeMetricFamily("holdfast_sandboxes_awake", "Sandboxes that have an actor", value=known.awake)
+        if known.asleep is not None:
+            yield GaugeMetricFamily(
+                "holdfast_sandboxes_asleep", "Sandboxes on record without an actor", value=known.asleep
+            )
         yield GaugeMetricFamily("holdfast_nodes", "Nodes that take sandboxes", value=known.nodes)
         slots = GaugeMetricFamily("holdfast_slots", "Sandboxes that the nodes can hold awake", labels=["state"])
         slots.add_metric(["used"], known.slots - known.free_slots)

@@ -27,7 +27,7 @@ from storage.errors import (
     StoreUnavailableError,
 )
 from storage.metadata import BackupRecord, Claim, Document, SandboxState, load, sign, verify
-from storage.store import SMALL_OBJECT_BYTES, ObjectStore, Stored
+from storage.store import SMALL_OBJECT_BYTES, ObjectStore, Stored, list_all
 
 logger = logging.getLogger(__name__)
 
@@ -329,6 +329,10 @@ class BackupCatalog:
     def delete_state(self, tenant: str, sandbox: str) -> None:
         """Forgets a sandbox; its backups stay. Idempotent."""
         self.store.delete(keys.state(tenant, sandbox))
+
+    def count_states(self) -> int:
+        """How many sandboxes, of all tenants, have a state. One request for each 1000 objects beside the archives."""
+        return sum(keys.is_state(row.key) for root in keys.INDEX_ROOTS for row in list_all(self.store, root))
 
     def sandboxes(self, tenant: str, *, limit: int = 100, cursor: str | None = None) -> NamePage:
         """One page of the tenant's sandboxes that have a state or a backup.

@@ -9,7 +9,6 @@ a collection that was interrupted is simply run again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -17,7 +16,7 @@ from storage import keys
 from storage.catalog import BackupCatalog
 from storage.errors import CorruptMetadataError, ObjectMissingError
 from storage.metadata import BackupRecord, Claim, load
-from storage.store import Listed, ObjectStore
+from storage.store import Listed, ObjectStore, list_all
 
 logger = logging.getLogger(__name__)
 
@@ -203,14 +202,3 @@ def collect(catalog: BackupCatalog, *, now: datetime, grace_s: float, dry_run: b
     run.collect_uploads()
     run.collect_index()
     return run.report()
-
-
-def list_all(store: ObjectStore, prefix: str) -> Iterator[Listed]:
-    """Every object under a prefix, page by page."""
-    after: str | None = None
-    while True:
-        page = store.list(prefix, after=after)
-        yield from page.objects
-        after = page.after
-        if after is None:
-            return

@@ -37,6 +37,7 @@ _NAME_PATTERN = re.compile(_NAME)
 _ENTRY_PATTERN = re.compile(_ENTRY)
 _INDEX_PATTERN = re.compile(rf"(?:tenants/(?P<tenant>{_NAME})/)?sandboxes/(?P<sandbox>{_NAME})/backups/{_ENTRY}")
 _CLAIM_PATTERN = re.compile(rf"(?:tenants/{_NAME}/)?sandboxes/{_NAME}/keys/[0-9a-f]{{64}}")
+_STATE_PATTERN = re.compile(rf"(?:tenants/{_NAME}/)?sandboxes/{_NAME}/state\.json")
 _BACKUP_PATTERN = re.compile(rf"backups/(?P<backup>{_UUID})/(?P<file>data\.sqsh|meta\.json)")
 
 
@@ -77,6 +78,11 @@ def sandbox_prefix(tenant: str, sandbox: str) -> str:
 def state(tenant: str, sandbox: str) -> str:
     """The key of a sandbox's durable state."""
     return f"{sandbox_prefix(tenant, sandbox)}state.json"
+
+
+def is_state(key: str) -> bool:
+    """Whether `key` is one of those."""
+    return _STATE_PATTERN.fullmatch(key) is not None
 
 
 def index_prefix(tenant: str, sandbox: str) -> str:

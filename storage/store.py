@@ -15,7 +15,7 @@ ETags are opaque, without the quotes of HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -168,3 +168,14 @@ class ObjectStore(Protocol):
 
     def list_uploads(self, prefix: str) -> Sequence[Upload]:
         """All unfinished multipart uploads of keys that begin with `prefix`."""
+
+
+def list_all(store: ObjectStore, prefix: str) -> Iterator[Listed]:
+    """Every object under a prefix, page by page."""
+    after: str | None = None
+    while True:
+        page = store.list(prefix, after=after)
+        yield from page.objects
+        after = page.after
+        if after is None:
+            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,9 +64,14 @@ def test_sleeps_and_wakes_are_counted(sleeper: HttpBox) -> None:
         }
         return samples.get("holdfast_sleeps_total", 0), samples.get('holdfast_wakes_total{origin="here"}', 0)
 
+    def asleep() -> bool:
+        found = re.search(r"^holdfast_sandboxes_asleep (\S+)$", sleeper.client.get("/metrics").text, re.MULTILINE)
+        return found is not None and float(found[1]) >= 1
+
     sleeps, wakes = counts()
     sleeper.write("/workspace/file", b"content")
     assert wait_until(lambda: counts()[0] > sleeps, timeout_s=60)
+    assert wait_until(asleep, timeout_s=90)
     sleeper.read("/workspace/file")
     assert wait_until(lambda: counts()[1] > wakes, timeout_s=60)
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from storage import keys
 from storage.catalog import BackupCatalog
-from storage.collect import CollectionReport, collect, list_all
+from storage.collect import CollectionReport, collect
 from storage.config import BucketConfig
 from storage.errors import (
     CorruptMetadataError,
@@ -24,6 +24,7 @@ from storage.errors import (
 )
 from storage.metadata import BackupRecord, RestoredDirectory, SandboxState
 from storage.s3 import S3ObjectStore
+from storage.store import list_all
 from tests.support.faulty_store import FaultyStore
 from tests.support.s3 import FAST
 
@@ -433,3 +434,14 @@ def test_foreign_objects_in_the_bucket_are_not_ours_to_collect(shelf: Shelf) -> 
     before = shelf.objects()
     assert shelf.collect(after_s=1000 * HOUR_S) == CollectionReport(dry_run=False)
     assert shelf.objects() == before
+
+
+def test_sandboxes_are_counted_by_their_states_whoever_they_belong_to(shelf: Shelf) -> None:
+    for tenant, name in (("acme", "one"), ("acme", "two"), ("default", "one")):
+        state = SandboxState(id=name, tenant=tenant, created_at=NOW)
+        shelf.catalog.write_state(state, replacing=None)
+    shelf.backup(sandbox="gone")
+    shelf.store.put("sandboxes/one/state.json.bak", b"")
+    assert shelf.catalog.count_states() == 3
+    shelf.catalog.delete_state("acme", "one")
+    assert shelf.catalog.count_states() == 2

@@ -19,7 +19,7 @@ from actors.client import get_sandbox
 from actors.errors import SandboxUnavailableError
 from actors.models import BackupOptions
 from storage import keys
-from storage.collect import list_all
+from storage.store import list_all
 from tests.support.ray_cluster import PATIENCE_S, World, children, pause, resume, running
 from tests.support.service import eventually
 

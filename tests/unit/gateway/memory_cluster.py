@@ -296,7 +296,9 @@ class MemoryTenant:
             if self.not_ready is not None:
                 raise self.not_ready
             awake = sum(box.used for box in self.sandboxes.values())
-            return ClusterMetrics(counts=self.tally.counts(), awake=awake, nodes=1, slots=10, free_slots=10 - awake)
+            return ClusterMetrics(
+                counts=self.tally.counts(), awake=awake, asleep=7, nodes=1, slots=10, free_slots=10 - awake
+            )
 
         return Later(act)
 

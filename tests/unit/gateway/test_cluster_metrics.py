@@ -32,6 +32,7 @@ def test_metrics_show_what_the_actors_have_counted_and_how_full_the_cluster_is(g
     found = samples(gateway.request("GET", "/metrics").text)
     assert found["holdfast_service_up", ()] == 1
     assert found["holdfast_sandboxes_awake", ()] == 1
+    assert found["holdfast_sandboxes_asleep", ()] == 7
     assert (found["holdfast_slots", ("used",)], found["holdfast_slots", ("free",)]) == (1, 9)
     assert found["holdfast_calls_total", ("exec", "ok")] == 3
     buckets = [
@@ -63,7 +64,7 @@ def test_a_cluster_that_does_not_answer_is_asked_once_until_it_does() -> None:
         async def ask() -> ClusterMetrics:
             asked.append(len(asked))
             await answers.wait()
-            return ClusterMetrics(counts={}, awake=5, nodes=1, slots=5, free_slots=0)
+            return ClusterMetrics(counts={}, awake=5, asleep=None, nodes=1, slots=5, free_slots=0)
 
         for _ in range(3):
             await collector.refresh(ask)
@@ -74,5 +75,6 @@ def test_a_cluster_that_does_not_answer_is_asked_once_until_it_does() -> None:
             while not registry.get_sample_value("holdfast_service_up"):
                 await collector.refresh(ask)
         assert registry.get_sample_value("holdfast_sandboxes_awake") == 5
+        assert registry.get_sample_value("holdfast_sandboxes_asleep") is None
 
     asyncio.run(scenario())
