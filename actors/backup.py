@@ -51,10 +51,6 @@ from storage.metadata import BackupRecord, NotKept
 from storage.transfer import UploadedArchive, upload
 
 
-class _UncertainCommitError(StoreUnavailableError):
-    """The bucket does not say whether it has taken the metadata."""
-
-
 class Ledger(Protocol):
     """Where an actor says what it begins and what it has committed, and learns whether it still may."""
 
@@ -275,7 +271,7 @@ class BackupCreation:
         except StorageError as e:
             log.warning("backup_left_behind", backup=backup_id, detail=str(e))
             self.ledger.left_behind(backup_id)
-            if isinstance(error, _UncertainCommitError):
+            if isinstance(error, StoreUnavailableError) and error.key == keys.metadata(backup_id):
                 reason, sentence = reason_of(e)
                 raise BackupCreateError(
                     f"The backup may have been created, or not: {sentence}.",
@@ -309,8 +305,6 @@ class BackupCreation:
         except PreconditionFailedError:  # a fence, if another actor has taken over
             self.ledger.check()
             raise
-        except StoreUnavailableError as e:
-            raise _UncertainCommitError(e.operation, bucket=e.bucket, key=e.key, detail=e.detail) from None
 
 
 def default_level(compression: Compression) -> int | None:

@@ -42,7 +42,7 @@ class AwayStore:
 
         def call(*args: Any, **options: Any) -> Any:
             if self.is_away:
-                raise StoreUnavailableError(name, bucket="away")
+                raise StoreUnavailableError(name, bucket="away", key=str(args[0]) if args else None)
             return value(*args, **options)
 
         return call
