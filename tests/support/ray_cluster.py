@@ -37,9 +37,9 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_preload_python_modules": ",".join(PRELOADED),
     # As in cluster.yaml: a lost node is noticed after seconds.
-    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "4",
 }
 """What a program that makes such a cluster has to be started with: Ray reads it once."""
 

@@ -19,9 +19,9 @@ from tests.unit.project.test_cluster_yaml import ROOT
 from tests.unit.project.test_readme import setting_names
 
 FAST_CHECKS = {
-    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "4",
 }
 
 
