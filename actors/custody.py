@@ -458,7 +458,7 @@ def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxS
 def recovery_in(record: Record) -> Recovery | None:
     """What was recovered after a loss, or could not be after a sleep, as the bucket has it."""
     recovery = record.recovery
-    if recovery is None or (recovery.lost_node is None and not any(row.error for row in recovery.directories)):
+    if recovery is None or (recovery.lost_node is None and not recovery.lacks_anything):
         return None
     directories = [
         RecoveredDirectory(dir=row.dir, backup_id=row.backup_id, taken_at=row.taken_at, error=row.error)

@@ -157,8 +157,7 @@ class Nodes:
         while True:
             with self._choosing:
                 available, booked = self._books()
-                free = {node_id: slots - booked[node_id] for node_id, slots in available.items()}
-                free = {node_id: slots for node_id, slots in free.items() if slots >= 1}
+                free = {node_id: left for node_id, slots in available.items() if (left := slots - booked[node_id]) >= 1}
                 if home is not None:
                     wanted = {home} & free.keys()
                 elif having & available.keys():  # where nothing is free only by our books, that shows in a moment

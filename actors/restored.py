@@ -96,6 +96,11 @@ class RecoveryPlan(BaseModel):
         """What is not settled yet, outer directories before those inside them."""
         return sorted((wanted for wanted in self.directories if not wanted.settled), key=lambda wanted: wanted.dir)
 
+    @property
+    def lacks_anything(self) -> bool:
+        """Whether something can never come back."""
+        return any(wanted.error for wanted in self.directories)
+
     def settled(self, directory: str, *, error: str | None = None) -> RecoveryPlan:
         """The same, with one directory settled."""
         changed = {"settled": True, "error": error}
@@ -175,12 +180,6 @@ class RestoredDirectories:
     def missing(self) -> list[Wanted]:
         """What still has to be recovered."""
         return self.record.recovery.missing if self.record.recovery else []
-
-    @property
-    def lacks_anything(self) -> bool:
-        """Whether a recovery could not bring everything back."""
-        plan = self.record.recovery
-        return plan is not None and any(row.error for row in plan.directories)
 
     @property
     def exists(self) -> bool:

@@ -504,7 +504,8 @@ class LocalSandbox:
         self._tree.prepare()
         self._restored.take_up()
         self._recover(begun=origin.is_elsewhere)
-        if self._restored.lacks_anything:
+        recovery = self._restored.record.recovery
+        if recovery is not None and recovery.lacks_anything:
             self._safe_in = None
         self._make_home()
         return origin

@@ -46,20 +46,14 @@ class S3ObjectStore:
         """`conditional_writes` is what another process has found out with `supports_conditional_writes`."""
         self._config = config
         self._transfer = transfer or TransferConfig()
-        self._opening = threading.Lock()
         self._probe_lock = threading.Lock()
         self._conditional = conditional_writes
 
     @functools.cached_property
-    def _opened(self) -> S3Client:
+    def _client(self) -> S3Client:  # two threads that come first at once may make two: one is kept, both work
         from storage.s3_client import open_client
 
         return open_client(self._config, self._transfer)
-
-    @property
-    def _client(self) -> S3Client:
-        with self._opening:
-            return self._opened
 
     @property
     def bucket(self) -> str:

@@ -28,7 +28,6 @@ JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; 
 _THAW_WHEN_ORPHANED = 'read -r _ || echo 0 > "$1"'
 """The guard's program. It is dismissed by a line, because a thaw that comes late would hit the next pause."""
 _V1_LIMIT = {"memory": "memory.limit_in_bytes", "pids": "pids.max"}
-_EMPTY = "populated 0"
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 
@@ -154,9 +153,9 @@ class Cgroup:
             CgroupError: one is still there after `timeout_s` (it hangs in the kernel).
         """
         kill = self._path / "cgroup.kill"
-        if kill.exists() and _EMPTY not in (self._path / "cgroup.events").read_text().splitlines():
+        if kill.exists():
             # Each time anew: a process may enter the group right after it was killed.
-            self._wait_for(_EMPTY, timeout_s, "could not be ended", repeat=lambda: kill.write_text("1"))
+            self._wait_for("populated 0", timeout_s, "could not be ended", repeat=lambda: kill.write_text("1"))
 
     def thaw(self) -> None:
         """Resumes whatever an actor that died has left paused."""
@@ -193,13 +192,12 @@ class Cgroup:
         with (self._path / "cgroup.events").open() as events:
             poll = select.poll()
             poll.register(events, select.POLLPRI)
-            repeat()
             while line not in events.read().splitlines():
                 remaining_s = deadline - time.monotonic()
                 if remaining_s <= 0:
                     raise CgroupError(f"the sandbox's processes {failure} within {timeout_s:g} s")
-                poll.poll(min(remaining_s, 0.25) * 1000)
                 repeat()
+                poll.poll(min(remaining_s, 0.25) * 1000)
                 events.seek(0)
 
 
