@@ -197,15 +197,19 @@ class Custody:
         durable = self._durable
         assert durable is not None
         with self._taking, _told():
-            if durable.is_superseded or not self._is_open:
-                raise SupersededError
-            if durable.state is None or durable.state.node is None:
-                found = self._found.pop() if self._found else durable.find()
-                if not takeover.may_be_here(found.state if found else None, self._place):
-                    durable.give_way()
-                self._take(durable, found, self._taken_up)
-            self._settle(durable)
+            self._claim(durable)
             return durable
+
+    def _claim(self, durable: DurableState) -> None:
+        """Takes an epoch if this actor has none, and settles what others have begun. For whoever has `_taking`."""
+        if durable.is_superseded or not self._is_open:
+            raise SupersededError
+        if durable.state is None or durable.state.node is None:
+            found = self._found.pop() if self._found else durable.find()
+            if not takeover.may_be_here(found.state if found else None, self._place):
+                durable.give_way()
+            self._take(durable, found, self._taken_up)
+        self._settle(durable)
 
     def _taken_up(self, state: SandboxState) -> SandboxState:
         """The state of a sandbox whose files are here: the node's record knows best what is restored where."""
@@ -315,10 +319,15 @@ class Custody:
     def sleep(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Says that the files are nowhere but in these checkpoints. Raises SandboxUnavailableError, StorageError.
 
-        After an error the files are here still, and nobody may find them older than they are.
+        After an error the files are here still, and nobody may find them older than they are. Nobody takes an epoch in
+        between: that would say again that the files are here.
         """
-        self.change(lambda state: asleep_nowhere(state, checkpoints), keep=False)
-        self.close()
+        durable = self._durable
+        if durable is not None:
+            with self._taking, _told():
+                self._claim(durable)
+                durable.change(lambda state: asleep_nowhere(state, checkpoints), keep=False)
+                self._is_open = False
 
     def close(self) -> None:
         """From now on takes no epoch and says nothing, until the sandbox is located again.

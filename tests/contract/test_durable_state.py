@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -23,7 +24,9 @@ from storage.errors import ObjectMissingError, StorageError, StoreUnavailableErr
 from storage.metadata import BackupRecord, Checkpoint, RecoveredDirectory, Recovery, SandboxState
 from tests.contract.conftest import Place
 from tests.support.faulty_store import FaultyStore
+from tests.support.held_store import HeldStore
 from tests.support.mount_leaks import wait_until
+from tests.support.sandboxes import Background
 
 TENANT = "default"
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -578,6 +581,22 @@ def test_the_actor_that_put_it_to_sleep_takes_it_up_under_a_new_epoch(world: Wor
     assert custody.locate(has_record=False) is Origin.SLEEP
     assert custody.take()[0] is None
     assert (world.stored.node, world.stored.slept_on, world.stored.epoch) == ("a", None, 2)
+
+
+def test_nobody_takes_an_epoch_while_the_bucket_is_told_of_a_sleep(world: World) -> None:
+    held = HeldStore(world.faulty, "put", "state.json", nth=3)
+    custody = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).custody("a"))
+    custody.change(noted("used"))
+    sleeping = Background(lambda: custody.sleep([checkpoint("/workspace", of_sleep=True)]))
+    held.wait()
+    late = [Background(custody._take_quietly), Background(lambda: custody.change(noted("late")))]
+    time.sleep(0.5)  # both have come to where they would take one
+    held.released.set()
+    sleeping.result()
+    assert late[0].error() is None
+    assert isinstance(late[1].error(), SandboxUnavailableError)
+    assert kinds(world.stored) == ["created", "used", "slept"]
+    assert (world.stored.node, world.stored.slept_on, world.stored.epoch) == (None, "a", 1)
 
 
 def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(world: World) -> None:

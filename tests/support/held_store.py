@@ -13,10 +13,10 @@ _PATIENCE_S = 60.0
 
 
 class HeldStore(Interrupted):
-    """Another store whose first call of `operation` on a key with `part_of_key` waits, before its effect."""
+    """Another store whose nth call of `operation` on a key with `part_of_key` waits, before its effect."""
 
-    def __init__(self, inner: ObjectStore, operation: str, part_of_key: str) -> None:
-        super().__init__(inner, operation, "before", of=part_of_key, act=self._hold)
+    def __init__(self, inner: ObjectStore, operation: str, part_of_key: str, nth: int = 1) -> None:
+        super().__init__(inner, operation, "before", nth, of=part_of_key, act=self._hold)
         self.reached, self.released = threading.Event(), threading.Event()
 
     def wait(self) -> None:
