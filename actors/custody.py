@@ -18,6 +18,7 @@ from actors.durable_state import (
     MAX_ROWS,
     Change,
     DurableState,
+    Found,
     Place,
     SupersededError,
     happened,
@@ -78,7 +79,8 @@ class Custody:
         self._catalog = catalog
         self._durable = DurableState(catalog, tenant, sandbox, place) if catalog is not None else None
         self._taking = threading.Lock()
-        self._found: list[StoredState | None] = []
+        self._found: Found | None = None
+        """What was found as the sandbox was located, until it is used to take the epoch."""
         self._located: SandboxState | None = None
         self._inherited: list[str] = []
         """Backups that earlier actors have begun, or calls of ours that failed, and that are not settled yet."""
@@ -105,10 +107,10 @@ class Custody:
         """Whether another actor has taken over."""
         return self._durable is not None and self._durable.is_superseded
 
-    def suppose(self, found: Sequence[StoredState | None]) -> None:
+    def suppose(self, found: Found) -> None:
         """Saves `locate` the question, if it was not asked yet: this is what somebody has just found in the bucket."""
         if not self._is_open and self.state is None:
-            self._found = list(found)
+            self._found = found
 
     def is_known(self) -> bool:
         """Whether the bucket says that an actor has ever had the sandbox. Raises StorageError."""
@@ -130,13 +132,13 @@ class Custody:
         return origin
 
     def _origin(self, durable: DurableState, *, has_record: bool) -> Origin:
-        found, self._found = self._found, []
+        found, self._found = self._found, None
         state = durable.state
         if state is None:
-            self._found = found = found or answered_in_moments(durable.find)
-            if not found:
+            self._found = found = found or answered_in_moments(lambda: Found(durable.find()))
+            if found is None:
                 return takeover.unknown(has_record=has_record)
-            state = found[0].state if found[0] else None
+            state = found.stored.state if found.stored else None
         self._located = state
         return takeover.origin(state, has_record=has_record, place=self._place, is_lost=self._is_lost)
 
@@ -155,11 +157,16 @@ class Custody:
         durable = self._durable
         assert durable is not None
         with self._taking, _told():
-            self._take(durable, self._found.pop() if self._found else durable.find(), self._taken_over)
+            self._take(durable, self._last_found(durable), self._taken_over)
             state = durable.state
             begun = _begun_takeover(state) if state is not None else None
             assert state is not None and begun is not None
             return begun.node, state
+
+    def _last_found(self, durable: DurableState) -> StoredState | None:
+        """What was found as the sandbox was located: good for one try, and looked up again for the next."""
+        found, self._found = self._found or Found(durable.find()), None
+        return found.stored
 
     def _take(self, durable: DurableState, found: StoredState | None, change: Change) -> None:
         taken = durable.take(found, change)
@@ -205,7 +212,7 @@ class Custody:
         if durable.is_superseded or not self._is_open:
             raise SupersededError
         if durable.state is None or durable.state.node is None:
-            found = self._found.pop() if self._found else durable.find()
+            found = self._last_found(durable)
             if not takeover.may_be_here(found.state if found else None, self._place):
                 durable.give_way()
             self._take(durable, found, self._taken_up)
@@ -216,7 +223,7 @@ class Custody:
         record = self._record()
         known = {(row.dir, row.backup_id, row.restored_at) for row in state.restored}
         restored = restored_in(record)
-        told = sorted(zip(restored, record.entries[-MAX_ROWS:], strict=True), key=lambda pair: pair[0].restored_at)
+        told = sorted(zip(restored, _latest(record), strict=True), key=lambda pair: pair[0].restored_at)
         for row, entry in told:
             if (row.dir, row.backup_id, row.restored_at) not in known:  # the actor before this one could not say so
                 state = with_checkpoint(state, _checkpoint_in(entry))
@@ -371,7 +378,7 @@ class Custody:
         if self._durable is None:
             return
         with self._taking, _told():
-            self._is_open, self._found, self._inherited = False, [], []
+            self._is_open, self._found, self._inherited = False, None, []
             self._durable.forget(lambda state: self._delete(state.sleep_backups))
 
     def _delete(self, backup_ids: Sequence[str]) -> None:
@@ -438,6 +445,11 @@ def _left(state: SandboxState, deleted: Sequence[str]) -> list[str]:
     return [backup_id for backup_id in state.sleep_backups if backup_id not in deleted]
 
 
+def _latest(record: Record) -> tuple[Entry, ...]:
+    """The directories of which there is room in the state."""
+    return record.entries[-MAX_ROWS:]
+
+
 def restored_in(record: Record) -> list[RestoredDirectory]:
     """What is restored where, as the bucket has it: the `MAX_ROWS` that were restored last."""
     return [
@@ -448,7 +460,7 @@ def restored_in(record: Record) -> list[RestoredDirectory]:
             driver=entry.driver.value if entry.driver else None,
             restored_at=entry.restored_at,
         )
-        for entry in record.entries[-MAX_ROWS:]
+        for entry in _latest(record)
     ]
 
 

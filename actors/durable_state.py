@@ -40,6 +40,13 @@ class Place:
     cluster_node: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What somebody has found in the bucket of a sandbox: its state, or None if there is none."""
+
+    stored: StoredState | None
+
+
 class DurableState:
     """One actor's hold on the state. Thread-safe: writes are done one at a time, in order."""
 

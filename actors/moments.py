@@ -21,8 +21,8 @@ def within_moments(act: Callable[[], None]) -> None:
     acting.join(MOMENTS_S)
 
 
-def answered_in_moments(ask: Callable[[], T]) -> list[T]:
-    """What the bucket answers, alone in a list; that is empty without an answer, and filled by one that is late."""
+def answered_in_moments(ask: Callable[[], T]) -> T | None:
+    """What the bucket answers, or None if it does not, or not in time."""
     answers: list[T] = []
 
     def act() -> None:
@@ -32,4 +32,4 @@ def answered_in_moments(ask: Callable[[], T]) -> list[T]:
             log.warning("bucket_did_not_answer", error=type(e).__name__, detail=str(e))
 
     within_moments(act)
-    return answers
+    return answers[0] if answers else None

@@ -24,7 +24,7 @@ from actors.cache import ArchiveCache
 from actors.commands import Commands
 from actors.config import NodeConfig, SandboxConfig
 from actors.custody import Custody, after_recovery, after_restore, superseded
-from actors.durable_state import Place, happened
+from actors.durable_state import Found, Place, happened
 from actors.errors import (
     BackupExpiredError,
     BackupNotFoundError,
@@ -75,7 +75,7 @@ from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, recorded_
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated
-from storage.catalog import BackupCatalog, StoredState
+from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 from storage.metadata import Checkpoint
 
@@ -451,7 +451,7 @@ class LocalSandbox:
             if not self.is_awake:
                 self._wake()
 
-    def prepare(self, found: Sequence[StoredState | None], *, wake: bool) -> None:
+    def prepare(self, found: Found, *, wake: bool) -> None:
         """Does for a call that is on its way what it would have to wait for. Raises as `wake`.
 
         Does nothing once the sandbox was woken, closed or destroyed: that call may be over by now. `found` is what

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -28,9 +28,9 @@ from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, SERVICE_NAME
 
 if TYPE_CHECKING:
     from actors.config import SandboxConfig
+    from actors.durable_state import Found
     from actors.models import BackupOptions, ExecRequest, RestoreOptions
     from actors.sandbox import LocalSandbox
-    from storage.catalog import StoredState
     from storage.metadata import Checkpoint
 
 LANES = {"exec": 32, "files": 16, "control": 8}
@@ -84,7 +84,7 @@ class SandboxHost:
             except Exception as e:  # the bucket is away, or who says whether its node is lost
                 log.warning("sandbox_not_back", error=type(e).__name__)
 
-    def _get_ready(self, found: Sequence[StoredState | None], lane: str | None) -> None:
+    def _get_ready(self, found: Found, lane: str | None) -> None:
         """Begins what the call that is on its way would wait for otherwise."""
         with contextlib.suppress(Exception), self._activity.call():  # the call itself meets it, and says so
             self._sandbox().prepare(found, wake=lane in (EXEC, FILES))  # a mailbox may bring a `destroy`
@@ -257,10 +257,10 @@ class SandboxHost:
         return True
 
     @ray.method(concurrency_group="control")
-    def let_in(self, lane: str | None, found: Sequence[StoredState | None] = ()) -> str:
+    def let_in(self, lane: str | None, found: Found | None = None) -> str:
         """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError.
 
-        `found` is what the service, which has just made this actor, has found in the bucket; empty if that is unknown.
+        `found` is what the service, which has just made this actor, has found in the bucket; None if that is unknown.
 
         Returns:
             What the cluster calls the node it runs on.
@@ -271,7 +271,7 @@ class SandboxHost:
             self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._admission.let_in(lane))
         if lane == EXEC and self._made is not None and self._made.is_awake:
             self._made.expect_command()
-        if found:  # the call is on its way: what it needs is put in place meanwhile
+        if found is not None:  # the call is on its way: what it needs is put in place meanwhile
             threading.Thread(target=self._get_ready, args=(found, lane), name="ready", daemon=True).start()
         return ray.get_runtime_context().get_node_id()
 

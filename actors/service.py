@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from actors.bucket import configured, open_catalog
 from actors.config import SandboxConfig
 from actors.doctor import checks
+from actors.durable_state import Found
 from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError, SandboxNotFoundError
 from actors.faults import reading
 from actors.labels import relabelled
@@ -50,12 +51,16 @@ class Service:
     """Everything about backups and sandboxes that needs no sandbox's actor."""
 
     def __init__(
-        self, config: SandboxConfig, catalog: BackupCatalog | None, *, is_running: Callable[[str, str], bool]
+        self,
+        config: SandboxConfig,
+        catalog: BackupCatalog | None,
+        *,
+        awake: Callable[[str, Collection[str]], Collection[str]],
     ) -> None:
-        """`is_running` says whether an actor lives for a tenant's sandbox."""
+        """`awake` says for which of a tenant's sandboxes an actor lives."""
         self._config = config
         self._catalog = catalog
-        self._is_running = is_running
+        self._awake = awake
         self.has_conditional_writes: bool | None = None
         """None until `try_conditional_writes` has found it out."""
 
@@ -76,24 +81,26 @@ class Service:
         if self.has_conditional_writes is False:
             log.warning("no_conditional_writes", bucket=self._catalog.store.bucket)
 
-    def find_state(self, tenant: str, sandbox_id: str) -> list[StoredState | None]:
-        """What the bucket has of a sandbox, or None, alone in a list; that is empty if it is not known in moments."""
+    def find_state(self, tenant: str, sandbox_id: str) -> Found | None:
+        """What the bucket has of a sandbox; None if that cannot be known in moments."""
         catalog = self._catalog
-        return answered_in_moments(lambda: catalog.find_state(tenant, sandbox_id)) if catalog is not None else []
+        if catalog is None:
+            return None
+        return answered_in_moments(lambda: Found(catalog.find_state(tenant, sandbox_id)))
 
-    def record_new(self, tenant: str, sandbox_id: str) -> list[StoredState | None]:
+    def record_new(self, tenant: str, sandbox_id: str) -> Found | None:
         """Puts a sandbox that is new on record, so that whoever has used it finds it in the list; returns as above.
 
         Where that fails, its actor does it.
         """
         if self._catalog is None or self.has_conditional_writes is None:
-            return []
+            return None
         state = _new_state(tenant, sandbox_id)
         try:
-            return [StoredState(state, self._brief.write_state(state, replacing=None))]
+            return Found(StoredState(state, self._brief.write_state(state, replacing=None)))
         except StorageError as e:
             log.warning("sandbox_not_recorded", sandbox=sandbox_id, error=type(e).__name__)
-            return []
+            return None
 
     @functools.cached_property
     def _brief(self) -> BackupCatalog:
@@ -146,7 +153,8 @@ class Service:
         """One page of a tenant's sandboxes."""
         with reading("cursor"):
             page = self._configured().sandboxes(tenant, limit=_page_size(limit), cursor=cursor)
-        rows = [SandboxRef(id=name, running=self._is_running(tenant, name)) for name in page.names]
+        awake = self._awake(tenant, page.names)
+        rows = [SandboxRef(id=name, running=name in awake) for name in page.names]
         return SandboxPage(sandboxes=rows, cursor=page.cursor)
 
     def describe(self, tenant: str, sandbox_id: str) -> SandboxInfo:

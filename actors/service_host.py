@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.bucket import open_catalog
 from actors.config import SandboxConfig
+from actors.durable_state import Found
 from actors.errors import SandboxUnavailableError
 from actors.guard import guarded
 from actors.logs import configure_logging, log
@@ -25,7 +26,6 @@ from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes, sandbox_actor_n
 from actors.sandbox_host import LANES, SandboxHost
 from actors.service import Service
 from actors.warm_workers import WarmWorkers
-from storage.catalog import StoredState
 from storage.errors import StorageError
 
 _SERVICE_LANES = {"spawn": 64, "collect": 2, "metrics": 2, "report": 2, "lost": 8}
@@ -53,7 +53,7 @@ class ServiceHost:
         configure_logging()
         self.watch = Watch()
         self._config = config
-        self._service = Service(config, open_catalog(config), is_running=_is_running)
+        self._service = Service(config, open_catalog(config), awake=_awake)
         self._nodes = Nodes(node_host_class(), config)
         self._spawning = [threading.Lock() for _ in range(_SERVICE_LANES["spawn"])]
         """One sandbox is made by one call at a time, so that only what this call has made is ever given up."""
@@ -81,7 +81,7 @@ class ServiceHost:
     def _spawn(self, name: str, tenant: str, sandbox_id: str, lane: str | None, near: str | None) -> Any:
         deadline = time.monotonic() + _SPAWN_S
         while True:
-            found: list[StoredState | None] = []
+            found: Found | None = None
             try:
                 actor, is_ours = ray.get_actor(name, namespace=NAMESPACE), False
             except ValueError:  # there is none
@@ -106,12 +106,10 @@ class ServiceHost:
                     "The sandbox's actor did not start in time.", hint="Try again.", context={"outcome": "not_executed"}
                 ) from None
 
-    def _new_actor(
-        self, name: str, tenant: str, sandbox_id: str, near: str | None
-    ) -> tuple[Any, list[StoredState | None]]:
+    def _new_actor(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> tuple[Any, Found | None]:
         """A sandbox's new actor, and what the bucket has of the sandbox. Nobody else makes one meanwhile."""
         found = self._service.find_state(tenant, sandbox_id)
-        home = found[0].state.node if found and found[0] else None
+        home = found.stored.state.node if found and found.stored else None
         node = guarded(lambda: self._nodes.choose(home, near))
         config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
         actor = (
@@ -129,7 +127,7 @@ class ServiceHost:
             )
             .remote(tenant, sandbox_id, config)
         )
-        if found == [None]:  # while its process starts
+        if found == Found(None):  # while its process starts
             found = self._service.record_new(tenant, sandbox_id)
         return actor, found
 
@@ -280,9 +278,6 @@ def _succeeded(ref: Any) -> bool:
     return True
 
 
-def _is_running(tenant: str, sandbox_id: str) -> bool:
-    try:
-        ray.get_actor(sandbox_actor_name(tenant, sandbox_id), namespace=NAMESPACE)
-    except ValueError:
-        return False
-    return True
+def _awake(tenant: str, sandbox_ids: Collection[str]) -> set[str]:
+    names = set(awake_sandboxes())
+    return {sandbox_id for sandbox_id in sandbox_ids if sandbox_actor_name(tenant, sandbox_id) in names}

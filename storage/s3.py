@@ -231,12 +231,10 @@ class S3ObjectStore:
         Raises:
             LifecycleUnsupportedError: permanent.
         """
-        from botocore.exceptions import ClientError
-
         with self._lifecycle():
             try:
                 answer = self._client.get_bucket_lifecycle_configuration(Bucket=self.bucket)
-            except ClientError as e:
+            except self._client.exceptions.ClientError as e:
                 if e.response["Error"].get("Code") == "NoSuchLifecycleConfiguration":
                     return []
                 raise
@@ -262,12 +260,10 @@ class S3ObjectStore:
 
     @contextmanager
     def _lifecycle(self) -> Iterator[None]:
-        from botocore.exceptions import ClientError
-
         with self._translated("lifecycle", None):
             try:
                 yield
-            except ClientError as e:
+            except self._client.exceptions.ClientError as e:
                 if e.response["Error"].get("Code") in _NO_LIFECYCLE:
                     raise LifecycleUnsupportedError("lifecycle", bucket=self.bucket) from None
                 raise

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from actors.custody import Custody, restored_in
-from actors.durable_state import MAX_EVENTS, MAX_ROWS, DurableState, SupersededError, happened, with_checkpoint
+from actors.durable_state import MAX_EVENTS, MAX_ROWS, DurableState, Found, SupersededError, happened, with_checkpoint
 from actors.durable_state import Place as NodePlace
 from actors.errors import SandboxUnavailableError
 from actors.restored import Entry, Record, RecoveryPlan, Wanted
@@ -388,10 +388,10 @@ def test_the_epoch_is_taken_by_whatever_needs_it_first(world: World) -> None:
 
 def test_what_somebody_has_found_saves_the_question_and_binds_nobody(world: World) -> None:
     world.owner("a")
-    found = world.catalog.find_state(TENANT, world.sandbox)
+    found = Found(world.catalog.find_state(TENANT, world.sandbox))
     custody = world.custody("a")
     world.faulty.fail("get", "state.json", after=False)
-    custody.suppose([found])
+    custody.suppose(found)
     world.faulty.calls.clear()
     assert custody.locate(has_record=True) is Origin.HERE
     assert world.faulty.calls == []
@@ -406,7 +406,7 @@ def test_what_somebody_has_found_saves_the_question_and_binds_nobody(world: Worl
 def test_what_somebody_has_found_is_of_no_use_to_who_has_asked_himself(world: World) -> None:
     world.owner("a")
     custody = opened(world.custody("a"))
-    custody.suppose([None])
+    custody.suppose(Found(None))
     custody.change(lambda state: state)
     assert (world.stored.epoch, kinds(world.stored)) == (2, ["woke"])
 
@@ -415,7 +415,7 @@ def test_a_new_sandbox_that_was_put_on_record_begins_afresh_under_its_first_epoc
     made = SandboxState(id=world.sandbox, tenant=TENANT, created_at=NOW)
     etag = world.catalog.write_state(made, replacing=None)
     custody = world.custody("a")
-    custody.suppose([StoredState(made, etag)])
+    custody.suppose(Found(StoredState(made, etag)))
     assert custody.locate(has_record=False) is Origin.AFRESH
     custody.change(lambda state: state)
     assert (world.stored.node, world.stored.epoch, kinds(world.stored)) == ("a", 1, ["created"])

@@ -41,7 +41,7 @@ class Bucket:
         self.service = self.over(catalog)
 
     def over(self, catalog: BackupCatalog) -> Service:
-        return Service(self.config, catalog, is_running=lambda tenant, sandbox: False)
+        return Service(self.config, catalog, awake=lambda tenant, sandboxes: ())
 
     def state(self) -> SandboxState:
         found = self.catalog.find_state("acme", self.box)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from actors.durable_state import Found
 from actors.errors import (
     BackupCreateError,
     InvalidBackupConfigError,
@@ -714,11 +715,11 @@ def test_a_destroyed_sandbox_that_slept_takes_its_backups_for_sleeping_along(nod
 def test_who_comes_late_to_prepare_a_call_wakes_no_sandbox_that_was_destroyed(nodes: Pair) -> None:
     box = nodes.on_a(awake=False)
     box.destroy()
-    box.prepare([None], wake=True)
+    box.prepare(Found(None), wake=True)
     assert not box.is_awake
     assert left_on(nodes.a) == ([], [])
     fresh = nodes.on_a(awake=False)
-    fresh.prepare([None], wake=True)
+    fresh.prepare(Found(None), wake=True)
     assert fresh.is_awake
 
 
