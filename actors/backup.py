@@ -126,8 +126,9 @@ class BackupCreation:
                     record = self._record(backup_id, options, created_at, made, uploaded)
                     made_meanwhile = self._commit(record, options, idempotency_key, progress)
                 except BaseException as e:
-                    self._abandon(backup_id, e)
-                    raise
+                    if self._abandon(backup_id, e):
+                        raise
+                    made_meanwhile = None
             if made_meanwhile is not None:
                 self.ledger.abandoned(backup_id)
                 progress.backup_id = made_meanwhile.id
@@ -257,21 +258,30 @@ class BackupCreation:
             self._write_metadata(record)
         return None
 
-    def _abandon(self, backup_id: str, error: BaseException) -> None:
+    def _abandon(self, backup_id: str, error: BaseException) -> bool:
         """Removes what there is of a backup that has failed; if that cannot be done now, the ledger has it settled.
+
+        Returns:
+            False if it was committed after all, and is there.
 
         Raises:
             SandboxUnavailableError: another actor has taken over, and settles it; that is why the bucket failed us.
             BackupCreateError: the bucket lets neither know whether it was committed, nor remove it.
         """
+        may_exist = isinstance(error, StoreUnavailableError) and error.key == keys.metadata(backup_id)
         try:
             self._check_before_abandoning(backup_id)
-            self.catalog.abandon(backup_id)
+            if may_exist and self.catalog.store.supports_conditional_writes():
+                # A deletion might arrive when our successor has found it, and has recovered from it.
+                if self.catalog.settle(backup_id) is not None:
+                    return False
+            else:
+                self.catalog.abandon(backup_id)
             self.ledger.abandoned(backup_id)
         except StorageError as e:
             log.warning("backup_left_behind", backup=backup_id, detail=str(e))
             self.ledger.left_behind(backup_id)
-            if isinstance(error, StoreUnavailableError) and error.key == keys.metadata(backup_id):
+            if may_exist:
                 reason, sentence = reason_of(e)
                 raise BackupCreateError(
                     f"The backup may have been created, or not: {sentence}.",
@@ -281,6 +291,7 @@ class BackupCreation:
         except SandboxUnavailableError:
             if isinstance(error, StorageError) and not isinstance(error, TransferCancelledError):
                 raise
+        return True
 
     def _check_before_abandoning(self, backup_id: str) -> None:
         try:

@@ -221,7 +221,7 @@ class SandboxCalls:
     def _relabel(self, send: Callable[[Any], Any]) -> Call[dict[str, str]]:
         def steps() -> Steps[dict[str, str]]:
             labels: dict[str, str] = yield from self.service.actor.call(send)
-            yield from self.actor.call_if_alive(lambda actor: actor.relabel.remote(labels), None)
+            yield from self.actor.call_if_alive(lambda actor: actor.relabel.remote(), None)
             return labels
 
         return Call(steps)

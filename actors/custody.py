@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -99,8 +99,8 @@ class Custody:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the bucket knows that this actor has the sandbox. Nothing else tells others where its files are."""
-        return self._durable is None or self._durable.state is not None
+        """Whether the bucket says for certain that the files are here. Nothing else tells others where they are."""
+        return self._durable is None or self._durable.is_here
 
     @property
     def is_superseded(self) -> bool:
@@ -221,12 +221,10 @@ class Custody:
     def _taken_up(self, state: SandboxState) -> SandboxState:
         """The state of a sandbox whose files are here: the node's record knows best what is restored where."""
         record = self._record()
-        known = {(row.dir, row.backup_id, row.restored_at) for row in state.restored}
         restored = restored_in(record)
-        told = sorted(zip(restored, _latest(record), strict=True), key=lambda pair: pair[0].restored_at)
-        for row, entry in told:
-            if (row.dir, row.backup_id, row.restored_at) not in known:  # the actor before this one could not say so
-                state = with_checkpoint(state, _checkpoint_in(entry))
+        rows = sorted(zip(restored, _latest(record), strict=True), key=lambda pair: pair[0].restored_at)
+        for entry in [entry for row, entry in rows if not _is_told(state, row)]:  # by the actor before this one
+            state = with_checkpoint(state, _checkpoint_in(entry))
         created_at = min(state.created_at, record.created_at)
         state = state.model_copy(update={"restored": restored, "created_at": created_at})
         recovered = recovery_in(record)
@@ -290,15 +288,31 @@ class Custody:
 
         A change that could not be written goes with the next, unless `keep` is False.
         """
-        if self._durable is not None:
-            durable = self._own()
-            with _told():
-                durable.change(change, keep=keep)
+        durable = self._durable
+        if durable is None:
+            return
+        try:
+            self._own()
+        except StorageError:  # something has to be settled first
+            if keep:
+                durable.intend(change)
+            raise
+        with _told():
+            durable.change(change, keep=keep)
 
-    def relabel(self, labels: Mapping[str, str]) -> None:
-        """Takes note of labels that somebody else has written into the state."""
-        if self._durable is not None:
-            self._durable.relabel(labels)
+    def relabel(self) -> None:
+        """Takes over labels that somebody else has written into the state, if the bucket tells them in moments."""
+        durable = self._durable
+        if durable is None or durable.state is None:
+            return
+
+        def act() -> None:
+            try:
+                durable.check()
+            except (StorageError, SupersededError) as e:  # the next write takes them over, if there is one
+                log.warning("labels_not_read", sandbox=self._sandbox, error=type(e).__name__)
+
+        within_moments(act)
 
     def check(self) -> None:
         """Raises SandboxUnavailableError if another actor has taken over. Raises StorageError."""
@@ -413,8 +427,10 @@ class SandboxLedger:
         """From here on the directory is recovered from it."""
         try:
             self._write(lambda state: with_backup(_without(state, record.id), record))
-        except SandboxUnavailableError as e:  # who has taken over has settled it, and found it
+        except SandboxUnavailableError as e:
             log.warning("state_not_written", error=type(e).__name__)
+            if not self._custody.is_superseded:  # put down meanwhile; who has taken over has settled it, and found it
+                self._custody.leave_behind(record.id)
 
     def left_behind(self, backup_id: str) -> None:
         """Something of it may be left: it is settled before anything else is written."""
@@ -450,6 +466,13 @@ def _latest(record: Record) -> tuple[Entry, ...]:
     return record.entries[-MAX_ROWS:]
 
 
+def _is_told(state: SandboxState, row: RestoredDirectory) -> bool:
+    """Whether the checkpoints take account of a restore."""
+    if state.node is None and state.last_used_at is not None:  # put to sleep, with checkpoints of all there was
+        return row.restored_at <= state.last_used_at
+    return any((row.dir, row.backup_id, row.restored_at) == (r.dir, r.backup_id, r.restored_at) for r in state.restored)
+
+
 def restored_in(record: Record) -> list[RestoredDirectory]:
     """What is restored where, as the bucket has it: the `MAX_ROWS` that were restored last."""
     return [
@@ -471,8 +494,9 @@ def _checkpoint_in(entry: Entry) -> Checkpoint:
 
 
 def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxState:
-    """The state of a sandbox in which `entry` of the record has just been restored."""
-    state = with_checkpoint(state, _checkpoint_in(entry)).model_copy(update={"restored": restored_in(record)})
+    """The state of a sandbox in which `entry` has just been restored; the record may be of a later moment."""
+    if entry in record.entries:
+        state = with_checkpoint(state, _checkpoint_in(entry)).model_copy(update={"restored": restored_in(record)})
     return happened(state, "restored", dir=entry.dir, backup_id=entry.backup_id)
 
 

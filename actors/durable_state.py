@@ -11,7 +11,7 @@ same instant are then not told apart.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -61,11 +61,17 @@ class DurableState:
         self.is_superseded = False
         self.is_behind = False
         """Whether the bucket may have something else than is wanted, since a write has failed."""
+        self._is_here = False
 
     @property
     def state(self) -> SandboxState | None:
         """The state as this actor wants it, or None before it has an epoch."""
         return self._wanted
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the bucket says, without doubt, that the sandbox's files are on this node."""
+        return self._is_here and self._wanted is not None
 
     def find(self) -> StoredState | None:
         """What the bucket has. Raises StorageError."""
@@ -92,6 +98,7 @@ class DurableState:
                     base = self._check_epoch(self.find(), _epoch(found))  # somebody gave it a label, or deleted it
                     continue
                 self._written, self._wanted, self.is_behind = StoredState(mine, etag), mine, False
+                self._is_here = True
                 return mine
             raise PreconditionFailedError("take", detail="the state changes all the time")
 
@@ -131,6 +138,7 @@ class DurableState:
             before, used = self._wanted, {"last_used_at": datetime.now(UTC)}
             self._wanted = change(before).model_copy(update=used)
             self.is_behind = True
+            self._is_here = self._is_here and self._wanted.node is not None
             try:
                 self._write()
             except StorageError:
@@ -138,15 +146,20 @@ class DurableState:
                     self._wanted = before
                 raise
             self.is_behind = False
+            self._is_here = self._wanted.node is not None
 
-    def relabel(self, labels: Mapping[str, str]) -> None:
-        """Takes note of labels that somebody else has written; the next write goes on from there."""
-        wanted = self._wanted  # without the lock, which is held while the bucket is written to; it has them anyway
-        if wanted is not None:
-            self._wanted = wanted.model_copy(update={"labels": dict(labels)})
+    def intend(self, change: Change) -> None:
+        """Makes a change that goes to the bucket with the next one."""
+        with self._lock:
+            if self._wanted is not None and not self.is_superseded:
+                self._wanted = change(self._wanted)
+                self.is_behind = True
 
     def check(self) -> None:
-        """Raises SupersededError if another actor has an epoch now. Raises StorageError."""
+        """Takes over the labels that the bucket has. Raises SupersededError if another actor has an epoch now.
+
+        Raises StorageError.
+        """
         with self._lock:
             if self._written is None:
                 raise SupersededError

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -280,9 +280,9 @@ class SandboxHost:
         return self._answer(lambda box: box.info())
 
     @ray.method(concurrency_group="control")
-    def relabel(self, labels: Mapping[str, str]) -> None:
+    def relabel(self) -> None:
         """Told by whoever has changed the labels in the bucket."""
-        self._answer(lambda box: box.custody.relabel(labels))
+        self._answer(lambda box: box.custody.relabel())
 
     @ray.method(concurrency_group="control")
     def operation(self) -> Any:

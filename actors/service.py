@@ -282,7 +282,8 @@ def _is_slept_in(catalog: BackupCatalog, record: BackupRecord) -> bool:
     found = catalog.find_state(record.owner, record.sandbox) if record.sandbox is not None else None
     if found is None or record.id not in found.state.sleep_backups:
         return False
-    return any(checkpoint.backup_id == record.id for checkpoint in found.state.checkpoints)
+    needed = {checkpoint.backup_id for checkpoint in found.state.checkpoints}
+    return record.id in needed or record.id in found.state.pending  # about to be slept in
 
 
 def _new_state(tenant: str, sandbox_id: str) -> SandboxState:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import SecretStr
 
-from actors.custody import Custody, restored_in
+from actors.custody import Custody, after_restore, restored_in
 from actors.durable_state import MAX_EVENTS, MAX_ROWS, DurableState, Found, SupersededError, happened, with_checkpoint
 from actors.durable_state import Place as NodePlace
 from actors.errors import SandboxUnavailableError
@@ -597,6 +597,109 @@ def test_nobody_takes_an_epoch_while_the_bucket_is_told_of_a_sleep(world: World)
     assert isinstance(late[1].error(), SandboxUnavailableError)
     assert kinds(world.stored) == ["created", "used", "slept"]
     assert (world.stored.node, world.stored.slept_on, world.stored.epoch) == (None, "a", 1)
+
+
+def restored(directory: str, *, ago: timedelta = timedelta(0)) -> Entry:
+    at = datetime.now(UTC) - ago
+    return Entry(dir=directory, backup_id=str(uuid.uuid4()), mode="overlay", restored_at=at)
+
+
+def test_what_it_was_put_to_sleep_with_is_newer_than_what_its_node_has_on_record(world: World) -> None:
+    entries = (restored("/workspace"), restored("/workspace/src"))
+    custody = opened(world.custody("a", record=Record(created_at=NOW, entries=entries)))
+    in_bed = checkpoint("/workspace", of_sleep=True)
+    time.sleep(0.01)
+    custody.sleep([in_bed])  # and dies before the files are removed
+    again = opened(world.custody("a", record=Record(created_at=NOW, entries=entries)))
+    again.change(noted("used"))
+    assert world.stored.checkpoints == [in_bed]
+    assert [row.dir for row in world.stored.restored] == ["/workspace", "/workspace/src"]
+    last = opened(world.custody("a", record=Record(created_at=NOW, entries=(*entries, restored("/app")))))
+    last.change(noted("used"))
+    assert [row.dir for row in world.stored.checkpoints] == ["/workspace", "/app"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_sleep_of_which_the_bucket_may_know_has_to_be_taken_back_before_the_next(
+    world: World, *, after: bool
+) -> None:
+    custody = opened(world.custody("a"))
+    assert not custody.is_recorded
+    custody.change(noted("used"))
+    assert custody.is_recorded
+    unsettled(world, after=after)
+    with pytest.raises(StorageError):
+        custody.sleep([checkpoint("/workspace", of_sleep=True)])
+    assert not custody.is_recorded
+    world.faulty.faults.clear()
+    unsettled(world, after=False)
+    with pytest.raises(StorageError):
+        custody.change(noted("used"))
+    assert not custody.is_recorded
+    world.faulty.faults.clear()
+    custody.change(noted("used"))
+    assert custody.is_recorded
+    assert world.stored.node == "a"
+
+
+def test_a_backup_that_was_committed_as_its_sandbox_was_put_down_is_settled_before_the_next(world: World) -> None:
+    custody = opened(world.custody("a"))
+    first, second = world.record(), world.record()
+    for record in (first, second):
+        custody.ledger().begin(record.id, of_sleep=False)
+        world.upload(record)
+        world.catalog.commit(record)
+        if record is first:
+            custody.close()
+        custody.ledger().committed(record)
+        custody.locate(has_record=True)
+    assert world.stored.pending == []
+    assert [row.backup_id for row in world.stored.checkpoints] == [second.id]
+    assert [event.backup_id for event in world.stored.events if event.kind == "backed_up"] == [first.id, second.id]
+
+
+def test_a_restore_that_could_not_be_told_for_want_of_settling_is_told_with_the_next_change(world: World) -> None:
+    entry = restored("/workspace")
+    record = Record(created_at=NOW, entries=(entry,))
+    custody = opened(world.custody("a"))
+    left = world.record("/app")
+    custody.ledger().begin(left.id, of_sleep=False)
+    custody.leave_behind(left.id)
+    world.faulty.fail("get", keys.metadata(left.id), after=False)
+    custody.report(lambda state: after_restore(state, record, entry))
+    assert world.stored.checkpoints == []
+    custody.change(noted("used"))
+    assert [row.backup_id for row in world.stored.checkpoints] == [entry.backup_id]
+    assert "restored" in kinds(world.stored)
+
+
+def test_reports_that_come_in_another_order_leave_what_was_restored_last(world: World) -> None:
+    first, last = restored("/workspace"), restored("/workspace")
+    record = Record(created_at=NOW, entries=(last,))  # of the moment in which both reports are written
+    custody = opened(world.custody("a", record=record))
+    for entry in (last, first):
+        custody.change(lambda state, entry=entry: after_restore(state, record, entry))  # type: ignore[misc]
+    assert [row.backup_id for row in world.stored.checkpoints] == [last.backup_id]
+
+
+def test_labels_that_come_late_replace_no_newer_ones(world: World) -> None:
+    custody = opened(world.custody("a"))
+    custody.relabel()  # has no epoch yet
+    custody.change(noted("used"))
+    world.rewrite(labelled(of="first"))
+    world.rewrite(labelled(of="second"))
+    custody.change(noted("used"))
+    custody.relabel()  # told of the first
+    custody.change(noted("used"))
+    assert world.stored.labels == {"of": "second"}
+    world.rewrite(labelled(of="third"))
+    custody.relabel()
+    assert custody.last_known is not None and custody.last_known.labels == {"of": "third"}
+    world.faulty.fail("get", "state.json", after=False)
+    custody.relabel()
+    world.owner("b")
+    custody.relabel()
+    assert custody.is_superseded
 
 
 def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(world: World) -> None:

@@ -14,9 +14,10 @@ from actors.bucket import open_catalog
 from actors.config import NodeConfig, SandboxConfig
 from actors.errors import InvalidRequestError, SandboxNotFoundError, StorageUnavailableError
 from actors.service import Service
+from storage import keys
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import StoreUnavailableError
-from storage.metadata import Checkpoint, Event, RecoveredDirectory, Recovery, SandboxState
+from storage.metadata import BackupRecord, Checkpoint, Event, RecoveredDirectory, Recovery, SandboxState
 from tests.contract.conftest import Place
 from tests.support.s3 import FAST
 
@@ -194,3 +195,39 @@ def test_without_conditional_writes_labels_are_written_all_the_same(bucket: Buck
     for number in range(3):
         bucket.service.set_labels("acme", bucket.box, {"n": str(number)})
     assert bucket.state().labels == {"n": "2"}
+
+
+def test_a_backup_that_a_sandbox_sleeps_in_or_is_about_to_is_not_deleted(bucket: Bucket) -> None:
+    def deleted(backup_id: str) -> bool:
+        try:
+            bucket.service.delete_backup("acme", backup_id)
+        except InvalidRequestError:
+            return False
+        return True
+
+    made = {name: str(uuid.uuid4()) for name in ("pending", "slept_in", "replaced", "own")}
+    for backup_id in made.values():
+        bucket.catalog.store.put(keys.archive(backup_id), b"archive")
+        bucket.catalog.commit(
+            BackupRecord(
+                id=backup_id,
+                dir="/workspace",
+                size_bytes=7,
+                ttl=3600,
+                created_at=NOW,
+                version=1,
+                tenant="acme",
+                sandbox=bucket.box,
+            )
+        )
+    bucket.write(
+        epoch=1,
+        pending=[made["pending"]],
+        sleep_backups=[made["pending"], made["slept_in"], made["replaced"]],
+        checkpoints=[
+            Checkpoint(dir="/home", backup_id=made["slept_in"], taken_at=NOW, of_sleep=True),
+            Checkpoint(dir="/app", backup_id=made["own"], taken_at=NOW),
+        ],
+    )
+    outcomes = {name: deleted(backup_id) for name, backup_id in made.items()}
+    assert outcomes == {"pending": False, "slept_in": False, "replaced": True, "own": True}

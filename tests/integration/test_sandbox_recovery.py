@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -28,8 +28,10 @@ from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from storage import keys
 from storage.config import BucketConfig
+from storage.errors import StoreUnavailableError
 from storage.metadata import SandboxState
 from storage.s3 import S3ObjectStore
+from storage.store import ObjectStore
 from tests.support.faulty_store import FaultyStore
 from tests.support.held_store import AwayStore, HeldStore
 from tests.support.mount_leaks import wait_until
@@ -623,6 +625,58 @@ def test_nobody_else_may_restore_what_a_sandbox_sleeps_in(nodes: Pair) -> None:
     assert sh(box, "cat file") == "1\n"
 
 
+class Flapping:
+    """A store that does not answer from the first writing of metadata to the next reading of a state."""
+
+    def __init__(self, inner: S3ObjectStore, when: str) -> None:
+        self._inner, self._when = inner, when
+        self._is_away, self._was_away = False, False
+        self.deleted: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+        if name not in ("get", "put", "delete"):
+            return method
+
+        def call(key: str, *args: Any, **options: Any) -> Any:
+            if name == "put" and key.endswith("meta.json") and not self._was_away:
+                self._is_away = self._was_away = True
+                if self._when == "after":
+                    method(key, *args, **options)
+            if (name, key.endswith("state.json")) == ("get", True):
+                self._is_away = False
+            if self._is_away:
+                raise StoreUnavailableError(name, bucket="away", key=key)
+            if name == "delete":
+                self.deleted.append(key)
+            return method(key, *args, **options)
+
+        return call
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_backup_whose_commit_was_not_answered_is_found_or_removed_but_not_both(either: Pair, when: str) -> None:
+    store = Flapping(either.store, when)
+    box = either.on_a(catalog=either.a.catalog(cast(ObjectStore, store)))
+    sh(box, "echo 1 > file")
+    box.custody.change(lambda state: state)
+    if either.conditional and when == "after":
+        made = backup(box)
+        assert set(either.backups) == {made.id}
+        assert [row.backup_id for row in either.state.checkpoints] == [made.id]
+        assert not [key for key in store.deleted if "backups/" in key]
+    else:
+        with pytest.raises(BackupCreateError) as raised:
+            backup(box)
+        assert "outcome" not in raised.value.context
+        assert either.backups == {}
+        assert either.state.checkpoints == []
+        assert any(key.endswith("data.sqsh") for key in store.deleted)
+        assert any(key.endswith("meta.json") for key in store.deleted) is not either.conditional
+    assert either.state.pending == []
+    backup(box)
+
+
 def test_backups_for_sleeping_go_once_the_sandbox_has_newer_ones_of_its_own(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
@@ -681,6 +735,9 @@ def test_a_sandbox_that_cannot_be_told_to_sleep_stays_as_it_is(nodes: Pair) -> N
     assert not box.is_awake
     assert sh(box, "cat file") == "1\n"
     sh(box, "echo 2 > file")
+    assert box.must_stay
+    with pytest.raises(StorageUnavailableError):
+        box.sleep()  # the bucket may take the older files for the newest
     away.is_away = False
     box.close()
     assert sh(nodes.on_a(), "cat file") == "2\n"
