@@ -203,6 +203,7 @@ class RestoredDirectories:
         stuck = sweep(self._file.parent, deadline_s=_UNMOUNT_S)
         if stuck:
             raise MountError(f"{len(stuck)} mounts of an earlier process are still in use.")
+        self._tree.prepare()  # not before: a mount whose daemon is dead can cover a top folder
         for entry in self.entries:
             if entry.layer is not None and entry.archive_sha256 is not None:
                 archive = self._archive(entry.archive_sha256)
@@ -345,10 +346,15 @@ class RestoredDirectories:
             log.warning("stage_left_behind", error=type(e).__name__)
 
     def revive(self, layer: Layer, stop_users: Callable[[], None]) -> None:
-        """Mounts a layer anew whose daemon died, under the same upper. Raises NodeError."""
+        """Mounts a layer anew whose daemon died, under the same upper. Raises NodeError.
+
+        Not while something else is missing as well: only taking everything up anew makes the tree whole then.
+        """
         entry = next((entry for entry in self.entries if entry.layer == layer.id), None)
         if entry is None or layer.id not in self._open:  # put down, or replaced, in the meantime
             return
+        if not self._is_mounted:
+            raise MountError("Another layer is missing.")
         self._is_mounted = False
         stop_users()
         inside = [other for other in self.entries if other.layer in self._open and other.lies_in(entry.dir)]

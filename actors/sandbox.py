@@ -501,7 +501,6 @@ class LocalSandbox:
         self.expect_command()
         remove_tree(self._home / "spool")
         self._cache.remove_leftovers()
-        self._tree.prepare()
         self._restored.take_up()
         self._recover(begun=origin.is_elsewhere)
         recovery = self._restored.record.recovery

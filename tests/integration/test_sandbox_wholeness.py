@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from actors.node import mountinfo, mounting
 from actors.node.cgroup import Hierarchies
 from actors.node.drivers import Driver
 from actors.node.errors import MountError, ToolError
+from actors.node.layers import Layer
 from actors.sandbox import LocalSandbox, NodeLayout
 from storage.config import BucketConfig
 from tests.support.mount_leaks import children, wait_until
@@ -100,6 +102,31 @@ def test_no_backup_is_made_of_a_directory_whose_layer_could_not_be_mounted_again
 
     for archive in archives:
         archive.with_suffix(".away").rename(archive)
+    assert sh(box, SHOW) == CONTENT
+
+
+@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.FUSE], indirect=True)
+def test_one_layer_that_is_mounted_again_does_not_stand_for_another_that_is_not(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, _, _ = restored_twice(node)
+    revive, tried = box._layers.revive, list[str]()
+
+    def fails_at_first(layer: Layer) -> None:
+        tried.append(layer.id)
+        if len(tried) == 1:
+            box._layers.close(layer)
+            raise MountError("injected")
+        revive(layer)
+
+    monkeypatch.setattr(box._layers, "revive", fails_at_first)
+    with box._gate.shared():  # so that both wait, and none is taken up anew before the other has been tried
+        for pid in [pid for pid, name in children().items() if name == "squashfuse_ll"]:
+            os.kill(pid, signal.SIGKILL)
+        assert wait_until(lambda: len([t for t in threading.enumerate() if t.name.startswith("lost-")]) == 2)
+    assert wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("lost-")], timeout_s=60)
+    assert len(tried) == 1
+    assert not box.is_awake
     assert sh(box, SHOW) == CONTENT
 
 
