@@ -11,46 +11,70 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from actors.errors import TooManyCallsError
 
-WAITING_LIMITS: Mapping[str, int] = {"mailbox": 64, "exec": 64, "files": 64}
+THREADS: Mapping[str, int] = {"mailbox": 1, "exec": 32, "files": 8, "reads": 16}
+"""How many calls each lane serves at once. Reads wait for their readers, so nothing else may have to wait for them."""
+WAITING_LIMIT = 64
+_ON_ITS_WAY_S = 30.0
+"""How long one that was let in may take to come while a thread is free; a caller that gave up is forgotten then."""
 _LET_IN_S = 3600.0
-"""How long one that was let in may take to begin; a caller that died in between is forgotten then."""
+"""The same while none is."""
 
 
 class Admission:
     """Counts the calls that were let in and have not begun yet, by lane. Thread-safe."""
 
     def __init__(
-        self, limits: Mapping[str, int] = WAITING_LIMITS, *, clock: Callable[[], float] = time.monotonic
+        self,
+        threads: Mapping[str, int] = THREADS,
+        *,
+        limit: int = WAITING_LIMIT,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limits = limits
+        self._threads = threads
+        self._limit = limit
         self._clock = clock
         self._lock = threading.Lock()
-        self._waiting: dict[str, deque[float]] = {lane: deque() for lane in limits}
+        self._waiting: dict[str, deque[float]] = {lane: deque() for lane in threads}
+        self._serving = dict.fromkeys(threads, 0)
 
     def let_in(self, lane: str) -> int:
         """One more call of this lane is on its way; returns how many waited already. Raises TooManyCallsError."""
         with self._lock:
             waiting, now = self._waiting[lane], self._clock()
-            while waiting and now - waiting[0] > _LET_IN_S:
+            limit_s = _LET_IN_S if self._serving[lane] >= self._threads[lane] else _ON_ITS_WAY_S
+            while waiting and now - waiting[0] > limit_s:
                 waiting.popleft()
-            if len(waiting) >= self._limits[lane]:
+            if len(waiting) >= self._limit:
                 raise TooManyCallsError(
                     "Too many calls wait for this sandbox.",
                     hint="Send fewer at once, or try again when some have ended.",
-                    context={"limit": self._limits[lane], "outcome": "not_executed"},
+                    context={"limit": self._limit, "outcome": "not_executed"},
                 )
             waiting.append(now)
             return len(waiting) - 1
 
-    def begin(self, lane: str) -> None:
+    def withdraw(self, lane: str) -> None:
         """A call of this lane does not wait any more. The youngest makes room, so that one that never comes ages."""
         with self._lock:
             if self._waiting[lane]:
                 self._waiting[lane].pop()
+
+    @contextmanager
+    def serving(self, lane: str) -> Iterator[None]:
+        """A call of this lane does not wait any more, and is served within the block."""
+        self.withdraw(lane)
+        with self._lock:
+            self._serving[lane] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._serving[lane] -= 1
 
     def waiting(self) -> dict[str, int]:
         """How many wait in each lane."""

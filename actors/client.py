@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from actors.errors import InvalidBackupConfigError, InvalidRequestError
+from actors.errors import ExecStoppedError, InvalidBackupConfigError, InvalidRequestError
 from actors.metrics import ClusterMetrics
 from actors.models import (
     DEFAULT_TENANT,
@@ -51,7 +51,19 @@ from actors.models import (
     SandboxPage,
     validated,
 )
-from actors.rpc import EXEC, FILES, MAILBOX, SERVICE_NAME, ActorRef, Call, Steps, Stream, connect, sandbox_actor_name
+from actors.rpc import (
+    EXEC,
+    FILES,
+    MAILBOX,
+    READS,
+    SERVICE_NAME,
+    ActorRef,
+    Call,
+    Steps,
+    Stream,
+    connect,
+    sandbox_actor_name,
+)
 
 
 class _Address(Model):
@@ -66,7 +78,7 @@ class Upload:
     """
 
     def __init__(self, actor: ActorRef, opened: str) -> None:
-        self._actor = actor
+        self._actor = ActorRef(actor.name, create=_without_actor)  # it ends with its actor, so none is made for it
         self._id = opened
 
     def send(self, data: bytes) -> Call[None]:
@@ -82,6 +94,10 @@ class Upload:
         return Call(lambda: self._actor.call_if_alive(lambda actor: actor.abort.remote(self._id), None))
 
 
+def _without_actor(lane: str | None, near: str | None) -> Steps[Any]:
+    raise ExecStoppedError("The transfer has ended, with the sandbox's actor.")
+
+
 class SandboxCalls:
     """Every call to one sandbox, as `Call`s and `Stream`s. Any call but a read creates the sandbox."""
 
@@ -92,10 +108,11 @@ class SandboxCalls:
         self.service = ServiceCalls(tenant=tenant)
         self.actor = ActorRef(sandbox_actor_name(tenant, sandbox_id), create=self._create)
 
-    def _create(self, lane: str | None, near: str | None) -> Steps[Any]:
-        return (
-            yield from self.service.actor.call(lambda service: service.spawn.remote(self.tenant, self.id, lane, near))
+    def _create(self, lane: str | None, near: str | None) -> Steps[tuple[Any, int]]:
+        actor, restarts = yield from self.service.actor.call(
+            lambda service: service.spawn.remote(self.tenant, self.id, lane, near)
         )
+        return actor, restarts
 
     def _call(self, lane: str, send: Callable[[Any], Any], *, near: str | None = None) -> Call[Any]:
         return Call(lambda: self.actor.call(send, lane=lane, near=near))
@@ -142,7 +159,7 @@ class SandboxCalls:
 
     def read_file(self, path: str) -> Stream[bytes]:
         """The bytes of a regular file. Raises FileNotFoundInSandboxError, PathForbiddenError, NotARegularFileError."""
-        return self._stream(FILES, lambda actor, name: actor.read_file.remote(name, path))
+        return self._stream(READS, lambda actor, name: actor.read_file.remote(name, path))
 
     def write_file(self, path: str, *, mode: int | None = None) -> Call[Upload]:
         """Begins to write a file; parents are made; `commit` replaces it at once. Raises as `read_file`."""
@@ -158,7 +175,7 @@ class SandboxCalls:
 
     def persist(self) -> Stream[bytes]:
         """A tar archive of /workspace."""
-        return self._stream(FILES, lambda actor, name: actor.persist.remote(name))
+        return self._stream(READS, lambda actor, name: actor.persist.remote(name))
 
     def hydrate(self) -> Call[Upload]:
         """Begins to unpack a tar archive into /workspace. What was unpacked stays if it ends early."""

@@ -194,7 +194,7 @@ class Custody:
                 if self.is_superseded:
                     log.warning("epoch_not_taken", sandbox=self._sandbox, error="superseded")
                 return
-            except StorageError as e:
+            except Exception as e:  # the bucket is away, or answers nonsense
                 log.warning("epoch_not_taken", sandbox=self._sandbox, error=type(e).__name__)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -7,7 +7,8 @@ creating and retrying an actor exist once, for jobs, notebooks and the gateway a
 Ray's errors end here (measured on Ray 2.60): `RayTaskError` carries our own error as its cause;
 `ActorUnavailableError` means "perhaps executed"; `ActorDiedError` of an actor that may restart without
 limit means that it left through its mailbox, so that the call was never executed and may be sent again. On a
-busy machine the news that it left can come late, and the call ends as if it had crashed: asking again settles it.
+busy machine the news that it left can come late, and the call ends as if it had crashed: asking again settles it,
+and how often Ray has restarted the actor tells one that has left from one that has crashed first.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import ray
+from ray._private.state import actors
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -47,7 +49,7 @@ from actors.request_ids import carrying
 NAMESPACE = "holdfast"
 SERVICE_NAME = "service"
 _SANDBOX_PREFIX = "sandbox:"
-MAILBOX, EXEC, FILES = "mailbox", "exec", "files"
+MAILBOX, EXEC, FILES, READS = "mailbox", "exec", "files", "reads"
 """The lanes of a sandbox in which calls may have to wait."""
 _RETRY_S = 30.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
@@ -64,6 +66,16 @@ Steps = Generator[Any, Any, T]
 def sandbox_actor_name(tenant: str, sandbox_id: str) -> str:
     """The name under which a sandbox's actor is registered in the namespace."""
     return f"{_SANDBOX_PREFIX}{tenant}:{sandbox_id}"
+
+
+def times_restarted(actor_id: str) -> int:
+    """How often Ray has restarted an actor, dead or alive; -1 if it does not remember it."""
+    return int(actors(actor_id).get("NumRestarts", -1))
+
+
+def is_alive(handle: Any) -> bool:
+    """Whether an actor has begun its life, and not ended it: not one that waits for its process."""
+    return bool(actors(handle._actor_id.hex()).get("State") == "ALIVE")
 
 
 def awake_sandboxes() -> list[str]:
@@ -219,12 +231,12 @@ class ActorRef:
         self,
         name: str,
         *,
-        create: Callable[[str | None, str | None], Steps[Any]] | None = None,
+        create: Callable[[str | None, str | None], Steps[tuple[Any, int]]] | None = None,
         repeatable: bool = False,
         retry_s: float = _RETRY_S,
     ) -> None:
         """`create` is given the lane of the call that is to be let in, and the backup that the actor's node had best
-        have at hand, if there are any; it gives the handle.
+        have at hand, if there are any; it gives the handle, and how often Ray has restarted the actor.
 
         `repeatable` says that every call may be sent again, executed or not.
 
@@ -260,19 +272,19 @@ class ActorRef:
         handle, _ = yield from self._found_or_made(None, None)
         return handle
 
-    def _found_or_made(self, lane: str | None, near: str | None) -> Steps[tuple[Any, bool]]:
-        """The actor's handle, and whether it was made for this call: then it has let it in."""
+    def _found_or_made(self, lane: str | None, near: str | None) -> Steps[tuple[Any, int | None]]:
+        """The actor's handle; and if it was made for this call, and so has let it in, how often it was restarted."""
         handle = _handles.get(self.name) or (yield self.find)
         if handle is not None:
-            return handle, False
+            return handle, None
         if self._create is None:
             raise ServiceUnavailableError(
                 "No Holdfast service runs in this Ray cluster.",
                 hint="Start it with `holdfast serve`.",
             )
-        handle = yield from self._create(lane, near)
+        handle, restarts = yield from self._create(lane, near)
         self._remember(handle)
-        return handle, True
+        return handle, restarts
 
     def call(self, send: Callable[[Any], Any], *, lane: str | None = None, near: str | None = None) -> Steps[Any]:
         """Sends one call. Sends it again only when the actor had left, or was leaving, before it was executed.
@@ -299,15 +311,15 @@ class ActorRef:
     def _until_served(self, once: Callable[[Any], Steps[T]], lane: str | None, near: str | None) -> Steps[T]:
         deadline, pauses = time.monotonic() + self._retry_s, _pauses_s()
         while True:
-            handle, is_let_in = yield from self._found_or_made(lane, near)
+            handle, restarts = yield from self._found_or_made(lane, near)
             try:
-                if lane is not None and not is_let_in:
-                    yield from self._let_in(handle, lane, deadline)
+                if lane is not None and restarts is None:
+                    restarts = yield from self._let_in(handle, lane, deadline)
                 return (yield from once(handle))
             except (ActorDiedError, ActorUnavailableError, RayTaskError) as e:
                 had_left = was_leaving(e) or (
                     isinstance(e, ActorUnavailableError)
-                    and (self._repeatable or (yield from self._has_left(handle, deadline)))
+                    and (self._repeatable or (yield from self._has_left(handle, restarts, deadline)))
                 )
                 if _is_elsewhere(e):  # the actor is where the files are not; the next one is placed anew
                     handle.leave.remote(0.0)
@@ -317,13 +329,16 @@ class ActorRef:
                 self.forget()
             yield partial(time.sleep, next(pauses))
 
-    def _let_in(self, handle: Any, lane: str, deadline: float) -> Steps[None]:
-        """Waits until the actor lets a call in. One that is being restarted does so when it is back."""
+    def _let_in(self, handle: Any, lane: str, deadline: float) -> Steps[int]:
+        """Waits until the actor lets a call in; returns how often Ray had restarted it then.
+
+        One that is being restarted answers when it is back.
+        """
         pauses = _pauses_s()
         while True:
             try:
-                yield _Soon(handle.let_in.remote(lane), max(1.0, deadline - time.monotonic()))
-                return
+                _, restarts = yield _Soon(handle.let_in.remote(lane), max(1.0, deadline - time.monotonic()))
+                return int(restarts)
             except (ActorUnavailableError, GetTimeoutError):
                 if time.monotonic() > deadline:
                     raise SandboxUnavailableError(
@@ -333,14 +348,18 @@ class ActorRef:
                     ) from None
             yield partial(time.sleep, next(pauses))
 
-    def _has_left(self, handle: Any, deadline: float) -> Steps[bool]:
-        """Whether an actor that did not answer had left, and did not crash: one that crashed is restarted."""
+    def _has_left(self, handle: Any, restarts: int | None, deadline: float) -> Steps[bool]:
+        """Whether an actor that did not answer had left, and did not crash: one that crashed is restarted.
+
+        It may have been restarted, and have left since; then it was restarted more often than when it let the call in.
+        """
         pauses = _pauses_s()
         while time.monotonic() < deadline:
             try:
                 yield handle.ping.remote()
             except ActorDiedError:
-                return True
+                now = yield lambda: times_restarted(handle._actor_id.hex())
+                return bool(now == (restarts or 0))
             except ActorUnavailableError:
                 yield partial(time.sleep, next(pauses))
             else:

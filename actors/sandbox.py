@@ -431,6 +431,11 @@ class LocalSandbox:
         return self._restored.is_whole
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing of it is on this node: it was never used, or was destroyed."""
+        return not self.is_awake and not self._restored.exists
+
+    @property
     def must_stay(self) -> bool:
         """Whether it may not sleep now: somebody is sending a file, or the bucket does not know yet where it is."""
         return self._transfers.has_uploads or (self.is_awake and not self.custody.is_recorded)

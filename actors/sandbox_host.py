@@ -1,8 +1,9 @@
 """One sandbox's actor: a thin Ray shell round `actors.sandbox`.
 
 Lanes are Ray concurrency groups of a synchronous actor. The default group, left without `max_concurrency`,
-is the mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, `files` files,
-`control` questions and cancellations, which answer in about a millisecond while the others are busy.
+is the mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, `files` what is done
+to files, `reads` what is read of them, which waits for its reader, and `control` questions and cancellations, which
+answer in about a millisecond while the others are busy.
 
 Nothing is retried by Ray: a call with an effect runs once, or its caller learns that the outcome is unknown.
 """
@@ -10,6 +11,7 @@ Nothing is retried by Ray: a call with an effect runs once, or its caller learns
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -18,13 +20,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 
 from actors.activity import Activity
-from actors.admission import Admission
+from actors.admission import THREADS, Admission
 from actors.errors import HoldfastError, SandboxUnavailableError
 from actors.guard import guarded, guarded_items
 from actors.logs import configure_logging, log
 from actors.metrics import QUEUE_LENGTH, SLEEPS
 from actors.observation import Watch, observed, report_to_service
-from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, SERVICE_NAME
+from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, READS, SERVICE_NAME, times_restarted
 
 if TYPE_CHECKING:
     from actors.config import SandboxConfig
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from actors.sandbox import LocalSandbox
     from storage.metadata import Checkpoint
 
-LANES = {"exec": 32, "files": 16, "control": 8}
+LANES = {**{lane: threads for lane, threads in THREADS.items() if lane != MAILBOX}, "control": 8}
 _LAST_WORDS_S = 0.5
 """How long an actor that was replaced lives on, so that the answers of its calls arrive."""
 _NODE_ASKED_S = 30.0
@@ -87,7 +89,7 @@ class SandboxHost:
     def _get_ready(self, found: Found, lane: str | None) -> None:
         """Begins what the call that is on its way would wait for otherwise."""
         with contextlib.suppress(Exception), self._activity.call():  # the call itself meets it, and says so
-            self._sandbox().prepare(found, wake=lane in (EXEC, FILES))  # a mailbox may bring a `destroy`
+            self._sandbox().prepare(found, wake=lane not in (None, MAILBOX))  # a mailbox may bring a `destroy`
 
     def _make(self) -> LocalSandbox:
         from actors.bucket import open_catalog
@@ -127,14 +129,12 @@ class SandboxHost:
 
     def _serve(self, lane: str | None, act: Callable[[LocalSandbox], T]) -> T:
         """Serves a call that was let in to `lane`; a transfer that goes on needed no leave."""
-        if lane is not None:
-            self._admission.begin(lane)
-        with self._activity.call():
+        served = self._admission.serving(lane) if lane is not None else contextlib.nullcontext()
+        with served, self._activity.call():
             return self._answer(act)
 
     def _stream(self, lane: str, act: Callable[[LocalSandbox], Iterator[T]]) -> Iterator[T]:
-        self._admission.begin(lane)
-        with self._activity.call():
+        with self._admission.serving(lane), self._activity.call():
             try:
                 yield from guarded_items(lambda: act(self._sandbox()))
             finally:
@@ -174,8 +174,11 @@ class SandboxHost:
     def leave(self, idle_s: float) -> None:
         """Gives the process back if no call came for `idle_s`; the next call finds everything in place.
 
+        An empty one, which was destroyed, waits for the end of its calls only.
         Sent by somebody else: an actor that sends it to itself would wait for its own end.
         """
+        if self._made is not None and self._made.is_empty:
+            idle_s = 0.0
         idle_since = self._activity.idle_since(idle_s)
         if idle_since is None or (self._made is not None and self._made.must_stay):
             return
@@ -214,13 +217,13 @@ class SandboxHost:
     def exec(self, command_id: str, request: ExecRequest) -> Iterator[Any]:
         yield from self._stream(EXEC, lambda box: box.exec(command_id, request))
 
-    @ray.method(concurrency_group="files", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
+    @ray.method(concurrency_group="reads", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
     def read_file(self, transfer_id: str, path: str) -> Iterator[Any]:
-        yield from self._stream(FILES, lambda box: box.read_file(transfer_id, path))
+        yield from self._stream(READS, lambda box: box.read_file(transfer_id, path))
 
-    @ray.method(concurrency_group="files", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
+    @ray.method(concurrency_group="reads", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
     def persist(self, command_id: str) -> Iterator[Any]:
-        yield from self._stream(FILES, lambda box: box.persist(command_id))
+        yield from self._stream(READS, lambda box: box.persist(command_id))
 
     @ray.method(concurrency_group="files")
     def open_file(self, path: str, mode: int | None) -> str:
@@ -257,23 +260,34 @@ class SandboxHost:
         return True
 
     @ray.method(concurrency_group="control")
-    def let_in(self, lane: str | None, found: Found | None = None) -> str:
+    def let_in(self, lane: str | None, found: Found | None = None) -> tuple[str, int]:
         """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError.
 
         `found` is what the service, which has just made this actor, has found in the bucket; None if that is unknown.
 
         Returns:
-            What the cluster calls the node it runs on.
+            What the cluster calls the node it runs on; and how often Ray has restarted this actor.
         """
         self._called.set()
-        self._activity.touch()
+        before = self._admission.let_in(lane) if lane is not None else 0  # who is refused keeps nobody awake
+        try:
+            self._activity.touch()
+        except SandboxUnavailableError:
+            if lane is not None:
+                self._admission.withdraw(lane)
+            raise
         if lane is not None:
-            self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._admission.let_in(lane))
+            self.watch.tally.add(QUEUE_LENGTH, lane, amount=before)
         if lane == EXEC and self._made is not None and self._made.is_awake:
             self._made.expect_command()
         if found is not None:  # the call is on its way: what it needs is put in place meanwhile
             threading.Thread(target=self._get_ready, args=(found, lane), name="ready", daemon=True).start()
-        return ray.get_runtime_context().get_node_id()
+        return ray.get_runtime_context().get_node_id(), self._restarts
+
+    @functools.cached_property
+    def _restarts(self) -> int:
+        context = ray.get_runtime_context()
+        return times_restarted(str(context.get_actor_id())) if context.was_current_actor_reconstructed else 0
 
     @ray.method(concurrency_group="control")
     def info(self) -> Any:

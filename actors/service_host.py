@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -22,11 +23,19 @@ from actors.metrics import Counts
 from actors.node_host import node_host_class
 from actors.nodes import SLOTS, Nodes
 from actors.observation import Watch, cluster_metrics, observed
-from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes, sandbox_actor_name, unwrapped, was_leaving
+from actors.rpc import (
+    NAMESPACE,
+    SERVICE_NAME,
+    awake_sandboxes,
+    is_alive,
+    sandbox_actor_name,
+    unwrapped,
+    was_leaving,
+)
 from actors.sandbox_host import LANES, SandboxHost
 from actors.service import Service
+from actors.turns import Turns
 from actors.warm_workers import WarmWorkers
-from storage.errors import StorageError
 
 _SERVICE_LANES = {"spawn": 64, "collect": 2, "metrics": 2, "report": 2, "lost": 8}
 """What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""
@@ -35,6 +44,8 @@ _SPAWN_S = 30.0
 _CLOSE_S = 60.0
 _LEAVING_POLL_S = 0.02
 _HOUSEKEEPING_S = 5.0
+_EVICTION_S = 60.0
+"""How often idle sandboxes are asked to leave, at least."""
 _COUNT_S, _COUNT_SHARE = 30.0, 100.0
 """How often the bucket's sandboxes are counted; and how many times longer than a count the pause after it is."""
 
@@ -55,30 +66,32 @@ class ServiceHost:
         self._config = config
         self._service = Service(config, open_catalog(config), awake=_awake)
         self._nodes = Nodes(node_host_class(), config)
-        self._spawning = [threading.Lock() for _ in range(_SERVICE_LANES["spawn"])]
-        """One sandbox is made by one call at a time, so that only what this call has made is ever given up."""
+        self._turns = Turns()
         self._warm = WarmWorkers(config.warm_workers)
         self._recorded: int | None = None
         threading.Thread(target=self._keep_house, daemon=True, name="housekeeping").start()
         threading.Thread(target=self._keep_count, daemon=True, name="count").start()
-        if config.sleep_after_s > 0:
-            threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
+        threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
 
     @ray.method(concurrency_group="spawn")
-    def spawn(self, tenant: str, sandbox_id: str, lane: str | None, near: str | None) -> Any:
+    def spawn(self, tenant: str, sandbox_id: str, lane: str | None, near: str | None) -> tuple[Any, int]:
         """A sandbox's actor, made unless there is one, that has let a call in to `lane`.
 
         `near` names a backup that it is about to restore.
 
+        Returns:
+            The handle, and how often Ray has restarted the actor.
+
         Raises:
-            SandboxUnavailableError: no node has a slot free. Ray would wait for one for ever.
+            SandboxUnavailableError: no node has a slot free, for which Ray would wait for ever; or another call makes
+                the actor just now.
             TooManyCallsError: there is one, and too many calls wait for it.
         """
         name = sandbox_actor_name(tenant, sandbox_id)
-        with self._spawning[hash(name) % len(self._spawning)]:
+        with self._turns.turn(name):
             return self._spawn(name, tenant, sandbox_id, lane, near)
 
-    def _spawn(self, name: str, tenant: str, sandbox_id: str, lane: str | None, near: str | None) -> Any:
+    def _spawn(self, name: str, tenant: str, sandbox_id: str, lane: str | None, near: str | None) -> tuple[Any, int]:
         deadline = time.monotonic() + _SPAWN_S
         while True:
             found: Found | None = None
@@ -88,23 +101,24 @@ class ServiceHost:
                 (actor, found), is_ours = self._new_actor(name, tenant, sandbox_id, near), True
                 deadline = time.monotonic() + _SPAWN_S
             try:
-                node: Any = ray.get(actor.let_in.remote(lane, found), timeout=max(0.0, deadline - time.monotonic()))
+                told: Any = ray.get(actor.let_in.remote(lane, found), timeout=max(0.0, deadline - time.monotonic()))
+                node, restarts = told
                 if is_ours:
                     self._warm.replace(node)
-                return actor
+                return actor, restarts
             except ray.exceptions.RayTaskError as e:
                 if not was_leaving(e) or time.monotonic() > deadline:
                     raise unwrapped(e) from None
                 time.sleep(_LEAVING_POLL_S)
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
                 # It was just leaving, and its name is free in an instant; or it died, and is being restarted.
+                if time.monotonic() > deadline:
+                    raise _not_started() from None
                 time.sleep(_LEAVING_POLL_S)
             except ray.exceptions.GetTimeoutError:
-                if is_ours:  # it has never answered anybody, so nothing is lost with it
+                if is_ours and not is_alive(actor):  # it has never answered anybody, so nothing is lost with it
                     ray.kill(actor)
-                raise SandboxUnavailableError(
-                    "The sandbox's actor did not start in time.", hint="Try again.", context={"outcome": "not_executed"}
-                ) from None
+                raise _not_started() from None
 
     def _new_actor(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> tuple[Any, Found | None]:
         """A sandbox's new actor, and what the bucket has of the sandbox. Nobody else makes one meanwhile."""
@@ -144,8 +158,8 @@ class ServiceHost:
 
     def _keep_house(self) -> None:
         while True:
-            self._service.try_conditional_writes()
             try:
+                self._service.try_conditional_writes()
                 self._nodes.attend()
                 self._warm.fill()
             except Exception as e:  # the cluster's head is away for a moment
@@ -157,15 +171,15 @@ class ServiceHost:
             began = time.monotonic()
             try:
                 self._recorded = self._service.count_sandboxes()
-            except StorageError as e:
+            except Exception as e:  # the bucket is away, or answers nonsense
                 log.warning("sandboxes_not_counted", error=type(e).__name__)
             time.sleep(max(_COUNT_S, _COUNT_SHARE * (time.monotonic() - began)))
 
     def _let_idle_ones_leave(self) -> None:
-        idle_s = self._config.sleep_after_s
+        idle_s = self._config.sleep_after_s or math.inf  # those that were destroyed leave all the same
         asked: dict[str, Any] = {}
         while True:
-            time.sleep(max(idle_s / 4, _LEAVING_POLL_S))
+            time.sleep(min(max(idle_s / 4, _LEAVING_POLL_S), _EVICTION_S))
             try:
                 asked = {name: ref for name, ref in asked.items() if not ray.wait([ref], timeout=0)[0]}
                 for name, actor in _sandboxes().items():
@@ -259,6 +273,12 @@ def stop_service() -> int:
         return 0
     failed: Any = ray.get(actor.close_all.remote(), timeout=120)
     return int(failed)
+
+
+def _not_started() -> SandboxUnavailableError:
+    return SandboxUnavailableError(
+        "The sandbox's actor did not start in time.", hint="Try again.", context={"outcome": "not_executed"}
+    )
 
 
 def _sandboxes() -> dict[str, Any]:

@@ -131,6 +131,7 @@ class Transfers:
         """Ends every transfer, also those that read, and returns when none holds a file open."""
         with self._lock:
             everything = list(self._open.values())
+            self._open.clear()
         for transfer in everything:
             self._end(transfer)
 

@@ -88,7 +88,7 @@ class S3ObjectStore:
             raise IntegrityError("get", bucket=self.bucket, key=key, detail=detail)
         if len(data) != answer["ContentLength"]:
             raise StoreUnavailableError("get", bucket=self.bucket, key=key, detail="the answer was cut short")
-        return Stored(data, _bare(answer["ETag"]))
+        return Stored(data, self._etag(answer, "get", key))
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         request: PutObjectRequestTypeDef = {"Bucket": self.bucket, "Key": key, "Body": data}
@@ -98,16 +98,17 @@ class S3ObjectStore:
             request["IfMatch"] = f'"{if_match}"'
         try:
             with self._translated("put", key):
-                return _bare(self._client.put_object(**request)["ETag"])
+                answer = self._client.put_object(**request)
         except ObjectMissingError as e:
             # Amazon answers an If-Match on a missing object with NoSuchKey.
             raise PreconditionFailedError("put", bucket=self.bucket, key=key, detail=e.detail) from None
+        return self._etag(answer, "put", key)
 
     def head(self, key: str) -> Head:
         with self._translated("head", key):
             answer = self._client.head_object(Bucket=self.bucket, Key=key)
         opaque = answer.get("ServerSideEncryption", "").startswith("aws:kms") or "SSECustomerAlgorithm" in answer
-        return Head(answer["ContentLength"], _bare(answer["ETag"]), answer["LastModified"], not opaque)
+        return Head(answer["ContentLength"], self._etag(answer, "head", key), answer["LastModified"], not opaque)
 
     def delete(self, key: str) -> None:
         try:
@@ -202,9 +203,7 @@ class S3ObjectStore:
             answer = self._client.complete_multipart_upload(
                 Bucket=self.bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": rows}
             )
-        if not answer.get("ETag"):
-            raise StoreUnavailableError("complete_upload", bucket=self.bucket, key=key, detail="an answer without ETag")
-        return _bare(answer["ETag"])
+        return self._etag(answer, "complete_upload", key)
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         try:
@@ -258,6 +257,12 @@ class S3ObjectStore:
             else:
                 self._client.delete_bucket_lifecycle(Bucket=self.bucket)
 
+    def _etag(self, answer: Mapping[str, Any], operation: str, key: str) -> str:
+        """The ETag of an answer, without its quotes. Raises StoreUnavailableError: something else has answered."""
+        if not answer.get("ETag"):
+            raise StoreUnavailableError(operation, bucket=self.bucket, key=key, detail="an answer without ETag")
+        return str(answer["ETag"]).strip('"')
+
     @contextmanager
     def _lifecycle(self) -> Iterator[None]:
         with self._translated("lifecycle", None):
@@ -267,7 +272,3 @@ class S3ObjectStore:
                 if e.response["Error"].get("Code") in _NO_LIFECYCLE:
                     raise LifecycleUnsupportedError("lifecycle", bucket=self.bucket) from None
                 raise
-
-
-def _bare(etag: str) -> str:
-    return etag.strip('"')

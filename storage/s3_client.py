@@ -20,8 +20,10 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
 
 from storage.config import BucketConfig, TransferConfig
+from storage.errors import StoreUnavailableError
 from storage.translate import client_error, raised
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ def translated(operation: str, *, bucket: str, key: str | None, detail: str) -> 
         yield
     except ClientError as e:
         raise client_error(e, operation, bucket=bucket, key=key, detail=detail) from None
+    except ResponseParserError:  # a proxy's page instead of an answer of S3
+        raise StoreUnavailableError(operation, bucket=bucket, key=key, detail=f"no answer of S3 {detail}") from None
     except (BotoCoreError, HTTPClientError, BotoConnectionError) as e:
         # The text of these exceptions holds the URL; their name does not.
         raise raised(e)(operation, bucket=bucket, key=key, detail=f"{type(e).__name__} {detail}") from None

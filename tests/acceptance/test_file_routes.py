@@ -8,13 +8,17 @@ import os
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
 
+from gateway.server import STALLED_READER_LIMIT_S
 from tests.acceptance.http_box import HttpBox, refusal
 from tests.acceptance.test_meaning import tree_of, tree_of_names
 from tests.support.service import Service, eventually
+
+READS_AT_ONCE = 16
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +155,41 @@ def test_an_upload_that_breaks_off_leaves_nothing(service: Service, box: HttpBox
 
     eventually(lambda: os.listdir(folder) == ["file"])
     assert {name: row for name, row in tree_of(service, box).items() if name} == before
+
+
+def test_readers_that_take_nothing_hold_up_nobody_else(service: Service, box: HttpBox) -> None:
+    box.sh("truncate -s 400M large")
+    with ExitStack() as stack:
+        for _ in range(READS_AT_ONCE):
+            reader = stack.enter_context(service.client())
+            response = stack.enter_context(reader.stream("GET", box.file_url("/workspace/large")))
+            assert response.status_code == 200
+        writer = stack.enter_context(service.client())
+        writer.timeout = httpx.Timeout(STALLED_READER_LIMIT_S / 2)
+        HttpBox(writer, box.id).write("/workspace/file", b"written meanwhile")
+    assert box.read("/workspace/file") == b"written meanwhile"
+
+
+def test_a_sandbox_that_is_deleted_under_an_upload_is_gone_and_stays_so(
+    service: Service, client: httpx.Client, boxes: Callable[[], HttpBox]
+) -> None:
+    box = boxes()
+    box.sh("echo 1 > file")
+    folder = service.node_path(box.id, "/workspace")
+
+    def deleted_meanwhile() -> Iterator[bytes]:
+        yield bytes(3 * 2**20)
+        eventually(lambda: len(os.listdir(folder)) == 2)
+        with service.client() as other:
+            assert other.delete(box.url).status_code == 204
+        eventually(lambda: client.get(box.url).status_code == 404)
+        for _ in range(8):
+            yield bytes(2**20)
+
+    with service.client() as uploading, suppress(httpx.TransportError):  # refused before it has sent everything
+        assert refusal(HttpBox(uploading, box.id).put("/workspace/new", deleted_meanwhile()))[1] == "EXEC_STOPPED"
+    assert refusal(client.get(box.url)) == (404, "SANDBOX_NOT_FOUND")
+    assert box.id not in {row["id"] for row in client.get("/v1/sandbox").json()["sandboxes"]}
 
 
 def test_a_workspace_travels_as_a_tar_archive(service: Service, boxes: Callable[[], HttpBox]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -27,7 +28,7 @@ from storage.lifecycle import LifecycleStatus, inspect, install, remove
 from storage.s3 import S3ObjectStore
 from storage.store import SignedRequest
 from tests.contract.conftest import Place
-from tests.support.s3 import FAST
+from tests.support.s3 import FAST, fault_proxy
 
 PART = 5 * 2**20
 
@@ -357,3 +358,22 @@ def test_lifecycle_rules_are_installed_beside_foreign_ones_or_refused_with_a_hin
 
 def test_content_md5_is_the_base64_of_the_digest() -> None:
     assert base64.b64decode(digest(b"x").content_md5).hex() == digest(b"x").md5
+
+
+def test_a_page_of_a_proxy_is_taken_for_no_answer(place: Place) -> None:
+    key = place.key("file")
+    place.store.put(key, b"data")
+    with fault_proxy(place.config) as (proxy, config):
+        store = S3ObjectStore(config, transfer=FAST)
+        calls: dict[str, Callable[[], object]] = {
+            "put": lambda: store.put(key, b"data"),
+            "get": lambda: store.get(key),
+            "list": lambda: store.list(key),
+            "head": lambda: store.head(key),
+        }
+        for name, call in calls.items():
+            proxy.script("head" if name == "head" else "api", "page " * 20)
+            with pytest.raises(StoreUnavailableError):
+                call()
+            proxy.clear()
+            assert call() is not None

@@ -9,30 +9,52 @@ from actors.errors import TooManyCallsError
 
 
 def test_so_many_calls_may_wait_in_a_lane_and_no_more() -> None:
-    admission = Admission({"mailbox": 2, "exec": 1})
+    admission = Admission({"mailbox": 1, "exec": 1}, limit=2)
     admission.let_in("mailbox")
     admission.let_in("mailbox")
     with pytest.raises(TooManyCallsError) as raised:
         admission.let_in("mailbox")
     assert raised.value.context == {"limit": 2, "outcome": "not_executed"}
     admission.let_in("exec")
-    admission.begin("mailbox")
-    admission.let_in("mailbox")
+    with admission.serving("mailbox"):
+        admission.let_in("mailbox")
     assert admission.waiting() == {"mailbox": 2, "exec": 1}
 
 
 def test_a_call_that_was_sent_without_being_let_in_takes_nobodys_place() -> None:
     admission = Admission({"mailbox": 1})
-    admission.begin("mailbox")
+    with admission.serving("mailbox"):
+        pass
     assert admission.waiting() == {"mailbox": 0}
 
 
 def test_a_caller_that_was_let_in_and_never_came_is_forgotten_whatever_others_do() -> None:
     now = 0.0
-    admission = Admission({"mailbox": 2}, clock=lambda: now)
+    admission = Admission({"mailbox": 1}, limit=2, clock=lambda: now)
     assert admission.let_in("mailbox") == 0
     for _ in range(7):  # others come and go
-        now += 600.0
+        now += 10.0
         admission.let_in("mailbox")
-        admission.begin("mailbox")
+        with admission.serving("mailbox"):
+            pass
     assert admission.waiting() == {"mailbox": 0}
+
+
+def test_one_that_waits_for_a_thread_is_not_forgotten() -> None:
+    now = 0.0
+    admission = Admission({"exec": 2}, clock=lambda: now)
+    for _ in range(3):
+        admission.let_in("exec")
+    with admission.serving("exec"), admission.serving("exec"):
+        now += 3000.0
+        assert admission.let_in("exec") == 1
+        now += 1000.0
+        assert admission.let_in("exec") == 1
+    assert admission.waiting() == {"exec": 2}
+
+
+def test_one_that_gives_up_at_the_door_makes_room_at_once() -> None:
+    admission = Admission({"exec": 1}, limit=1)
+    admission.let_in("exec")
+    admission.withdraw("exec")
+    assert admission.let_in("exec") == 0

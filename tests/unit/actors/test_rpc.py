@@ -79,20 +79,31 @@ def test_every_error_of_ray_becomes_one_of_ours(
     assert raised.value.__cause__ is None
 
 
-class Actor:
-    """Answers with what it was told to, each answer once; `pings` are its answers to being asked whether it lives."""
+class Method:
+    """A method of an actor: each time something else is given to be waited for."""
 
-    def __init__(self, *answers: object, pings: Sequence[object] = ()) -> None:
+    def __init__(self, *answers: object) -> None:
         self.answers = list(answers)
-        self.pings = list(pings)
-        self.ping = self
+
+    def remote(self, *args: object) -> Callable[[], object]:
+        """What `actor.method.remote()` gives to be waited for."""
+        return lambda: given(self.answers.pop(0))
+
+
+class Actor:
+    """Answers with what it was told to, each answer once; `pings` are its answers to being asked whether it lives.
+
+    It lets in whoever asks, and says then that it was restarted `restarts` times.
+    """
+
+    def __init__(self, *answers: object, pings: Sequence[object] = (), restarts: int = 0) -> None:
+        self.answers = list(answers)
+        self.ping = Method(*pings)
+        self.let_in = Method(*[("node", restarts)] * 2)
+        self._actor_id = ray.ActorID.nil()
 
     def answer(self) -> object:
         return given(self.answers.pop(0))
-
-    def remote(self) -> Callable[[], object]:
-        """What `actor.ping.remote()` gives to be waited for."""
-        return lambda: given(self.pings.pop(0))
 
 
 def given(answer: object) -> object:
@@ -118,7 +129,7 @@ def test_a_call_that_may_have_been_executed_is_not_sent_again(monkeypatch: pytes
     with pytest.raises(SandboxUnavailableError) as raised:
         Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result()
     assert raised.value.context == {"outcome": "unknown"}
-    assert (actor.answers, actor.pings) == (["never"], [])
+    assert (actor.answers, actor.ping.answers) == (["never"], [])
 
 
 def test_a_call_to_an_actor_that_left_while_the_cluster_was_slow_to_say_so_is_sent_again(
@@ -127,7 +138,27 @@ def test_a_call_to_an_actor_that_left_while_the_cluster_was_slow_to_say_so_is_se
     gone, there = Actor(UNAVAILABLE, pings=[UNAVAILABLE, ActorDiedError()]), Actor("done")
     found = iter([gone, there])
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: next(found))
+    monkeypatch.setattr(rpc, "actors", lambda actor_id: {"NumRestarts": 0})
     assert Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result() == "done"
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "again"), [(0, 0, True), (0, 1, False), (2, 2, True), (2, 3, False), (0, -1, False)]
+)
+def test_a_call_to_an_actor_that_crashed_before_it_left_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch, then: int, now: int, *, again: bool
+) -> None:
+    first, second = Actor(UNAVAILABLE, pings=[UNAVAILABLE, ActorDiedError()], restarts=then), Actor("done")
+    found = iter([first, second])
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: next(found))
+    monkeypatch.setattr(rpc, "actors", lambda actor_id: {"NumRestarts": now} if now >= 0 else {})
+    call = Call(lambda: ActorRef("a").call(lambda actor: actor.answer, lane="exec"))
+    if again:
+        assert call.result() == "done"
+    else:
+        with pytest.raises(SandboxUnavailableError) as raised:
+            call.result()
+        assert raised.value.context == {"outcome": "unknown"}
 
 
 def test_an_actor_of_which_nobody_ever_hears_again_may_have_executed_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +170,7 @@ def test_an_actor_of_which_nobody_ever_hears_again_may_have_executed_the_call(mo
 
 
 def test_an_actor_that_left_before_it_was_called_at_all_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = iter([Actor(ActorDiedError()), Actor("done")])
+    made = iter([(Actor(ActorDiedError()), 0), (Actor("done"), 0)])
 
     def find(name: str, namespace: str) -> Actor:
         raise ValueError
@@ -158,7 +189,7 @@ def test_an_actor_made_for_a_call_has_let_it_in(monkeypatch: pytest.MonkeyPatch)
 
     def create(lane: str | None, near: str | None) -> Generator[Any, Any, Any]:
         assert (lane, near) == ("mailbox", "a backup")
-        return (yield lambda: Actor("done"))
+        return (yield lambda: (Actor("done"), 0))
 
     monkeypatch.setattr(ray, "get_actor", find)
     call = Call(lambda: ActorRef("a", create=create).call(lambda actor: actor.answer, lane="mailbox", near="a backup"))
@@ -219,7 +250,7 @@ class Restarting:
 def test_a_call_that_meets_an_actor_being_restarted_waits_for_it_and_is_sent_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    actor = Restarting(UNAVAILABLE, UNAVAILABLE, None)
+    actor = Restarting(UNAVAILABLE, UNAVAILABLE, ("node", 1))
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     assert Call(lambda: ActorRef("a").call(lambda actor: actor.serve, lane="mailbox")).result() == "done"
     assert actor.served == 1

@@ -1,0 +1,82 @@
+"""Who may make a sandbox's actor."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.errors import LEAVING, SandboxUnavailableError, TooManyCallsError
+from actors.turns import Turns
+
+FULL = SandboxUnavailableError(
+    "No node has room.", hint="Try later.", context={"outcome": "not_executed", "reason": "F"}
+)
+
+
+def fail(turns: Turns, name: str, error: Exception, *, meanwhile: int) -> None:
+    """A turn that fails, during which so many others are sent back."""
+    with pytest.raises(type(error)), turns.turn(name):
+        for _ in range(meanwhile):
+            with pytest.raises(SandboxUnavailableError), turns.turn(name):
+                pytest.fail("two at once")
+        raise error
+
+
+def test_while_one_makes_an_actor_others_are_to_ask_again() -> None:
+    turns = Turns()
+    with turns.turn("a"):
+        with turns.turn("b"):
+            pass
+        with pytest.raises(SandboxUnavailableError) as raised, turns.turn("a"):
+            pytest.fail("two at once")
+        assert raised.value.context == {"outcome": "not_executed", LEAVING: True}
+    with turns.turn("a"):
+        pass
+
+
+def test_what_one_has_met_is_what_those_meet_who_were_sent_back_meanwhile_and_nobody_else() -> None:
+    turns = Turns()
+    fail(turns, "a", FULL, meanwhile=2)
+    with turns.turn("b"):
+        pass
+    for _ in range(2):
+        with pytest.raises(SandboxUnavailableError) as raised, turns.turn("a"):
+            pytest.fail("tried again")
+        assert raised.value is not FULL
+        assert (raised.value.message, raised.value.hint, raised.value.context) == (
+            FULL.message,
+            FULL.hint,
+            FULL.context,
+        )
+    with turns.turn("a"):
+        pass
+    fail(turns, "a", FULL, meanwhile=0)
+    with turns.turn("a"):
+        pass
+
+
+def test_what_was_met_is_soon_forgotten() -> None:
+    now = 100.0
+    turns = Turns(clock=lambda: now)
+    fail(turns, "a", FULL, meanwhile=1)
+    now += 1.1
+    with turns.turn("a"):
+        pass
+    for number in range(10):
+        fail(turns, str(number), FULL, meanwhile=1)
+        now += 0.6
+    assert len(turns._failed) <= 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TooManyCallsError("x"),
+        SandboxUnavailableError("x", context={"outcome": "not_executed", LEAVING: True}),
+        ValueError("x"),
+    ],
+)
+def test_what_concerns_one_call_only_is_not_told_to_others(error: Exception) -> None:
+    turns = Turns()
+    fail(turns, "a", error, meanwhile=3)
+    with turns.turn("a"):
+        pass
