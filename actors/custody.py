@@ -31,7 +31,7 @@ from actors.moments import MOMENTS_S, answered_in_moments, within_moments
 from actors.restored import Entry, Record
 from actors.takeover import Origin
 from storage.catalog import BackupCatalog, StoredState
-from storage.errors import CorruptMetadataError, StorageError
+from storage.errors import CorruptMetadataError, StorageError, StoreUnavailableError
 from storage.metadata import (
     BackupRecord,
     Checkpoint,
@@ -340,15 +340,39 @@ class Custody:
     def sleep(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Says that the files are nowhere but in these checkpoints. Raises SandboxUnavailableError, StorageError.
 
-        After an error the files are here still, and nobody may find them older than they are. Nobody takes an epoch in
-        between: that would say again that the files are here.
+        After an error the files are here still, and the next who locates them says so. The answer is waited for a few
+        moments only, since the sandbox serves nobody meanwhile; nobody takes an epoch before it has come, even late.
         """
         durable = self._durable
-        if durable is not None:
-            with self._taking, _told():
+        if durable is None:
+            return
+        assert self._catalog is not None
+        no_answer = StoreUnavailableError("sleep", bucket=self._catalog.store.bucket, detail="no answer in time")
+        if not self._taking.acquire(timeout=MOMENTS_S):
+            raise no_answer
+        try:
+            with _told():
                 self._claim(durable)
+        except BaseException:
+            self._taking.release()
+            raise
+        self._is_open = False
+        outcome: list[Exception | None] = []
+
+        def tell() -> None:
+            try:
                 durable.change(lambda state: asleep_nowhere(state, checkpoints), keep=False)
-                self._is_open = False
+                outcome.append(None)
+            except (StorageError, SupersededError) as e:
+                outcome.append(e)
+            finally:
+                self._taking.release()
+
+        within_moments(tell)
+        error = outcome[0] if outcome else no_answer
+        if error is not None:
+            with _told():
+                raise error
 
     def close(self) -> None:
         """From now on takes no epoch and says nothing, until the sandbox is located again.

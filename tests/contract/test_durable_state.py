@@ -632,6 +632,7 @@ def test_a_sleep_of_which_the_bucket_may_know_has_to_be_taken_back_before_the_ne
         custody.sleep([checkpoint("/workspace", of_sleep=True)])
     assert not custody.is_recorded
     world.faulty.faults.clear()
+    assert custody.locate(has_record=True) is Origin.HERE
     unsettled(world, after=False)
     with pytest.raises(StorageError):
         custody.change(noted("used"))
@@ -700,6 +701,28 @@ def test_labels_that_come_late_replace_no_newer_ones(world: World) -> None:
     world.owner("b")
     custody.relabel()
     assert custody.is_superseded
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_sleep_whose_answer_comes_late_is_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    monkeypatch.setattr("actors.moments.MOMENTS_S", 0.2)
+    held = HeldStore(world.faulty, "put", "state.json", nth=3)
+    custody = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).custody("a"))
+    custody.change(lambda state: state)
+    with pytest.raises(StorageError):
+        custody.sleep([checkpoint("/workspace", of_sleep=True)])
+    assert custody.locate(has_record=True) is Origin.HERE
+    assert not custody.is_recorded
+    if fails:
+        world.faulty.fail("put", "state.json", after=False)
+    held.released.set()
+    custody.change(noted("used"))
+    assert custody.is_recorded
+    assert world.stored.node == "a"
+    assert kinds(world.stored)[-1] == "used"
+    assert ("slept" in kinds(world.stored)) is not fails
 
 
 def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(world: World) -> None:
