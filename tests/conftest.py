@@ -26,7 +26,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives every test without a limit of its own the one of its kind."""
+    """Gives every test without a limit of its own the one of its kind; puts those last that share a service.
+
+    It runs to the end of the session, and would take processor time from the others.
+    """
+    items.sort(key=lambda item: "acceptance" in item.path.parts)
     for item in items:
         folder = item.path.relative_to(_HERE).parts[0] if item.path.is_relative_to(_HERE) else ""
         limit_s = _TIME_LIMITS_S.get(folder)

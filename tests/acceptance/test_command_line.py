@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import time
@@ -19,6 +20,7 @@ from tests.acceptance.http_box import HttpBox
 from tests.support.service import HOLDFAST, Service, clean_environment
 
 COMMAND_S = 60
+SAID_BY_RAY = re.compile(rb"^(\x1b\[\d+m)?\((raylet|autoscaler|pid).*\n", re.MULTILINE)
 COMMANDS = [
     "serve",
     "exec",
@@ -50,7 +52,8 @@ class Cli:
         self._cwd = service.home
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
+        """Runs it to its end; what Ray says of the cluster meanwhile is left out of its standard error."""
+        done = subprocess.run(
             [HOLDFAST, *argv],
             env=self._env,
             cwd=self._cwd,
@@ -58,6 +61,8 @@ class Cli:
             timeout=COMMAND_S,
             check=False,
         )
+        done.stderr = SAID_BY_RAY.sub(b"", done.stderr)
+        return done
 
     def json(self, *argv: str, status: int = 0) -> dict[str, Any]:
         """The one document that a command with --json prints."""

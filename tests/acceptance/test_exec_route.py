@@ -167,12 +167,15 @@ def test_a_command_is_nobody_in_particular_and_can_do_nothing_in_particular(box:
 
 
 def test_a_command_is_nobody_on_the_node_either(box: HttpBox) -> None:
-    running = box.start("sh", "-c", "echo ready; exec sleep 999.125")
+    long = unique_seconds()
+    running = box.start("sh", "-c", f"echo ready; exec sleep {long}")
     running.said(b"ready")
 
     def sleeping() -> list[Path]:
         return [
-            path for path in Path("/proc").glob("[0-9]*") if read_or_empty(path / "cmdline") == b"sleep\x00999.125\0"
+            path
+            for path in Path("/proc").glob("[0-9]*")
+            if read_or_empty(path / "cmdline") == b"sleep\0%s\0" % long.encode()
         ]
 
     eventually(lambda: len(sleeping()) == 1)

@@ -13,7 +13,7 @@ import pytest
 
 from actors.node import mountinfo
 from tests.acceptance.http_box import HttpBox, refusal
-from tests.support.service import STOP_S, Service, nothing_left, refused, running, start
+from tests.support.service import STOP_S, Service, comm_of, nothing_left, refused, running, start
 
 
 def make_some(service: Service) -> tuple[dict[str, str], dict[str, str]]:
@@ -174,10 +174,3 @@ def is_loopback(address: str) -> bool:
     found = ipaddress.ip_address(address)
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return (mapped or found).is_loopback
-
-
-def comm_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""

@@ -65,7 +65,8 @@ def test_any_valid_name_is_a_sandbox_on_its_first_use(client: httpx.Client, name
     with HttpBox(client, name).destroyed_at_the_end() as box:
         assert box.sh("echo hello") == "hello\n"
         assert box.info()["running"] is True
-        assert {"id": name, "running": True} in client.get("/v1/sandbox", params={"limit": 1000}).json()["sandboxes"]
+        row = {"id": name, "running": True}
+        eventually(lambda: row in client.get("/v1/sandbox", params={"limit": 1000}).json()["sandboxes"])
 
 
 @pytest.mark.parametrize("name", ["-a", "a-", "A", "a_b", "a.b", "x" * 129, "%2e%2e", "a%00b", "ü", "a%2Fb"])
@@ -454,6 +455,7 @@ def test_a_backup_whose_archive_is_missing_is_not_found(service: Service, box: H
 
 def test_a_cancelled_backup_leaves_nothing(service: Service, box: HttpBox) -> None:
     box.sh("head -c 200000000 /dev/urandom > large")
+    eventually(lambda: box.info()["epoch"] == 1)  # written a moment after the first call
     objects = bucket(service)
     refused: list[tuple[int, str]] = []
     with service.client() as aside:

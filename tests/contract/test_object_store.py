@@ -38,11 +38,11 @@ def digest(data: bytes) -> PartDigest:
 
 
 def send(signed: SignedRequest, data: bytes) -> httpx.Response:
-    return httpx.put(signed.url, content=data, headers=dict(signed.headers), trust_env=False)
+    return httpx.put(signed.url, content=data, headers=dict(signed.headers), trust_env=False, timeout=60)
 
 
 def fetch(signed: SignedRequest, headers: dict[str, str] | None = None) -> httpx.Response:
-    return httpx.get(signed.url, headers=headers, trust_env=False)
+    return httpx.get(signed.url, headers=headers, trust_env=False, timeout=60)
 
 
 def put_part(place: Place, key: str, upload_id: str, number: int, data: bytes) -> str:

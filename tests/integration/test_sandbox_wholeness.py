@@ -255,7 +255,9 @@ def test_a_sandbox_whose_files_are_on_another_node_does_not_begin_afresh(
             with pytest.raises(SandboxUnavailableError) as raised:
                 act()
             assert raised.value.context == {"outcome": "not_executed", "reason": "ELSEWHERE"}
-        assert sh(kernel_node.sandbox("travelling"), "cat file") == "kept\n"
+        back = kernel_node.sandbox("travelling")
+        assert sh(back, "cat file") == "kept\n"
+        back.custody.check()  # it takes no epoch any more
 
         there.destroy()
         restore(there, handle)

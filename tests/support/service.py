@@ -135,7 +135,7 @@ class Service:
 
     def s3_client(self) -> S3Client:
         """A client of the embedded store, with its own keys."""
-        (port,) = {port for pid, port in self.listening() if "rclone" in Path(f"/proc/{pid}/comm").read_text()}
+        (port,) = {port for pid, port in self.listening() if "rclone" in comm_of(pid)}
         secrets = json.loads((self.data_dir / "secrets" / "secrets.json").read_text())
         return boto3.client(
             "s3",
@@ -367,3 +367,25 @@ def eventually(look: Callable[[], T], *, timeout_s: float = 60.0) -> T:
 
     assert wait_until(has_come, timeout_s=timeout_s), f"not within {timeout_s} s"
     return seen[0]
+
+
+def comm_of(pid: int) -> str:
+    """The name of a process, or nothing if it has ended."""
+    return _read_of(pid, "comm").strip()
+
+
+def environment_of(pid: int) -> str:
+    """The environment of a process, or nothing if it has ended."""
+    return _read_of(pid, "environ")
+
+
+def maps_of(pid: int) -> str:
+    """What a process has mapped, or nothing if it has ended."""
+    return _read_of(pid, "maps")
+
+
+def _read_of(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    except OSError:
+        return ""

@@ -52,6 +52,7 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
                 took = list(pool.map(lambda box: back_after_s(box, died_at), boxes))
             eventually(lambda: recovered(world.state(UNCALLED)), timeout_s=PATIENCE_S)
             uncalled_s = time.monotonic() - died_at
+        eventually(lambda: all(recovered(world.state(name)) for name in NAMES), timeout_s=PATIENCE_S)
         states = [world.state(name) for name in NAMES]
         return {
             "before": before,

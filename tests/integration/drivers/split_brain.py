@@ -98,7 +98,7 @@ def mksquashfs_of(folder: Path) -> int | None:
             mounts = (process / "mountinfo").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if folder.name in mounts or NAME in mounts:
+        if "/".join(folder.parts[-3:]) in mounts:  # not another session's, which has the same names
             return int(process.name)
     return None
 
