@@ -20,9 +20,11 @@ THREADS: Mapping[str, int] = {"mailbox": 1, "exec": 32, "files": 8, "reads": 16}
 """How many calls each lane serves at once. Reads wait for their readers, so nothing else may have to wait for them."""
 WAITING_LIMIT = 64
 _ON_ITS_WAY_S = 30.0
-"""How long one that was let in may take to come while a thread is free; a caller that gave up is forgotten then."""
+"""How long a call that was let in may take to come. If a thread idles after that, its caller has given up."""
+_IDLE_S = 1.0
+"""How long a thread has to be free to be idle: then nothing waits for it."""
 _LET_IN_S = 3600.0
-"""The same while none is."""
+"""How long a caller that gave up is counted while no thread idles."""
 
 
 class Admission:
@@ -41,13 +43,17 @@ class Admission:
         self._lock = threading.Lock()
         self._waiting: dict[str, deque[float]] = {lane: deque() for lane in threads}
         self._serving = dict.fromkeys(threads, 0)
+        self._full_at = dict.fromkeys(threads, -_LET_IN_S)
+        """When a lane last had no thread free."""
+        self._idle_at = dict.fromkeys(threads, -_LET_IN_S)
+        """When a lane last was seen to have one that idles."""
 
     def let_in(self, lane: str) -> int:
         """One more call of this lane is on its way; returns how many waited already. Raises TooManyCallsError."""
         with self._lock:
+            self._look(lane)
             waiting, now = self._waiting[lane], self._clock()
-            limit_s = _LET_IN_S if self._serving[lane] >= self._threads[lane] else _ON_ITS_WAY_S
-            while waiting and now - waiting[0] > limit_s:
+            while waiting and (now - waiting[0] > _LET_IN_S or self._idle_at[lane] - waiting[0] > _ON_ITS_WAY_S):
                 waiting.popleft()
             if len(waiting) >= self._limit:
                 raise TooManyCallsError(
@@ -58,6 +64,13 @@ class Admission:
             waiting.append(now)
             return len(waiting) - 1
 
+    def _look(self, lane: str) -> None:
+        now = self._clock()
+        if self._serving[lane] >= self._threads[lane]:
+            self._full_at[lane] = now
+        elif now - self._full_at[lane] > _IDLE_S:
+            self._idle_at[lane] = now
+
     def withdraw(self, lane: str) -> None:
         """A call of this lane does not wait any more. The youngest makes room, so that one that never comes ages."""
         with self._lock:
@@ -65,15 +78,18 @@ class Admission:
                 self._waiting[lane].pop()
 
     @contextmanager
-    def serving(self, lane: str) -> Iterator[None]:
-        """A call of this lane does not wait any more, and is served within the block."""
-        self.withdraw(lane)
+    def serving(self, lane: str, *, was_let_in: bool = True) -> Iterator[None]:
+        """A call of this lane is served within the block, and does not wait any more if it had to be let in."""
+        if was_let_in:
+            self.withdraw(lane)
         with self._lock:
+            self._look(lane)
             self._serving[lane] += 1
         try:
             yield
         finally:
             with self._lock:
+                self._look(lane)
                 self._serving[lane] -= 1
 
     def waiting(self) -> dict[str, int]:

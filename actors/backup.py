@@ -270,13 +270,8 @@ class BackupCreation:
         """
         may_exist = isinstance(error, StoreUnavailableError) and error.key == keys.metadata(backup_id)
         try:
-            self._check_before_abandoning(backup_id)
-            if may_exist and self.catalog.store.supports_conditional_writes():
-                # A deletion might arrive when our successor has found it, and has recovered from it.
-                if self.catalog.settle(backup_id) is not None:
-                    return False
-            else:
-                self.catalog.abandon(backup_id)
+            if not self._remove(backup_id, may_exist=may_exist):
+                return False
             self.ledger.abandoned(backup_id)
         except StorageError as e:
             log.warning("backup_left_behind", backup=backup_id, detail=str(e))
@@ -293,12 +288,25 @@ class BackupCreation:
                 raise
         return True
 
-    def _check_before_abandoning(self, backup_id: str) -> None:
+    def _remove(self, backup_id: str, *, may_exist: bool) -> bool:
+        """Removes what there is of a backup, unless it was committed: False.
+
+        Where that can be avoided it deletes no metadata: the deletion might arrive when our successor has found them.
+
+        Raises:
+            SandboxUnavailableError: another actor has taken over; nothing is left of it.
+            StorageError: something may be left.
+        """
         try:
             self.ledger.check()
         except SandboxUnavailableError:
-            self.catalog.settle(backup_id)  # not more: our successor may have recovered from it
-            raise
+            if self.catalog.settle(backup_id) is None:
+                raise
+            return False
+        if may_exist and self.catalog.store.supports_conditional_writes():
+            return self.catalog.settle(backup_id) is None
+        self.catalog.abandon(backup_id)
+        return True
 
     def _claim(self, record: BackupRecord, options: BackupOptions, idempotency_key: str) -> DirectoryBackup | None:
         claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from actors import takeover
 from actors.durable_state import (
@@ -86,6 +87,8 @@ class Custody:
         """Backups that earlier actors have begun, or calls of ours that failed, and that are not settled yet."""
         self._is_open = False
         """Whether the sandbox was located, and neither closed nor destroyed since."""
+        self._is_telling_of_sleep = False
+        """Whether a sleep is being written, perhaps one that was given up; so long nobody else has `_taking`."""
 
     @property
     def state(self) -> SandboxState | None:
@@ -100,7 +103,7 @@ class Custody:
     @property
     def is_recorded(self) -> bool:
         """Whether the bucket says for certain that the files are here. Nothing else tells others where they are."""
-        return self._durable is None or self._durable.is_here
+        return self._durable is None or (self._durable.is_here and not self._is_telling_of_sleep)
 
     @property
     def is_superseded(self) -> bool:
@@ -179,7 +182,7 @@ class Custody:
         Not at once: it would take processor time from the call for which the sandbox was taken up.
         """
         durable = self._durable
-        if durable is not None and (durable.state is None or durable.state.node is None or durable.is_behind):
+        if durable is not None and (durable.is_behind or not self.is_recorded):
             threading.Thread(target=self._take_quietly, name="epoch", daemon=True).start()
 
     def _take_quietly(self) -> None:
@@ -187,7 +190,8 @@ class Custody:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                if self._own().is_behind:
+                durable = self._own()
+                if durable.is_behind or not self.is_recorded:
                     self.change(lambda state: state)
                 return
             except SandboxUnavailableError:  # another has it, or it was put down meanwhile
@@ -286,7 +290,8 @@ class Custody:
     def change(self, change: Change, *, keep: bool = True) -> None:
         """Changes the state, once there is an epoch. Raises SandboxUnavailableError, StorageError.
 
-        A change that could not be written goes with the next, unless `keep` is False.
+        A change that could not be written goes with the next, unless `keep` is False; before there is an epoch, the
+        node's record says what was restored.
         """
         durable = self._durable
         if durable is None:
@@ -348,24 +353,26 @@ class Custody:
             return
         assert self._catalog is not None
         no_answer = StoreUnavailableError("sleep", bucket=self._catalog.store.bucket, detail="no answer in time")
+        if self._inherited or not self.is_recorded:
+            self.report(lambda state: state)
+        slept_at = datetime.now(UTC)
         if not self._taking.acquire(timeout=MOMENTS_S):
             raise no_answer
-        try:
-            with _told():
-                self._claim(durable)
-        except BaseException:
+        if not self._is_open or self._inherited or not durable.is_here:
             self._taking.release()
-            raise
+            raise no_answer if self._is_open else superseded()
         self._is_open = False
+        self._is_telling_of_sleep = True
         outcome: list[Exception | None] = []
 
         def tell() -> None:
             try:
-                durable.change(lambda state: asleep_nowhere(state, checkpoints), keep=False)
+                durable.change(lambda state: asleep_nowhere(state, checkpoints, slept_at), keep=False)
                 outcome.append(None)
             except (StorageError, SupersededError) as e:
                 outcome.append(e)
             finally:
+                self._is_telling_of_sleep = False
                 self._taking.release()
 
         within_moments(tell)
@@ -492,8 +499,9 @@ def _latest(record: Record) -> tuple[Entry, ...]:
 
 def _is_told(state: SandboxState, row: RestoredDirectory) -> bool:
     """Whether the checkpoints take account of a restore."""
-    if state.node is None and state.last_used_at is not None:  # put to sleep, with checkpoints of all there was
-        return row.restored_at <= state.last_used_at
+    slept_at = next((event.at for event in reversed(state.events) if event.kind == "slept"), None)
+    if state.node is None and slept_at is not None:  # with checkpoints of all there was
+        return row.restored_at <= slept_at
     return any((row.dir, row.backup_id, row.restored_at) == (r.dir, r.backup_id, r.restored_at) for r in state.restored)
 
 
@@ -520,7 +528,9 @@ def _checkpoint_in(entry: Entry) -> Checkpoint:
 def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxState:
     """The state of a sandbox in which `entry` has just been restored; the record may be of a later moment."""
     if entry in record.entries:
-        state = with_checkpoint(state, _checkpoint_in(entry)).model_copy(update={"restored": restored_in(record)})
+        rows = zip(restored_in(record), _latest(record), strict=True)
+        told = [row for row, other in rows if other == entry or _is_told(state, row)]
+        state = with_checkpoint(state, _checkpoint_in(entry)).model_copy(update={"restored": told})
     return happened(state, "restored", dir=entry.dir, backup_id=entry.backup_id)
 
 
@@ -541,17 +551,18 @@ def after_recovery(state: SandboxState, record: Record) -> SandboxState:
     recovery = record.recovery
     gone = {(row.dir, row.backup_id) for row in recovery.directories if row.error} if recovery else set()
     checkpoints = [row for row in state.checkpoints if (row.dir, row.backup_id) not in gone]
+    known = {(row.dir, row.backup_id) for row in checkpoints}
     reported = recovery_in(record)
     changed = {
-        "restored": restored_in(record),
+        "restored": [row for row in restored_in(record) if (row.dir, row.backup_id) in known],
         "checkpoints": checkpoints,
         "recovery": reported or state.recovery,
     }
     return happened(state.model_copy(update=changed), "recovered" if reported else "woke")
 
 
-def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint]) -> SandboxState:
-    """The state of a sandbox whose files are nowhere but in these checkpoints."""
+def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint], slept_at: datetime) -> SandboxState:
+    """The state of a sandbox whose files are, from a moment on, nowhere but in these checkpoints."""
     changed = {
         "node": None,
         "cluster_node": None,
@@ -559,7 +570,7 @@ def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint]) -> Sa
         "restored": [],
         "checkpoints": list(checkpoints),
     }
-    return happened(state.model_copy(update=changed), "slept")
+    return happened(state.model_copy(update=changed), "slept", at=slept_at)
 
 
 @contextmanager

@@ -143,7 +143,7 @@ class DurableState:
                 self._write()
             except StorageError:
                 if not keep:
-                    self._wanted = before
+                    self._wanted = before.model_copy(update={"labels": self._wanted.labels})
                 raise
             self.is_behind = False
             self._is_here = self._wanted.node is not None
@@ -212,9 +212,9 @@ def _epoch(stored: StoredState | None) -> int:
     return stored.state.epoch if stored else 0
 
 
-def happened(state: SandboxState, kind: str, **details: Any) -> SandboxState:
-    """The state with one more event."""
-    event = Event(kind=kind, at=datetime.now(UTC), **details)
+def happened(state: SandboxState, kind: str, *, at: datetime | None = None, **details: Any) -> SandboxState:
+    """The state with one more event, of now or of another moment."""
+    event = Event(kind=kind, at=at or datetime.now(UTC), **details)
     return state.model_copy(update={"events": [*state.events, event][-MAX_EVENTS:]})
 
 

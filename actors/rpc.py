@@ -133,6 +133,13 @@ class _Soon:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pause:
+    """A step that waits so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Next:
     """A step that waits for the next reference of a stream; its outcome is None at the end."""
 
@@ -326,8 +333,9 @@ class ActorRef:
                     had_left = True
                 if not had_left or time.monotonic() > deadline:
                     raise
-                self.forget()
-            yield partial(time.sleep, next(pauses))
+                if not (self._repeatable and isinstance(e, RayTaskError)):  # the service has answered, so it lives
+                    self.forget()
+            yield _Pause(next(pauses))
 
     def _let_in(self, handle: Any, lane: str, deadline: float) -> Steps[int]:
         """Waits until the actor lets a call in; returns how often Ray had restarted it then.
@@ -346,12 +354,13 @@ class ActorRef:
                         hint="Try again.",
                         context={"outcome": "not_executed"},
                     ) from None
-            yield partial(time.sleep, next(pauses))
+            yield _Pause(next(pauses))
 
     def _has_left(self, handle: Any, restarts: int | None, deadline: float) -> Steps[bool]:
         """Whether an actor that did not answer had left, and did not crash: one that crashed is restarted.
 
         It may have been restarted, and have left since; then it was restarted more often than when it let the call in.
+        What was not let in goes on with a transfer, and has no effect on another actor.
         """
         pauses = _pauses_s()
         while time.monotonic() < deadline:
@@ -359,9 +368,9 @@ class ActorRef:
                 yield handle.ping.remote()
             except ActorDiedError:
                 now = yield lambda: times_restarted(handle._actor_id.hex())
-                return bool(now == (restarts or 0))
+                return restarts is None or bool(now == restarts)
             except ActorUnavailableError:
-                yield partial(time.sleep, next(pauses))
+                yield _Pause(next(pauses))
             else:
                 return False
         return False
@@ -424,7 +433,10 @@ def _drive(steps: Steps[T]) -> T:
     send: Callable[[], Any] = partial(next, steps)
     while not isinstance(waited := _resumed(send), _Result):
         try:
-            if isinstance(waited, _Next):
+            outcome: Any = None
+            if isinstance(waited, _Pause):
+                time.sleep(waited.seconds)
+            elif isinstance(waited, _Next):
                 outcome = next(waited.refs, None)
             elif isinstance(waited, _Soon):
                 outcome = waited.ref() if callable(waited.ref) else ray.get(waited.ref, timeout=waited.seconds)
@@ -441,7 +453,10 @@ async def _drive_async(steps: Steps[T]) -> T:
     send: Callable[[], Any] = partial(next, steps)
     while not isinstance(waited := _resumed(send), _Result):
         try:
-            if isinstance(waited, _Next):
+            outcome: Any = None
+            if isinstance(waited, _Pause):
+                await asyncio.sleep(waited.seconds)
+            elif isinstance(waited, _Next):
                 outcome = await anext(waited.refs, None)
             elif isinstance(waited, _Soon):
                 outcome = await _in_time(waited)

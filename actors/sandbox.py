@@ -1,9 +1,9 @@
 """A sandbox on this node: its tree, commands, transfers, backups and restores. Knows nothing of Ray and HTTP.
 
-Calls arrive in three lanes. The mailbox brings backup, restore and destroy, one at a time and in order;
-the work lane commands and files, many at once; the control lane questions and cancellations. What keeps them
-apart inside is one gate: the work lane holds it shared for an instant whenever it touches the tree, and the
-mailbox holds it alone while the tree must not change.
+Calls arrive in lanes. The mailbox brings backup, restore and destroy, one at a time and in order; others bring
+commands and files, many at once, and questions and cancellations. What keeps them apart inside is one gate: commands
+and files hold it shared for an instant whenever they touch the tree, and the mailbox holds it alone while the tree
+must not change.
 """
 
 from __future__ import annotations
@@ -432,8 +432,8 @@ class LocalSandbox:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing of it is on this node: it was never used, or was destroyed."""
-        return not self.is_awake and not self._restored.exists
+        """Whether it was destroyed, and not used since."""
+        return not self._is_new and not self.is_awake and not self._restored.exists
 
     @property
     def must_stay(self) -> bool:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from actors.sandbox import LocalSandbox
     from storage.metadata import Checkpoint
 
-LANES = {**{lane: threads for lane, threads in THREADS.items() if lane != MAILBOX}, "control": 8}
+LANES = {**{lane: threads for lane, threads in THREADS.items() if lane != MAILBOX}, "control": 8, "labels": 1}
 _LAST_WORDS_S = 0.5
 """How long an actor that was replaced lives on, so that the answers of its calls arrive."""
 _NODE_ASKED_S = 30.0
@@ -127,10 +127,9 @@ class SandboxHost:
         finally:
             self._end_if_superseded()
 
-    def _serve(self, lane: str | None, act: Callable[[LocalSandbox], T]) -> T:
-        """Serves a call that was let in to `lane`; a transfer that goes on needed no leave."""
-        served = self._admission.serving(lane) if lane is not None else contextlib.nullcontext()
-        with served, self._activity.call():
+    def _serve(self, lane: str, act: Callable[[LocalSandbox], T], *, was_let_in: bool = True) -> T:
+        """Serves a call that was let in to `lane`, or that goes on with a transfer, and needed no leave."""
+        with self._admission.serving(lane, was_let_in=was_let_in), self._activity.call():
             return self._answer(act)
 
     def _stream(self, lane: str, act: Callable[[LocalSandbox], Iterator[T]]) -> Iterator[T]:
@@ -182,7 +181,8 @@ class SandboxHost:
         idle_since = self._activity.idle_since(idle_s)
         if idle_since is None or (self._made is not None and self._made.must_stay):
             return
-        in_bed = self._put_to_bed()
+        with self._admission.serving(MAILBOX, was_let_in=False):
+            in_bed = self._put_to_bed()
         if not self._activity.leave(idle_since):
             return
         try:
@@ -235,11 +235,11 @@ class SandboxHost:
 
     @ray.method(concurrency_group="files")
     def send(self, transfer_id: str, data: bytes) -> None:
-        self._serve(None, lambda box: box.send(transfer_id, data))
+        self._serve(FILES, lambda box: box.send(transfer_id, data), was_let_in=False)
 
     @ray.method(concurrency_group="files")
     def commit(self, transfer_id: str) -> None:
-        self._serve(None, lambda box: box.commit(transfer_id))
+        self._serve(FILES, lambda box: box.commit(transfer_id), was_let_in=False)
 
     @ray.method(concurrency_group="control")
     def abort(self, transfer_id: str) -> None:
@@ -286,14 +286,13 @@ class SandboxHost:
 
     @functools.cached_property
     def _restarts(self) -> int:
-        context = ray.get_runtime_context()
-        return times_restarted(str(context.get_actor_id())) if context.was_current_actor_reconstructed else 0
+        return times_restarted(str(ray.get_runtime_context().get_actor_id()))
 
     @ray.method(concurrency_group="control")
     def info(self) -> Any:
         return self._answer(lambda box: box.info())
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="labels")
     def relabel(self) -> None:
         """Told by whoever has changed the labels in the bucket."""
         self._answer(lambda box: box.custody.relabel())

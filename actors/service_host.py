@@ -160,6 +160,9 @@ class ServiceHost:
         while True:
             try:
                 self._service.try_conditional_writes()
+            except Exception as e:  # not of the storage's, and so a defect: no reason to stop attending to nodes
+                log.error("conditional_writes_not_tried", error=type(e).__name__)
+            try:
                 self._nodes.attend()
                 self._warm.fill()
             except Exception as e:  # the cluster's head is away for a moment

@@ -24,10 +24,10 @@ class _Failure:
     error: SandboxUnavailableError
     until: float
     left: int
-    """How many are still to be told of it."""
+    """How often it is still to be told: as often as others were sent back."""
 
     def tell(self, now: float) -> None:
-        """Raises it, to so many."""
+        """Raises it, so many times."""
         self.left -= 1
         if self.left >= 0 and now <= self.until:
             raise SandboxUnavailableError(self.error.message, hint=self.error.hint, context=self.error.context)

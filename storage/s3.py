@@ -80,6 +80,7 @@ class S3ObjectStore:
     def get(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
         with self._translated("get", key):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
+            etag = self._etag(answer, "get", key)
             with answer["Body"] as body:
                 # One byte more than allowed tells too large from just right.
                 data = body.read(max_bytes + 1)
@@ -88,7 +89,7 @@ class S3ObjectStore:
             raise IntegrityError("get", bucket=self.bucket, key=key, detail=detail)
         if len(data) != answer["ContentLength"]:
             raise StoreUnavailableError("get", bucket=self.bucket, key=key, detail="the answer was cut short")
-        return Stored(data, self._etag(answer, "get", key))
+        return Stored(data, etag)
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         request: PutObjectRequestTypeDef = {"Bucket": self.bucket, "Key": key, "Body": data}
@@ -107,8 +108,9 @@ class S3ObjectStore:
     def head(self, key: str) -> Head:
         with self._translated("head", key):
             answer = self._client.head_object(Bucket=self.bucket, Key=key)
+        etag = self._etag(answer, "head", key)
         opaque = answer.get("ServerSideEncryption", "").startswith("aws:kms") or "SSECustomerAlgorithm" in answer
-        return Head(answer["ContentLength"], self._etag(answer, "head", key), answer["LastModified"], not opaque)
+        return Head(answer["ContentLength"], etag, answer["LastModified"], not opaque)
 
     def delete(self, key: str) -> None:
         try:
@@ -132,7 +134,7 @@ class S3ObjectStore:
         objects = tuple(Listed(row["Key"], row["Size"], row["LastModified"]) for row in answer.get("Contents", ()))
         prefixes = tuple(row["Prefix"] for row in answer.get("CommonPrefixes", ()))
         last = max([row.key for row in objects] + list(prefixes), default=None, key=str.encode)
-        return Page(objects, prefixes, last if answer.get("IsTruncated") else None)
+        return Page(objects, prefixes, last if self._told(answer, "IsTruncated", "list", prefix) else None)
 
     def supports_conditional_writes(self) -> bool:
         with self._probe_lock:
@@ -179,7 +181,8 @@ class S3ObjectStore:
 
     def create_upload(self, key: str) -> str:
         with self._translated("create_upload", key):
-            return self._client.create_multipart_upload(Bucket=self.bucket, Key=key)["UploadId"]
+            answer = self._client.create_multipart_upload(Bucket=self.bucket, Key=key)
+        return str(self._told(answer, "UploadId", "create_upload", key))
 
     def presign_part(
         self, key: str, upload_id: str, number: int, *, content_md5: str, size_bytes: int, ttl_s: int
@@ -257,11 +260,14 @@ class S3ObjectStore:
             else:
                 self._client.delete_bucket_lifecycle(Bucket=self.bucket)
 
+    def _told(self, answer: Mapping[str, Any], field: str, operation: str, key: str) -> Any:
+        """What every answer of S3 tells. Raises StoreUnavailableError: something else has answered."""
+        if answer.get(field) in (None, ""):
+            raise StoreUnavailableError(operation, bucket=self.bucket, key=key, detail=f"an answer without {field}")
+        return answer[field]
+
     def _etag(self, answer: Mapping[str, Any], operation: str, key: str) -> str:
-        """The ETag of an answer, without its quotes. Raises StoreUnavailableError: something else has answered."""
-        if not answer.get("ETag"):
-            raise StoreUnavailableError(operation, bucket=self.bucket, key=key, detail="an answer without ETag")
-        return str(answer["ETag"]).strip('"')
+        return str(self._told(answer, "ETag", operation, key)).strip('"')
 
     @contextmanager
     def _lifecycle(self) -> Iterator[None]:

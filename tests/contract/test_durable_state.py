@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import pytest
 from pydantic import SecretStr
@@ -22,9 +23,11 @@ from storage import keys
 from storage.catalog import STATE_BYTES, BackupCatalog, StoredState
 from storage.errors import ObjectMissingError, StorageError, StoreUnavailableError
 from storage.metadata import BackupRecord, Checkpoint, RecoveredDirectory, Recovery, SandboxState
+from storage.store import ObjectStore
 from tests.contract.conftest import Place
 from tests.support.faulty_store import FaultyStore
 from tests.support.held_store import HeldStore
+from tests.support.killing import Interrupted
 from tests.support.mount_leaks import wait_until
 from tests.support.sandboxes import Background
 
@@ -723,6 +726,52 @@ def test_a_sleep_whose_answer_comes_late_is_taken_back(
     assert world.stored.node == "a"
     assert kinds(world.stored)[-1] == "used"
     assert ("slept" in kinds(world.stored)) is not fails
+
+
+def test_a_sleep_that_has_to_wait_for_its_turn_is_taken_back_if_it_comes_too_late(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.moments.MOMENTS_S", 0.2)
+    custody = opened(world.custody("a"))
+    custody.change(lambda state: state)
+    durable = custody._durable
+    assert durable is not None
+    with durable._lock:  # as while labels are read from a bucket that hangs
+        with pytest.raises(StorageError):
+            custody.sleep([checkpoint("/workspace", of_sleep=True)])
+        assert custody.locate(has_record=True) is Origin.HERE
+        assert not custody.is_recorded
+        custody.take_soon()
+    assert wait_until(lambda: (world.stored.node, world.stored.epoch) == ("a", 2))
+    assert wait_until(lambda: custody.is_recorded)
+
+
+def test_a_change_that_is_taken_back_takes_no_labels_back(world: World) -> None:
+    def fails() -> None:
+        raise StoreUnavailableError("put", bucket="b")
+
+    nth = 3 if world.place.conditional_writes else 2  # the first was for the epoch, and one meets the labels
+    store = Interrupted(world.faulty, "put", "before", nth, of="state.json", act=fails)
+    owner = replace(world, catalog=BackupCatalog(cast(ObjectStore, store), SecretStr("key"))).owner()
+    world.rewrite(labelled(of="somebody else"))
+    with pytest.raises(StorageError):
+        owner.change(noted("begun"), keep=False)
+    owner.change(noted("later"))
+    assert world.stored.labels == {"of": "somebody else"}
+    assert kinds(world.stored) == ["later"]
+
+
+def test_a_report_says_nothing_of_a_later_restore_that_was_not_reported_yet(world: World) -> None:
+    first, second = restored("/workspace"), restored("/app")
+    record = Record(created_at=NOW, entries=(first, second))
+    custody = opened(world.custody("a"))
+    custody.change(lambda state: after_restore(state, record, first))  # and dies before it reports the second
+    assert [row.dir for row in world.stored.restored] == ["/workspace"]
+    opened(world.custody("a", record=record)).change(noted("used"))
+    assert {row.dir: row.backup_id for row in world.stored.checkpoints} == {
+        "/workspace": first.backup_id,
+        "/app": second.backup_id,
+    }
 
 
 def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(world: World) -> None:

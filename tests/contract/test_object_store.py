@@ -360,7 +360,8 @@ def test_content_md5_is_the_base64_of_the_digest() -> None:
     assert base64.b64decode(digest(b"x").content_md5).hex() == digest(b"x").md5
 
 
-def test_a_page_of_a_proxy_is_taken_for_no_answer(place: Place) -> None:
+@pytest.mark.parametrize("word", ["page", "well-formed"])
+def test_a_page_of_a_proxy_is_taken_for_no_answer(place: Place, word: str) -> None:
     key = place.key("file")
     place.store.put(key, b"data")
     with fault_proxy(place.config) as (proxy, config):
@@ -370,9 +371,10 @@ def test_a_page_of_a_proxy_is_taken_for_no_answer(place: Place) -> None:
             "get": lambda: store.get(key),
             "list": lambda: store.list(key),
             "head": lambda: store.head(key),
+            "create": lambda: store.create_upload(key),
         }
         for name, call in calls.items():
-            proxy.script("head" if name == "head" else "api", "page " * 20)
+            proxy.script(name if name in ("head", "create") else "api", f"{word} " * 20)
             with pytest.raises(StoreUnavailableError):
                 call()
             proxy.clear()

@@ -33,7 +33,7 @@ from actors.node.cgroup import Cgroup, Hierarchies, announce_entry
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox, service_cgroup
 from storage import keys
-from tests.support.mount_leaks import children, wait_until
+from tests.support.mount_leaks import children, open_files, wait_until
 from tests.support.sandboxes import (
     Background,
     Node,
@@ -130,6 +130,19 @@ def test_destroy_leaves_nothing_but_the_backups(node: Node) -> None:
     restore(heir, handle)
     assert sh(heir, "cat data/x") == "1\n"
     heir.destroy()
+
+
+def test_only_a_destroyed_sandbox_is_empty_until_it_is_used_again(kernel_node: Node) -> None:
+    box = kernel_node.sandbox(awake=False)
+    assert not box.is_empty  # it may have to come back
+    sh(box, "echo 1 > file")
+    assert not box.is_empty
+    box.close()
+    assert not box.is_empty
+    box.destroy()
+    assert box.is_empty
+    sh(box, "true")
+    assert not box.is_empty
 
 
 def test_a_sandbox_that_was_never_used_can_be_destroyed(kernel_node: Node) -> None:
@@ -499,14 +512,14 @@ def test_many_sandboxes_in_a_row_leave_no_descriptor(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     handle = backup(box)
     restore(box, handle)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_files())
     for mode in ("overlay", "copy", "overlay"):
         restore(box, handle, mode=mode)
         sh(box, "true")
         backup(box)
         with pytest.raises(NotARegularFileError):
             read(box, "/workspace")
-    assert wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    assert wait_until(lambda: len(open_files()) <= before)
 
 
 def test_a_second_process_over_the_same_folder_takes_over(node: Node) -> None:

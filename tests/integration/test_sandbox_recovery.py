@@ -628,8 +628,8 @@ def test_nobody_else_may_restore_what_a_sandbox_sleeps_in(nodes: Pair) -> None:
 class Flapping:
     """A store that does not answer from the first writing of metadata to the next reading of a state."""
 
-    def __init__(self, inner: S3ObjectStore, when: str) -> None:
-        self._inner, self._when = inner, when
+    def __init__(self, inner: S3ObjectStore, when: str, then: Callable[[], object] = lambda: None) -> None:
+        self._inner, self._when, self._then = inner, when, then
         self._is_away, self._was_away = False, False
         self.deleted: list[str] = []
 
@@ -643,8 +643,9 @@ class Flapping:
                 self._is_away = self._was_away = True
                 if self._when == "after":
                     method(key, *args, **options)
-            if (name, key.endswith("state.json")) == ("get", True):
+            if self._is_away and name == "get" and key.endswith("state.json"):
                 self._is_away = False
+                self._then()
             if self._is_away:
                 raise StoreUnavailableError(name, bucket="away", key=key)
             if name == "delete":
@@ -675,6 +676,19 @@ def test_a_backup_whose_commit_was_not_answered_is_found_or_removed_but_not_both
         assert any(key.endswith("meta.json") for key in store.deleted) is not either.conditional
     assert either.state.pending == []
     backup(box)
+
+
+def test_a_backup_that_the_next_actor_has_found_is_no_failure_of_the_one_that_made_it(nodes: Pair) -> None:
+    successors: list[LocalSandbox] = []
+    store = Flapping(nodes.store, "after", lambda: successors.append(nodes.on_b()))
+    box = nodes.on_a(catalog=nodes.a.catalog(cast(ObjectStore, store)))
+    sh(box, "echo 1 > file")
+    box.custody.change(lambda state: state)
+    made = backup(box)
+    assert box.custody.is_superseded
+    assert set(nodes.backups) == {made.id}
+    assert [row.backup_id for row in nodes.state.checkpoints] == [made.id]
+    assert sh(successors[0], "cat file") == "1\n"
 
 
 def test_backups_for_sleeping_go_once_the_sandbox_has_newer_ones_of_its_own(nodes: Pair) -> None:

@@ -12,6 +12,7 @@ import pytest
 from actors.node.errors import PathError, PathMissingError, PathTypeError
 from actors.node.tree import TEMPORARY, Tree
 from actors.restored import _exchange
+from tests.support.mount_leaks import open_files
 from tests.support.sandboxes import UID
 
 TOPS = ("/workspace", "/tmp", "/var/tmp")
@@ -160,18 +161,11 @@ def test_a_new_file_in_the_place_of_a_directory_leaves_nothing(tree: Tree) -> No
 
 
 def test_a_failed_new_file_leaves_no_descriptor(tree: Tree) -> None:
-    def open_here() -> list[str]:
-        found = []
-        for fd in os.listdir("/proc/self/fd"):
-            with suppress(OSError):
-                found.append(os.readlink(f"/proc/self/fd/{fd}"))
-        return [path for path in found if path.startswith(str(tree.root))]
-
-    before = open_here()
+    before = open_files()
     for path in ("/workspace/real/inside/x", "/workspace/file/x", "/x", "/workspace"):
         with pytest.raises(PathError):
             tree.new_file(path, None)
-    assert open_here() == before
+    assert open_files() == before
 
 
 def test_directories_that_were_made_can_be_taken_back(tree: Tree) -> None:

@@ -48,6 +48,15 @@ def processes_about(*words: str) -> dict[int, str]:
     return found
 
 
+def open_files() -> list[str]:
+    """What this process has open, but for sockets (connections to stores come and go) and what it looks up in /proc."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [path for path in found if not path.startswith(("socket:", "/proc/"))]
+
+
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> bool:
     """Whether the condition came true in time."""
     deadline = time.monotonic() + timeout_s

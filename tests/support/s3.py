@@ -109,8 +109,8 @@ class FaultProxy:
 
     Operations: part, put (presigned), get (presigned), head, complete, create, abort, delete, api (the rest).
     Words, for a request that is not forwarded: 503, 500, 429, 403 (any status; as an S3 error), expired, error200
-    (an <Error> under 200), page (HTML under 200), reset (before an answer), reset-body (after 64 KiB of the request),
-    stall (no answer).
+    (an <Error> under 200), page, well-formed (HTML under 200, as it is and as XML), reset (before an answer),
+    reset-body (after 64 KiB of the request), stall (no answer).
     Words, for one that is: ok, flip-request (one bit of the request's body), lost (the answer is dropped),
     truncate (half of the body, then the end), reset-answer (the same, then a reset), stall-answer (the same, then
     silence), flip (one bit of the body), whole (200 and the whole object), wrong-range (206 and another range), short.
@@ -192,6 +192,8 @@ def fault_proxy(upstream: BucketConfig) -> Iterator[tuple[FaultProxy, BucketConf
                 self.answer(200, _error_document("InternalError", "We encountered an internal error."))
             elif word == "page":
                 self.answer(200, b"<html><p>Please log in.<br></html>")
+            elif word == "well-formed":
+                self.answer(200, b"<html><p>Please log in.</p></html>")
             elif re.fullmatch(r"[345]\d\d", word):
                 self.answer(int(word), _error_document("SlowDown" if word == "503" else "", ""))
             else:

@@ -53,6 +53,30 @@ def test_one_that_waits_for_a_thread_is_not_forgotten() -> None:
     assert admission.waiting() == {"exec": 2}
 
 
+def test_those_that_wait_for_a_thread_are_not_forgotten_as_it_becomes_free_but_once_it_idles() -> None:
+    now = 0.0
+    admission = Admission({"mailbox": 1}, clock=lambda: now)
+    for _ in range(4):
+        admission.let_in("mailbox")
+    for _ in range(2):
+        with admission.serving("mailbox"):
+            now += 100.0
+        now += 0.5
+        assert admission.let_in("mailbox") >= 3
+    now += 1.0
+    assert admission.let_in("mailbox") == 1  # the one of a second ago may still come
+
+
+def test_what_needs_no_leave_takes_up_a_thread_and_nobodys_place() -> None:
+    now = 0.0
+    admission = Admission({"files": 1}, clock=lambda: now)
+    admission.let_in("files")
+    with admission.serving("files", was_let_in=False):
+        assert admission.waiting() == {"files": 1}
+        now += 1000.0
+        assert admission.let_in("files") == 1
+
+
 def test_one_that_gives_up_at_the_door_makes_room_at_once() -> None:
     admission = Admission({"exec": 1}, limit=1)
     admission.let_in("exec")
