@@ -210,7 +210,8 @@ def fault_proxy(upstream: BucketConfig) -> Iterator[tuple[FaultProxy, BucketConf
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in headers.items():
                     connection.putheader(name, value)
-                connection.endheaders(body)
+                with suppress(ConnectionError):  # it need not hear the whole body to refuse it
+                    connection.endheaders(body)
                 response = connection.getresponse()
                 data = response.read()
             finally:
