@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from actors.node.removal import remove_tree
 
 _SUFFIX = ".sqsh"
 _POLL_S = 0.1
+_LOCK_FILES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class ArchiveCache:
     @contextmanager
     def _locked(self, backup_id: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         self._locks.mkdir(parents=True, exist_ok=True)
-        lock = InterProcessLock(self._locks / backup_id)
+        lock = InterProcessLock(self._lock_file(backup_id))
         try:
             while not lock.acquire(blocking=False):
                 waiting()
@@ -109,10 +111,14 @@ class ArchiveCache:
         finally:
             lock.release()
 
+    def _lock_file(self, backup_id: str) -> Path:
+        """One of so many: a file for each backup would be left for ever."""
+        return self._locks / str(zlib.crc32(backup_id.encode()) % _LOCK_FILES)
+
     def remove_leftovers(self) -> None:
         """Removes what processes that died have left half-made."""
         for work in self._folder.glob(".*.work"):
-            lock = InterProcessLock(self._locks / work.stem.removeprefix("."))
+            lock = InterProcessLock(self._lock_file(work.stem.removeprefix(".")))
             if lock.acquire(blocking=False):
                 try:
                     remove_tree(work)

@@ -10,7 +10,7 @@ import functools
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
@@ -51,7 +51,8 @@ class Log:
         self._write("error", event, details)
 
     def _write(self, level: str, event: str, details: dict[str, Any]) -> None:
-        getattr(_structlog(_in_json).get_logger(), level)(event, **details)
+        with suppress(OSError, ValueError):  # a full disk, or a closed stream: no reason to fail for
+            getattr(_structlog(_in_json).get_logger(), level)(event, **details)
 
 
 log = Log()

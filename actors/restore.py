@@ -163,6 +163,7 @@ class BackupRestoration:
         try:
             progress.point_of_no_return(Phase.MOUNTING)
             with self._stopped():
+                self.restored.put_back()
                 made, place = self._target(options.dir)
                 try:
                     entry = Entry(
@@ -217,6 +218,7 @@ class BackupRestoration:
     def _copy(self, options: RestoreOptions, record: BackupRecord, archive: CachedArchive, progress: Progress) -> None:
         progress.enter(Phase.EXTRACTING)
         with self._stopped():
+            self.restored.put_back()
             made, place = self._target(options.dir)
             try:
                 with self.restored.staging(place) as stage:

@@ -208,10 +208,7 @@ class RestoredDirectories:
             if entry.layer is not None and entry.archive_sha256 is not None:
                 archive = self._archive(entry.archive_sha256)
                 self._open[entry.layer] = self._layers.open(entry.layer, archive, entry.archive_sha256)
-                try:
-                    self._bind(entry)
-                except PathError as e:
-                    log.error("layer_not_shown", layer=entry.layer, detail=e.message)
+        self._show(self._mounted)
         leftovers = [layer_id for layer_id in self._layers.ids() if layer_id not in self._open]
         for layer_id in leftovers:
             self._layers.discard_leftover(layer_id)
@@ -221,6 +218,28 @@ class RestoredDirectories:
         self.drop_unused_archives()
         if not self._file.exists():
             self._save(self.record)
+        self._is_mounted = True
+
+    @property
+    def _mounted(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.layer in self._open]
+
+    def put_back(self) -> None:
+        """Brings mounts back that a command has moved, by renaming a directory above them.
+
+        One that cannot be shown, because something else lies in its way, is shown as soon as that is gone.
+
+        Raises:
+            MountBusyError: one is in use; the next call takes everything up.
+        """
+        shown = [(entry, points) for entry in self._mounted if (points := self._points(entry))]
+        if all(points == [self._real_place(entry.dir)] for entry, points in shown):
+            self._show([entry for entry in self._mounted if not self._points(entry)])
+            return
+        self._is_mounted = False
+        if sweep(self._tree.root, deadline_s=_UNMOUNT_S):
+            raise MountBusyError("A restored directory is still in use.")
+        self._show(self._mounted)
         self._is_mounted = True
 
     def release_lowers(self) -> None:
@@ -277,9 +296,8 @@ class RestoredDirectories:
         self._is_mounted = False
         if self._open and sweep(self._tree.root, deadline_s=_UNMOUNT_S):
             raise MountBusyError("A restored directory is still in use.")
-        for layer_id, layer in list(self._open.items()):
-            self._layers.close(layer)
-            del self._open[layer_id]
+        self._layers.close_all()
+        self._open.clear()
 
     def replace_by_layer(self, entry: Entry, layer: Layer) -> None:
         """Shows a new layer at `entry.dir`, in place of all that was restored there or below it. All or nothing.
@@ -292,7 +310,9 @@ class RestoredDirectories:
             try:
                 with step(RestoreStep.SHOW):
                     self._bind(entry)
-                self._commit(entry)
+                if self._layers.is_lost(layer):  # from here on it is mounted anew, because the record has it
+                    raise MountError("A file system daemon under the directory died.")
+                self._commit(entry, replaced)
             except BaseException:
                 self._unbind(entry)
                 del self._open[layer.id]
@@ -314,7 +334,7 @@ class RestoredDirectories:
             with step(RestoreStep.SHOW):
                 _exchange(stage, place)
             try:
-                self._commit(entry)
+                self._commit(entry, replaced)
             except BaseException:
                 _exchange(stage, place)
                 raise
@@ -357,16 +377,16 @@ class RestoredDirectories:
             raise MountError("Another layer is missing.")
         self._is_mounted = False
         stop_users()
-        inside = [other for other in self.entries if other.layer in self._open and other.lies_in(entry.dir)]
+        points = self._points(entry)
+        inside = self._mounted_in(points[0] if points else self._place(entry.dir), entry.dir)
         for other in reversed(inside):
             self._unbind(other)
         self._layers.revive(layer)
-        for other in inside:
-            self._bind(other)
+        self._show(inside)
         self._is_mounted = True
 
-    def _commit(self, entry: Entry) -> None:
-        kept = tuple(old for old in self.record.entries if not old.lies_in(entry.dir))
+    def _commit(self, entry: Entry, replaced: Sequence[Entry]) -> None:
+        kept = tuple(old for old in self.record.entries if not (old.lies_in(entry.dir) or old in replaced))
         recovery = self.record.recovery
         if recovery is not None and self._recovering is not None:
             recovery = recovery.settled(self._recovering.dir)
@@ -376,8 +396,7 @@ class RestoredDirectories:
     @contextmanager
     def _without_mounts_in(self, directory: str) -> Iterator[list[Entry]]:
         """Takes the mounts at and below `directory` out of the tree; puts them back if the block fails."""
-        self._put_back()
-        covered = [entry for entry in self.entries if entry.is_mounted and entry.lies_in(directory)]
+        covered = self._mounted_in(self._place(directory), directory)
         taken: list[Entry] = []
         try:
             with step(RestoreStep.UNMOUNT):
@@ -402,27 +421,62 @@ class RestoredDirectories:
             except (NodeError, OSError, RuntimeError) as e:  # the record is written: nothing may fail any more
                 log.warning("layer_left_behind", layer=layer.id, error=type(e).__name__)
 
-    def _put_back(self) -> None:
-        """Brings mounts back that a command has moved, by renaming a directory above them."""
-        mounted = [entry for entry in self.entries if entry.layer in self._open]
-        if all(self._points(entry) == [self._place(entry.dir)] for entry in mounted):
-            return
-        self._is_mounted = False
-        if sweep(self._tree.root, deadline_s=_UNMOUNT_S):
-            raise MountBusyError("A restored directory is still in use.")
-        for entry in mounted:
+    def _mounted_in(self, place: Path, directory: str) -> list[Entry]:
+        """The overlays that lie in `directory` by their record, or in `place` by their mounts; outer ones first."""
+
+        def where(entry: Entry) -> list[Path]:
+            return self._points(entry) or [self._place(entry.dir)]
+
+        found = [
+            entry
+            for entry in self.entries
+            if entry.is_mounted
+            and (entry.lies_in(directory) or any(point.is_relative_to(place) for point in where(entry)))
+        ]
+        return sorted(found, key=lambda entry: where(entry)[0])
+
+    def _show(self, entries: Sequence[Entry]) -> None:
+        """Mounts overlays into the tree, outer ones first; one whose place something else has taken stays out of it.
+
+        A place belongs to the overlay that was restored to it, before one that a symbolic link leads there by now.
+        """
+        detours = []
+        for entry in sorted(entries, key=lambda entry: entry.dir):
+            with contextlib.suppress(PathError):
+                self._tree.make_directory(entry.dir)
+            if self._real_place(entry.dir) in (self._place(entry.dir), None):
+                self._show_one(entry)
+            else:
+                detours.append(entry)
+        for entry in detours:
+            self._show_one(entry)
+
+    def _show_one(self, entry: Entry) -> None:
+        try:
             self._bind(entry)
-        self._is_mounted = True
+        except PathError as e:
+            self._devices.pop(entry.layer or "", None)
+            log.error("layer_not_shown", layer=entry.layer, detail=e.message)
 
     def _bind(self, entry: Entry) -> None:
+        """Mounts an overlay into the tree.
+
+        Raises:
+            PathError: something else lies in its way.
+            MountError: it is not mounted at all; its daemon may just have died.
+        """
         layer = self._open[entry.layer or ""]
         self._tree.make_directory(entry.dir)
         with self._tree.directory(entry.dir) as target:
-            self._tree.canonical(target)
+            place = self._place(self._tree.canonical(target))
+            if place in [mount.point for mount in mountinfo.mounts_under(self._place("/"))]:
+                raise PathError("Another restored directory is shown there.")
             bind(layer.merged, target)
         mounted = mountinfo.find(layer.merged)
-        if mounted is not None:
-            self._devices[layer.id] = mounted.device
+        if mounted is None:  # and so a bare directory of the node's disk was bound
+            unbind(place, deadline_s=_UNMOUNT_S)
+            raise MountError("The layer is not mounted.")
+        self._devices[layer.id] = mounted.device
 
     def _unbind(self, entry: Entry) -> None:
         for point in self._points(entry):
@@ -433,6 +487,14 @@ class RestoredDirectories:
         device = self._devices.get(entry.layer or "")
         mounts = mountinfo.mounts_under(self._place("/"))
         return [mount.point for mount in mounts if mount.device == device]
+
+    def _real_place(self, directory: str) -> Path | None:
+        """Where a directory lies once its symbolic links are resolved; None if there is none."""
+        try:
+            with self._tree.directory(directory) as fd:
+                return self._place(self._tree.canonical(fd))
+        except PathError:
+            return None
 
     def _archive(self, sha256: str) -> Path:
         return self._archives / f"{sha256}.sqsh"

@@ -146,8 +146,8 @@ class _Collection:
         unlisted = dict(wanted)
         for root in keys.INDEX_ROOTS:
             for row in list_all(self.store, root):
-                if keys.is_claim(row.key) and self.is_old(row.last_modified) and not self._claims_a_backup(row.key):
-                    self._drop_entry(row.key)
+                if keys.is_claim(row.key) and self.is_old(row.last_modified):
+                    self._collect_claim(row.key)
                 entry = keys.find_index_entry(row.key)
                 if entry is None or unlisted.pop(row.key, None) is not None:
                     continue
@@ -157,6 +157,16 @@ class _Collection:
         for key, record in unlisted.items():
             if self.dry_run or self.catalog.write_index_entry(record):
                 self.rebuilt.append(key)
+
+    def _collect_claim(self, key: str) -> None:
+        """Removes an old claim to a backup that is not there; one that was made anew meanwhile is looked at first."""
+        if self._claims_a_backup(key):
+            return
+        try:
+            if self.is_old(self.store.head(key).last_modified):
+                self._drop_entry(key)
+        except ObjectMissingError:
+            pass
 
     def _claims_a_backup(self, key: str) -> bool:
         """Whether the idempotency key stands for a backup that is there, or cannot be told."""

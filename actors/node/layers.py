@@ -149,6 +149,13 @@ class Layers:
                 stack.unmount(deadline_s=deadline_s)
             del self._stacks[layer.id]
 
+    def close_all(self) -> None:
+        """Closes every layer that is open here, also one that could not be discarded. Raises as `close`."""
+        for layer_id, stack in list(self._stacks.items()):
+            with _as_mount_error("The layer cannot be closed"):
+                stack.unmount(deadline_s=_UNMOUNT_S)
+            del self._stacks[layer_id]
+
     def discard(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
         """Closes a layer and deletes it with all its writes.
 
@@ -178,6 +185,11 @@ class Layers:
         with contextlib.suppress(FileNotFoundError):
             return sorted(name for name in os.listdir(self._root) if _ID.fullmatch(name))
         return []
+
+    def is_lost(self, layer: Layer) -> bool:
+        """Whether a daemon has died under a layer that is open, and it is not mounted anew yet."""
+        stack = self._stacks.get(layer.id)
+        return stack is not None and stack.is_lost
 
     @property
     def has_lost(self) -> bool:

@@ -167,8 +167,8 @@ class Stack:
             self._state = _State.LOST
         for _, daemon in self._serving:
             daemon.kill()
-        log.error("a FUSE daemon died under a layer", daemon=dead, layer=self._folder.name)
         threading.Thread(target=self._after_loss, name=f"lost-{self._folder.name}", daemon=True).start()
+        log.error("a FUSE daemon died under a layer", daemon=dead, layer=self._folder.name)
 
     def _after_loss(self) -> None:
         """What is still in use cannot be unmounted yet: the owner ends its processes, then revives the layer."""

@@ -74,14 +74,14 @@ class Tree:
         self._uid = uid
 
     def prepare(self) -> None:
-        """Makes the top folders. Repeatable; touches nothing that exists."""
+        """Makes the top folders. Repeatable; touches nothing that exists and belongs to the sandbox."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for top in self._tops:
             path = self.root / top.lstrip("/")
-            if not path.is_dir():
-                path.mkdir(parents=True, mode=0o755)
-                os.chown(path, self._uid, self._uid)
+            path.mkdir(parents=True, exist_ok=True, mode=0o755)
+            if path.stat().st_uid != self._uid:  # new, or made by a process that was killed right then
                 path.chmod(0o1777 if top in ("/tmp", "/var/tmp") else 0o755)
+                os.chown(path, self._uid, self._uid)
 
     @contextmanager
     def open(self, path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
@@ -241,7 +241,7 @@ class NewFile:
     def abort(self) -> None:
         """Throws away what was written. Repeatable."""
         if self._fd >= 0:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it is gone, or lies on a file system that does not answer
                 os.unlink(self._temporary, dir_fd=self._parent)
             self._close()
 
@@ -257,9 +257,10 @@ class NewFile:
         return stat.S_IMODE(found.st_mode) & 0o777 if found is not None and stat.S_ISREG(found.st_mode) else 0o644
 
     def _close(self) -> None:
-        os.close(self._fd)
-        os.close(self._parent)
-        self._fd = -1
+        fd, self._fd = self._fd, -1
+        for each in (fd, self._parent):
+            with suppress(OSError):  # what close(2) reports of a file system that does not answer; it is closed
+                os.close(each)
 
 
 @contextmanager

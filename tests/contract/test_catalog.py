@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from storage.errors import (
 )
 from storage.metadata import BackupRecord, RestoredDirectory, SandboxState
 from storage.s3 import S3ObjectStore
-from storage.store import list_all
+from storage.store import Head, list_all
 from tests.support.faulty_store import FaultyStore
 from tests.support.s3 import FAST
 
@@ -398,6 +399,24 @@ def test_claims_of_backups_that_are_gone_are_collected_and_others_kept(shelf: Sh
     assert shelf.collect(after_s=60).stale_index_entries == ()
     assert shelf.collect(after_s=2 * HOUR_S).stale_index_entries == (gone,)
     assert gone not in shelf.objects() and kept in shelf.objects()
+
+
+def test_a_claim_that_is_made_anew_during_a_collection_is_kept(shelf: Shelf) -> None:
+    shelf.catalog.write_claim("acme", "box", "key", str(uuid.uuid4()), replacing=None)
+    claimed = shelf.catalog.find_claim("acme", "box", "key")
+    assert claimed is not None
+    later = datetime.now(UTC) + timedelta(hours=2)
+
+    class Meanwhile(FaultyStore):
+        """A store in which the key is claimed anew, just as a collection has found that it stands for nothing."""
+
+        def head(self, key: str) -> Head:
+            found = self.inner.head(key)
+            return dataclasses.replace(found, last_modified=later) if key == keys.claim("acme", "box", "key") else found
+
+    report = collect(BackupCatalog(Meanwhile(shelf.store), KEY), now=later, grace_s=HOUR_S)
+    assert report.stale_index_entries == ()
+    assert shelf.catalog.find_claim("acme", "box", "key") == claimed
 
 
 def test_a_listing_that_is_behind_deletes_no_live_backup(shelf: Shelf) -> None:

@@ -30,3 +30,10 @@ def test_a_line_is_one_json_object_with_what_belongs_to_the_call() -> None:
         {"event": "third", "level": "error", "sandbox": "told"},
     ]
     assert done.stdout == ""
+
+
+def test_a_log_that_cannot_be_written_keeps_nobody_from_anything() -> None:
+    program = "from actors.logs import configure_logging, log; configure_logging(); log.error('full'); print('goes on')"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=full, timeout=60)
+    assert done.stdout == b"goes on\n"

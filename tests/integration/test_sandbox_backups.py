@@ -198,6 +198,62 @@ def test_restored_directories_can_be_moved_about_without_bricking_the_sandbox(no
     assert mountinfo.mounts_under(node.data_dir) == []
 
 
+def test_a_place_belongs_to_what_was_restored_to_it_and_not_to_what_a_link_leads_there(node: Node) -> None:
+    box = node.sandbox()
+    sh(box, "mkdir -p a/data b/data; echo a > a/data/file; echo b > b/data/file")
+    for directory in ("/workspace/a/data", "/workspace/b/data"):
+        restore(box, backup(box, directory))
+    sh(box, "echo more > a/data/more; mv b c; ln -s a b")
+    box.close()
+    again = node.sandbox()
+    assert sh(again, "cat a/data/file a/data/more; ls -A c/data") == "a\nmore\nfile\n"
+    handle = backup(again, "/workspace/a/data")
+    restore(again, handle, "/workspace/x")
+    assert sh(again, "rm b; mkdir b; cat a/data/file x/more") == "a\nmore\n"
+    restore(again, handle, "/workspace/y")
+    assert sh(again, "cat b/data/file") == "b\n", "it is shown once nothing lies in its way"
+
+
+def test_the_last_restore_to_a_place_is_shown_whatever_way_leads_there(node: Node) -> None:
+    box = node.sandbox()
+    sh(box, "mkdir -p app/data; echo 1 > app/data/file")
+    first = backup(box, "/workspace/app/data")
+    restore(box, first)
+    sh(box, "mv app app-v1; ln -s app-v1 app; echo 2 > app/data/file")
+    restore(box, backup(box, "/workspace/app/data"), "/workspace/app/data")
+    sh(box, "echo 3 > app/data/new")
+    assert len(list(node.home("box").glob("layers/*"))) == 1
+    box.close()
+    again = node.sandbox()
+    assert sh(again, "cat app/data/file app/data/new") == "2\n3\n"
+    restore(again, first, "/workspace/z")
+    assert sh(again, "cat app/data/file app/data/new z/file") == "2\n3\n1\n"
+
+
+def test_a_restored_directory_that_cannot_be_shown_keeps_no_other_from_being_restored(node: Node) -> None:
+    box = node.sandbox()
+    sh(box, "mkdir -p a/b; echo 1 > a/b/file")
+    handle = backup(box, "/workspace/a/b")
+    restore(box, handle)
+    sh(box, "echo 2 > a/b/new; mv a c; touch a")
+    for directory in ("/workspace/x", "/workspace/y"):
+        restore(box, handle, directory)
+    assert sh(box, "cat x/file y/file; rm a") == "1\n1\n"
+    restore(box, handle, "/workspace/z")
+    assert sh(box, "cat a/b/file a/b/new; ls -A c/b") == "1\n2\nfile\n"
+
+
+def test_a_copy_goes_to_where_the_caller_sees_it_and_into_no_layer_that_was_moved(node: Node) -> None:
+    box = node.sandbox()
+    sh(box, "mkdir -p p/data/sub; echo 1 > p/data/sub/file")
+    whole, sub = backup(box, "/workspace/p/data"), backup(box, "/workspace/p/data/sub")
+    restore(box, whole)
+    sh(box, "mv p q")
+    restore(box, sub, "/workspace/q/data/sub", mode="copy")
+    assert sh(box, "cat q/data/sub/file p/data/sub/file") == "1\n1\n"
+    assert list(node.home("box").glob("layers/*/upper/**/.holdfast-*")) == []
+
+
 def test_a_second_restore_downloads_nothing(kernel_node: Node) -> None:
     with fault_proxy(kernel_node.bucket) as (proxy, through):
         kernel_node.bucket = through

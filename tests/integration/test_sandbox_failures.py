@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import threading
@@ -29,6 +30,7 @@ from actors.models import DirectoryBackup, RestoreMode
 from actors.node import mountinfo, mounting
 from actors.node.archiver import Archiver
 from actors.node.binds import bind
+from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from storage import keys
 from storage.catalog import BackupCatalog
@@ -261,6 +263,36 @@ def test_a_full_disk_at_a_restore_changes_nothing_and_frees_everything(
                 archive.unlink()
             assert os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize > 3_500_000
             assert sh(box, "cat here") == "here"
+
+
+@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.FUSE], indirect=True)
+def test_a_layer_whose_daemon_dies_before_it_is_shown_is_no_empty_directory(
+    node: Node, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(scratch / "small", "40m") as disk:  # noqa: SIM117
+        with Node(disk / "data", node.bucket, node.driver) as small:
+            box = small.sandbox()
+            sh(box, "mkdir data; echo 1 > data/file")
+            handle = backup(box, "/workspace/data")
+            create = box._layers.create
+
+            def created_and_lost(*args: Any, **options: Any) -> Any:
+                before = children()
+                layer = create(*args, **options)
+                daemons = [pid for pid, name in children().items() if name == "squashfuse_ll" and pid not in before]
+                os.kill(daemons[0], signal.SIGKILL)
+                assert wait_until(lambda: layer.merged not in [mount.point for mount in mountinfo.mounts()])
+                assert wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("lost-")])
+                return layer
+
+            with monkeypatch.context() as patched:
+                patched.setattr(box._layers, "create", created_and_lost)
+                with pytest.raises(BackupRestoreError):
+                    restore(box, handle)
+            assert sh(box, "cat data/file") == "1\n"
+            restore(box, handle)
+            assert sh(box, "cat data/file") == "1\n"
+            assert len(list(small.home("box").glob("layers/*"))) == 1
 
 
 def test_a_full_disk_at_a_backup_leaves_nothing(kernel_node: Node, scratch: Path) -> None:

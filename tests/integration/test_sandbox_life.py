@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from actors.errors import (
     ExecStoppedError,
     ExecTimeoutError,
     FileNotFoundInSandboxError,
+    HoldfastError,
     InvalidRequestError,
     MountLostError,
     NotARegularFileError,
@@ -217,6 +218,40 @@ def test_a_killed_daemon_ends_the_command_with_a_typed_error_and_loses_no_write(
     assert sh(box, "cat data/inner/i") == "in\n"
     box.close()
     assert sh(node.sandbox(), "cat data/a data/b data/c data/inner/i") == "1\n2\n3\nin\n"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize(
+    ("driver", "victim"), [(Driver.FUSE, "squashfuse_ll"), (Driver.FUSE, "fuse-overlayfs")], indirect=["driver"]
+)
+def test_an_open_upload_holds_up_nobody_when_a_daemon_under_it_dies(node: Node, victim: str, *, goes_on: bool) -> None:
+    box = node.sandbox()
+    sh(box, "mkdir data; echo 1 > data/file")
+    restore(box, backup(box, "/workspace/data"))
+    before = len(open_files())
+    uploads = [box.open_file(path, None) for path in ("/workspace/data/new", "/tmp/new")]
+    for upload in uploads:
+        box.send(upload, b"part")
+    killed = daemon(victim)
+    os.kill(killed, signal.SIGKILL)
+    if goes_on:
+        assert wait_until(lambda: isinstance(failure(lambda: box.send(uploads[0], b"part")), HoldfastError))
+    assert wait_until(lambda: victim in [name for pid, name in children().items() if pid != killed] and box.is_awake)
+    assert sh(box, "ls data; cat data/file") == "file\n1\n"
+    for upload in uploads:
+        assert isinstance(failure(lambda upload=upload: box.send(upload, b"part")), ExecStoppedError)  # type: ignore[misc]
+    assert wait_until(lambda: len(open_files()) <= before)
+    box.close()
+    assert not box.is_awake
+
+
+def failure(act: Callable[[], object]) -> BaseException | None:
+    """What it raises."""
+    try:
+        act()
+    except Exception as e:
+        return e
+    return None
 
 
 @pytest.mark.parametrize("mode", list(RestoreMode))

@@ -28,8 +28,9 @@ from actors.models import DirectoryBackup
 from actors.node import mountinfo, mounting
 from actors.node.cgroup import Hierarchies
 from actors.node.drivers import Driver
-from actors.node.errors import MountError, ToolError
+from actors.node.errors import MountBusyError, MountError, ToolError
 from actors.node.layers import Layer
+from actors.node.stacks import Stack
 from actors.sandbox import LocalSandbox, NodeLayout
 from storage.config import BucketConfig
 from tests.support.mount_leaks import children, wait_until
@@ -130,6 +131,26 @@ def test_one_layer_that_is_mounted_again_does_not_stand_for_another_that_is_not(
     assert sh(box, SHOW) == CONTENT
 
 
+def test_a_layer_that_could_not_be_discarded_is_when_the_sandbox_is_taken_up(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, handle, _ = restored_twice(node)
+    unmount, failed = Stack.unmount, list[Stack]()
+
+    def fails_once(stack: Stack, *, deadline_s: float) -> None:
+        if not failed:
+            failed.append(stack)
+            raise MountBusyError("injected")
+        unmount(stack, deadline_s=deadline_s)
+
+    monkeypatch.setattr(Stack, "unmount", fails_once)
+    restore(box, handle)
+    assert failed and len(list(node.home("box").glob("layers/*"))) == 3
+    box.close()
+    assert sh(box, "cat file ~/data/later") == "1\nlater\n"
+    assert len(list(node.home("box").glob("layers/*"))) == 2
+
+
 def test_a_damaged_record_is_a_typed_error_and_the_sandbox_can_be_destroyed(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(box, "echo 1 > file")
@@ -212,10 +233,11 @@ def test_what_looks_like_an_option_is_the_command(kernel_node: Node) -> None:
 
 
 def test_waiting_for_another_process_that_fetches_the_same_archive_can_be_cancelled(tmp_path: Path) -> None:
+    cache = ArchiveCache(tmp_path, max_bytes=100)
     (tmp_path / "locks").mkdir()
     program = "import sys; from fasteners import InterProcessLock; lock = InterProcessLock(sys.argv[1]); "
     program += "print(lock.acquire(), flush=True); input()"
-    argv = [sys.executable, "-c", program, str(tmp_path / "locks" / "one")]
+    argv = [sys.executable, "-c", program, str(cache._lock_file("one"))]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline()
 
@@ -223,7 +245,7 @@ def test_waiting_for_another_process_that_fetches_the_same_archive_can_be_cancel
             raise OperationCancelledError("cancelled")
 
         with pytest.raises(OperationCancelledError):
-            ArchiveCache(tmp_path, max_bytes=100).obtain("one", tmp_path / "link", never, waiting=cancelled)
+            cache.obtain("one", tmp_path / "link", never, waiting=cancelled)
         other.communicate(b"\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -166,6 +167,15 @@ def test_a_failed_new_file_leaves_no_descriptor(tree: Tree) -> None:
         with pytest.raises(PathError):
             tree.new_file(path, None)
     assert open_files() == before
+
+
+def test_a_top_folder_whose_maker_was_killed_is_given_to_the_sandbox(tree: Tree) -> None:
+    for top in ("workspace", "tmp"):
+        os.chown(tree.root / top, 0, 0)
+        (tree.root / top).chmod(0o755)
+    tree.prepare()
+    found = [(tree.root / top).stat() for top in ("workspace", "tmp")]
+    assert [(row.st_uid, stat.S_IMODE(row.st_mode)) for row in found] == [(UID, 0o755), (UID, 0o1777)]
 
 
 def test_directories_that_were_made_can_be_taken_back(tree: Tree) -> None:
