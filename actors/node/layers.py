@@ -145,16 +145,17 @@ class Layers:
         """
         stack = self._stacks.get(layer.id)
         if stack is not None:
-            with _as_mount_error("The layer cannot be closed"):
-                stack.unmount(deadline_s=deadline_s)
-            del self._stacks[layer.id]
+            self._close(layer.id, stack, deadline_s=deadline_s)
 
     def close_all(self) -> None:
         """Closes every layer that is open here, also one that could not be discarded. Raises as `close`."""
         for layer_id, stack in list(self._stacks.items()):
-            with _as_mount_error("The layer cannot be closed"):
-                stack.unmount(deadline_s=_UNMOUNT_S)
-            del self._stacks[layer_id]
+            self._close(layer_id, stack, deadline_s=_UNMOUNT_S)
+
+    def _close(self, layer_id: str, stack: Stack, *, deadline_s: float) -> None:
+        with _as_mount_error("The layer cannot be closed"):
+            stack.unmount(deadline_s=deadline_s)
+        del self._stacks[layer_id]
 
     def discard(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
         """Closes a layer and deletes it with all its writes.
