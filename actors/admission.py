@@ -8,11 +8,13 @@ which answers at once; that also tells a sandbox that works from one that is jus
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from actors.errors import TooManyCallsError
 
@@ -27,6 +29,35 @@ _LET_IN_S = 3600.0
 """How long a caller that gave up is counted while no thread idles."""
 
 
+@dataclass(slots=True)
+class _Lane:
+    threads: int
+    waiting: deque[float] = field(default_factory=deque)
+    """When each call was let in that has not begun."""
+    serving: int = 0
+    full_at: float = -math.inf
+    """When it last had no thread free."""
+    idle_at: float = -math.inf
+    """When it last was seen to have one that idles."""
+
+    def look(self, now: float) -> None:
+        """Takes note of whether a thread is free."""
+        if self.serving >= self.threads:
+            self.full_at = now
+        elif now - self.full_at > _IDLE_S:
+            self.idle_at = now
+
+    def forget_lost(self, now: float) -> None:
+        """Forgets the calls that do not come any more."""
+        while self.waiting and (now - self.waiting[0] > _LET_IN_S or self.idle_at - self.waiting[0] > _ON_ITS_WAY_S):
+            self.waiting.popleft()
+
+    def withdraw(self) -> None:
+        """The youngest makes room, so that one that never comes ages."""
+        if self.waiting:
+            self.waiting.pop()
+
+
 class Admission:
     """Counts the calls that were let in and have not begun yet, by lane. Thread-safe."""
 
@@ -37,62 +68,48 @@ class Admission:
         limit: int = WAITING_LIMIT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._threads = threads
         self._limit = limit
         self._clock = clock
         self._lock = threading.Lock()
-        self._waiting: dict[str, deque[float]] = {lane: deque() for lane in threads}
-        self._serving = dict.fromkeys(threads, 0)
-        self._full_at = dict.fromkeys(threads, -_LET_IN_S)
-        """When a lane last had no thread free."""
-        self._idle_at = dict.fromkeys(threads, -_LET_IN_S)
-        """When a lane last was seen to have one that idles."""
+        self._lanes = {name: _Lane(count) for name, count in threads.items()}
 
     def let_in(self, lane: str) -> int:
         """One more call of this lane is on its way; returns how many waited already. Raises TooManyCallsError."""
         with self._lock:
-            self._look(lane)
-            waiting, now = self._waiting[lane], self._clock()
-            while waiting and (now - waiting[0] > _LET_IN_S or self._idle_at[lane] - waiting[0] > _ON_ITS_WAY_S):
-                waiting.popleft()
-            if len(waiting) >= self._limit:
+            found, now = self._lanes[lane], self._clock()
+            found.look(now)
+            found.forget_lost(now)
+            if len(found.waiting) >= self._limit:
                 raise TooManyCallsError(
                     "Too many calls wait for this sandbox.",
                     hint="Send fewer at once, or try again when some have ended.",
                     context={"limit": self._limit, "outcome": "not_executed"},
                 )
-            waiting.append(now)
-            return len(waiting) - 1
-
-    def _look(self, lane: str) -> None:
-        now = self._clock()
-        if self._serving[lane] >= self._threads[lane]:
-            self._full_at[lane] = now
-        elif now - self._full_at[lane] > _IDLE_S:
-            self._idle_at[lane] = now
+            found.waiting.append(now)
+            return len(found.waiting) - 1
 
     def withdraw(self, lane: str) -> None:
-        """A call of this lane does not wait any more. The youngest makes room, so that one that never comes ages."""
+        """A call of this lane does not wait any more."""
         with self._lock:
-            if self._waiting[lane]:
-                self._waiting[lane].pop()
+            self._lanes[lane].withdraw()
 
     @contextmanager
     def serving(self, lane: str, *, was_let_in: bool = True) -> Iterator[None]:
         """A call of this lane is served within the block, and does not wait any more if it had to be let in."""
-        if was_let_in:
-            self.withdraw(lane)
+        found = self._lanes[lane]
         with self._lock:
-            self._look(lane)
-            self._serving[lane] += 1
+            if was_let_in:
+                found.withdraw()
+            found.look(self._clock())
+            found.serving += 1
         try:
             yield
         finally:
             with self._lock:
-                self._look(lane)
-                self._serving[lane] -= 1
+                found.look(self._clock())
+                found.serving -= 1
 
     def waiting(self) -> dict[str, int]:
         """How many wait in each lane."""
         with self._lock:
-            return {lane: len(waiting) for lane, waiting in self._waiting.items()}
+            return {name: len(lane.waiting) for name, lane in self._lanes.items()}

@@ -61,17 +61,13 @@ class DurableState:
         self.is_superseded = False
         self.is_behind = False
         """Whether the bucket may have something else than is wanted, since a write has failed."""
-        self._is_here = False
+        self.is_here = False
+        """Whether the bucket says, without doubt, that the sandbox's files are on this node."""
 
     @property
     def state(self) -> SandboxState | None:
         """The state as this actor wants it, or None before it has an epoch."""
         return self._wanted
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the bucket says, without doubt, that the sandbox's files are on this node."""
-        return self._is_here and self._wanted is not None
 
     def find(self) -> StoredState | None:
         """What the bucket has. Raises StorageError."""
@@ -98,7 +94,7 @@ class DurableState:
                     base = self._check_epoch(self.find(), _epoch(found))  # somebody gave it a label, or deleted it
                     continue
                 self._written, self._wanted, self.is_behind = StoredState(mine, etag), mine, False
-                self._is_here = True
+                self.is_here = True
                 return mine
             raise PreconditionFailedError("take", detail="the state changes all the time")
 
@@ -138,7 +134,7 @@ class DurableState:
             before, used = self._wanted, {"last_used_at": datetime.now(UTC)}
             self._wanted = change(before).model_copy(update=used)
             self.is_behind = True
-            self._is_here = self._is_here and self._wanted.node is not None
+            self.is_here = self.is_here and self._wanted.node is not None
             try:
                 self._write()
             except StorageError:
@@ -146,7 +142,7 @@ class DurableState:
                     self._wanted = before.model_copy(update={"labels": self._wanted.labels})
                 raise
             self.is_behind = False
-            self._is_here = self._wanted.node is not None
+            self.is_here = self._wanted.node is not None
 
     def intend(self, change: Change) -> None:
         """Makes a change that goes to the bucket with the next one."""
@@ -182,6 +178,7 @@ class DurableState:
                 first(found.state)
                 self._catalog.delete_state(self._tenant, self._sandbox)
             self._written = self._wanted = None
+            self.is_here = False
 
     def _write(self) -> None:
         assert self._written is not None

@@ -232,9 +232,9 @@ class RestoredDirectories:
         Raises:
             MountBusyError: one is in use; the next call takes everything up.
         """
-        shown = [(entry, points) for entry in self._mounted if (points := self._points(entry))]
-        if all(points == [self._real_place(entry.dir)] for entry, points in shown):
-            self._show([entry for entry in self._mounted if not self._points(entry)])
+        found = [(entry, self._points(entry)) for entry in self._mounted]
+        if all(points == [self._real_place(entry.dir)] for entry, points in found if points):
+            self._show([entry for entry, points in found if not points])
             return
         self._is_mounted = False
         if sweep(self._tree.root, deadline_s=_UNMOUNT_S):
@@ -377,8 +377,7 @@ class RestoredDirectories:
             raise MountError("Another layer is missing.")
         self._is_mounted = False
         stop_users()
-        points = self._points(entry)
-        inside = self._mounted_in(points[0] if points else self._place(entry.dir), entry.dir)
+        inside = self._mounted_in(self._places(entry)[0], entry.dir)
         for other in reversed(inside):
             self._unbind(other)
         self._layers.revive(layer)
@@ -423,17 +422,13 @@ class RestoredDirectories:
 
     def _mounted_in(self, place: Path, directory: str) -> list[Entry]:
         """The overlays that lie in `directory` by their record, or in `place` by their mounts; outer ones first."""
-
-        def where(entry: Entry) -> list[Path]:
-            return self._points(entry) or [self._place(entry.dir)]
-
-        found = [
-            entry
-            for entry in self.entries
-            if entry.is_mounted
-            and (entry.lies_in(directory) or any(point.is_relative_to(place) for point in where(entry)))
-        ]
-        return sorted(found, key=lambda entry: where(entry)[0])
+        found = []
+        for entry in self.entries:
+            if entry.is_mounted:
+                places = self._places(entry)
+                if entry.lies_in(directory) or any(each.is_relative_to(place) for each in places):
+                    found.append((places[0], entry))
+        return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
     def _show(self, entries: Sequence[Entry]) -> None:
         """Mounts overlays into the tree, outer ones first; one whose place something else has taken stays out of it.
@@ -487,6 +482,10 @@ class RestoredDirectories:
         device = self._devices.get(entry.layer or "")
         mounts = mountinfo.mounts_under(self._place("/"))
         return [mount.point for mount in mounts if mount.device == device]
+
+    def _places(self, entry: Entry) -> list[Path]:
+        """Where an overlay is mounted now, or where it belongs if it is not."""
+        return self._points(entry) or [self._place(entry.dir)]
 
     def _real_place(self, directory: str) -> Path | None:
         """Where a directory lies once its symbolic links are resolved; None if there is none."""

@@ -269,20 +269,24 @@ class SandboxHost:
             What the cluster calls the node it runs on; and how often Ray has restarted this actor.
         """
         self._called.set()
-        before = self._admission.let_in(lane) if lane is not None else 0  # who is refused keeps nobody awake
-        try:
+        if lane is None:
             self._activity.touch()
-        except SandboxUnavailableError:
-            if lane is not None:
-                self._admission.withdraw(lane)
-            raise
-        if lane is not None:
-            self.watch.tally.add(QUEUE_LENGTH, lane, amount=before)
+        else:
+            self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._let_in(lane))
         if lane == EXEC and self._made is not None and self._made.is_awake:
             self._made.expect_command()
         if found is not None:  # the call is on its way: what it needs is put in place meanwhile
             threading.Thread(target=self._get_ready, args=(found, lane), name="ready", daemon=True).start()
         return ray.get_runtime_context().get_node_id(), self._restarts
+
+    def _let_in(self, lane: str) -> int:
+        before = self._admission.let_in(lane)  # first, so that who is refused keeps nobody awake
+        try:
+            self._activity.touch()
+        except SandboxUnavailableError:
+            self._admission.withdraw(lane)
+            raise
+        return before
 
     @functools.cached_property
     def _restarts(self) -> int:

@@ -80,8 +80,8 @@ class S3ObjectStore:
     def get(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
         with self._translated("get", key):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
-            etag = self._etag(answer, "get", key)
             with answer["Body"] as body:
+                etag = self._etag(answer, "get", key)
                 # One byte more than allowed tells too large from just right.
                 data = body.read(max_bytes + 1)
         if len(data) > max_bytes:

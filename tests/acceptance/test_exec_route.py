@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.acceptance.http_box import HttpBox, refusal
-from tests.support.service import Service, eventually
+from tests.support.service import Service, eventually, read_or_empty
 
 SLEEPER = b"sleep\x00999.125\0"
 
@@ -265,13 +265,6 @@ def runs_on_the_node(seconds: str) -> bool:
     """Whether a `sleep` for so long runs in any sandbox: none sees another's processes, the node sees all."""
     sleeper = b"sleep\0" + seconds.encode() + b"\0"
     return any(read_or_empty(path) == sleeper for path in Path("/proc").glob("[0-9]*/cmdline"))
-
-
-def read_or_empty(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 def test_the_service_process_gives_no_secret_in_its_environment(service: Service) -> None:

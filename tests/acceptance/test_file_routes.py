@@ -13,12 +13,11 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 
+from actors.admission import THREADS
 from gateway.server import STALLED_READER_LIMIT_S
 from tests.acceptance.http_box import HttpBox, refusal
 from tests.acceptance.test_meaning import tree_of, tree_of_names
 from tests.support.service import Service, eventually
-
-READS_AT_ONCE = 16
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +159,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(service: Service, box: HttpBox
 def test_readers_that_take_nothing_hold_up_nobody_else(service: Service, box: HttpBox) -> None:
     box.sh("truncate -s 400M large")
     with ExitStack() as stack:
-        for _ in range(READS_AT_ONCE):
+        for _ in range(THREADS["reads"]):
             reader = stack.enter_context(service.client())
             response = stack.enter_context(reader.stream("GET", box.file_url("/workspace/large")))
             assert response.status_code == 200

@@ -602,9 +602,8 @@ def test_nobody_takes_an_epoch_while_the_bucket_is_told_of_a_sleep(world: World)
     assert (world.stored.node, world.stored.slept_on, world.stored.epoch) == (None, "a", 1)
 
 
-def restored(directory: str, *, ago: timedelta = timedelta(0)) -> Entry:
-    at = datetime.now(UTC) - ago
-    return Entry(dir=directory, backup_id=str(uuid.uuid4()), mode="overlay", restored_at=at)
+def restored(directory: str) -> Entry:
+    return Entry(dir=directory, backup_id=str(uuid.uuid4()), mode="overlay", restored_at=datetime.now(UTC))
 
 
 def test_what_it_was_put_to_sleep_with_is_newer_than_what_its_node_has_on_record(world: World) -> None:

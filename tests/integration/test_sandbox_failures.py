@@ -38,7 +38,7 @@ from storage.errors import StoreUnavailableError
 from storage.s3 import S3ObjectStore
 from tests.support.held_store import AwayStore
 from tests.support.killing import Interrupted
-from tests.support.mount_leaks import children, loop_devices, wait_until
+from tests.support.mount_leaks import children, loop_devices, losses_in_hand, wait_until
 from tests.support.s3 import FAST, fault_proxy
 from tests.support.sandboxes import (
     SIGNING_KEY,
@@ -282,7 +282,7 @@ def test_a_layer_whose_daemon_dies_before_it_is_shown_is_no_empty_directory(
                 daemons = [pid for pid, name in children().items() if name == "squashfuse_ll" and pid not in before]
                 os.kill(daemons[0], signal.SIGKILL)
                 assert wait_until(lambda: layer.merged not in [mount.point for mount in mountinfo.mounts()])
-                assert wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("lost-")])
+                assert wait_until(lambda: losses_in_hand() == 0)
                 return layer
 
             with monkeypatch.context() as patched:

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from actors.node.layers import Layer
 from actors.node.stacks import Stack
 from actors.sandbox import LocalSandbox, NodeLayout
 from storage.config import BucketConfig
-from tests.support.mount_leaks import children, wait_until
+from tests.support.mount_leaks import children, losses_in_hand, wait_until
 from tests.support.sandboxes import Node, backup, restore, run, sh
 
 
@@ -124,8 +123,8 @@ def test_one_layer_that_is_mounted_again_does_not_stand_for_another_that_is_not(
     with box._gate.shared():  # so that both wait, and none is taken up anew before the other has been tried
         for pid in [pid for pid, name in children().items() if name == "squashfuse_ll"]:
             os.kill(pid, signal.SIGKILL)
-        assert wait_until(lambda: len([t for t in threading.enumerate() if t.name.startswith("lost-")]) == 2)
-    assert wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("lost-")], timeout_s=60)
+        assert wait_until(lambda: losses_in_hand() == 2)
+    assert wait_until(lambda: losses_in_hand() == 0, timeout_s=60)
     assert len(tried) == 1
     assert not box.is_awake
     assert sh(box, SHOW) == CONTENT

@@ -57,6 +57,11 @@ def open_files() -> list[str]:
     return [path for path in found if not path.startswith(("socket:", "/proc/"))]
 
 
+def losses_in_hand() -> int:
+    """How many layers, of which a daemon died, are being dealt with in this process."""
+    return len([thread for thread in threading.enumerate() if thread.name.startswith("lost-")])
+
+
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> bool:
     """Whether the condition came true in time."""
     deadline = time.monotonic() + timeout_s

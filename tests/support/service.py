@@ -371,21 +371,12 @@ def eventually(look: Callable[[], T], *, timeout_s: float = 60.0) -> T:
 
 def comm_of(pid: int) -> str:
     """The name of a process, or nothing if it has ended."""
-    return _read_of(pid, "comm").strip()
+    return read_or_empty(Path(f"/proc/{pid}/comm")).decode(errors="replace").strip()
 
 
-def environment_of(pid: int) -> str:
-    """The environment of a process, or nothing if it has ended."""
-    return _read_of(pid, "environ")
-
-
-def maps_of(pid: int) -> str:
-    """What a process has mapped, or nothing if it has ended."""
-    return _read_of(pid, "maps")
-
-
-def _read_of(pid: int, name: str) -> str:
+def read_or_empty(path: Path) -> bytes:
+    """What a file holds, or nothing if it cannot be read: what it tells of has just ended."""
     try:
-        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+        return path.read_bytes()
     except OSError:
-        return ""
+        return b""
