@@ -47,6 +47,7 @@ _NETWORK_ETC = ("resolv.conf", "nsswitch.conf", "gai.conf", "services", "protoco
 _READER_CAPS = ("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_FOWNER")
 _KEEPER_CAPS = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD")
 _OUTER = "/sandbox"
+_MOUNTS_PROC = ("unshare", "--mount-proc", "--")
 _STATUS_BYTES = 65_536
 
 
@@ -105,9 +106,14 @@ def outer(binds: Sequence[Bind]) -> list[str]:
 
     Its pid namespace is for the end: when the actor dies, so does the namespace's init, and with it all that runs
     inside. `--die-with-parent` alone ends there, since the outer bwrap gives up the right to signal another uid.
+
+    /proc is an empty folder, where `unshare` mounts that of the new pid namespace. The caller's own would name other
+    processes by the pids that the inner bwrap knows. bwrap's `--proc` is of no use: it covers parts of what it mounts,
+    and then the kernel lets no user namespace inside mount a whole one.
+    Source: mount_too_revealing in fs/namespace.c.
     """
     args = ["--die-with-parent", "--unshare-ipc", "--unshare-pid", *_system(), "--ro-bind", "/etc", "/etc"]
-    args += ["--bind", "/proc", "/proc", "--dev-bind", "/dev", "/dev", "--tmpfs", "/tmp", "--dir", _OUTER]
+    args += ["--dir", "/proc", "--dev-bind", "/dev", "/dev", "--tmpfs", "/tmp", "--dir", _OUTER]
     for number, bind in enumerate(binds):
         args += ["--bind" if bind.writable else "--ro-bind", str(bind.source), f"{_OUTER}/{number}"]
     return [*args, "--chdir", "/"]
@@ -202,7 +208,7 @@ def boxed(
         if told is not None:
             options += ["--json-status-fd", str(told)]
         with _memory_files({"inner": _packed(options)}) as more:
-            argv = ["bwrap", "--args", str(fds["outer"]), "--", *drop_to(box.uid)]
+            argv = ["bwrap", "--args", str(fds["outer"]), "--", *_MOUNTS_PROC, *drop_to(box.uid)]
             argv += ["bwrap", "--args", str(more["inner"]), "--", *command]
             passed = (*fds.values(), *more.values(), *(() if told is None else (told,)))
             yield Boxed(argv, passed, status)

@@ -22,6 +22,7 @@ PACKAGES = {
     "fusermount3": "fuse3",
     "bwrap": "bubblewrap",
     "setpriv": "util-linux",
+    "unshare": "util-linux",
     "prlimit": "util-linux",
     "setsid": "util-linux",
     "mount": "mount",
