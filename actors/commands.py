@@ -53,6 +53,23 @@ class _Running:
         process.kill_group(self.process)
 
 
+@dataclass(frozen=True, slots=True)
+class RunningTool:
+    """One of our tools, at work over the tree."""
+
+    process: subprocess.Popen[bytes]
+    _status: IO[bytes]
+
+    def check_box(self) -> None:
+        """Raises ExecError if the tool, which has ended, never ran. To be asked once."""
+        _check_box(self._status)
+
+
+def _check_box(status: IO[bytes]) -> None:
+    if not ran(status):
+        raise ExecError("The command's box could not be built.", hint="Run `holdfast doctor` on the node.")
+
+
 class Commands:
     """Starts, watches and stops the commands of one sandbox."""
 
@@ -103,14 +120,11 @@ class Commands:
             yield from self._output(running)
             status = running.process.wait()
             self._check_undisturbed(running)
-            if not ran(running.status):
-                raise ExecError("The command's box could not be built.", hint="Run `holdfast doctor` on the node.")
+            _check_box(running.status)
             yield Exit(exit_code=status if status >= 0 else 128 - status)
 
     @contextmanager
-    def tool(
-        self, name: str, argv: Sequence[str], *, identity: Identity, stdin: int | None
-    ) -> Iterator[subprocess.Popen[bytes]]:
+    def tool(self, name: str, argv: Sequence[str], *, identity: Identity, stdin: int | None) -> Iterator[RunningTool]:
         """Runs one of our tools over the tree as a command of the sandbox: paused and stopped like any other.
 
         Raises:
@@ -118,7 +132,7 @@ class Commands:
         """
         with self._started(name, list(argv), cwd="/workspace", env={}, identity=identity, stdin=stdin) as running:
             try:
-                yield running.process
+                yield RunningTool(running.process, running.status)
             except HoldfastError:
                 self._check_undisturbed(running)
                 raise

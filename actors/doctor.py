@@ -9,9 +9,9 @@ from actors.models import Check
 from actors.node.doctor import examine
 
 
-def checks(data_dir: Path, *, uid: int = DEFAULT_UID) -> list[Check]:
-    """Tries everything that sandboxes on this machine need."""
+def checks(data_dir: Path, *, uid: int = DEFAULT_UID, network: bool = False) -> list[Check]:
+    """Tries everything that sandboxes on this machine need. `network`: whether commands have the node's network."""
     return [
         Check(name=found.name, ok=found.ok, required=found.required, detail=found.detail, fix=found.fix)
-        for found in examine(data_dir, uid)
+        for found in examine(data_dir, uid, network=network)
     ]

@@ -19,15 +19,19 @@ from actors.errors import (
 from actors.logs import log
 from actors.node.errors import (
     ArchiveError,
+    BoxError,
     CgroupError,
     CorruptRecordError,
     DriverUnavailableError,
     LayerMismatchError,
     MountError,
     NodeError,
+    NoMemoryLeftError,
+    NoProcessesLeftError,
     NoSpaceLeftError,
     PathError,
     ToolError,
+    ToolKilledError,
     ToolMissingError,
     ToolTimeoutError,
     TreeError,
@@ -59,6 +63,10 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
     NoSpaceLeftError: ("NO_SPACE", "the node's disk is full"),
     TreeError: ("TREE_REFUSED", "the directory cannot be archived"),
     ArchiveError: ("BAD_ARCHIVE", "the archive is not what it should be"),
+    BoxError: ("BOX_FAILED", "no box could be built on the node"),
+    NoMemoryLeftError: ("OUT_OF_MEMORY", "the node has no memory left"),
+    NoProcessesLeftError: ("NO_PROCESSES", "the node can start no more processes"),
+    ToolKilledError: ("TOOL_KILLED", "a tool of the node was killed"),
     ToolMissingError: ("TOOL_MISSING", "a tool is not installed on the node"),
     ToolTimeoutError: ("TIMEOUT", "it took too long"),
     ToolError: ("TOOL_FAILED", "a tool of the node failed"),
@@ -72,16 +80,25 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
     OSError: ("NODE_FAILED", "the node failed"),
 }
 
+_NUMBERED = {
+    errno.ENOSPC: NoSpaceLeftError,
+    errno.EDQUOT: NoSpaceLeftError,
+    errno.ENOMEM: NoMemoryLeftError,
+    errno.EAGAIN: NoProcessesLeftError,  # what fork(2) and pthread_create(3) say
+}
+
 _SAID_TO_CALLERS = (TreeError, PathError)
 """Errors whose message is about the caller's own tree, and may be shown as it is."""
+_LOGGED = (StorageError, TreeError, PathError, ArchiveError, ToolError, BoxError)
+_HINTS_SAID_TO_CALLERS = (StorageError, TreeError, DriverUnavailableError, BoxError)
 
 
 def reason_of(error: Exception) -> tuple[str, str]:
     """The reason and the sentence for an error of storage or of the node."""
     if isinstance(error, _SAID_TO_CALLERS):
         return REASONS[type(error)][0] if type(error) in REASONS else "PATH", str(error).rstrip(".")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return REASONS[NoSpaceLeftError]
+    if isinstance(error, OSError) and error.errno in _NUMBERED:
+        return REASONS[_NUMBERED[error.errno]]
     for kind, said in REASONS.items():
         if isinstance(error, kind):
             return said
@@ -100,7 +117,7 @@ def failing_as(kind: type[BackupCreateError] | type[BackupRestoreError], verb: s
         log.warning("operation_failed", verb=verb, reason=reason, error=type(e).__name__, detail=_loggable(e))
         raise kind(
             f"The backup could not be {verb}: {sentence}.",
-            hint=getattr(e, "hint", None) if isinstance(e, (StorageError, TreeError, DriverUnavailableError)) else None,
+            hint=getattr(e, "hint", None) if isinstance(e, _HINTS_SAID_TO_CALLERS) else None,
             context={"reason": reason},
         ) from None
 
@@ -131,4 +148,4 @@ def storage_error(sentence: str, reason: str, hint: str | None) -> HoldfastError
 
 def _loggable(error: Exception) -> str:
     """What the log may say: of an error of the node, which may name paths, only its kind and its tool's words."""
-    return str(error) if isinstance(error, (StorageError, TreeError, PathError, ArchiveError)) else type(error).__name__
+    return str(error) if isinstance(error, _LOGGED) else type(error).__name__

@@ -252,7 +252,7 @@ class Service:
     def doctor(self) -> list[Check]:
         """What this node offers."""
         node = self._config.node
-        return checks(node.data_dir, uid=node.sandbox_uid)
+        return checks(node.data_dir, uid=node.sandbox_uid, network=node.network)
 
     def _configured(self) -> BackupCatalog:
         return configured(self._catalog, self._config)

@@ -137,13 +137,15 @@ class Transfers:
 
     def persist(self, command_id: str) -> Iterator[bytes]:
         """A tar archive of /workspace."""
-        with self._commands.tool(command_id, _TAR_OUT, identity=Identity.READER, stdin=subprocess.DEVNULL) as tar:
+        with self._commands.tool(command_id, _TAR_OUT, identity=Identity.READER, stdin=subprocess.DEVNULL) as tool:
+            tar = tool.process
             assert tar.stdout is not None and tar.stderr is not None
             complaints = _Complaints(tar)
             while data := tar.stdout.read(TRANSFER_BYTES):
                 yield data
             status = tar.wait()
             if status != 0 and not (status == _TAR_DIFFERED and complaints.changed_only()):
+                tool.check_box()
                 raise HoldfastError("The archive could not be completed.", context={"tar": complaints.text()})
 
     def _with(self, transfer_id: str, act: Callable[[Sink], None], *, last: bool = False) -> None:
@@ -211,9 +213,10 @@ class _TarSink:
 
     def __init__(self, commands: Commands) -> None:
         self._stack = ExitStack()
-        self._tar = self._stack.enter_context(
+        self._tool = self._stack.enter_context(
             commands.tool(uuid.uuid4().hex, _TAR_IN, identity=Identity.READER, stdin=subprocess.PIPE)
         )
+        self._tar = self._tool.process
         self._complaints = _Complaints(self._tar)
         threading.Thread(target=self._drain, daemon=True).start()
 
@@ -239,6 +242,10 @@ class _TarSink:
 
     def _refused(self) -> HoldfastError:
         self._tar.wait()
+        try:
+            self._tool.check_box()
+        except ExecError as e:
+            return e
         said = self._complaints.text()
         if "No space left" in said:
             return NoSpaceError("The disk is full.")

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.node import process, squashfs
-from actors.node.bubblewrap import Bind, Box, Identity, boxed
+from actors.node import squashfs
+from actors.node.boxed_tools import run_boxed
+from actors.node.bubblewrap import Bind, Box, Identity
+from actors.node.errors import ArchiveError
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits, Survey, survey
 from actors.node.tree import Tree
@@ -61,7 +63,8 @@ class Archiver:
         Raises:
             PathError: the directory cannot be used; PathMissingError and PathTypeError say why.
             TreeError: it cannot be archived faithfully, or is beyond the limits.
-            ArchiveError, ToolTimeoutError, NoSpaceLeftError: the archive is not what it should be.
+            ArchiveError: what was made is not what it should be.
+            BoxError, ToolError, NoSpaceLeftError: it could not be made.
         """
         deadline = time.monotonic() + timeout_s
         with self._tree.directory(directory) as fd:
@@ -94,13 +97,14 @@ class Archiver:
         Cut short, without an error, when `cancelled` is set; so are the other methods here.
 
         Raises:
-            ArchiveError, ToolTimeoutError, NoSpaceLeftError: what was unpacked has to be removed by the caller.
+            BoxError, ToolError, NoSpaceLeftError: what was unpacked has to be removed by the caller.
         """
         binds = (Bind(archive, "/archive"), Bind(parent, "/parent", writable=True))
         command = squashfs.unsquashfs("/archive", f"/parent/{name}", processors=self._processors)
         empty = replace(self._box, binds=())
-        with boxed(empty, command, identity=Identity.KEEPER, binds=binds) as ready:
-            ended = process.run(ready.argv, timeout_s=_EXTRACT_S, pass_fds=ready.fds, cancelled=cancelled)
+        ended = run_boxed(
+            empty, command, identity=Identity.KEEPER, binds=binds, timeout_s=_EXTRACT_S, cancelled=cancelled
+        )
         if cancelled.is_set():
             return
         squashfs.verify_extraction(ended)
@@ -110,15 +114,20 @@ class Archiver:
         """The first file name in an archive of ours for which `wanted` is true.
 
         Raises:
-            ArchiveError, ToolTimeoutError: the archive cannot be listed.
+            BoxError, ToolError: the archive cannot be listed now.
         """
         names = squashfs.NameReader(wanted)
         empty = replace(self._box, binds=())
         command = squashfs.listing("/archive")
-        with boxed(empty, command, identity=Identity.KEEPER, binds=(Bind(archive, "/archive"),)) as ready:
-            ended = process.run(
-                ready.argv, timeout_s=_LIST_S, pass_fds=ready.fds, on_stdout=names.read, cancelled=cancelled
-            )
+        ended = run_boxed(
+            empty,
+            command,
+            identity=Identity.KEEPER,
+            binds=(Bind(archive, "/archive"),),
+            timeout_s=_LIST_S,
+            on_stdout=names.read,
+            cancelled=cancelled,
+        )
         if not cancelled.is_set():
             squashfs.verify_extraction(replace(ended, stdout=b""))  # names, which may sound like complaints
         return names.found
@@ -130,8 +139,11 @@ class Archiver:
         set-id bits of the original are not kept.
 
         Raises:
-            ArchiveError, ToolTimeoutError, NoSpaceLeftError, TreeError: `work` has to be removed by the caller.
+            ArchiveError: it is none, or holds what unsquashfs cannot unpack.
+            BoxError, ToolError, NoSpaceLeftError, TreeError: as in the other methods.
+                `work` has to be removed by the caller.
         """
+        squashfs.superblock(archive)
         content = work / "content"
         content.mkdir()
         for path in (content, archive):
@@ -139,11 +151,12 @@ class Archiver:
         binds = (Bind(archive, "/archive"), Bind(content, "/content", writable=True))
         command = squashfs.unsquashfs("/archive", "/content/tree", processors=self._processors)
         alone = replace(self._box, binds=(), network=False)
-        with boxed(alone, command, binds=binds) as ready:
-            ended = process.run(ready.argv, timeout_s=_EXTRACT_S, pass_fds=ready.fds, cancelled=cancelled)
+        ended = run_boxed(
+            alone, command, identity=Identity.COMMAND, binds=binds, timeout_s=_EXTRACT_S, cancelled=cancelled
+        )
         if cancelled.is_set():
             return archive
-        squashfs.verify_extraction(ended)
+        squashfs.verify_extraction(ended, blamed=ArchiveError)  # nobody has signed what its bytes should be
         fd = os.open(content / "tree", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             found = survey(fd, limits=self._limits, cancelled=cancelled)
@@ -187,14 +200,16 @@ class Archiver:
         if words:
             command += ["-e", *words]
         bind = (Bind(out, _SPOOL, writable=True),)
-        with boxed(box, command, identity=Identity.READER, cwd=inside, binds=bind) as ready:
-            ended = process.run(
-                ready.argv,
-                timeout_s=timeout_s,
-                pass_fds=ready.fds,
-                on_stdout=squashfs.percent_reader(on_percent),
-                cancelled=cancelled,
-            )
+        ended = run_boxed(
+            box,
+            command,
+            identity=Identity.READER,
+            cwd=inside,
+            binds=bind,
+            timeout_s=timeout_s,
+            on_stdout=squashfs.percent_reader(on_percent),
+            cancelled=cancelled,
+        )
         path = spool / "data.sqsh"
         if not cancelled.is_set():
             squashfs.verify_creation(ended, out / "data.sqsh", inodes=found.inodes)

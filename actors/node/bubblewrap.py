@@ -46,6 +46,9 @@ _ETC = (
 _NETWORK_ETC = ("resolv.conf", "nsswitch.conf", "gai.conf", "services", "protocols")
 _READER_CAPS = ("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_FOWNER")
 _KEEPER_CAPS = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD")
+_ALONE = ("unshare", "--net", "--")
+"""Gives the keeper a network namespace without an interface that is up. By bwrap's own `--unshare-net` it would need
+CAP_NET_ADMIN, which few containers have: bwrap brings the loopback interface up. Source: bubblewrap 0.8, network.c."""
 _OUTER = "/sandbox"
 _MOUNTS_PROC = ("unshare", "--mount-proc", "--")
 _STATUS_BYTES = 65_536
@@ -150,9 +153,9 @@ def inner(
 
 
 def keeper(binds: Sequence[Bind], *, cwd: str) -> list[str]:
-    """The keeper's options, for its `--args` descriptor."""
+    """The keeper's options, for its `--args` descriptor. Its network namespace comes from `_ALONE`."""
     args = ["--die-with-parent", "--new-session"]
-    args += [f"--unshare-{namespace}" for namespace in ("ipc", "pid", "net", "uts", "cgroup")]
+    args += [f"--unshare-{namespace}" for namespace in ("ipc", "pid", "uts", "cgroup")]
     args += ["--cap-drop", "ALL"]
     for capability in _KEEPER_CAPS:
         args += ["--cap-add", capability]
@@ -193,8 +196,11 @@ def boxed(
     """
     every = (*box.binds, *binds)
     if identity is Identity.KEEPER:
-        with _memory_files({"keeper": _packed(keeper(every, cwd=cwd))}) as fds:
-            yield Boxed(["bwrap", "--args", str(fds["keeper"]), "--", *command], tuple(fds.values()))
+        with _status_pipe(with_status) as (status, told):
+            options = [*keeper(every, cwd=cwd), *_told_to(told)]
+            with _memory_files({"keeper": _packed(options)}) as fds:
+                argv = [*_ALONE, "bwrap", "--args", str(fds["keeper"]), "--", *command]
+                yield Boxed(argv, _passed(told, fds), status)
         return
     files = {
         "seccomp": seccomp.program(),
@@ -205,18 +211,25 @@ def boxed(
     }
     with _memory_files(files) as fds, _status_pipe(with_status) as (status, told):
         options = inner(box, every, identity=identity, cwd=cwd, env=env or {}, fds=fds)
-        if told is not None:
-            options += ["--json-status-fd", str(told)]
+        options += _told_to(told)
         with _memory_files({"inner": _packed(options)}) as more:
             argv = ["bwrap", "--args", str(fds["outer"]), "--", *_MOUNTS_PROC, *drop_to(box.uid)]
             argv += ["bwrap", "--args", str(more["inner"]), "--", *command]
-            passed = (*fds.values(), *more.values(), *(() if told is None else (told,)))
-            yield Boxed(argv, passed, status)
+            yield Boxed(argv, _passed(told, fds, more), status)
 
 
 def ran(status: IO[bytes]) -> bool:
     """Whether the command of an ended box ran; if not, the box could not be built around it."""
     return b'"exit-code"' in status.read(_STATUS_BYTES)
+
+
+def _told_to(told: int | None) -> list[str]:
+    return [] if told is None else ["--json-status-fd", str(told)]
+
+
+def _passed(told: int | None, *files: Mapping[str, int]) -> tuple[int, ...]:
+    """The descriptors that a command inherits."""
+    return (*(fd for each in files for fd in each.values()), *(() if told is None else (told,)))
 
 
 @contextmanager

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.node import process
-from actors.node.bubblewrap import Bind, Box, boxed
+from actors.node.box_trials import tried_boxes
 from actors.node.cgroup import Cgroup
 from actors.node.driver_choice import available
 from actors.node.errors import NodeError
@@ -24,10 +23,17 @@ PACKAGES = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "prlimit": "util-linux",
+    "unshare": "util-linux",
     "setsid": "util-linux",
     "mount": "mount",
     "tar": "tar",
 }
+_BOX_FIXES = (
+    ("unshare: unshare failed", "give the service CAP_SYS_ADMIN: it makes mount and network namespaces"),
+    ("Creating new namespace failed", "give the service CAP_SYS_ADMIN: it makes mount and pid namespaces"),
+    ("chown: ", "give the service CAP_CHOWN"),
+)
+_OTHER_BOX_FIX = "sysctl kernel.unprivileged_userns_clone=1; in a container, allow user namespaces and mounts"
 _NEEDED_BY_ONE_DRIVER = ("squashfuse_ll", "fuse-overlayfs", "fusermount3")
 
 
@@ -42,11 +48,14 @@ class Finding:
     fix: str | None = None
 
 
-def examine(data_dir: Path, uid: int) -> list[Finding]:
-    """Tries everything that sandboxes on this machine need. Leaves nothing behind."""
+def examine(data_dir: Path, uid: int, *, network: bool = False) -> list[Finding]:
+    """Tries everything that sandboxes on this machine need. Leaves nothing behind.
+
+    `network` says whether commands are to have the node's network.
+    """
     findings = [_root(), *_tools()]
     if all(finding.ok for finding in findings if finding.required):
-        findings += [_box(uid), _cgroup(), *_drivers(data_dir)]
+        findings += [*_boxes(uid, network=network), _cgroup(), *_drivers(data_dir)]
     return findings
 
 
@@ -71,18 +80,23 @@ def _tools() -> list[Finding]:
     return findings
 
 
-def _box(uid: int) -> Finding:
-    with tempfile.TemporaryDirectory() as folder:
-        box = Box(uid=uid, hostname="doctor", binds=(Bind(Path(folder), "/workspace"),))
-        try:
-            with boxed(box, ["true"], cwd="/") as ready:
-                ended = process.run(ready.argv, timeout_s=10, pass_fds=ready.fds)
-        except (NodeError, ValueError, OSError) as e:
-            return Finding("sandbox", ok=False, required=True, detail=str(e))
-    if ended.status == 0:
-        return Finding("sandbox", ok=True, required=True, detail="bubblewrap runs a command as an unprivileged user")
-    fix = "sysctl kernel.unprivileged_userns_clone=1; in a container, allow user namespaces and mounts"
-    return Finding("sandbox", ok=False, required=True, detail=process.printable(ended.stderr), fix=fix)
+def _boxes(uid: int, *, network: bool) -> list[Finding]:
+    """One finding for each kind of box that is ever built."""
+    return [
+        Finding(
+            tried.trial.name,
+            tried.obstacle is None,
+            required=True,
+            detail=tried.obstacle or tried.trial.purpose,
+            fix=_box_fix(tried.obstacle) if tried.obstacle is not None else None,
+        )
+        for tried in tried_boxes(uid, network=network)
+    ]
+
+
+def _box_fix(obstacle: str) -> str:
+    """What to do about a box that cannot be built, or in which something is refused, by its own words."""
+    return next((fix for words, fix in _BOX_FIXES if words in obstacle), _OTHER_BOX_FIX)
 
 
 def _cgroup() -> Finding:

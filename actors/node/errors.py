@@ -1,9 +1,13 @@
 """Errors of the node's kernel and tools.
 
 NodeError
+├── BoxError                  no box could be built around a tool or a command
 ├── ToolError                 a tool failed
 │   ├── ToolMissingError      it is not installed
-│   └── ToolTimeoutError      it ran too long and was killed
+│   ├── ToolTimeoutError      it ran too long and was killed
+│   ├── ToolKilledError       a signal ended it
+│   ├── NoMemoryLeftError     the node gave it no memory
+│   └── NoProcessesLeftError  the node let it start no process or thread
 ├── NoSpaceLeftError          the disk is full
 ├── PathError                 a path inside a sandbox cannot be used
 │   ├── PathMissingError      it does not exist
@@ -49,6 +53,22 @@ class ToolMissingError(ToolError):
 
 class ToolTimeoutError(ToolError):
     """A tool of the node ran too long and was killed, with all that it had started."""
+
+
+class ToolKilledError(ToolError):
+    """A signal ended a tool of the node: most often the kernel's, for want of memory."""
+
+
+class NoMemoryLeftError(ToolError):
+    """A tool of the node got no memory."""
+
+
+class NoProcessesLeftError(ToolError):
+    """A tool of the node could start no further process or thread."""
+
+
+class BoxError(NodeError):
+    """No box could be built around a tool or a command, so nothing ran. `message` has the box's own words."""
 
 
 class NoSpaceLeftError(NodeError):

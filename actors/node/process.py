@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from actors.node.errors import ToolError, ToolMissingError, ToolTimeoutError
+from actors.node.errors import NoProcessesLeftError, ToolError, ToolMissingError, ToolTimeoutError
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
 _KEPT_BYTES = 64 * 1024
@@ -95,16 +95,23 @@ def run(
         threading.Thread(target=_drain, args=(process.stdout, out, on_stdout), daemon=True),
         threading.Thread(target=_drain, args=(process.stderr, err, None), daemon=True),
     ]
-    for reader in readers:
-        reader.start()
+    started: list[threading.Thread] = []
     try:
+        for reader in readers:
+            reader.start()
+            started.append(reader)
         _wait(process, timeout_s, cancelled)
+    except RuntimeError as e:  # what Python makes of EAGAIN
+        raise NoProcessesLeftError(f"{argv[0]} could not be watched: {e}.") from None
     except subprocess.TimeoutExpired:
         raise ToolTimeoutError(f"{argv[0]} took longer than {timeout_s:g} s and was killed.") from None
     finally:
         kill_group(process)
-        for reader in readers:
+        for reader in started:
             reader.join()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
     return Ended(process.returncode, bytes(out), bytes(err))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.node.errors import ArchiveError, NoSpaceLeftError
+from actors.node.errors import ArchiveError, NodeError, NoSpaceLeftError, ToolError
 from actors.node.process import Ended, printable
 from actors.node.survey import Limits, survey
 
@@ -162,16 +162,19 @@ def verify_creation(ended: Ended, archive: Path, *, inodes: int) -> Superblock:
     return made
 
 
-def verify_extraction(ended: Ended) -> None:
-    """Raises NoSpaceLeftError or ArchiveError unless unsquashfs ended well and said nothing."""
+def verify_extraction(ended: Ended, *, blamed: type[NodeError] = ToolError) -> None:
+    """Raises NoSpaceLeftError or `blamed` unless unsquashfs ended well and said nothing.
+
+    Of an archive whose digest is verified, a failure says nothing: then the tool is to blame, or the node.
+    """
     if b"No space left on device" in ended.stderr + ended.stdout:
         raise NoSpaceLeftError("the disk is full")
     if ended.status != 0 or ended.stderr.strip():
-        raise ArchiveError(f"unsquashfs ended with status {ended.status}: {printable(ended.stderr)}")
+        raise blamed(f"unsquashfs ended with status {ended.status}: {printable(ended.stderr)}")
 
 
 def verify_extracted_tree(archive: Path, root: Path, limits: Limits) -> None:
-    """Raises ArchiveError unless the unpacked tree holds as many inodes as the archive."""
+    """Raises ToolError unless the unpacked tree holds as many inodes as the archive."""
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         found = survey(fd, limits=limits)
@@ -179,7 +182,9 @@ def verify_extracted_tree(archive: Path, root: Path, limits: Limits) -> None:
         os.close(fd)
     expected = superblock(archive).inodes
     if found.inodes + found.sockets != expected:
-        raise ArchiveError(f"the archive holds {expected} inodes, {found.inodes} were unpacked")
+        raise ToolError(
+            f"unsquashfs has unpacked another tree: the archive holds {expected} inodes, {found.inodes} were unpacked"
+        )
 
 
 def _is_harmless(line: bytes) -> bool:

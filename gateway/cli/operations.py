@@ -50,7 +50,7 @@ def doctor(session: Session) -> None:
     from actors.doctor import checks
 
     configured = settings()
-    found = checks(session.data_dir or configured.data_dir, uid=configured.sandbox_uid)
+    found = checks(session.data_dir or configured.data_dir, uid=configured.sandbox_uid, network=configured.network)
     session.output.rows(
         {"checks": found},
         ("result", "check", "detail", "fix"),

@@ -61,7 +61,7 @@ def running(settings: Settings) -> Iterator[Machine]:
         token_file = data_dir / "secrets" / "ray_token"
         write_private(token_file, secrets.ray_token.get_secret_value())
         take_secrets_out_of_the_environment()
-        _check_node(data_dir, settings.sandbox_uid)
+        _check_node(settings.node_config())
         stack.callback(_clean_node, settings.node_config())
         _clean_node(settings.node_config())
         bucket, store = settings.bucket(), f"the bucket {settings.backup_bucket_name}"
@@ -112,10 +112,11 @@ def _alone(data_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_node(data_dir: Path, uid: int) -> None:
+def _check_node(node: NodeConfig) -> None:
     from actors.doctor import checks
 
-    failed = [check for check in checks(data_dir, uid=uid) if check.required and not check.ok]
+    found = checks(node.data_dir, uid=node.sandbox_uid, network=node.network)
+    failed = [check for check in found if check.required and not check.ok]
     if failed:
         fixes = dict.fromkeys(check.fix or check.detail for check in failed)
         raise InvalidRequestError(

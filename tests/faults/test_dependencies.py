@@ -245,7 +245,7 @@ def test_a_create_whose_mksquashfs_is_killed_leaves_nothing_and_resumes_the_comm
         assert wait_until(lambda: tool(kernel_node, "mksquashfs") is not None)
         os.kill(tool(kernel_node, "mksquashfs") or 0, signal.SIGKILL)
         error = making.error()
-        assert isinstance(error, BackupCreateError) and error.context["reason"] == "BAD_ARCHIVE"
+        assert isinstance(error, BackupCreateError) and error.context["reason"] == "TOOL_KILLED"
         assert not running.ended
         minutes.unlink()
         write(box, "/workspace/go", "")
@@ -273,7 +273,7 @@ def test_a_copy_whose_unsquashfs_is_killed_changes_nothing(kernel_node: Node) ->
         killed = error is not None
         if not killed:
             sh(box, "rm -r many; echo other > small")
-    assert isinstance(error, BackupRestoreError) and error.context["reason"] == "BAD_ARCHIVE"
+    assert isinstance(error, BackupRestoreError) and error.context["reason"] == "TOOL_KILLED"
     assert sh(box, "cat small; ls -A") == "other\nsmall\n"
     assert list((kernel_node.home("box") / "spool").iterdir()) == []
     assert not (kernel_node.home("box") / "stage").exists()

@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 
 from actors.node import bubblewrap, squashfs
+from actors.node.boxed_tools import check_undisturbed
 from actors.node.bubblewrap import Bind, Box, Identity
-from actors.node.errors import ArchiveError, NoSpaceLeftError
+from actors.node.errors import (
+    ArchiveError,
+    BoxError,
+    NodeError,
+    NoMemoryLeftError,
+    NoProcessesLeftError,
+    NoSpaceLeftError,
+    ToolError,
+    ToolKilledError,
+)
 from actors.node.process import Ended
 
 FINE = Ended(0, b"", b"")
@@ -65,11 +75,37 @@ def test_a_torn_or_incomplete_archive_is_refused_though_the_tool_is_content(
         squashfs.verify_creation(FINE, image(tmp_path / "a", **wrong), inodes=5)
 
 
-def test_an_extraction_that_complains_is_refused() -> None:
+@pytest.mark.parametrize("ended", [Ended(1, b"", b""), Ended(0, b"", b"create_inode: failed\n")])
+def test_an_extraction_that_complains_blames_the_tool_and_not_the_archive(ended: Ended) -> None:
     squashfs.verify_extraction(FINE)
-    for ended in (Ended(1, b"", b""), Ended(0, b"", b"create_inode: failed\n")):
-        with pytest.raises(ArchiveError):
-            squashfs.verify_extraction(ended)
+    with pytest.raises(ToolError):
+        squashfs.verify_extraction(ended)
+    with pytest.raises(ArchiveError):
+        squashfs.verify_extraction(ended, blamed=ArchiveError)
+
+
+@pytest.mark.parametrize(
+    ("ended", "kind"),
+    [
+        (Ended(-9, b"", b""), ToolKilledError),
+        (Ended(128 + 9, b"", b""), ToolKilledError),
+        (Ended(1, b"", b"FATAL ERROR: Out of memory (read_block)\n"), NoMemoryLeftError),
+        (Ended(1, b"", b"read_id_table: failed to allocate id table\n"), NoMemoryLeftError),
+        (Ended(1, b"", b"FATAL ERROR: Failed to create thread\n"), NoProcessesLeftError),
+        (Ended(1, b"", b"bwrap: Can't fork for pid 1: Resource temporarily unavailable\n"), NoProcessesLeftError),
+    ],
+)
+def test_what_the_node_did_to_a_tool_is_told_from_what_the_tool_says(ended: Ended, kind: type[NodeError]) -> None:
+    for has_run in (True, False):
+        with pytest.raises(kind):
+            check_undisturbed(ended, tool="unsquashfs", has_run=has_run)
+
+
+def test_a_tool_whose_box_was_not_built_has_not_said_anything() -> None:
+    with pytest.raises(BoxError, match="RTM_NEWADDR") as raised:
+        check_undisturbed(Ended(1, b"", b"bwrap: loopback: Failed RTM_NEWADDR\n"), tool="unsquashfs", has_run=False)
+    assert raised.value.hint == "Run `holdfast doctor` on the node."
+    check_undisturbed(Ended(1, b"No space left on device", b"Can't find a valid SQUASHFS superblock\n"), tool="x")
 
 
 @pytest.mark.parametrize(

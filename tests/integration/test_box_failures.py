@@ -1,0 +1,141 @@
+"""A box that cannot be built, or whose tool the node does not let finish, is called that, and doctor finds it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from actors.errors import ExecError
+from actors.node import doctor
+from actors.node.box_trials import box_trials
+from actors.node.errors import BoxError, NodeError, NoMemoryLeftError, NoProcessesLeftError, ToolKilledError
+from actors.sandbox import LocalSandbox
+from tests.integration.test_archiver import Setup, put
+from tests.support.node_faults import processes_limited, tools_replaced
+from tests.support.sandboxes import UID, Node, backup, described, restore, sh
+
+CONTENT = os.urandom(100_000)
+UNBUILT = "echo 'bwrap: loopback: Failed RTM_NEWADDR: Operation not permitted' >&2; exit 1"
+LIMITED: dict[str, tuple[str, tuple[type[NodeError], ...]]] = {
+    "no box": (UNBUILT, (BoxError,)),
+    "no program of that name": ("exec /none", (BoxError,)),
+    "killed": ("kill -9 $$", (ToolKilledError,)),
+    "its file cut off by a signal": ("prlimit --fsize=4096 --pid $$; {real}", (ToolKilledError,)),
+    "no memory": ("prlimit --as=40000000 --pid $$; {real}", (NoMemoryLeftError, NoProcessesLeftError)),
+}
+
+
+@contextmanager
+def limited(folder: Path, cause: str) -> Iterator[tuple[type[NodeError], ...]]:
+    """A node on which `cause` meets whatever runs in a box; the errors of which one is expected."""
+    if cause == "no processes":
+        with processes_limited(4) as script, tools_replaced(folder, {"bwrap": script + "{real}"}):
+            yield (NoProcessesLeftError,)
+        return
+    script, kinds = LIMITED[cause]
+    with tools_replaced(folder, {"bwrap": script}):
+        yield kinds
+
+
+CAUSES = [*LIMITED, "no processes"]
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    setup = Setup(tmp_path)
+    put(setup.work, b"file", CONTENT)
+    return setup
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_what_the_node_does_to_a_tool_is_no_fault_of_the_archive(setup: Setup, cause: str) -> None:
+    made = setup.create()
+    with limited(setup.folder, cause) as kinds:
+        with pytest.raises(kinds):
+            setup.create()
+        with pytest.raises(kinds):
+            setup.extracted(made)
+        with pytest.raises(kinds):
+            setup.archiver.convert(made.path, setup.spool(), cancelled=threading.Event())
+        if cause not in ("its file cut off by a signal", "no memory"):  # a listing writes none, and needs little
+            with pytest.raises(kinds):
+                setup.archiver.find_name(made.path, lambda name: False, cancelled=threading.Event())
+    assert (setup.extracted(made) / "file").read_bytes() == CONTENT
+
+
+WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+RESTORES = """
+import sys
+from tests.support.sandboxes import backup, from_description, restore, sh
+with from_description(sys.argv[1]) as node:
+    box = node.sandbox()
+    sh(box, "echo 1 > file")
+    handle = backup(box)
+    for mode in ("overlay", "copy"):
+        sh(box, "echo 2 > file")
+        restore(box, handle, mode=mode)
+        print(f"{mode} {sh(box, 'cat file')}", file=sys.stderr, flush=True)
+"""
+
+
+def test_a_node_without_net_admin_restores_in_both_modes(node: Node) -> None:
+    argv = [*WITHOUT_NET_ADMIN, sys.executable, "-c", RESTORES, described(node)]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert ended.returncode == 0, ended.stderr
+    assert "overlay 1\n" in ended.stderr and "copy 1\n" in ended.stderr
+
+
+def boxes_found(folder: Path, *, network: bool = False) -> dict[str, doctor.Finding]:
+    names = {trial.name for trial in box_trials(network=network)}
+    found = {finding.name: finding for finding in doctor.examine(folder, UID, network=network)}
+    return {name: found[name] for name in names}
+
+
+def test_doctor_tries_every_kind_of_box(tmp_path: Path) -> None:
+    found = boxes_found(tmp_path)
+    assert set(found) == {"sandbox", "box reader", "box keeper", "box converter"}
+    assert all(finding.ok and finding.required for finding in found.values())
+    assert set(boxes_found(tmp_path, network=True)) == {*found, "box network"}
+
+
+def test_doctor_says_of_each_box_that_cannot_be_built_why(tmp_path: Path) -> None:
+    with tools_replaced(tmp_path, {"bwrap": UNBUILT}):
+        found = boxes_found(tmp_path, network=True)
+    assert len(found) == 5
+    for finding in found.values():
+        assert not finding.ok and finding.required and finding.fix
+        assert "Failed RTM_NEWADDR" in finding.detail
+
+
+def test_doctor_finds_a_keeper_that_alone_cannot_be_built(tmp_path: Path) -> None:
+    refused = "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"
+    with tools_replaced(tmp_path, {"unshare": refused}):
+        found = boxes_found(tmp_path)
+    assert [name for name, finding in found.items() if not finding.ok] == ["box keeper"]
+    assert "CAP_SYS_ADMIN" in (found["box keeper"].fix or "")
+
+
+def hydrated(box: LocalSandbox) -> None:
+    transfer = box.open_hydrate()
+    box.send(transfer, b"\0" * 10_240)
+    box.commit(transfer)
+
+
+def test_a_tar_whose_box_cannot_be_built_is_not_blamed_on_its_sender(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    with tools_replaced(kernel_node.data_dir, {"bwrap": UNBUILT}):
+        with pytest.raises(ExecError, match="box could not be built"):
+            hydrated(box)
+        with pytest.raises(ExecError, match="box could not be built"):
+            list(box.persist("a-name"))
+    hydrated(box)
+    handle = backup(box)
+    restore(box, handle)
+    assert sh(box, "ls") == ""

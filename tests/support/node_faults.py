@@ -1,0 +1,44 @@
+"""Nodes that fail: tools that are replaced, killed or starved, by programs of the same name before them in the PATH."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from actors.node import process
+
+_PIDS = Path("/sys/fs/cgroup/pids")
+
+
+@contextmanager
+def tools_replaced(folder: Path, scripts: Mapping[str, str]) -> Iterator[None]:
+    """Within the block the service finds these shell scripts instead of the tools; `{real}` in one is the tool."""
+    before, shims = process.ENVIRONMENT["PATH"], folder / f"shims-{uuid.uuid4().hex}"
+    shims.mkdir()
+    for name, script in scripts.items():
+        real = shutil.which(name, path=before)
+        shim = shims / name
+        shim.write_text("#!/bin/sh\n" + script.replace("{real}", f'exec {real} "$@"') + "\n")
+        shim.chmod(0o755)
+    process.ENVIRONMENT["PATH"] = f"{shims}:{before}"
+    try:
+        yield
+    finally:
+        process.ENVIRONMENT["PATH"] = before
+        shutil.rmtree(shims)
+
+
+@contextmanager
+def processes_limited(limit: int) -> Iterator[str]:
+    """The head of a script that from then on has at most `limit` processes and threads, itself among them."""
+    group = _PIDS / f"holdfast-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    group.mkdir()
+    try:
+        (group / "pids.max").write_text(str(limit))
+        yield f"echo $$ > {group}/cgroup.procs; "
+    finally:
+        group.rmdir()
