@@ -356,10 +356,18 @@ class EventList(Model):
     events: list[SandboxEvent]
 
 
+class CommandLimits(Model):
+    """The limits that are in force on all commands of a sandbox together; null for one that its node cannot set."""
+
+    memory_bytes: Count | None
+    processes: Count | None
+
+
 class SandboxInfo(Model):
     """What is known of a sandbox, awake or not.
 
-    `last_used_at` may lag by as long as the service puts off writing it. `epoch` counts the actors it has had.
+    `last_used_at` may lag by as long as the service puts off writing it. `epoch` counts the actors it has had. `limits`
+    is null while it is not awake.
     """
 
     id: str
@@ -374,6 +382,7 @@ class SandboxInfo(Model):
     operation: Operation | None = None
     recent: list[OperationRecord] = []
     commands: Count = 0
+    limits: CommandLimits | None = None
 
 
 class SandboxRef(Model):

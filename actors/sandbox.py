@@ -43,6 +43,7 @@ from actors.metrics import UNMETERED, WAKES, Meter
 from actors.models import (
     WRITABLE_ROOTS,
     BackupOptions,
+    CommandLimits,
     DirectoryBackup,
     ExecEvent,
     ExecRequest,
@@ -94,15 +95,11 @@ _SLEEP_TTL_S = 36_500 * 86_400.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def service_cgroup(data_dir: Path) -> str:
-    """The control group that holds those of all sandboxes of one data folder."""
-    return f"holdfast-{hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]}"
-
-
 class NodeLayout:
     """Where the service keeps what on a node."""
 
     def __init__(self, node: NodeConfig) -> None:
+        self.data_dir = node.data_dir
         self.root = node.data_dir / "node"
         self.cache = self.root / "cache"
         self.lowers = self.root / "lowers"
@@ -110,7 +107,11 @@ class NodeLayout:
         self.driver = self.root / "driver"
         self.mounting = (self.root / "boxes", self.lowers, self.driver)
         """The folders below which anything is ever mounted."""
-        self.cgroup = service_cgroup(node.data_dir)
+
+    @property
+    def cgroup(self) -> str:
+        """The control group, below the service's own, that holds those of all sandboxes of this node."""
+        return f"holdfast-{self.identity()}"
 
     def identity(self) -> str:
         """What tells this data folder from that of every other node; made on the first call, by whichever process."""
@@ -407,7 +408,14 @@ class LocalSandbox:
             operation=self._operations.running,
             recent=self._operations.ended,
             commands=self._commands.count,
+            limits=self._limits(),
         )
+
+    def _limits(self) -> CommandLimits | None:
+        if not self.is_awake:
+            return None
+        found = self._cgroup.limits()
+        return CommandLimits(memory_bytes=found.memory_bytes, processes=found.processes)
 
     def operation(self) -> Operation | None:
         """The running operation."""

@@ -16,7 +16,7 @@ from actors.cache import ArchiveCache
 from actors.config import NodeConfig
 from actors.durable_state import Place
 from actors.logs import log
-from actors.node import mountinfo
+from actors.node import former_groups, mountinfo
 from actors.node.cgroup import Cgroup
 from actors.node.errors import MountBusyError, NodeError
 from actors.node.lowers import Lowers
@@ -80,9 +80,18 @@ class Upkeep:
                 swept.stuck.append(sandbox)
             finally:
                 presence.give_up(for_good=not home.exists())
+        self._sweep_groups()
         self._sweep_shared(swept)
         log.info("node_swept", **{name: getattr(swept, name) for name in Swept.__slots__})
         return swept
+
+    def _sweep_groups(self) -> None:
+        """Removes the groups of earlier runs of the service that lie elsewhere, or that had other names."""
+        try:
+            Cgroup.remove_tree(self._layout.cgroup, but_ours=True)
+            former_groups.remove(self._layout.data_dir)
+        except (NodeError, OSError) as e:
+            log.error("groups_left_behind", error=type(e).__name__)
 
     def _boxes(self) -> Iterator[tuple[str, str, Path]]:
         for home in sorted((self._layout.root / "boxes").glob("*/*")):

@@ -1,7 +1,8 @@
 """The control group of one sandbox's commands: stopped, paused, resumed and limited as one.
 
-Pausing and killing are cgroup v2's. Limits on memory and processes use v2's controllers where they can be
-had, and the v1 hierarchies where a node (or its container) still keeps the controllers there.
+It lies below the group that the service was started in (`Hierarchies`). Pausing and killing are cgroup v2's. Limits on
+memory and processes use v2's controllers where they can be had, and the v1 hierarchies where a node (or its container)
+still keeps the controllers there.
 
 Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of the kernel.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import select
 import subprocess
@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.node import process
+from actors.node import delegation, process
 from actors.node.errors import CgroupError
+from actors.node.hierarchies import PROCS, Hierarchies, own_procs
 
 JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
 """A shell's whole program: enters each group that is named before `--`, then becomes what is named after it."""
@@ -28,62 +29,49 @@ JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; 
 _THAW_WHEN_ORPHANED = 'read -r _ || echo 0 > "$1"'
 """The guard's program. It is dismissed by a line, because a thaw that comes late would hit the next pause."""
 _V1_LIMIT = {"memory": "memory.limit_in_bytes", "pids": "pids.max"}
-_MOUNTINFO = Path("/proc/self/mountinfo")
-_OWN_GROUPS = Path("/proc/self/cgroup")
+_V2_LIMIT = {"memory": "memory.max", "pids": "pids.max"}
 
 
 @dataclass(frozen=True, slots=True)
-class Hierarchies:
-    """Where this node's control groups are mounted. `v1` maps a controller's name to its hierarchy."""
+class Limits:
+    """The limits that are in force on all processes of a group together; None where there is none.
 
-    v2: Path
-    v1: dict[str, Path]
+    `obstacle` says, in a sentence for the operator, what keeps a limit from being in force.
+    """
 
-    @classmethod
-    def find(cls, mountinfo: Path = _MOUNTINFO) -> Hierarchies:
-        """Reads the mounts. Raises CgroupError where there is no writable cgroup v2."""
-        v2: Path | None = None
-        v1: dict[str, Path] = {}
-        for line in mountinfo.read_text().splitlines():
-            fields, _, tail = line.partition(" - ")
-            kind, _, options = tail.split(" ", 2)
-            where = Path(fields.split(" ")[4])
-            if kind == "cgroup2" and v2 is None:
-                v2 = where
-            elif kind == "cgroup":
-                v1 |= {name: where for name in options.split(",") if name in ("memory", "pids")}
-        if v2 is None or not os.access(v2, os.W_OK):
-            raise CgroupError(
-                "no writable cgroup v2 hierarchy is mounted",
-                hint="mount -t cgroup2 none /sys/fs/cgroup (in a container: run it with a writable cgroup namespace)",
-            )
-        return cls(v2, v1)
+    memory_bytes: int | None
+    processes: int | None
+    obstacle: str | None = None
 
 
 class Cgroup:
     """One group of processes. Made on the first use, removed by `remove`."""
 
     def __init__(self, name: str, *, memory_bytes: int, processes: int, hierarchies: Hierarchies | None = None) -> None:
-        """`name` is a relative path of at most two parts: the service's group and the sandbox's."""
+        """`name` is a path below the service's own group, of at most two parts: the node's group and the sandbox's."""
         found = hierarchies or Hierarchies.find()
         self._name = name
+        self._base = found.v2
         self._path = found.v2 / name
         self._v1 = {controller: where / name for controller, where in found.v1.items()}
         self._limits = {"memory": memory_bytes, "pids": processes}
-        self.limited: set[str] = set()
+        self._obstacle: str | None = None
 
     def prepare(self) -> None:
         """Makes the group and sets its limits. Repeatable."""
         self._path.mkdir(parents=True, exist_ok=True)
-        for controller in ("memory", "pids"):
-            if self._limit_v2(controller) or self._limit_v1(controller):
-                self.limited.add(controller)
+        self._obstacle = delegation.pass_on(delegation.Group(self._base), self._limits)
+        for controller in self._limits:
+            if not self._limit_v2(controller):
+                self._limit_v1(controller)
 
     def _limit_v2(self, controller: str) -> bool:
-        for parent in reversed([p for p in self._path.parents if (p / "cgroup.controllers").exists()]):
-            with contextlib.suppress(OSError):
-                (parent / "cgroup.subtree_control").write_text(f"+{controller}")
-        limit = self._path / f"{controller}.max"
+        """Sets a limit, if the service's group passes the controller on."""
+        limit = self._path / _V2_LIMIT[controller]
+        for parent in reversed(self._path.parents):
+            if parent.is_relative_to(self._base) and parent != self._base:
+                with contextlib.suppress(OSError):
+                    (parent / "cgroup.subtree_control").write_text(f"+{controller}")
         if not limit.exists():
             return False
         limit.write_text(str(self._limits[controller]))
@@ -92,16 +80,33 @@ class Cgroup:
                 (self._path / "memory.swap.max").write_text("0")
         return True
 
-    def _limit_v1(self, controller: str) -> bool:
+    def _limit_v1(self, controller: str) -> None:
         path = self._v1.get(controller)
-        if path is None:
-            return False
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / _V1_LIMIT[controller]).write_text(str(self._limits[controller]))
-        except OSError:
-            return False
-        return True
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.mkdir(parents=True, exist_ok=True)
+                (path / _V1_LIMIT[controller]).write_text(str(self._limits[controller]))
+
+    def limits(self) -> Limits:
+        """The limits that are in force, by the kernel's own account."""
+        memory, pids = self._in_force("memory"), self._in_force("pids")
+        without = [name for name, limit in (("memory", memory), ("processes", pids)) if limit is None]
+        obstacle = None
+        if without:
+            obstacle = self._obstacle or f"this control group has no controller for {' and '.join(without)}."
+        return Limits(memory, pids, obstacle)
+
+    def _in_force(self, controller: str) -> int | None:
+        """The limit that is set, unless it is beyond the one that was asked for, and so another's or none."""
+        files = [self._path / _V2_LIMIT[controller]]
+        if controller in self._v1:
+            files.append(self._v1[controller] / _V1_LIMIT[controller])
+        for file in files:
+            with contextlib.suppress(OSError, ValueError):
+                limit = int(file.read_text())  # "max": no limit
+                if limit <= self._limits[controller]:
+                    return limit
+        return None
 
     def entry(self, argv: list[str]) -> list[str]:
         """The argv that enters the group and then becomes `argv`.
@@ -112,12 +117,12 @@ class Cgroup:
         if not self._path.is_dir():
             raise CgroupError("the sandbox's control group is gone")
         groups = [path for path in (self._path, *self._v1.values()) if path.is_dir()]
-        return ["/bin/sh", "-c", JOIN, "join", *(str(path / "cgroup.procs") for path in groups), "--", *argv]
+        return ["/bin/sh", "-c", JOIN, "join", *(str(path / PROCS) for path in groups), "--", *argv]
 
     def pids(self) -> list[int]:
         """The processes in the group now."""
         try:
-            return [int(pid) for pid in (self._path / "cgroup.procs").read_text().split()]
+            return [int(pid) for pid in (self._path / PROCS).read_text().split()]
         except FileNotFoundError:
             return []
 
@@ -159,8 +164,9 @@ class Cgroup:
 
     def thaw(self) -> None:
         """Resumes whatever an actor that died has left paused."""
-        with contextlib.suppress(FileNotFoundError):
-            (self._path / "cgroup.freeze").write_text("0")
+        freeze = self._path / "cgroup.freeze"
+        if freeze.exists():
+            freeze.write_text("0")
 
     def remove(self, *, timeout_s: float = 10.0) -> None:
         """Kills what runs and removes the group. Repeatable."""
@@ -175,15 +181,19 @@ class Cgroup:
                     raise
 
     @classmethod
-    def remove_tree(cls, name: str) -> None:
-        """Kills what runs in a service's group and in those of its sandboxes, and removes them all. Repeatable."""
+    def remove_tree(cls, name: str, *, but_ours: bool = False) -> None:
+        """Kills what runs in the groups of a name and in those in them, and removes them all. Repeatable.
+
+        They may lie anywhere: an earlier run of the service may have been started in another group than this one.
+
+        Args:
+            but_ours: leave those that lie where this run of the service makes them.
+        """
         found = Hierarchies.find()
-        tops = [where / name for where in (found.v2, *found.v1.values())]
-        for child in {path.name for top in tops if top.is_dir() for path in top.iterdir() if path.is_dir()}:
-            group = cls(f"{name}/{child}", memory_bytes=0, processes=0, hierarchies=found)
-            group.thaw()
-            group.remove()
-        cls(name, memory_bytes=0, processes=0, hierarchies=found).remove()
+        ours = {where / name for where in (found.v2, *found.v1.values())} if but_ours else set()
+        for top in found.named(name):
+            if top not in ours:
+                remove_groups(top)
 
     def _wait_for(
         self, line: str, timeout_s: float, failure: str, *, repeat: Callable[[], object] = lambda: None
@@ -210,10 +220,17 @@ def announce_entry() -> None:
     Source: cgroup_attach_lock in kernel/cgroup/cgroup.c and kernel/rcu/sync.c; measured on Linux 6.18.
     """
     with contextlib.suppress(OSError, CgroupError):
-        _own_group().write_text("0")
+        own_procs().write_text("0")
 
 
-@functools.cache
-def _own_group() -> Path:
-    own = next(line[3:] for line in _OWN_GROUPS.read_text().splitlines() if line.startswith("0::"))
-    return Hierarchies.find().v2 / own.lstrip("/") / "cgroup.procs"
+def remove_groups(top: Path) -> None:
+    """Kills what runs in a group and in those in it, paused or not, and removes them all.
+
+    Raises:
+        CgroupError: a process is still there after some seconds (it hangs in the kernel).
+    """
+    for folder, _, _ in os.walk(top, topdown=False):
+        hierarchy = Hierarchies(Path(folder).parent, {})
+        group = Cgroup(Path(folder).name, memory_bytes=0, processes=0, hierarchies=hierarchy)
+        group.thaw()
+        group.remove()

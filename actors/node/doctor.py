@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actors.node import process
 from actors.node.box_trials import tried_boxes
-from actors.node.cgroup import Cgroup
+from actors.node.cgroup import Cgroup, Limits
 from actors.node.driver_choice import available
 from actors.node.errors import NodeError
 
@@ -54,7 +54,7 @@ def examine(data_dir: Path, uid: int, *, network: bool = False) -> list[Finding]
     """
     findings = [_root(), *_tools()]
     if all(finding.ok for finding in findings if finding.required):
-        findings += [*_boxes(uid, network=network), _cgroup(), *_drivers(data_dir)]
+        findings += [*_boxes(uid, network=network), *_cgroup(), *_drivers(data_dir)]
     return findings
 
 
@@ -98,18 +98,27 @@ def _box_fix(obstacle: str) -> str:
     return next((fix for words, fix in _BOX_FIXES if words in obstacle), _OTHER_BOX_FIX)
 
 
-def _cgroup() -> Finding:
+def _cgroup() -> list[Finding]:
     try:
         group = Cgroup(f"holdfast-doctor-{os.getpid()}", memory_bytes=2**30, processes=100)
-        group.prepare()
-        with group.frozen():
-            pass
-        group.remove()
+        try:
+            group.prepare()
+            with group.frozen():
+                pass
+            limits = group.limits()
+        finally:
+            group.remove()
     except (NodeError, OSError) as e:
         fix = e.hint if isinstance(e, NodeError) else "mount a writable cgroup v2 hierarchy"
-        return Finding("cgroup", ok=False, required=True, detail=str(e), fix=fix)
-    limited = ", ".join(sorted(group.limited)) or "nothing"
-    return Finding("cgroup", ok=True, required=True, detail=f"pauses and ends commands; limits {limited}")
+        return [Finding("cgroup", ok=False, required=True, detail=str(e), fix=fix)]
+    return [Finding("cgroup", ok=True, required=True, detail="pauses and ends commands"), _limits(limits)]
+
+
+def _limits(limits: Limits) -> Finding:
+    if limits.obstacle is None:
+        return Finding("limits", ok=True, required=False, detail="memory and processes of commands are limited")
+    fix = "start the service in a control group of its own: in a container, or by systemd-run --scope -p Delegate=yes"
+    return Finding("limits", ok=False, required=False, detail=f"not all in force: {limits.obstacle}", fix=fix)
 
 
 def _drivers(data_dir: Path) -> list[Finding]:

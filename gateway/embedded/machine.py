@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -67,7 +66,7 @@ def running(settings: Settings) -> Iterator[Machine]:
         bucket, store = settings.bucket(), f"the bucket {settings.backup_bucket_name}"
         if not settings.names_a_bucket:
             bucket, store = stack.enter_context(_embedded_s3(data_dir, secrets)), f"{data_dir / 's3'} (embedded store)"
-        folder = _ray_folder(data_dir)
+        folder = _ray_folder(settings.node_config())
         stack.callback(shutil.rmtree, folder.parent, ignore_errors=True)
         stack.callback(ray_head.stop)
         head = ray_head.start(folder, token_file, slots=settings.slots)
@@ -129,6 +128,7 @@ def _clean_node(node: NodeConfig) -> None:
 
     Only below the folders in which the service mounts: any other mount in the data folder is the operator's.
     """
+    from actors.node import former_groups
     from actors.node.cgroup import Cgroup
     from actors.node.errors import NodeError
     from actors.node.mounting import sweep
@@ -137,6 +137,7 @@ def _clean_node(node: NodeConfig) -> None:
 
     layout = NodeLayout(node)
     Cgroup.remove_tree(layout.cgroup)
+    former_groups.remove(layout.data_dir)
     for folder in layout.mounting:
         for stuck in sweep(folder, and_itself=False):
             log.error("mount_left_behind", mount=stuck.name)
@@ -155,13 +156,16 @@ def _embedded_s3(data_dir: Path, secrets: MachineSecrets) -> Iterator[BucketConf
         yield server.config
 
 
-def _ray_folder(data_dir: Path) -> Path:
+def _ray_folder(node: NodeConfig) -> Path:
     """A short path, since Ray keeps sockets in it and their paths are bounded; emptied of earlier sessions.
 
-    Ray opens its own folder to everybody, so that folder lies in one that only we can enter.
+    Named by who this node is: another service may have the same path for its data in a mount namespace of its own, and
+    the folder for temporary files in common with this one. Ray opens its own folder to everybody, so that folder lies
+    in one that only we can enter.
     """
-    name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"holdfast-{name}"
+    from actors.sandbox import NodeLayout
+
+    folder = Path(tempfile.gettempdir()) / f"holdfast-{NodeLayout(node).identity()[:12]}"
     ray_head.end_leftovers(folder)
     shutil.rmtree(folder, ignore_errors=True)
     try:

@@ -28,11 +28,12 @@ from actors.errors import (
     PathForbiddenError,
     SandboxUnavailableError,
 )
-from actors.models import ExecRequest, RestoreMode
+from actors.models import CommandLimits, ExecRequest, RestoreMode
 from actors.node import mountinfo
-from actors.node.cgroup import Cgroup, Hierarchies, announce_entry
+from actors.node.cgroup import Cgroup, Limits, announce_entry
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox, service_cgroup
+from actors.node.hierarchies import Hierarchies
+from actors.sandbox import LocalSandbox
 from storage import keys
 from tests.support.mount_leaks import children, open_files, wait_until
 from tests.support.sandboxes import (
@@ -124,7 +125,7 @@ def test_destroy_leaves_nothing_but_the_backups(node: Node) -> None:
     assert not node.home("doomed").exists()
     assert mountinfo.mounts_under(node.data_dir) == []
     assert node.catalog().find_state("default", "doomed") is None
-    assert [path for path in (Hierarchies.find().v2 / service_cgroup(node.data_dir)).iterdir() if path.is_dir()] == []
+    assert [path for path in (Hierarchies.find().v2 / node.layout.cgroup).iterdir() if path.is_dir()] == []
     box.destroy()
     heir = node.sandbox("doomed")
     assert sh(heir, "ls -A") == ""
@@ -531,7 +532,7 @@ def test_announcing_an_entry_moves_nobody(group: tuple[str, Cgroup]) -> None:
 
 def test_limits_of_a_group_hold(group: tuple[str, Cgroup]) -> None:
     _, one = group
-    assert one.limited == {"memory", "pids"}
+    assert one.limits() == Limits(memory_bytes=256 * 2**20, processes=20)
     bomb = "for i in $(seq 60); do sleep 100 & done; echo made $(jobs -p | wc -l)"
     with member(one, f"({bomb}) 2>/dev/null") as process:
         assert wait_until(lambda: process.poll() is not None or len(one.pids()) >= 19)
@@ -541,6 +542,17 @@ def test_limits_of_a_group_hold(group: tuple[str, Cgroup]) -> None:
     with member(one, "head -c 600000000 /dev/zero | tail -c 500000000 | wc -c") as process:
         out, _ = process.communicate(timeout=30)
         assert b"500000000" not in out
+
+
+def test_a_sandbox_says_which_limits_are_in_force_while_it_is_awake(kernel_node: Node) -> None:
+    kernel_node.adjust(exec=ExecLimits(memory_bytes=2**28, processes=50))
+    box = kernel_node.sandbox(awake=False)
+    assert box.info().limits is None
+    box.wake()
+    assert box.info().limits == CommandLimits(memory_bytes=2**28, processes=50)
+    group = Hierarchies.find().v1["pids"] / kernel_node.layout.sandbox_cgroup("default", box.id)
+    (group / "pids.max").write_text("max")
+    assert box.info().limits == CommandLimits(memory_bytes=2**28, processes=None)
 
 
 def test_many_sandboxes_in_a_row_leave_no_descriptor(kernel_node: Node) -> None:

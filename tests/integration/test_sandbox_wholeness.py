@@ -25,9 +25,9 @@ from actors.errors import (
 )
 from actors.models import DirectoryBackup
 from actors.node import mountinfo, mounting
-from actors.node.cgroup import Hierarchies
 from actors.node.drivers import Driver
 from actors.node.errors import MountBusyError, MountError, ToolError
+from actors.node.hierarchies import Hierarchies
 from actors.node.layers import Layer
 from actors.node.stacks import Stack
 from actors.sandbox import LocalSandbox, NodeLayout

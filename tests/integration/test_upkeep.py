@@ -20,8 +20,9 @@ import actors.upkeep
 from actors.config import NodeConfig
 from actors.models import DirectoryBackup
 from actors.node import mountinfo
-from actors.node.cgroup import Cgroup, Hierarchies
+from actors.node.cgroup import Cgroup
 from actors.node.drivers import Driver
+from actors.node.hierarchies import Hierarchies
 from actors.sandbox import LocalSandbox
 from actors.upkeep import OUT_OF_DATE_S, Swept, Upkeep
 from storage.config import BucketConfig
@@ -275,7 +276,8 @@ def test_files_that_this_node_put_to_sleep_are_kept_and_unmarked(moved: Moved) -
     catalog = moved.node.catalog()
     found = catalog.find_state("default", "box")
     assert found is not None
-    catalog.write_state(found.state.model_copy(update={"node": None, "slept_on": "node"}), replacing=found.etag)
+    asleep = found.state.model_copy(update={"node": None, "slept_on": moved.node.layout.identity()})
+    catalog.write_state(asleep, replacing=found.etag)
     assert upkeep_of(moved.node).sweep() == Swept()
     assert not moved.mark.exists()
     moved.check_kept()

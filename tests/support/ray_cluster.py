@@ -25,11 +25,11 @@ from actors.models import DEFAULT_TENANT
 from actors.node.cgroup import Cgroup
 from actors.node.mounting import sweep
 from actors.nodes import SLOTS
-from actors.sandbox import service_cgroup
 from gateway.embedded.ray_head import PRELOADED
 from storage.config import BucketConfig
 from storage.metadata import SandboxState
 from tests.support.s3 import FAST
+from tests.support.sandboxes import service_cgroup
 
 ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -22,8 +22,8 @@ import yaml
 from actors.node import mountinfo
 from actors.node.cgroup import Cgroup
 from actors.node.mounting import sweep
-from actors.sandbox import service_cgroup
 from tests.support.mount_leaks import wait_until
+from tests.support.sandboxes import service_cgroup
 from tests.support.service import PROJECT, START_S, STOP_S, Service, clean_environment, nothing_left
 
 TOKEN = "ray-token-of-tests-0123456789abcdef0123456789abcdef"

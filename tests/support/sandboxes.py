@@ -29,9 +29,10 @@ from actors.models import (
     RestoreMode,
     RestoreOptions,
 )
-from actors.node.cgroup import Cgroup, Hierarchies
+from actors.node.cgroup import Cgroup
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox, NodeLayout, service_cgroup
+from actors.node.hierarchies import Hierarchies
+from actors.sandbox import LocalSandbox, NodeLayout
 from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
@@ -47,10 +48,19 @@ T = TypeVar("T")
 class Node:
     """One node: a data folder, a driver, a bucket. Closes what it made, and leaves no control group.
 
-    All have one identity, since the tests of a session share a bucket, and use the same names in it.
+    All have one identity, since the tests of a session share a bucket, and use the same names in it. What tells it from
+    those of other sessions is `session`, since the machine's control groups are shared by all.
     """
 
-    def __init__(self, data_dir: Path, bucket: BucketConfig, driver: Driver, *, identity: str = "node") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        bucket: BucketConfig,
+        driver: Driver,
+        *,
+        identity: str = "node",
+        session: int | None = None,
+    ) -> None:
         self.data_dir = data_dir.absolute()
         self.driver = driver
         self.bucket = bucket
@@ -62,7 +72,11 @@ class Node:
         )
         self._made: list[LocalSandbox] = []
         self.layout.root.mkdir(parents=True, exist_ok=True)
-        (self.layout.root / "id").write_text(identity)
+        self.identity, self.session = identity, session or os.getpid()
+        (self.layout.root / "id").write_text(self._unique(identity))
+
+    def _unique(self, identity: str) -> str:
+        return f"{identity}-{self.session}"
 
     @property
     def layout(self) -> NodeLayout:
@@ -96,7 +110,7 @@ class Node:
         lost: Iterable[str] = (),
     ) -> LocalSandbox:
         """A sandbox over its folder, which may have been another's before. `lost` are the nodes that are gone."""
-        gone = frozenset(lost)
+        gone = frozenset(map(self._unique, lost))
         sandbox = LocalSandbox(
             tenant,
             sandbox_id,
@@ -146,10 +160,20 @@ class Node:
                     sandbox.close()
             except Exception as e:
                 failures.append(e)
-        Cgroup.remove_tree(service_cgroup(self.data_dir))
-        assert not (Hierarchies.find().v2 / service_cgroup(self.data_dir)).exists()
+        Cgroup.remove_tree(self.layout.cgroup)
+        assert not (Hierarchies.find().v2 / self.layout.cgroup).exists()
         if failures and error is None:
             raise failures[0]
+
+
+def identity(data_dir: Path) -> str:
+    """What tells the node of a data folder from others."""
+    return NodeLayout(NodeConfig(data_dir=data_dir)).identity()
+
+
+def service_cgroup(data_dir: Path) -> str:
+    """The control group of all sandboxes of one data folder, below the one that its service was started in."""
+    return NodeLayout(NodeConfig(data_dir=data_dir)).cgroup
 
 
 def run(sandbox: LocalSandbox, *argv: str, cwd: str = "/workspace", timeout_ms: int = 20_000) -> ExecResult:
@@ -285,7 +309,8 @@ def described(node: Node) -> str:
     return json.dumps(
         {
             "data_dir": str(node.data_dir),
-            "identity": node.layout.identity(),
+            "identity": node.identity,
+            "session": node.session,
             "driver": node.driver.value,
             "bucket": node.bucket.bucket,
             "endpoint_url": node.bucket.endpoint_url,
@@ -306,7 +331,9 @@ def from_description(text: str) -> Node:
         access_key_id=SecretStr(told["access"]),
         secret_access_key=SecretStr(told["secret"]),
     )
-    return Node(Path(told["data_dir"]), config, Driver(told["driver"]), identity=told["identity"])
+    return Node(
+        Path(told["data_dir"]), config, Driver(told["driver"]), identity=told["identity"], session=told["session"]
+    )
 
 
 def code_of(error: BaseException | None) -> str:

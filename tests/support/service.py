@@ -7,7 +7,6 @@ service's control group.
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import json
 import os
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +26,8 @@ import boto3
 import httpx
 
 from actors.node import mountinfo
-from actors.sandbox import service_cgroup
 from tests.support.mount_leaks import loop_devices, wait_until
+from tests.support.sandboxes import identity, service_cgroup
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -93,13 +92,12 @@ class Service:
     @property
     def ray_folder(self) -> Path:
         """Where Ray keeps its sockets and logs."""
-        name = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"holdfast-{name}"
+        return Path(tempfile.gettempdir()) / f"holdfast-{identity(self.data_dir)[:12]}"
 
     @property
     def cgroup(self) -> Path:
         """The control group of all sandboxes, by its place under the mount of cgroup v2."""
-        from actors.node.cgroup import Hierarchies
+        from actors.node.hierarchies import Hierarchies
 
         return Hierarchies.find().v2 / service_cgroup(self.data_dir)
 
@@ -230,10 +228,23 @@ class Refused:
     stderr: str
 
 
-def start(home: Path, data_dir: Path, *, env: Mapping[str, str] | None = None, key: str | None = None) -> Service:
-    """Starts a service and returns once `/ready` answers 200. `key` defaults to the one it made for itself."""
+def start(
+    home: Path,
+    data_dir: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    key: str | None = None,
+    before: Sequence[str] = (),
+    seen_at: Path | None = None,
+) -> Service:
+    """Starts a service and returns once `/ready` answers 200. `key` defaults to the one it made for itself.
+
+    Args:
+        before: a command that becomes the one which is written after it.
+        seen_at: where the service sees its data folder, if that is elsewhere in its mount namespace.
+    """
     home.mkdir(exist_ok=True)
-    process, stdout, stderr = _launch(home, data_dir, env=env, port=0)
+    process, stdout, stderr = _launch(home, seen_at or data_dir, env=env, port=0, before=before)
     try:
 
         def is_up() -> bool:
@@ -290,13 +301,13 @@ def refused(home: Path, data_dir: Path, *, port: int = 0, env: Mapping[str, str]
 
 
 def _launch(
-    home: Path, data_dir: Path, *, env: Mapping[str, str] | None, port: int
+    home: Path, data_dir: Path, *, env: Mapping[str, str] | None, port: int, before: Sequence[str] = ()
 ) -> tuple[subprocess.Popen[bytes], Path, Path]:
     number = len(list(home.glob("*.out")))
     stdout, stderr = home / f"serve-{number}.out", home / f"serve-{number}.err"
     with stdout.open("wb") as out, stderr.open("wb") as err:
         process = subprocess.Popen(
-            [HOLDFAST, "serve", "--data-dir", data_dir, "--port", str(port)],
+            [*before, HOLDFAST, "serve", "--data-dir", data_dir, "--port", str(port)],
             cwd=home,
             env=clean_environment(home, env),
             stdin=subprocess.DEVNULL,

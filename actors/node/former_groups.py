@@ -1,0 +1,52 @@
+"""Control groups of an earlier layout: at the roots of the hierarchies, named by a hash of the data folder's path.
+
+Two services with one path in two mount namespaces had one group. So they are removed only where no other service is
+seen to live at this path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from actors.node.cgroup import remove_groups
+from actors.node.hierarchies import PROCS, Hierarchies
+
+_LOCK = "lock"
+_PRESENCE = "node/presence"
+_DELETED = " (deleted)"
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+
+
+def remove(data_dir: Path) -> None:
+    """Ends what runs in the groups that an earlier release made for this data folder, and removes them.
+
+    Raises:
+        CgroupError: a process in them hangs in the kernel.
+    """
+    name = f"holdfast-{hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]}"
+    tops = [root / name for root in Hierarchies.find().roots if (root / name).is_dir()]
+    if tops and not _is_shared(tops) and not _has_another_service(data_dir):
+        for top in tops:
+            remove_groups(top)
+
+
+def _is_shared(tops: list[Path]) -> bool:
+    """Whether there may be a service that we do not see, in another pid namespace."""
+    members = [pid for top in tops for file in top.rglob(PROCS) for pid in file.read_text().split()]
+    return "0" in members or (not members and os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE)
+
+
+def _has_another_service(data_dir: Path) -> bool:
+    """Whether a process has the locks of a service open that lie at the same path as ours, and are other files."""
+    places = (str(data_dir / _LOCK), str(data_dir / _PRESENCE))
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            path = os.readlink(link)
+            if (path == places[0] or path.startswith(f"{places[1]}/")) and not path.endswith(_DELETED):
+                opened = link.stat()
+                if not (os.path.exists(path) and os.path.samestat(opened, os.stat(path))):
+                    return True
+    return False

@@ -1,0 +1,117 @@
+"""The node's hierarchies of control groups, and the place in each of the group that the service was started in.
+
+Everything that the service makes lies below that group: so what limits and counts the service (a pod, a unit of
+systemd) limits and counts the commands of its sandboxes, too.
+
+Source: cgroups(7) and cgroup_namespaces(7) for both files; Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from actors.node import mountinfo
+from actors.node.errors import CgroupError
+
+SERVICE_LEAF = "holdfast-service"
+"""The group, below the one that the service was started in, that its own processes move into."""
+PROCS = "cgroup.procs"
+_CONTROLLERS = ("memory", "pids")
+_MOUNTS = Path("/proc/self/mountinfo")
+_GROUPS = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchies:
+    """The group that the service was started in, in each hierarchy, as a folder. `v1` has one for each controller."""
+
+    v2: Path
+    v1: dict[str, Path]
+    roots: tuple[Path, ...] = ()
+    """Where the hierarchies are mounted, the one of v2 first."""
+
+    @classmethod
+    def find(cls, mounts: Path = _MOUNTS, groups: Path = _GROUPS) -> Hierarchies:
+        """Reads what is mounted, and which groups this process is in.
+
+        Raises:
+            CgroupError: there is no cgroup v2 here in which groups can be made.
+        """
+        own = _own_groups(groups.read_text())
+        v2: tuple[Path, Path] | None = None
+        v1: dict[str, tuple[Path, Path]] = {}
+        for mount in mountinfo.parse(mounts.read_bytes()):
+            if mount.fs_type == "cgroup2" and v2 is None:
+                v2 = _placed(mount, own.get(""))
+            elif mount.fs_type == "cgroup":
+                for controller in set(_CONTROLLERS) & set(mount.super_options) & own.keys() - v1.keys():
+                    if found := _placed(mount, own[controller]):
+                        v1[controller] = found
+        if v2 is None:
+            raise CgroupError("no cgroup v2 hierarchy is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
+        if not os.access(v2[1], os.W_OK):
+            raise CgroupError(
+                f"the cgroup v2 hierarchy is read-only at {v2[1]}",
+                hint=f"mount -o remount,bind,rw {v2[0]} (a container needs CAP_SYS_ADMIN for it, or a writable mount)",
+            )
+        roots = dict.fromkeys([v2[0], *(root for root, _ in v1.values())])
+        return cls(v2[1], {controller: base for controller, (_, base) in v1.items()}, tuple(roots))
+
+    def named(self, name: str) -> Iterator[Path]:
+        """Every group of this name, wherever it lies; those of v2 first."""
+        for root in self.roots:
+            for folder, children, _ in os.walk(root):
+                if name in children:
+                    yield Path(folder, name)
+
+
+def own_procs() -> Path:
+    """The file of cgroup v2 that names the processes of the very group that this process is in now.
+
+    Raises:
+        CgroupError: as `Hierarchies.find`.
+    """
+    in_leaf = PurePosixPath(_own_groups(_GROUPS.read_text())[""]).name == SERVICE_LEAF
+    return (_base() / SERVICE_LEAF if in_leaf else _base()) / PROCS
+
+
+@functools.cache
+def _base() -> Path:
+    return Hierarchies.find().v2
+
+
+def _own_groups(text: str) -> dict[str, str]:
+    """The group of this process in each hierarchy by controller; cgroup v2's has none."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        _, controllers, group = line.split(":", 2)
+        found |= dict.fromkeys(controllers.split(","), group)
+    return found
+
+
+def _placed(mount: mountinfo.Mount, group: str | None) -> tuple[Path, Path] | None:
+    """Where a hierarchy is mounted, and the folder of the service's group in it; None if that does not show there."""
+    if group is None:
+        return None
+    inside = PurePosixPath(group)
+    if inside.name == SERVICE_LEAF:
+        inside = inside.parent
+    if ".." not in PurePosixPath(mount.root).parts and inside.is_relative_to(mount.root):
+        return mount.point, mount.point / inside.relative_to(mount.root)
+    found = _search(mount.point)
+    return None if found is None else (mount.point, found)
+
+
+def _search(root: Path) -> Path | None:
+    """Finds our group by our pid: a hierarchy mounted in another cgroup namespace does not say where its root is."""
+    me = str(os.getpid())
+    for folder, _, _ in os.walk(root):
+        with suppress(OSError):
+            if me in Path(folder, PROCS).read_text().split():
+                return Path(folder).parent if Path(folder).name == SERVICE_LEAF else Path(folder)
+    return None

@@ -1,0 +1,222 @@
+"""Sandboxes' groups lie below the service's own, in whichever group, namespace or company it was started.
+
+Real groups of the kernel. The one domain controller that cgroup v2 has on a machine with the others in v1 hierarchies
+stands for memory: the kernel's rules about it are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.config import NodeConfig
+from actors.node import former_groups
+from actors.node.cgroup import Cgroup, Limits
+from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies
+from actors.sandbox import NodeLayout
+from actors.upkeep import Upkeep
+from tests.support.mount_leaks import wait_until
+from tests.support.namespaces import PROJECT
+
+ROOT = Hierarchies.find().roots[0]
+DOMAIN = next(name for name in ("memory", "hugetlb") if name in (ROOT / "cgroup.controllers").read_text())
+CHILD = """
+import os, subprocess, sys, threading
+from pathlib import Path
+from actors.node.cgroup import Cgroup
+from actors.node.delegation import Group, pass_on
+from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies
+base, controller = Hierarchies.find().v2, sys.argv[1]
+def own():
+    return Path("/proc/self/cgroup").read_text()
+"""
+RACING = """
+over = threading.Event()
+def fork():
+    while not over.is_set():
+        subprocess.Popen(["/bin/sh", "-c", "/bin/true; /bin/true"]).wait()
+threads = [threading.Thread(target=fork) for _ in range(4)]
+for thread in threads:
+    thread.start()
+try:
+    print(pass_on(Group(base), [controller]))
+    print((base / PROCS).read_text().split(), controller in (base / "cgroup.subtree_control").read_text())
+    print(str(os.getpid()) in (base / SERVICE_LEAF / PROCS).read_text().split(), Hierarchies.find().v2 == base)
+finally:
+    over.set()
+    for thread in threads:
+        thread.join()
+"""
+ALONE = """
+print(pass_on(Group(base), [controller]))
+print(SERVICE_LEAF in own(), (base / PROCS).read_text().split())
+"""
+SANDBOX = """
+group = Cgroup("holdfast-x/one", memory_bytes=2**28, processes=20)
+group.prepare()
+ended = subprocess.run(group.entry(["cat", "/proc/self/cgroup"]), capture_output=True, text=True)
+print(ended.stdout)
+print(group.limits())
+group.remove()
+Cgroup.remove_tree("holdfast-x")
+"""
+
+
+@pytest.fixture
+def parent() -> Iterator[Path]:
+    """A group of cgroup v2 with a domain controller, empty, and with the same name in the hierarchies of v1."""
+    found = Hierarchies.find()
+    name = f"hf-test-{uuid.uuid4().hex[:12]}"
+    (ROOT / "cgroup.subtree_control").write_text(f"+{DOMAIN}")
+    for base in (found.v2, *found.v1.values()):
+        (base / name).mkdir()
+    yield found.v2 / name
+    for base in (found.v2, *found.v1.values()):
+        for folder, _, _ in os.walk(base / name, topdown=False):
+            assert wait_until(lambda folder=folder: not Path(folder, PROCS).read_text(), timeout_s=5)  # type: ignore[misc]
+            Path(folder).rmdir()
+
+
+def started_in(group: Path, *argv: str) -> subprocess.Popen[str]:
+    """A process that was started in a group of v2, and in those of its name in v1."""
+    found = Hierarchies.find()
+    groups = [group, *(base / group.name for base in found.v1.values())]
+    enter = "".join(f"echo 0 > {folder / PROCS} && " for folder in groups)
+    return subprocess.Popen(
+        ["sh", "-c", f'{enter}exec "$@"', "sh", *argv],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT)},
+    )
+
+
+def said(group: Path, program: str, *before: str) -> str:
+    """What a Python program prints that was started in a group."""
+    with started_in(group, *before, sys.executable, "-c", CHILD + program, DOMAIN) as child:
+        out, _ = child.communicate(timeout=60)
+        assert child.returncode == 0
+        return out
+
+
+def namespaced(*, remounted: bool) -> tuple[str, ...]:
+    """The words that give a program a cgroup namespace of its own, with or without a mount of its own."""
+    mount = f"umount {ROOT}; mount -t cgroup2 none {ROOT}; " if remounted else ""
+    return ("unshare", "--cgroup", "--mount", "sh", "-c", f'{mount}exec "$@"', "sh")
+
+
+def test_the_service_moves_into_its_leaf_while_its_processes_fork(parent: Path) -> None:
+    assert said(parent, RACING).splitlines() == ["None", "[] True", "True True"]
+
+
+def test_a_service_that_shares_its_group_moves_nobody_and_says_with_whom(parent: Path) -> None:
+    with started_in(parent, "sleep", "1000") as stranger:
+        try:
+            assert wait_until(lambda: str(stranger.pid) in (parent / PROCS).read_text().split())
+            obstacle, where = said(parent, ALONE).splitlines()
+            assert "sleep" in obstacle
+            assert where.startswith("False")
+            assert (parent / PROCS).read_text().split() == [str(stranger.pid)]
+            assert not (parent / SERVICE_LEAF).exists()
+        finally:
+            stranger.kill()
+
+
+@pytest.mark.parametrize("remounted", [True, False])
+def test_all_that_share_a_containers_namespace_move_with_the_service(parent: Path, remounted: bool) -> None:
+    *unshare, shell, option, script, name = namespaced(remounted=remounted)
+    company = script.replace("exec", "setsid sleep 1000 > /dev/null & exec")
+    out = said(parent, ALONE, *unshare, shell, option, company, name).splitlines()
+    try:
+        assert out[0] == "None"
+        assert out[1].startswith("True []")
+        assert len((parent / SERVICE_LEAF / PROCS).read_text().split()) == 1  # the other, who lives on
+    finally:
+        (parent / "cgroup.kill").write_text("1")
+
+
+@pytest.mark.parametrize("before", [(), namespaced(remounted=True), namespaced(remounted=False)], ids=str)
+def test_a_sandboxs_group_and_its_limits_are_below_the_services_own(parent: Path, before: tuple[str, ...]) -> None:
+    groups, limits = said(parent, SANDBOX, *before).rsplit("\n\n", 1)
+    own = {line.split(":")[1]: line.split(":", 2)[2] for line in groups.splitlines()}
+    above = "" if before else f"/{parent.name}"
+    assert own[""] == f"{above}/holdfast-x/one"
+    assert own["pids"].endswith("/holdfast-x/one")
+    assert limits.strip() == repr(Limits(memory_bytes=2**28, processes=20))
+    for base in (Hierarchies.find().v2, *Hierarchies.find().v1.values()):
+        assert not list((base / parent.name).glob("holdfast-x"))
+
+
+def test_what_an_earlier_run_left_elsewhere_is_ended_and_anothers_is_not(parent: Path, tmp_path: Path) -> None:
+    layout = NodeLayout(NodeConfig(data_dir=tmp_path))
+    earlier, other = parent / layout.cgroup / "one", parent / "holdfast-another" / "one"
+    for group in (earlier, other):
+        group.mkdir(parents=True)
+    with started_in(parent, "sleep", "1000") as old, started_in(parent, "sleep", "1000") as foreign:
+        try:
+            (earlier / PROCS).write_text(str(old.pid))
+            (other / PROCS).write_text(str(foreign.pid))
+            (earlier / "cgroup.freeze").write_text("1")
+            Upkeep(NodeConfig(data_dir=tmp_path), None).sweep()
+            assert old.wait(10) == -9
+            assert not earlier.parent.exists()
+            assert foreign.poll() is None
+        finally:
+            foreign.kill()
+
+
+@pytest.fixture
+def former(tmp_path: Path) -> Iterator[Path]:
+    """The group that an earlier layout had for a data folder."""
+    name = f"holdfast-{hashlib.sha256(str(tmp_path / 'data').encode()).hexdigest()[:12]}"
+    (tmp_path / "data").mkdir()
+    group = ROOT / name
+    (group / "one").mkdir(parents=True)
+    yield group
+    Cgroup.remove_tree(name)
+
+
+def in_group(group: Path, script: str = "exec sleep 1000") -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(["sh", "-c", script], start_new_session=True)
+    (group / PROCS).write_text(str(process.pid))
+    return process
+
+
+def test_a_group_of_the_earlier_layout_is_ended_and_removed(former: Path, tmp_path: Path) -> None:
+    with in_group(former / "one") as stray:
+        former_groups.remove(tmp_path / "data")
+        assert stray.wait(10) == -9
+    assert not former.exists()
+
+
+def test_a_group_of_the_earlier_layout_is_left_to_another_service_at_its_path(former: Path, tmp_path: Path) -> None:
+    # It sees another folder there: its mount namespace is its own.
+    (tmp_path / "other").mkdir()
+    hold = "exec 9> data/lock; echo ready; exec sleep 1000"
+    argv = ["unshare", "--mount", "sh", "-c", f"mount --bind other data; cd .; {hold}"]
+    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True) as service:
+        assert service.stdout is not None and service.stdout.readline() == b"ready\n"
+        with in_group(former / "one") as command:
+            try:
+                former_groups.remove(tmp_path / "data")
+                assert command.poll() is None
+                assert former.exists()
+            finally:
+                command.kill()
+                service.kill()
+
+
+def test_the_doctor_says_which_limits_are_not_in_force_and_why(parent: Path) -> None:
+    program = "from actors.node.doctor import _cgroup\nprint([(f.name, f.ok, f.required, f.detail) for f in _cgroup()])"
+    ok = said(parent, program)
+    assert "('limits', True, False, 'memory and processes of commands are limited')" in ok
+    hidden = "".join(f"umount {path}; " for path in {str(p) for p in Hierarchies.find().roots[1:]})
+    out = said(parent, program, "unshare", "--mount", "sh", "-c", f'{hidden}exec "$@"', "sh")
+    assert "('limits', False, False, 'not all in force: this control group has no controller for memory and proc" in out
