@@ -42,11 +42,11 @@ _STOPS_REMEMBERED = 1000
 class _Running:
     process: subprocess.Popen[bytes]
     status: IO[bytes]
-    error: ExecError | None = None
+    error: HoldfastError | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def stop(self, error: ExecError) -> None:
+    def stop(self, error: HoldfastError) -> None:
         """Kills the command; `error` is what its caller gets, unless another came first."""
         with self.lock:
             self.error = self.error or error
@@ -140,7 +140,7 @@ class Commands:
             self._check_undisturbed(running)
 
     def _check_undisturbed(self, running: _Running) -> None:
-        """Raises ExecError if a process was ended from outside, or may have ended because a mount under it died."""
+        """Raises the error for which a process was ended from outside, or MountLostError if a mount under it died."""
         lost = self._has_lost_mount()  # asked first: whoever mounts it anew stops the commands before
         if running.error is not None:
             raise running.error
@@ -157,7 +157,7 @@ class Commands:
         running.stop(_on_request())
         return True
 
-    def stop_all(self, error: ExecError) -> None:
+    def stop_all(self, error: HoldfastError) -> None:
         """Stops every process of the sandbox, and returns when none is left. Raises CgroupError."""
         with self._lock:
             for running in self._running.values():

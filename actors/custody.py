@@ -120,6 +120,12 @@ class Custody:
         found = self._durable.find() if self._durable is not None else None
         return found is not None and takeover.was_taken_up(found.state)
 
+    def may_be_here(self) -> bool:
+        """Whether the files that this node has of the sandbox are its newest. Raises StorageError."""
+        found = self._durable.find() if self._durable is not None else None
+        state = found.state if found is not None else None
+        return state is None or not takeover.was_taken_up(state) or state.node == self._place.identity
+
     def locate(self, *, has_record: bool) -> Origin:
         """Where the sandbox's content is. `has_record` says whether this node has a record of it.
 

@@ -38,6 +38,8 @@ Context = Mapping[str, Any]
 
 LEAVING = "leaving"
 """In the context of the error of an actor that is about to leave, and serves nothing any more."""
+DRAINING = "DRAINING"
+"""The reason in the context of an error that a node causes which is being drained."""
 
 
 class HoldfastError(Exception):

@@ -1,21 +1,29 @@
-"""The actor that each node has: it says who the node is, and keeps it clean. A thin Ray shell round `actors.upkeep`."""
+"""The actor that each node has: it says who the node is, keeps it clean, and empties it when Ray drains it.
+
+A thin Ray shell round `actors.upkeep` and `actors.drain`.
+"""
 
 from __future__ import annotations
 
 import functools
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from actors.logs import configure_logging, log
+from actors.rpc import draining_nodes
 
 if TYPE_CHECKING:
     from actors.config import SandboxConfig
+    from actors.drain import Drain
     from actors.upkeep import Upkeep
 
 _SWEEP_S = 300.0
+_DRAIN_S = 1.0
+"""How often Ray is asked whether it drains the node: a question of 2 ms to the cluster's head (measured)."""
 
 
 class NodeHost:
@@ -26,7 +34,10 @@ class NodeHost:
 
     def __init__(self, config: SandboxConfig) -> None:
         self._config = config
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._drain: Drain | None = None
         threading.Thread(target=self._keep_clean, name="sweep", daemon=True).start()
+        threading.Thread(target=self._watch_for_drain, name="drain", daemon=True).start()
 
     @functools.cached_property
     def _upkeep(self) -> Upkeep:
@@ -51,6 +62,53 @@ class NodeHost:
             except Exception as e:  # the next one tries again
                 log.error("sweep_failed", error=type(e).__name__)
             time.sleep(_SWEEP_S)
+
+    def want(self, tenant: str, sandbox_id: str) -> None:
+        """Somebody has called a sandbox that sleeps here while the node is being drained."""
+        if self._drain is not None:
+            self._drain.want(f"{tenant}/{sandbox_id}")
+
+    def leave(self) -> None:
+        """Ends this actor once the node is drained: it is the last one, and Ray then ends the node."""
+        if self._drain is not None and self._drain.is_done:
+            log.info("node_drained", node=self._node_id)
+            ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+
+    def _watch_for_drain(self) -> None:
+        while True:
+            try:
+                self._attend(draining_nodes().get(self._node_id))
+            except Exception as e:  # the cluster's head is away for a moment, or the disk hangs: it goes on
+                log.warning("drain_not_attended", error=type(e).__name__)
+            time.sleep(_DRAIN_S)
+
+    def _attend(self, deadline_ms: int | None) -> None:
+        if deadline_ms is None:
+            if self._drain is not None:
+                log.warning("drain_cancelled", node=self._node_id)
+                self._drain = None
+                self._upkeep.resume()
+            return
+        if self._drain is None:
+            self._drain = self._begun(deadline_ms)
+        self._drain.announce(deadline_ms)
+        self._drain.step()
+
+    def _begun(self, deadline_ms: int) -> Drain:
+        from actors.bucket import open_catalog
+        from actors.config import on_this_node
+        from actors.drain import Drain, schedule
+        from actors.draining_node import DrainingNode
+
+        self._upkeep.rest()
+        log.warning("node_is_being_drained", node=self._node_id, deadline_ms=deadline_ms)
+        here = on_this_node(self._config)
+        premises = DrainingNode(here, open_catalog(here), node_id=self._node_id)
+        return Drain(premises, schedule(deadline_ms, time.time()), start=_start)
+
+
+def _start(act: Callable[[], None]) -> None:
+    threading.Thread(target=act, name="hand-over", daemon=True).start()
 
 
 @functools.cache

@@ -19,9 +19,10 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.activity import refused_by_drain
 from actors.errors import SandboxUnavailableError
 from actors.logs import log
-from actors.rpc import NAMESPACE
+from actors.rpc import NAMESPACE, draining_nodes
 
 SLOTS = "sandbox_slots"
 """The resource of which each node offers as many as it can hold awake sandboxes."""
@@ -96,10 +97,24 @@ class Nodes:
                 for gone in known.keys() - alive:
                     known.pop(gone, None)
             new = alive - self._identities.keys() - self._asked.keys()
-        asked = {node_id: self._host(node_id).identity.remote() for node_id in new}
+        draining = set(draining_nodes()) if new else set[str]()
+        hosts = {node_id: self._old_host(node_id) if node_id in draining else self._host(node_id) for node_id in new}
+        asked = {node_id: host.identity.remote() for node_id, host in hosts.items() if host is not None}
         with self._lock:
             self._asked.update(asked)
             return dict(self._asked)
+
+    def _old_host(self, node_id: str) -> Any | None:
+        """The host of a node that is being drained: Ray would put no new one there. None once it has left."""
+        with contextlib.suppress(ValueError):
+            return self._hosts.get(node_id) or ray.get_actor(node_host_name(node_id), namespace=NAMESPACE)
+        return None
+
+    def release_drained(self) -> None:
+        """Lets the hosts of drained nodes leave, once all their sandboxes have: Ray ends a node on which nobody is."""
+        for node_id in draining_nodes():
+            if (host := self._old_host(node_id)) is not None:
+                host.leave.remote()
 
     def _host(self, node_id: str) -> Any:
         host = self._hosts.get(node_id)
@@ -141,17 +156,25 @@ class Nodes:
             return not alive[cluster_node]
         return time.monotonic() - self._began > REUNION_S
 
-    def choose(self, identity: str | None, near: str | None) -> str:
+    def choose(self, address: tuple[str, str], identity: str | None, near: str | None) -> str:
         """The node for a new actor: where its files are, where a backup's archive is at hand, or where most is free.
 
+        It is none that is being drained. If the files are on such a one, that node's host learns that somebody waits.
+
         Args:
+            address: the sandbox's tenant and name.
             identity: of the node with the sandbox's files, if it has any.
             near: a backup that the sandbox is about to restore.
 
         Raises:
-            SandboxUnavailableError: no slot is free, or none on the node with the files; after seconds.
+            SandboxUnavailableError: no slot is free, or none on the node with the files, after seconds; or it moves off
+                its node just now, and the caller's side is to ask again in a moment.
         """
         home = self._home(identity) if identity is not None else None
+        if home in draining_nodes():
+            if (host := self._old_host(home)) is not None:
+                host.want.remote(*address)
+            raise refused_by_drain()
         having = self._having(near) if home is None else set[str]()
         deadline = time.monotonic() + _FREED_S
         while True:
@@ -190,7 +213,8 @@ class Nodes:
         now = time.monotonic()
         while self._placed and now - self._placed[0][0] > _BOOKED_S:
             self._placed.popleft()
-        slots = {node["NodeID"]: free.get(node["NodeID"], {}).get(SLOTS, 0.0) for node in sandbox_nodes()}
+        nodes = {node["NodeID"] for node in sandbox_nodes()} - draining_nodes().keys()
+        slots = {node_id: free.get(node_id, {}).get(SLOTS, 0.0) for node_id in nodes}
         available = {node_id: count for node_id, count in slots.items() if count >= 1}
         return available, Counter(node_id for _, node_id in self._placed)
 

@@ -24,7 +24,21 @@ from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes
 
 REPORT_EVERY_S = 5.0
 _FLUSH_S = 1.0
-_HOUSEKEEPING = frozenset({"close", "close_all", "is_lost", "leave", "metrics", "ping", "relabel", "report"})
+_HOUSEKEEPING = frozenset(
+    {
+        "close",
+        "close_all",
+        "close_door",
+        "hand_over",
+        "is_lost",
+        "leave",
+        "metrics",
+        "ping",
+        "relabel",
+        "report",
+        "usage",
+    }
+)
 """Methods that serve nobody's call."""
 
 

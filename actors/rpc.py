@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import ray
+from ray._private import state as ray_state
 from ray._private.state import actors
 from ray.exceptions import (
     ActorDiedError,
@@ -37,6 +38,7 @@ from ray.exceptions import (
 )
 
 from actors.errors import (
+    DRAINING,
     LEAVING,
     HoldfastError,
     InternalError,
@@ -52,6 +54,8 @@ _SANDBOX_PREFIX = "sandbox:"
 MAILBOX, EXEC, FILES, READS = "mailbox", "exec", "files", "reads"
 """The lanes of a sandbox in which calls may have to wait."""
 _RETRY_S = 30.0
+_MOVES_S = 600.0
+"""How long a call waits at most, from its beginning on, for a sandbox that moves off a node that is being drained."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
 
 _REACHABLE_S = 5.0
@@ -82,6 +86,11 @@ def awake_sandboxes() -> list[str]:
     """The names of the actors that sandboxes have now, of all tenants."""
     rows = ray.util.list_named_actors(all_namespaces=True)
     return [row["name"] for row in rows if row["namespace"] == NAMESPACE and row["name"].startswith(_SANDBOX_PREFIX)]
+
+
+def draining_nodes() -> dict[str, int]:
+    """The nodes that Ray drains, and each one's deadline in milliseconds since 1970; 0 if it has none."""
+    return dict(ray_state.state.get_draining_nodes())
 
 
 def connect(address: str | None = None) -> None:
@@ -316,7 +325,8 @@ class ActorRef:
         return (yield from self._until_served(once, lane, None))
 
     def _until_served(self, once: Callable[[Any], Steps[T]], lane: str | None, near: str | None) -> Steps[T]:
-        deadline, pauses = time.monotonic() + self._retry_s, _pauses_s()
+        began = time.monotonic()
+        deadline, pauses = began + self._retry_s, _pauses_s()
         while True:
             handle, restarts = yield from self._found_or_made(lane, near)
             try:
@@ -331,6 +341,8 @@ class ActorRef:
                 if _is_elsewhere(e):  # the actor is where the files are not; the next one is placed anew
                     handle.leave.remote(0.0)
                     had_left = True
+                if _moves(e):  # for as long as the other node can be waited for
+                    deadline = min(time.monotonic() + self._retry_s, began + _MOVES_S)
                 if not had_left or time.monotonic() > deadline:
                     raise
                 if not (self._repeatable and isinstance(e, RayTaskError)):  # the service has answered, so it lives
@@ -408,6 +420,12 @@ def _is_elsewhere(e: RayError) -> bool:
     """Whether an actor refused a call because the sandbox's files are on another node."""
     cause = e.cause if isinstance(e, RayTaskError) else None
     return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == "ELSEWHERE"
+
+
+def _moves(e: RayError) -> bool:
+    """Whether an actor, or the service, refused a call because the sandbox is just being handed over."""
+    cause = e.cause if isinstance(e, RayTaskError) else None
+    return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == DRAINING and was_leaving(e)
 
 
 def _once(ref: Any) -> Steps[Any]:

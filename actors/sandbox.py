@@ -26,11 +26,12 @@ from actors.config import NodeConfig, SandboxConfig
 from actors.custody import Custody, after_recovery, after_restore, superseded
 from actors.durable_state import Found, Place, happened
 from actors.errors import (
+    DRAINING,
     BackupExpiredError,
     BackupNotFoundError,
     BackupRestoreError,
-    ExecError,
     ExecStoppedError,
+    HoldfastError,
     InvalidBackupConfigError,
     MountLostError,
     SandboxUnavailableError,
@@ -232,7 +233,13 @@ class LocalSandbox:
         with self._operations.run(OperationKind.BACKUP, options.dir) as progress:
             return self._creation(catalog).create(options, progress, idempotency_key=idempotency_key)
 
-    def _creation(self, catalog: BackupCatalog, *, of_sleep: bool = False) -> BackupCreation:
+    def _creation(
+        self,
+        catalog: BackupCatalog,
+        *,
+        of_sleep: bool = False,
+        paused: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> BackupCreation:
         from actors.backup import BackupCreation  # late: commands need not wait for what only transfers use
 
         return BackupCreation(
@@ -246,7 +253,7 @@ class LocalSandbox:
             transfer=self._config.transfer,
             pause_s=self._config.backup.pause_s,
             ledger=self.custody.ledger(),
-            paused=self._paused,
+            paused=paused or self._paused,
             of_sleep=of_sleep,
             meter=self._meter,
         )
@@ -630,6 +637,8 @@ class LocalSandbox:
 
     def _let_go(self) -> None:
         self.custody.close()
+        with contextlib.suppress(OSError):
+            os.utime(self._home)  # when it was used last, for whoever has to choose between those that sleep here
         self._presence.give_up()
 
     def _put_down(self) -> None:
@@ -645,8 +654,13 @@ class LocalSandbox:
         Raises:
             HoldfastError: something could not be backed up.
         """
-        catalog = configured(self._catalog, self._config)
+        configured(self._catalog, self._config)
         self.wake()
+        return self._backed_up(self._paused)
+
+    def _backed_up(self, paused: Callable[[], AbstractContextManager[None]]) -> list[Checkpoint]:
+        """Checkpoints of everything that is in the sandbox; `paused` pauses all that could change it meanwhile."""
+        catalog = configured(self._catalog, self._config)
         if self._safe_in is not None and (kept := self._checkpoints(self._safe_in)) is not None:
             return kept
         made = set()
@@ -654,7 +668,7 @@ class LocalSandbox:
             if self._holds_anything(top):
                 with self._operations.run(OperationKind.BACKUP, top) as progress:
                     options = BackupOptions(dir=top, name="asleep", ttl=_SLEEP_TTL_S)
-                    made.add(self._creation(catalog, of_sleep=True).create(options, progress).id)
+                    made.add(self._creation(catalog, of_sleep=True, paused=paused).create(options, progress).id)
         recorded = self._checkpoints(made)
         if recorded is None:
             raise StorageUnavailableError(
@@ -711,6 +725,26 @@ class LocalSandbox:
             self._presence.give_up(for_good=True)
         self.custody.clear_sleep()
 
+    def hand_over(self) -> None:
+        """Moves the sandbox into the bucket whatever runs in it, so that it can wake on another node. Repeatable.
+
+        What runs is paused until everything is backed up, and ended then: nothing that it has written is lost. Does
+        nothing where the sandbox has no files on this node, or newer ones elsewhere.
+
+        Raises:
+            HoldfastError: it is here still, and the next call finds it with all its files.
+        """
+        if not self.is_awake:
+            with self._unavailable_unless("handed over", outcome="not_executed", hint="Try again."):
+                if not self._restored.exists or not self.custody.may_be_here():
+                    return
+            self.wake()
+        with self._gate.alone(), self._unavailable_unless("handed over", outcome="not_executed", hint="Try again."):
+            with self._commands.paused():
+                in_bed = self._backed_up(contextlib.nullcontext)
+                self._stop(_moved())
+            self.sleep(in_bed)
+
     def _sleep_here(self) -> None:
         if self.is_awake and not self.custody.is_recorded:
             self.custody.report(lambda state: state)
@@ -745,9 +779,9 @@ class LocalSandbox:
             self._stop(ExecStoppedError("A restore stopped the command."))
             yield
 
-    def _stop(self, error: ExecError) -> None:
+    def _stop(self, error: HoldfastError) -> None:
         self._commands.stop_all(error)
-        self._transfers.abort_all()
+        self._transfers.abort_all(error if isinstance(error, SandboxUnavailableError) else None)
 
     def _revive(self, layer: Layer) -> None:
         """A daemon under a restored directory died: ends what used it, and mounts the same upper again."""
@@ -758,6 +792,15 @@ class LocalSandbox:
                 log.warning("layer_revived", sandbox=self.id, layer=layer.id)
             except (NodeError, OSError) as e:  # the tree is not whole now, so the next call takes it up anew
                 log.error("layer_lost", sandbox=self.id, layer=layer.id, error=type(e).__name__)
+
+
+def _moved() -> SandboxUnavailableError:
+    """For whoever waits for something that a hand-over has ended."""
+    return SandboxUnavailableError(
+        "The sandbox's node is being drained, which ended the call; what it had written until then was kept.",
+        hint="Look at the sandbox's state before you repeat the call.",
+        context={"outcome": "unknown", "reason": DRAINING},
+    )
 
 
 def choose_driver(node: NodeConfig) -> Driver:

@@ -14,12 +14,13 @@ import contextlib
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
-from actors.activity import Activity
+from actors.activity import Activity, Usage
 from actors.admission import THREADS, Admission
 from actors.errors import HoldfastError, SandboxUnavailableError
 from actors.guard import guarded, guarded_items
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 LANES = {**{lane: threads for lane, threads in THREADS.items() if lane != MAILBOX}, "control": 8, "labels": 1}
 _LAST_WORDS_S = 0.5
 """How long an actor that was replaced lives on, so that the answers of its calls arrive."""
+_CALLS_END_S = 2.0
+"""How long short calls get to end before a hand-over, and those that it has ended to hand their errors out."""
 _NODE_ASKED_S = 30.0
 _UNCALLED_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """How long a restarted actor waits for a call before it wakes by itself, and before each further try: after those that
@@ -129,7 +132,10 @@ class SandboxHost:
 
     def _serve(self, lane: str, act: Callable[[LocalSandbox], T], *, was_let_in: bool = True) -> T:
         """Serves a call that was let in to `lane`, or that goes on with a transfer, and needed no leave."""
-        with self._admission.serving(lane, was_let_in=was_let_in), self._activity.call():
+        with (
+            self._admission.serving(lane, was_let_in=was_let_in),
+            self._activity.call(goes_on=not was_let_in),
+        ):
             return self._answer(act)
 
     def _stream(self, lane: str, act: Callable[[LocalSandbox], Iterator[T]]) -> Iterator[T]:
@@ -210,6 +216,40 @@ class SandboxHost:
         except HoldfastError as e:
             log.warning("files_stay_on_the_node", error=e.code)
             return None
+
+    @ray.method(concurrency_group="control")
+    def usage(self) -> tuple[str, Usage]:
+        """What the cluster calls the node it runs on, and how much it is used."""
+        return ray.get_runtime_context().get_node_id(), self._activity.usage()
+
+    @ray.method(concurrency_group="control")
+    def close_door(self) -> None:
+        """Begins no call any more: `hand_over` is in the mailbox, and opens the door again if it fails."""
+        self._called.set()
+        self._activity.close()
+
+    def hand_over(self, force: bool) -> None:
+        """Moves the sandbox into the bucket, and leaves. Without `force` not while it serves a call.
+
+        Sent, after `close_door`, by the host of a node that is being drained.
+        """
+        with self._admission.serving(MAILBOX, was_let_in=False):
+            try:
+                self._activity.close()
+                if not self._activity.wait_until_idle(_CALLS_END_S) and not force:
+                    raise SandboxUnavailableError(
+                        "The sandbox is in use.", context={"outcome": "not_executed", "reason": "IN_USE"}
+                    )
+                self._answer(lambda box: box.hand_over())
+            except BaseException:
+                self._activity.stay()
+                raise
+            if not self._activity.wait_until_idle(_CALLS_END_S):
+                log.warning("answers_not_taken")
+        self._activity.end()
+        self.watch.flush(report_to_service)
+        time.sleep(_LAST_WORDS_S)
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
     # --- exec and files
 

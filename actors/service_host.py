@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -27,6 +28,7 @@ from actors.rpc import (
     NAMESPACE,
     SERVICE_NAME,
     awake_sandboxes,
+    draining_nodes,
     is_alive,
     sandbox_actor_name,
     unwrapped,
@@ -124,7 +126,7 @@ class ServiceHost:
         """A sandbox's new actor, and what the bucket has of the sandbox. Nobody else makes one meanwhile."""
         found = self._service.find_state(tenant, sandbox_id)
         home = found.stored.state.node if found and found.stored else None
-        node = guarded(lambda: self._nodes.choose(home, near))
+        node = guarded(lambda: self._nodes.choose((tenant, sandbox_id), home, near))
         config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
         actor = (
             _sandbox_class()
@@ -165,9 +167,20 @@ class ServiceHost:
             try:
                 self._nodes.attend()
                 self._warm.fill()
+                self._nodes.release_drained()
+                self._move_if_drained()
             except Exception as e:  # the cluster's head is away for a moment
                 log.warning("nodes_not_attended", error=type(e).__name__)
             time.sleep(_HOUSEKEEPING_S)
+
+    def _move_if_drained(self) -> None:
+        """Ends this process if its node is being drained: Ray starts the actor anew on another one, in seconds."""
+        draining = draining_nodes()
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        others = {node["NodeID"] for node in nodes if node["Alive"]} - draining.keys()
+        if others and ray.get_runtime_context().get_node_id() in draining:
+            log.warning("service_moves")
+            os._exit(1)
 
     def _keep_count(self) -> None:
         while True:

@@ -27,6 +27,7 @@ from actors.errors import (
     NoSpaceError,
     NotARegularFileError,
     PathForbiddenError,
+    SandboxUnavailableError,
 )
 from actors.gate import Gate
 from actors.models import TRANSFER_BYTES, writable_path
@@ -63,6 +64,8 @@ class _Open:
     lock: threading.Lock = field(default_factory=threading.Lock)
     used_at: float = field(default_factory=time.monotonic)
     ended: bool = False
+    error: HoldfastError | None = None
+    """Why it was ended, where that is neither a request nor a restore."""
 
 
 class Transfers:
@@ -90,7 +93,7 @@ class Transfers:
             while True:
                 with transfer.lock:
                     if transfer.ended:
-                        raise ExecStoppedError("The reading was stopped, on request or by a restore.")
+                        raise transfer.error or ExecStoppedError("The reading was stopped, on request or by a restore.")
                     with translated(inside):
                         data = reading.read()
                 if not data:
@@ -127,12 +130,16 @@ class Transfers:
             self._end(found)
         return found is not None
 
-    def abort_all(self) -> None:
-        """Ends every transfer, also those that read, and returns when none holds a file open."""
+    def abort_all(self, error: HoldfastError | None = None) -> None:
+        """Ends every transfer, also those that read, and returns when none holds a file open.
+
+        `error` is what their callers get, if the reason is neither a request nor a restore.
+        """
         with self._lock:
             everything = list(self._open.values())
             self._open.clear()
         for transfer in everything:
+            transfer.error = error
             self._end(transfer)
 
     def persist(self, command_id: str) -> Iterator[bytes]:
@@ -155,7 +162,7 @@ class Transfers:
         try:
             with self._gate.shared(), found.lock, translated(""):
                 if found.ended:
-                    raise ExecStoppedError("A restore stopped the transfer.")
+                    raise found.error or ExecStoppedError("A restore stopped the transfer.")
                 found.used_at = time.monotonic()
                 act(found.sink)
         except BaseException:
@@ -237,7 +244,7 @@ class _TarSink:
 
     def abort(self) -> None:
         kill_group(self._tar)
-        with suppress(ExecError):
+        with suppress(ExecError, SandboxUnavailableError):
             self._stack.close()
 
     def _refused(self) -> HoldfastError:

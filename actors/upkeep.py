@@ -6,6 +6,7 @@ sandbox without one was left by an actor that was killed. Its files stay: it is 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,6 +55,19 @@ class Upkeep:
         self._layout = NodeLayout(node)
         self._catalog = catalog
         self._cache = ArchiveCache(self._layout.cache, max_bytes=node.cache_max_bytes)
+        self._at_a_box = threading.Lock()
+        """Held while one sandbox is being swept: `Presence` does not keep this process from itself."""
+        self._rests = False
+
+    def rest(self) -> None:
+        """From now on leaves the sandboxes alone, until `resume`; returns when the one is done that is being swept."""
+        self._rests = True
+        with self._at_a_box:
+            pass
+
+    def resume(self) -> None:
+        """Sweeps sandboxes again."""
+        self._rests = False
 
     def identity(self) -> str:
         """Who this node is."""
@@ -68,18 +82,10 @@ class Upkeep:
         swept = Swept()
         for tenant, sandbox, home in self._boxes():
             lives_elsewhere = self._lives_elsewhere(tenant, sandbox)  # before the lock: the bucket may be slow
-            presence = Presence(self._layout.presence(tenant, sandbox))
-            try:
-                presence.claim(wait_s=0)
-            except MountBusyError:  # it is awake
-                continue
-            try:
-                self._sweep_box(tenant, sandbox, home, swept, lives_elsewhere=lives_elsewhere)
-            except (NodeError, OSError) as e:
-                log.error("sandbox_not_swept", sandbox=sandbox, error=type(e).__name__)
-                swept.stuck.append(sandbox)
-            finally:
-                presence.give_up(for_good=not home.exists())
+            with self._at_a_box:
+                if self._rests:
+                    break
+                self._sweep_unless_awake(tenant, sandbox, home, swept, lives_elsewhere=lives_elsewhere)
         self._sweep_groups()
         self._sweep_shared(swept)
         log.info("node_swept", **{name: getattr(swept, name) for name in Swept.__slots__})
@@ -92,6 +98,22 @@ class Upkeep:
             former_groups.remove(self._layout.data_dir)
         except (NodeError, OSError) as e:
             log.error("groups_left_behind", error=type(e).__name__)
+
+    def _sweep_unless_awake(
+        self, tenant: str, sandbox: str, home: Path, swept: Swept, *, lives_elsewhere: bool | None
+    ) -> None:
+        presence = Presence(self._layout.presence(tenant, sandbox))
+        try:
+            presence.claim(wait_s=0)
+        except MountBusyError:  # it is awake
+            return
+        try:
+            self._sweep_box(tenant, sandbox, home, swept, lives_elsewhere=lives_elsewhere)
+        except (NodeError, OSError) as e:
+            log.error("sandbox_not_swept", sandbox=sandbox, error=type(e).__name__)
+            swept.stuck.append(sandbox)
+        finally:
+            presence.give_up(for_good=not home.exists())
 
     def _boxes(self) -> Iterator[tuple[str, str, Path]]:
         for home in sorted((self._layout.root / "boxes").glob("*/*")):

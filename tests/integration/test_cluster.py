@@ -66,6 +66,21 @@ def test_the_sandboxes_of_a_node_that_dies_come_up_elsewhere_with_their_last_bac
 
 
 @pytest.mark.timeout(LIMIT_S + 60)
+def test_a_node_that_is_drained_under_load_loses_nothing_of_its_sandboxes(folder: Path, tmp_path: Path) -> None:
+    with embedded_s3(tmp_path / "s3") as server:
+        said = run("node_drain", folder, server.config)
+    print(f"empty after {said['empty_s']:.1f} s; the load: {said['ended']}")
+    assert said["before"] == {"0": 10}
+    assert said["after"].keys() <= {"1", "2"} and sum(said["after"].values()) == 10
+    since = {name: f"{name} since" if name.endswith("-0") else name for name in said["held"]}
+    assert said["held"] == said["again"] == {name: [text, "inner"] for name, text in since.items()}
+    assert set(said["commands"].values()) == {"SANDBOX_UNAVAILABLE unknown DRAINING True"}
+    assert all(said["lines"].values())
+    assert said["ended"].keys() == {"ok"}
+    assert said["left"] == [] and said["recovered"] == []
+
+
+@pytest.mark.timeout(LIMIT_S + 60)
 def test_an_actor_that_lives_on_on_a_node_that_was_cut_off_commits_nothing(folder: Path) -> None:
     with moto_s3(bucket="split-brain") as config:  # of its own, since all moto servers here share their buckets
         said = run("split_brain", folder, config)

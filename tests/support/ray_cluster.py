@@ -9,8 +9,10 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,11 @@ class Nodes:
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def is_alive(self, number: int) -> bool:
+        """Whether Ray takes it for alive."""
+        rows: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return any(row["NodeID"] == self.id(number) and row["Alive"] for row in rows)
 
     def raylet(self, number: int) -> int:
         """The pid of its raylet."""
@@ -179,3 +186,16 @@ def pause(pid: int) -> None:
 def resume(pid: int) -> None:
     """Lets it go on."""
     os.kill(pid, signal.SIGCONT)
+
+
+def drain(node_id: str, *, within_s: float) -> None:
+    """Has Ray announce that a node goes after so many seconds, as a preemption or `ray drain-node` does."""
+    raylet: Any = import_module("ray._raylet")
+    messages: Any = import_module("ray.core.generated.autoscaler_pb2")
+    accepted, why_not = raylet.GcsClient(ray.get_runtime_context().gcs_address).drain_node(
+        node_id,
+        messages.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION,
+        "a test",
+        round((time.time() + within_s) * 1000),
+    )
+    assert accepted, why_not

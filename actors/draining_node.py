@@ -1,0 +1,130 @@
+"""The sandboxes of a node that is being drained, as the node's host finds and moves them. Knows Ray.
+
+One that is awake is told to move by its actor, which then leaves. One that sleeps has no actor, and Ray puts none on a
+draining node: the node's host takes it up itself, in its own process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+
+from actors.config import SandboxConfig
+from actors.drain import Occupant
+from actors.errors import SandboxUnavailableError
+from actors.guard import guarded
+from actors.rpc import NAMESPACE, awake_sandboxes, sandbox_actor_name, unwrapped
+from actors.sandbox import LocalSandbox, NodeLayout, choose_driver
+from storage.catalog import BackupCatalog
+
+_ANSWER_S = 2.0
+"""How long actors are waited for that are asked whether they are in use: it takes them about a millisecond."""
+
+
+class DrainingNode:
+    """This node's sandboxes. Thread-safe: nothing of one sandbox is done twice at once."""
+
+    def __init__(self, config: SandboxConfig, catalog: BackupCatalog | None, *, node_id: str) -> None:
+        """`config` is this node's; `node_id` is what the cluster calls it."""
+        self._config = config
+        self._catalog = catalog
+        self._node_id = node_id
+        self._layout = NodeLayout(config.node)
+        self._settled: set[str] = set()
+        """Sandboxes that were handed over, or that have nothing here but what is out of date."""
+
+    def occupants(self) -> Sequence[Occupant]:
+        """See `drain.Premises`."""
+        awake = set(awake_sandboxes())
+        asked: dict[Any, tuple[str, str]] = {}
+        found: list[Occupant] = []
+        for tenant, sandbox in self._boxes():
+            name = sandbox_actor_name(tenant, sandbox)
+            actor = _find(name) if name in awake else None
+            if actor is not None:
+                asked[actor.usage.remote()] = (tenant, sandbox)
+            elif f"{tenant}/{sandbox}" not in self._settled and self._has_record(tenant, sandbox):
+                with contextlib.suppress(FileNotFoundError):  # it was handed over just now
+                    used_at = self._layout.box(tenant, sandbox).stat().st_mtime
+                    found.append(Occupant(tenant, sandbox, is_awake=False, in_use=False, used_at=used_at))
+        return [*found, *self._those_in_use(asked)]
+
+    def _boxes(self) -> Iterator[tuple[str, str]]:
+        for home in (self._layout.root / "boxes").glob("*/*"):
+            yield home.parent.name, home.name
+
+    def _has_record(self, tenant: str, sandbox: str) -> bool:
+        return (self._layout.box(tenant, sandbox) / "sandbox.json").exists()
+
+    def _those_in_use(self, asked: dict[Any, tuple[str, str]]) -> Iterator[Occupant]:
+        """The actors among those asked that are on this node; one that does not answer may be."""
+        if not asked:
+            return
+        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        now = time.time()
+        for ref in silent:
+            yield Occupant(*asked[ref], is_awake=True, in_use=True, used_at=now)
+        for ref in ready:
+            try:
+                node_id, usage = ray.get(ref)
+            except ray.exceptions.RayError:  # it has just left, or died: the next look tells
+                yield Occupant(*asked[ref], is_awake=True, in_use=False, used_at=now)
+                continue
+            if node_id == self._node_id:
+                used_at = now - usage.idle_s
+                yield Occupant(*asked[ref], is_awake=True, in_use=usage.is_serving, used_at=used_at)
+
+    def hand_over(self, occupant: Occupant, *, force: bool) -> None:
+        """See `drain.Premises`."""
+        actor = _find(sandbox_actor_name(occupant.tenant, occupant.sandbox))
+        if actor is not None:
+            _tell_to_move(actor, force=force)
+        else:
+            guarded(lambda: self._hand_over_here(occupant))
+            self._settled.add(occupant.name)
+
+    def _hand_over_here(self, occupant: Occupant) -> None:
+        box = LocalSandbox(
+            occupant.tenant,
+            occupant.sandbox,
+            self._config,
+            driver=self._driver,
+            catalog=self._catalog,
+            cluster_node=self._node_id,
+        )
+        try:
+            box.hand_over()
+        finally:
+            if box.is_awake:  # it sleeps here still
+                box.close()
+
+    @functools.cached_property
+    def _driver(self) -> Any:
+        return choose_driver(self._config.node)
+
+
+def _find(name: str) -> Any | None:
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _tell_to_move(actor: Any, *, force: bool) -> None:
+    """Returns once the actor has left. Raises HoldfastError."""
+    actor.close_door.remote()
+    try:
+        ray.get(actor.hand_over.remote(force))
+    except ray.exceptions.RayTaskError as e:
+        raise unwrapped(e) from None
+    except ray.exceptions.ActorDiedError:  # it has left, through its mailbox
+        return
+    except ray.exceptions.RayError as e:
+        raise SandboxUnavailableError(
+            "The sandbox's actor went away.", context={"outcome": "unknown", "reason": type(e).__name__}
+        ) from None

@@ -1,0 +1,186 @@
+"""Who is handed over when, while a node is being drained; with a clock that is stepped by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from actors.drain import Drain, Occupant, Schedule, schedule
+from actors.errors import SandboxUnavailableError
+
+BEGAN, END = 1000.0, 1400.0
+TIMES = Schedule(BEGAN, END)
+
+
+def asleep(name: str, *, used_at: float = 0.0) -> Occupant:
+    return Occupant("default", name, is_awake=False, in_use=False, used_at=used_at)
+
+
+def awake(name: str, *, used_at: float = 0.0) -> Occupant:
+    return replace(asleep(name, used_at=used_at), is_awake=True)
+
+
+def in_use(name: str, *, used_at: float = 0.0) -> Occupant:
+    return replace(awake(name, used_at=used_at), in_use=True)
+
+
+def names(rows: list[Occupant]) -> list[str]:
+    return [row.sandbox for row in rows]
+
+
+class House:
+    """A node: who is on it, and who was moved. What is started runs when the test says so."""
+
+    def __init__(self, *occupants: Occupant) -> None:
+        self.here = {row.name: row for row in occupants}
+        self.moved: list[tuple[str, bool]] = []
+        self.refusing: set[str] = set()
+        self.started: list[Callable[[], None]] = []
+        self.now = BEGAN
+
+    def occupants(self) -> list[Occupant]:
+        return list(self.here.values())
+
+    def hand_over(self, occupant: Occupant, *, force: bool) -> None:
+        self.moved.append((occupant.sandbox, force))
+        if occupant.sandbox in self.refusing:
+            raise SandboxUnavailableError("x")
+        del self.here[occupant.name]
+
+    def drain(self, *, at_once: int = 2) -> Drain:
+        return Drain(self, TIMES, start=self.started.append, clock=lambda: self.now, at_once=at_once)
+
+    def finish(self) -> None:
+        """Lets everything end that was started."""
+        started, self.started[:] = list(self.started), []
+        for act in started:
+            act()
+
+
+def test_a_quarter_of_the_time_is_the_share_of_calls_and_a_minute_at_most() -> None:
+    assert Schedule(BEGAN, BEGAN + 40).share_ends_at == BEGAN + 10
+    assert Schedule(BEGAN, BEGAN + 3600).share_ends_at == BEGAN + 60
+    assert Schedule(BEGAN, math.inf).share_ends_at == BEGAN + 60
+    assert Schedule(BEGAN, BEGAN - 5).share_ends_at == BEGAN
+
+
+def test_ray_announces_milliseconds_and_zero_for_no_deadline() -> None:
+    assert schedule(1_400_000, BEGAN) == TIMES
+    assert schedule(0, BEGAN) == Schedule(BEGAN, math.inf)
+
+
+def test_idle_ones_go_first_while_calls_have_their_share_the_latest_used_before() -> None:
+    rows = [asleep("old", used_at=1), in_use("busy"), awake("idle", used_at=2), asleep("new", used_at=3)]
+    assert names(TIMES.due(rows, (), BEGAN)) == ["idle", "new", "old"]
+
+
+def test_those_in_use_go_first_once_the_share_is_over() -> None:
+    rows = [asleep("new", used_at=9), in_use("used", used_at=1), awake("idle", used_at=2), in_use("latest", used_at=3)]
+    assert names(TIMES.due(rows, (), TIMES.share_ends_at)) == ["latest", "used", "idle", "new"]
+
+
+def test_a_sleeping_one_that_somebody_calls_goes_before_the_idle_ones() -> None:
+    rows = [awake("idle", used_at=2), asleep("called", used_at=1)]
+    assert names(TIMES.due(rows, ["default/called"], BEGAN)) == ["called", "idle"]
+
+
+def test_no_more_are_handed_over_at_once_than_the_node_allows() -> None:
+    house = House(*(asleep(f"box-{number}", used_at=-number) for number in range(5)))
+    drain = house.drain(at_once=2)
+    for so_far in (2, 4, 5):
+        drain.step()
+        drain.step()
+        house.finish()
+        assert len(house.moved) == so_far
+    assert house.moved == [(f"box-{number}", False) for number in range(5)]
+    drain.step()
+    assert drain.is_done
+
+
+def test_a_place_is_kept_for_those_in_use_until_their_share_is_over() -> None:
+    house = House(in_use("busy"), *(asleep(f"box-{number}", used_at=-number) for number in range(3)))
+    drain = house.drain(at_once=2)
+    drain.step()
+    house.now = TIMES.share_ends_at
+    drain.step()
+    house.finish()
+    assert house.moved == [("box-0", True), ("busy", True)]
+
+
+def test_a_call_that_ends_within_its_share_is_not_forced() -> None:
+    house = House(in_use("busy"))
+    drain = house.drain()
+    drain.step()
+    assert house.started == [] and not drain.is_done
+    house.here["default/busy"] = awake("busy")
+    house.now = TIMES.share_ends_at - 1
+    drain.step()
+    house.finish()
+    assert house.moved == [("busy", False)]
+
+
+def test_what_fails_is_tried_again_and_keeps_nobody_else_waiting() -> None:
+    house = House(awake("unlucky"), asleep("other"))
+    house.refusing = {"unlucky"}
+    drain = house.drain(at_once=1)
+    drain.step()
+    house.finish()
+    drain.step()
+    house.finish()
+    assert house.moved == [("unlucky", False), ("other", False)]
+    drain.step()
+    assert house.started == [] and not drain.is_done
+    house.refusing, house.now = set(), BEGAN + 60
+    drain.step()
+    house.finish()
+    drain.step()
+    assert drain.is_done and house.moved[-1] == ("unlucky", True)
+
+
+def test_a_shorter_deadline_that_is_announced_later_counts() -> None:
+    house = House(in_use("busy"))
+    drain = house.drain()
+    drain.announce(int((BEGAN + 8) * 1000))
+    house.now = BEGAN + 2
+    drain.step()
+    house.finish()
+    assert house.moved == [("busy", True)]
+
+
+def test_nothing_is_done_before_the_first_look() -> None:
+    house = House()
+    drain = house.drain()
+    assert not drain.is_done
+    drain.step()
+    assert drain.is_done
+
+
+def test_a_drain_is_not_done_while_a_hand_over_is_under_way() -> None:
+    slow = asleep("slow")
+    house = House(slow)
+    drain = house.drain()
+    drain.step()
+    house.here.clear()
+    drain.step()
+    assert not drain.is_done
+    house.here[slow.name] = slow
+    house.finish()
+    drain.step()
+    assert drain.is_done
+
+
+def test_those_who_are_late_are_named_once_before_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    house = House(asleep("late"))
+    house.refusing = {"late"}
+    drain = house.drain()
+    drain.step()
+    assert "late" not in capsys.readouterr().err
+    house.now = END - 1
+    drain.step()
+    drain.step()
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("sandboxes_not_handed_over") == 1
+    assert "default/late" in said.out + said.err
