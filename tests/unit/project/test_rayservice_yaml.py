@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ray._common.utils import import_attr
+from ray._private import ray_constants
 from ray.serve.schema import ServeDeploySchema
 
 from actors.nodes import SLOTS
@@ -124,6 +125,16 @@ def test_a_lost_node_is_noticed_early_here_and_in_the_cluster_file(groups: dict[
 def test_the_sandboxes_workers_import_what_those_of_one_machine_do(groups: dict[str, dict[str, Any]]) -> None:
     preloaded = rayservice.plain_environment(groups["sandboxes"])["RAY_preload_python_modules"]
     assert preloaded == ",".join(PRELOADED)
+
+
+def test_a_pod_of_sandboxes_has_minutes_to_hand_them_over_before_it_is_killed(
+    groups: dict[str, dict[str, Any]],
+) -> None:
+    values: dict[str, Any] = {row["name"]: row.get("value") for row in environment(groups["sandboxes"])}
+    drain_s = float(values["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+    assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
+    granted_s = groups["sandboxes"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert 300 <= drain_s <= granted_s - 30  # which the end of the processes takes after that
 
 
 def test_the_data_folder_of_the_settings_is_a_volume_of_the_sandboxes_node(groups: dict[str, dict[str, Any]]) -> None:
