@@ -42,6 +42,7 @@ from actors.models import (
     Model,
     NewSandbox,
     Operation,
+    Recovery,
     RestoreBackupResult,
     RestoreMode,
     RestoreOptions,
@@ -308,6 +309,11 @@ class Sandbox:
     def id(self) -> str:
         """The sandbox's name."""
         return self.calls.id
+
+    @property
+    def notice(self) -> Recovery | None:
+        """How the sandbox came back after the loss of its node, if a call of this object was told; otherwise None."""
+        return self.calls.actor.heard
 
     @property
     def actor(self) -> Any:

@@ -87,6 +87,9 @@ class Custody:
         """Backups that earlier actors have begun, or calls of ours that failed, and that are not settled yet."""
         self._is_open = False
         """Whether the sandbox was located, and neither closed nor destroyed since."""
+        self._unsaved: list[str] | None = None
+        """The writable roots that hold anything which is in no checkpoint, as of this actor's last look."""
+        self._noting = threading.Lock()
         self._is_telling_of_sleep = False
         """Whether a sleep is being written, perhaps one that was given up; so long nobody else has `_taking`."""
 
@@ -237,8 +240,10 @@ class Custody:
             state = with_checkpoint(state, _checkpoint_in(entry))
         created_at = min(state.created_at, record.created_at)
         state = state.model_copy(update={"restored": restored, "created_at": created_at})
+        if self._unsaved is not None:
+            state = state.model_copy(update={"unsaved": self._unsaved})
         recovered = recovery_in(record)
-        if recovered is not None and recovered != state.recovery:  # likewise
+        if recovered is not None and not _is_reported(recovered, state):  # likewise
             return after_recovery(state, record)
         return happened(state, "created" if state.epoch == 0 else "woke", node=self._place.identity)
 
@@ -324,6 +329,50 @@ class Custody:
                 log.warning("labels_not_read", sandbox=self._sandbox, error=type(e).__name__)
 
         within_moments(act)
+
+    def note_unsaved(self, roots: Sequence[str]) -> None:
+        """Takes note of the writable roots that hold anything which is in no checkpoint; tells the bucket what is new.
+
+        That happens in the background, and nobody waits for it: it is for whoever has to name what is lost.
+        """
+        self._unsaved = list(roots)
+        if self._is_note_behind and self._noting.acquire(blocking=False):
+            threading.Thread(target=self._note, name="note", daemon=True).start()
+
+    @property
+    def _is_note_behind(self) -> bool:
+        durable, state = self._durable, self.state
+        if durable is None or state is None or state.node is None or not self._is_open:  # it is told with the epoch
+            return False
+        return state.unsaved != self._unsaved or durable.is_behind
+
+    def _note(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        try:
+            while self._is_note_behind:
+                try:
+                    self.change(lambda state: state.model_copy(update={"unsaved": self._unsaved}))
+                except StorageError as e:
+                    log.warning("unsaved_roots_not_noted", sandbox=self._sandbox, error=type(e).__name__)
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        except SandboxUnavailableError:  # it was put down meanwhile, or another actor has it
+            return
+        finally:
+            self._noting.release()
+        if self._unsaved is not None:  # somebody may have looked again just now
+            self.note_unsaved(self._unsaved)
+
+    def told(self, at: datetime) -> None:
+        """Somebody was told for sure of the recovery of that instant: nobody else needs to be."""
+
+        def change(state: SandboxState) -> SandboxState:
+            recovery = state.recovery
+            if recovery is None or recovery.at != at or recovery.told_at is not None:
+                return state
+            return state.model_copy(update={"recovery": recovery.model_copy(update={"told_at": datetime.now(UTC)})})
+
+        self.report(change)
 
     def check(self) -> None:
         """Raises SandboxUnavailableError if another actor has taken over. Raises StorageError."""
@@ -549,7 +598,13 @@ def recovery_in(record: Record) -> Recovery | None:
         RecoveredDirectory(dir=row.dir, backup_id=row.backup_id, taken_at=row.taken_at, error=row.error)
         for row in recovery.directories
     ]
-    return Recovery(at=recovery.at, lost_node=recovery.lost_node, directories=directories)
+    lost = list(recovery.lost) if recovery.lost is not None else None
+    return Recovery(at=recovery.at, lost_node=recovery.lost_node, directories=directories, lost=lost)
+
+
+def _is_reported(recovered: Recovery, state: SandboxState) -> bool:
+    """Whether the state has a recovery already, whether or not somebody was told of it."""
+    return state.recovery is not None and recovered == state.recovery.model_copy(update={"told_at": None})
 
 
 def after_recovery(state: SandboxState, record: Record) -> SandboxState:
@@ -559,7 +614,10 @@ def after_recovery(state: SandboxState, record: Record) -> SandboxState:
     checkpoints = [row for row in state.checkpoints if (row.dir, row.backup_id) not in gone]
     known = {(row.dir, row.backup_id) for row in checkpoints}
     reported = recovery_in(record)
+    for root in (reported.lost or []) if reported else []:
+        state = happened(state, "lost", dir=root, node=reported.lost_node if reported else None)
     changed = {
+        "unsaved": [],
         "restored": [row for row in restored_in(record) if (row.dir, row.backup_id) in known],
         "checkpoints": checkpoints,
         "recovery": reported or state.recovery,
@@ -575,6 +633,7 @@ def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint], slept
         "slept_on": state.node,
         "restored": [],
         "checkpoints": list(checkpoints),
+        "unsaved": [],
     }
     return happened(state.model_copy(update=changed), "slept", at=slept_at)
 

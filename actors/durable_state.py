@@ -227,7 +227,8 @@ def with_checkpoint(state: SandboxState, checkpoint: Checkpoint, *, covers_all: 
         for other in state.checkpoints
         if other.dir != checkpoint.dir and not (covers_all and other.dir.startswith(inside))
     ]
-    return state.model_copy(update={"checkpoints": [*kept, checkpoint][-MAX_ROWS:]})
+    unsaved = state.unsaved and [root for root in state.unsaved if root != checkpoint.dir or not covers_all]
+    return state.model_copy(update={"checkpoints": [*kept, checkpoint][-MAX_ROWS:], "unsaved": unsaved})
 
 
 def with_backup(state: SandboxState, record: BackupRecord) -> SandboxState:

@@ -333,11 +333,23 @@ class RecoveredDirectory(Model):
 
 
 class Recovery(Model):
-    """How a sandbox came back after the node with its files was lost: with these directories, and nothing else."""
+    """How a sandbox came back after the node with its files was lost: with these directories, and nothing else.
+
+    Each directory is as it was at its `taken_at`: what was changed in it since is gone. `lost` are the writable roots
+    that had held something which was in no backup, and is gone. `told` says whether an answer to a call has carried the
+    news, as a header or to a Python caller.
+    """
 
     at: datetime
     lost_node: str | None = None
     directories: list[RecoveredDirectory] = []
+    lost: list[str] = []
+    told: bool = True
+
+    @property
+    def lacks_anything(self) -> bool:
+        """Whether something could not be brought back at all."""
+        return bool(self.lost) or any(row.error for row in self.directories)
 
 
 class SandboxEvent(Model):

@@ -24,21 +24,9 @@ from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes
 
 REPORT_EVERY_S = 5.0
 _FLUSH_S = 1.0
-_HOUSEKEEPING = frozenset(
-    {
-        "close",
-        "close_all",
-        "close_door",
-        "hand_over",
-        "is_lost",
-        "leave",
-        "metrics",
-        "ping",
-        "relabel",
-        "report",
-        "usage",
-    }
-)
+_OF_THE_SERVICE = ("close_all", "is_lost", "metrics", "report")
+_OF_SANDBOXES = ("close", "close_door", "hand_over", "leave", "notice", "ping", "relabel", "told", "usage")
+_HOUSEKEEPING = frozenset((*_OF_THE_SERVICE, *_OF_SANDBOXES))
 """Methods that serve nobody's call."""
 
 

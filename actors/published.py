@@ -32,4 +32,10 @@ def public_recovery(state: SandboxState) -> Recovery | None:
         RecoveredDirectory(dir=row.dir, backup_id=row.backup_id, taken_at=row.taken_at, error=row.error)
         for row in recovery.directories
     ]
-    return Recovery(at=recovery.at, lost_node=recovery.lost_node, directories=directories)
+    return Recovery(
+        at=recovery.at,
+        lost_node=recovery.lost_node,
+        directories=directories,
+        lost=recovery.lost or [],
+        told=not recovery.is_untold,
+    )

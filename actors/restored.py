@@ -90,6 +90,8 @@ class RecoveryPlan(BaseModel):
     at: datetime
     lost_node: str | None = None
     directories: tuple[Wanted, ...] = ()
+    lost: tuple[str, ...] | None = None
+    """The writable roots of which something is in no backup; None in the plan of an earlier release."""
 
     @property
     def missing(self) -> list[Wanted]:

@@ -46,6 +46,8 @@ from actors.errors import (
     SandboxUnavailableError,
     ServiceUnavailableError,
 )
+from actors.models import Recovery
+from actors.notices import Notice, hear
 from actors.request_ids import carrying
 
 NAMESPACE = "holdfast"
@@ -54,6 +56,8 @@ _SANDBOX_PREFIX = "sandbox:"
 MAILBOX, EXEC, FILES, READS = "mailbox", "exec", "files", "reads"
 """The lanes of a sandbox in which calls may have to wait."""
 _RETRY_S = 30.0
+_NEWS_S = 2.0
+"""How long an actor is waited for that is asked for its news: it takes about a millisecond."""
 _MOVES_S = 600.0
 """How long a call waits at most, from its beginning on, for a sandbox that moves off a node that is being drained."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
@@ -196,7 +200,7 @@ class Stream(Generic[T]):
             yield from self._first
             if not self._ended:
                 for ref in self._refs:
-                    yield _drive(_once(ref))
+                    yield _drive(_further(ref))
                 self._ended = True
         finally:
             if not self._ended and self._on_close is not None:
@@ -210,7 +214,7 @@ class Stream(Generic[T]):
                 yield item
             if not self._ended:
                 async for ref in self._refs:
-                    yield await _drive_async(_once(ref))
+                    yield await _drive_async(_further(ref))
                 self._ended = True
         finally:
             self.close()
@@ -262,6 +266,8 @@ class ActorRef:
         self._create = create
         self._repeatable = repeatable
         self._retry_s = retry_s
+        self.heard: Recovery | None = None
+        """How the sandbox came back, as its actor has told a call that was made here."""
 
     def find(self) -> Any | None:
         """The actor's handle, or None when no such actor lives. Blocks for a round trip if not remembered."""
@@ -329,10 +335,14 @@ class ActorRef:
         deadline, pauses = began + self._retry_s, _pauses_s()
         while True:
             handle, restarts = yield from self._found_or_made(lane, near)
+            has_news = restarts is not None
             try:
                 if lane is not None and restarts is None:
-                    restarts = yield from self._let_in(handle, lane, deadline)
-                return (yield from once(handle))
+                    restarts, has_news = yield from self._let_in(handle, lane, deadline)
+                answer = yield from once(handle)
+                if has_news:
+                    yield from self._hear(handle)
+                return answer
             except (ActorDiedError, ActorUnavailableError, RayTaskError) as e:
                 had_left = was_leaving(e) or (
                     isinstance(e, ActorUnavailableError)
@@ -344,21 +354,34 @@ class ActorRef:
                 if _moves(e):  # for as long as the other node can be waited for
                     deadline = min(time.monotonic() + self._retry_s, began + _MOVES_S)
                 if not had_left or time.monotonic() > deadline:
+                    if has_news and isinstance(e, RayTaskError):
+                        yield from self._hear(handle)
                     raise
                 if not (self._repeatable and isinstance(e, RayTaskError)):  # the service has answered, so it lives
                     self.forget()
             yield _Pause(next(pauses))
 
-    def _let_in(self, handle: Any, lane: str, deadline: float) -> Steps[int]:
-        """Waits until the actor lets a call in; returns how often Ray had restarted it then.
+    def _hear(self, handle: Any) -> Steps[None]:
+        """Asks an actor how its sandbox came back, and hands on what it says. If it cannot, the next call does."""
+        try:
+            recovery: Recovery | None = yield _Soon(handle.notice.remote(), _NEWS_S)
+        except RayError:
+            return
+        if recovery is not None:
+            at, self.heard = recovery.at, recovery
+            told = Call(lambda: self.call_if_alive(lambda actor: actor.told.remote(at), None))
+            hear(Notice(self.name.rpartition(":")[2], recovery, told=lambda: submit(told)))
+
+    def _let_in(self, handle: Any, lane: str, deadline: float) -> Steps[tuple[int, bool]]:
+        """Waits until the actor lets a call in; returns how often Ray had restarted it then, and if it may have news.
 
         One that is being restarted answers when it is back.
         """
         pauses = _pauses_s()
         while True:
             try:
-                _, restarts = yield _Soon(handle.let_in.remote(lane), max(1.0, deadline - time.monotonic()))
-                return int(restarts)
+                _, restarts, has_news = yield _Soon(handle.let_in.remote(lane), max(1.0, deadline - time.monotonic()))
+                return int(restarts), bool(has_news)
             except (ActorUnavailableError, GetTimeoutError):
                 if time.monotonic() > deadline:
                     raise SandboxUnavailableError(
@@ -428,8 +451,12 @@ def _moves(e: RayError) -> bool:
     return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == DRAINING and was_leaving(e)
 
 
-def _once(ref: Any) -> Steps[Any]:
-    return (yield ref)
+def _further(ref: Any) -> Steps[Any]:
+    """A further item of a stream. Its call has been executed, at least in part, if its actor is gone."""
+    try:
+        return (yield ref)
+    except RayActorError:
+        raise _gone_in_mid_call() from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,6 +522,14 @@ async def _in_time(waited: _Soon) -> Any:
         raise GetTimeoutError("The actor did not answer in time.") from None
 
 
+def _gone_in_mid_call() -> SandboxUnavailableError:
+    return SandboxUnavailableError(
+        "The actor went away during the call.",
+        hint="Look at the sandbox's state before you repeat the call.",
+        context={"outcome": "unknown"},
+    )
+
+
 def unwrapped(e: RayError) -> HoldfastError:
     """Our own error out of Ray's wrapping; without pids, addresses and colour codes."""
     if isinstance(e, RayTaskError):
@@ -507,11 +542,7 @@ def unwrapped(e: RayError) -> HoldfastError:
     if isinstance(e, TaskCancelledError):
         return OperationCancelledError("The call was cancelled.")
     if isinstance(e, ActorUnavailableError):
-        return SandboxUnavailableError(
-            "The actor went away during the call.",
-            hint="Look at the sandbox's state before you repeat the call.",
-            context={"outcome": "unknown"},
-        )
+        return _gone_in_mid_call()
     if isinstance(e, RayActorError):
         return SandboxUnavailableError("The actor is gone.", context={"outcome": "not_executed"})
     if isinstance(e, GetTimeoutError):

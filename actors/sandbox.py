@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -53,6 +54,7 @@ from actors.models import (
     Operation,
     OperationKind,
     Phase,
+    Recovery,
     RestoreBackupResult,
     RestoreMode,
     RestoreOptions,
@@ -77,6 +79,7 @@ from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, recorded_
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated
+from actors.unsaved import lost_with, unsaved_roots
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 from storage.metadata import Checkpoint
@@ -92,6 +95,8 @@ _DAMAGED = ("CORRUPT_ARCHIVE", "CORRUPT_METADATA", "BAD_ARCHIVE")
 _NAMES_REFUSED = ("NAME_TOO_LONG", "NAME_REFUSED")
 """Reasons for which a backup can be restored by copy only."""
 _TRIES = 3
+_FIRST_LOOK_S, _LOOK_S = 1.0, 30.0
+"""How soon, and how often at least, it is looked what a command that runs has written."""
 _SLEEP_TTL_S = 36_500 * 86_400.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -207,6 +212,7 @@ class LocalSandbox:
         self._safe_in: frozenset[str] | None = None
         """The backups that hold everything, as long as nothing was touched since they were restored."""
         self._waking = threading.Lock()
+        self._watching = threading.Lock()
         self.custody = Custody(
             catalog,
             tenant,
@@ -231,7 +237,9 @@ class LocalSandbox:
         catalog = configured(self._catalog, self._config)
         self.wake()
         with self._operations.run(OperationKind.BACKUP, options.dir) as progress:
-            return self._creation(catalog).create(options, progress, idempotency_key=idempotency_key)
+            handle = self._creation(catalog).create(options, progress, idempotency_key=idempotency_key)
+        self._look()
+        return handle
 
     def _creation(
         self,
@@ -267,6 +275,7 @@ class LocalSandbox:
         entry = self._restored.record.entries[-1]  # the one that has just been written
         with step(RestoreStep.REPORT):
             self.custody.report(lambda state: after_restore(state, self._restored.record, entry))
+        self._look()
         return result
 
     def _restoration(
@@ -340,7 +349,35 @@ class LocalSandbox:
     def exec(self, command_id: str, request: ExecRequest) -> Iterator[ExecEvent]:
         """See `SandboxCalls.exec`."""
         self._wake_to_change()
-        return self._commands.run(command_id, request)
+        return self._looking_after(self._commands.run(command_id, request))
+
+    def _looking_after(self, events: Iterator[ExecEvent]) -> Iterator[ExecEvent]:
+        """A command's events; what it leaves behind is taken note of when it ends, and now and then before."""
+        if self._watching.acquire(blocking=False):
+            threading.Thread(target=self._watch_tree, name="unsaved", daemon=True).start()
+        try:
+            yield from events
+        finally:
+            self._look()
+
+    def _watch_tree(self) -> None:
+        pause_s = _FIRST_LOOK_S
+        try:
+            time.sleep(pause_s)
+            while self._commands.count:
+                self._look()
+                pause_s = min(2 * pause_s, _LOOK_S)
+                time.sleep(pause_s)
+        finally:
+            self._watching.release()
+
+    def _look(self) -> None:
+        """Takes note of what is in no backup, so that it can be named should it be lost with the node."""
+        state = self.custody.last_known
+        saved = {row.dir for row in (state.checkpoints if state else ())}
+        saved |= {entry.dir for entry in self._restored.record.entries}
+        with contextlib.suppress(NodeError, OSError, SandboxUnavailableError), self._gate.shared():
+            self.custody.note_unsaved(unsaved_roots(self._tree, saved))
 
     def read_file(self, transfer_id: str, path: str) -> Iterator[bytes]:
         """See `SandboxCalls.read_file`."""
@@ -364,6 +401,7 @@ class LocalSandbox:
     def commit(self, transfer_id: str) -> None:
         """Ends a transfer well."""
         self._transfers.commit(transfer_id)
+        self._look()
 
     def abort(self, transfer_id: str) -> None:
         """Throws a transfer away."""
@@ -380,6 +418,7 @@ class LocalSandbox:
         inside = writable_path(path)
         with self._gate.shared(), translated(inside):
             self._tree.remove(inside)
+        self._look()
 
     def list_files(self, path: str) -> list[FileEntry]:
         """See `SandboxCalls.list_files`."""
@@ -423,6 +462,17 @@ class LocalSandbox:
             return None
         found = self._cgroup.limits()
         return CommandLimits(memory_bytes=found.memory_bytes, processes=found.processes)
+
+    def notice(self) -> Recovery | None:
+        """How the sandbox came back, while nobody was told for sure; None if there is nothing to tell."""
+        state = self.custody.last_known if self.is_awake else None
+        untold = state is not None and state.recovery is not None and state.recovery.is_untold
+        return public_recovery(state) if state is not None and untold else None
+
+    @property
+    def may_have_news(self) -> bool:
+        """Whether `notice` may have something to tell once the next call is served."""
+        return not self.is_awake or self.notice() is not None
 
     def operation(self) -> Operation | None:
         """The running operation."""
@@ -499,6 +549,7 @@ class LocalSandbox:
                 self._let_go()
                 raise
         self._is_new = False
+        self._look()
         self._meter.add(WAKES, origin.value)
         if not origin.is_elsewhere:
             self.custody.take_soon()
@@ -544,7 +595,10 @@ class LocalSandbox:
             for row in state.checkpoints
         )
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        recovery = RecoveryPlan(at=datetime.now(UTC), lost_node=lost_node, directories=wanted)
+        lost = tuple(lost_with(state)) if lost_node is not None else ()
+        recovery = RecoveryPlan(at=datetime.now(UTC), lost_node=lost_node, directories=wanted, lost=lost)
+        if lost:
+            log.error("files_lost", sandbox=self.id, lost_node=lost_node, roots=list(lost))
         self._restored.begin_recovery(state.created_at, recovery)
         return wanted
 

@@ -30,6 +30,8 @@ from actors.observation import Watch, observed, report_to_service
 from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, READS, SERVICE_NAME, times_restarted
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from actors.config import SandboxConfig
     from actors.durable_state import Found
     from actors.models import BackupOptions, ExecRequest, RestoreOptions
@@ -300,13 +302,14 @@ class SandboxHost:
         return True
 
     @ray.method(concurrency_group="control")
-    def let_in(self, lane: str | None, found: Found | None = None) -> tuple[str, int]:
+    def let_in(self, lane: str | None, found: Found | None = None) -> tuple[str, int, bool]:
         """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError.
 
         `found` is what the service, which has just made this actor, has found in the bucket; None if that is unknown.
 
         Returns:
-            What the cluster calls the node it runs on; and how often Ray has restarted this actor.
+            What the cluster calls the node it runs on; how often Ray has restarted this actor; and whether it may have
+            something to tell once the call is served.
         """
         self._called.set()
         if lane is None:
@@ -317,7 +320,8 @@ class SandboxHost:
             self._made.expect_command()
         if found is not None:  # the call is on its way: what it needs is put in place meanwhile
             threading.Thread(target=self._get_ready, args=(found, lane), name="ready", daemon=True).start()
-        return ray.get_runtime_context().get_node_id(), self._restarts
+        has_news = self._made is None or self._made.may_have_news
+        return ray.get_runtime_context().get_node_id(), self._restarts, has_news
 
     def _let_in(self, lane: str) -> int:
         before = self._admission.let_in(lane)  # first, so that who is refused keeps nobody awake
@@ -335,6 +339,16 @@ class SandboxHost:
     @ray.method(concurrency_group="control")
     def info(self) -> Any:
         return self._answer(lambda box: box.info())
+
+    @ray.method(concurrency_group="control")
+    def notice(self) -> Any:
+        """How the sandbox came back, while nobody was told for sure; None if there is nothing to tell."""
+        return self._answer(lambda box: box.notice())
+
+    @ray.method(concurrency_group="labels")
+    def told(self, at: datetime) -> None:
+        """Somebody was told of the recovery of that instant."""
+        self._answer(lambda box: box.custody.told(at))
 
     @ray.method(concurrency_group="labels")
     def relabel(self) -> None:

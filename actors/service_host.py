@@ -104,7 +104,7 @@ class ServiceHost:
                 deadline = time.monotonic() + _SPAWN_S
             try:
                 told: Any = ray.get(actor.let_in.remote(lane, found), timeout=max(0.0, deadline - time.monotonic()))
-                node, restarts = told
+                node, restarts, _ = told
                 if is_ours:
                     self._warm.replace(node)
                 return actor, restarts

@@ -1,7 +1,7 @@
 """The gateway's application, made by a factory: every app has its own configuration, metrics and cluster.
 
-A request passes Telemetry (id, log, metrics), ErrorBoundary (every error in one shape), Authentication
-(the key decides the tenant) and then the routes.
+A request passes Telemetry (id, log, metrics), RecoveryNotices (the header of a sandbox that is not what it was),
+ErrorBoundary (every error in one shape), Authentication (the key decides the tenant) and then the routes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gateway.cluster import Cluster, RayCluster
 from gateway.config import GatewayConfig
 from gateway.errors import ErrorDocument
 from gateway.metrics import HttpMetrics
+from gateway.recovery import RecoveryNotices
 from gateway.routes import backups, commands, files, sandboxes, service
 from gateway.routes.request import KEY_REQUIRED
 from gateway.telemetry import Telemetry, json_log
@@ -61,6 +62,7 @@ def create_app(config: GatewayConfig, *, cluster: Cluster | None = None, log: An
         lifespan=lifespan,
         middleware=[
             Middleware(Telemetry, log=log, metrics=metrics),
+            Middleware(RecoveryNotices),
             Middleware(ErrorBoundary, log=log),
             Middleware(Authentication, keys_by_tenant=config.keys_by_tenant),
         ],

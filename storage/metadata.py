@@ -214,11 +214,22 @@ class RecoveredDirectory(Document):
 
 
 class Recovery(Document):
-    """How a sandbox came back after the node with its files was lost: with these directories, and nothing else."""
+    """How a sandbox came back after the node with its files was lost: with these directories, and nothing else.
+
+    `lost` are the writable roots that had held something which is in no backup; absent where nobody took note of that.
+    `told_at` is when a caller was told for sure.
+    """
 
     at: Instant
     lost_node: Annotated[str, Field(max_length=64)] | None = None
     directories: list[RecoveredDirectory] = []
+    lost: list[Directory] | None = None
+    told_at: Instant | None = None
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether somebody still has to be told that the sandbox is not what it was."""
+        return self.told_at is None and self.lost is not None and bool(self.lost or self.directories)
 
 
 class Event(Document):
@@ -238,7 +249,8 @@ class SandboxState(Document):
     both are absent while its files are nowhere but in its checkpoints, and `slept_on` is the node that put it to sleep.
     `epoch` counts the actors it has had: one with a smaller epoch than this may write nothing any more. `pending` are
     backups that an actor has begun to upload; `sleep_backups` those that the service has made to put the sandbox to
-    sleep, pending ones among them, and has to delete. `events` are the latest, oldest first.
+    sleep, pending ones among them, and has to delete. `unsaved` are the writable roots that hold anything which is in
+    no checkpoint, as of the last look; absent where nobody has looked. `events` are the latest, oldest first.
     """
 
     version: Annotated[int, AfterValidator(_known_version)] = VERSION
@@ -255,6 +267,7 @@ class SandboxState(Document):
     checkpoints: list[Checkpoint] = []
     pending: list[BackupId] = []
     sleep_backups: list[BackupId] = []
+    unsaved: list[Directory] | None = None
     recovery: Recovery | None = None
     events: list[Event] = []
 

@@ -81,6 +81,26 @@ def test_a_node_that_is_drained_under_load_loses_nothing_of_its_sandboxes(folder
 
 
 @pytest.mark.timeout(LIMIT_S + 60)
+def test_a_drain_waits_for_the_bucket_and_names_what_is_lost_where_it_stays_away(folder: Path, tmp_path: Path) -> None:
+    with embedded_s3(tmp_path / "s3") as server:
+        said = run("node_drain_late", folder, server.config)
+    assert said["first"] == {
+        "held": {"awake": "kept", "asleep": "kept"},
+        "places": [1, 1],
+        "notices": [True, True],
+    }
+    assert said["calls"] == {
+        "saved": [[200, "lost"]],
+        "unsaved": [[404, "lost"], [404, "lost"], [200, "lost"]],
+        "untouched": [[200, None]],
+    }
+    assert said["ends"] == {"saved": True, "unsaved": True}
+    assert said["lost"] == {"saved": [["/tmp"], True], "unsaved": [["/workspace"], True], "untouched": [[], True]}
+    assert said["events"] == [["lost", "/workspace"]]
+    assert said["python"] == ["kept", [], ["/workspace"]]
+
+
+@pytest.mark.timeout(LIMIT_S + 60)
 def test_an_actor_that_lives_on_on_a_node_that_was_cut_off_commits_nothing(folder: Path) -> None:
     with moto_s3(bucket="split-brain") as config:  # of its own, since all moto servers here share their buckets
         said = run("split_brain", folder, config)

@@ -157,3 +157,19 @@ def test_calls_that_come_during_a_hand_over_wait_and_never_see_half_of_it(nodes:
         assert e.context["outcome"] == "not_executed"
     moving.join()
     assert found in (None, "file\n")
+
+
+def test_a_sandbox_may_come_back_to_the_node_that_it_was_handed_over_from(nodes: Pair) -> None:
+    box = nodes.box(nodes.drained)
+    sh(box, "echo kept > file")
+    box.hand_over()
+    assert sh(nodes.box(nodes.drained), "cat file") == "kept\n"
+
+
+def test_an_untouched_sandbox_is_handed_over_with_the_backups_that_it_has_come_back_from(nodes: Pair) -> None:
+    box = nodes.box(nodes.drained)
+    sh(box, "echo kept > file")
+    box.hand_over()
+    before = nodes.state.checkpoints
+    nodes.box(nodes.other).hand_over()
+    assert nodes.state.checkpoints == before

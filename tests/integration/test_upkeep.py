@@ -201,6 +201,17 @@ def test_nothing_of_a_sandbox_that_is_awake_is_touched(node: Node) -> None:
     assert sh(node.sandbox(), "cat data/file") == "original\nlater\n"
 
 
+def test_a_node_that_is_being_drained_leaves_its_sandboxes_to_those_who_hand_them_over(node: Node) -> None:
+    box = node.sandbox()
+    box.close()
+    (node.home("box") / "spool").mkdir(exist_ok=True)
+    upkeep = upkeep_of(node)
+    upkeep.rest()
+    assert upkeep.sweep() == Swept()
+    upkeep.resume()
+    assert upkeep.sweep() == Swept(spools=1)
+
+
 # --- what has lived on elsewhere
 
 

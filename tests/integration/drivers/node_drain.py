@@ -52,12 +52,14 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
             eventually(lambda: not world.nodes.is_alive(0), timeout_s=PATIENCE_S)
             empty_s = time.monotonic() - began
         lines = {name: commands[name].kept(boxes[name]) for name in BUSY}
+        again = {name: content(boxes[name]) for name in NAMES}
+        eventually(lambda: all(world.place(name) is not None for name in NAMES), timeout_s=PATIENCE_S)
         return {
             "before": before,
             "spare": spare,
             "after": Counter(world.place(name) for name in NAMES),
             "held": held,
-            "again": {name: content(boxes[name]) for name in NAMES},
+            "again": again,
             "ended": ended,
             "commands": {name: commands[name].end for name in BUSY},
             "lines": lines,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from ray.exceptions import (
 
 from actors import rpc
 from actors.errors import (
+    DRAINING,
     LEAVING,
     BackupNotFoundError,
     HoldfastError,
@@ -29,7 +32,9 @@ from actors.errors import (
     ServiceUnavailableError,
     TooManyCallsError,
 )
-from actors.rpc import ActorRef, Call, submit
+from actors.models import Recovery
+from actors.notices import collecting
+from actors.rpc import ActorRef, Call, Stream, submit
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +104,8 @@ class Actor:
     def __init__(self, *answers: object, pings: Sequence[object] = (), restarts: int = 0) -> None:
         self.answers = list(answers)
         self.ping = Method(*pings)
-        self.let_in = Method(*[("node", restarts)] * 2)
+        self.let_in = Method(*[("node", restarts, False)] * 2)
+        self.notice = Method(*[None] * 2)
         self._actor_id = ray.ActorID.nil()
 
     def answer(self) -> object:
@@ -250,7 +256,7 @@ class Restarting:
 def test_a_call_that_meets_an_actor_being_restarted_waits_for_it_and_is_sent_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    actor = Restarting(UNAVAILABLE, UNAVAILABLE, ("node", 1))
+    actor = Restarting(UNAVAILABLE, UNAVAILABLE, ("node", 1, False))
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     assert Call(lambda: ActorRef("a").call(lambda actor: actor.serve, lane="mailbox")).result() == "done"
     assert actor.served == 1
@@ -288,3 +294,78 @@ def test_a_call_whose_actor_has_to_be_found_first_is_submitted_without_waiting(m
     submit(Call(lambda: ActorRef("a").call_if_alive(lambda actor: actor.stop, None)))
     submitted.set()
     assert sent.wait(10)
+
+
+MOVING = wrapped(SandboxUnavailableError("x", context={"outcome": "not_executed", "reason": DRAINING, LEAVING: True}))
+BACK = Recovery(at=datetime(2026, 1, 2, tzinfo=UTC), lost=["/tmp"], told=False)
+
+
+def test_a_call_to_a_sandbox_that_moves_off_a_drained_node_waits_longer_than_for_one_that_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actor = Actor(*[MOVING] * 6, "done")  # the pauses before these are 0.6 s together
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    assert Call(lambda: ActorRef("a", retry_s=0.25).call(lambda actor: actor.answer)).result() == "done"
+
+
+def test_a_sandbox_that_never_arrives_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "_MOVES_S", 0.05)
+    actor = Actor(*[MOVING] * 100)
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    with pytest.raises(SandboxUnavailableError) as raised:
+        Call(lambda: ActorRef("a", retry_s=0.01).call(lambda actor: actor.answer)).result()
+    assert raised.value.context["reason"] == DRAINING
+
+
+class Recovered(Actor):
+    """An actor that lets the call in, and has news; it hears what it has been told of."""
+
+    def __init__(self, *answers: object, news: object = BACK, has_news: bool = True) -> None:
+        super().__init__(*answers)
+        self.let_in = Method(("node", 0, has_news))
+        self.notice = Method(news)
+        self.heard: list[datetime] = []
+        self.told = self
+
+    def remote(self, at: datetime) -> object:
+        """What `actor.told.remote(at)` gives, for which nobody waits."""
+        self.heard.append(at)
+        return object()
+
+
+@pytest.mark.parametrize("answer", ["done", wrapped(BackupNotFoundError("x"))])
+def test_the_first_call_after_a_loss_hears_of_it_whether_it_succeeds_or_not(
+    monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    actor, reference = Recovered(answer), ActorRef("sandbox:default:box")
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    with collecting() as heard, contextlib.suppress(BackupNotFoundError):
+        assert Call(lambda: reference.call(lambda actor: actor.answer, lane="mailbox")).result() == "done"
+    (notice,) = heard
+    assert (notice.sandbox, notice.recovery, reference.heard) == ("box", BACK, BACK)
+    assert actor.heard == []
+    notice.told()
+    assert actor.heard == [BACK.at]
+
+
+@pytest.mark.parametrize(
+    "actor", [Recovered("done", has_news=False), Recovered("done", news=None), Recovered("done", news=UNAVAILABLE)]
+)
+def test_a_call_to_an_actor_without_news_hears_nothing(monkeypatch: pytest.MonkeyPatch, actor: Recovered) -> None:
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    with collecting() as heard:
+        assert Call(lambda: ActorRef("a").call(lambda actor: actor.answer, lane="mailbox")).result() == "done"
+    assert heard == []
+
+
+def test_a_stream_whose_actor_is_gone_after_its_first_item_may_have_had_an_effect() -> None:
+    def opened() -> Generator[Any, Any, tuple[Any, list[str], bool]]:
+        yield from ()
+        return iter([lambda: given(ActorDiedError())]), ["first"], False
+
+    stream: Stream[str] = Stream(opened)
+    items = iter(stream)
+    assert next(items) == "first"
+    with pytest.raises(SandboxUnavailableError) as raised:
+        next(items)
+    assert raised.value.context == {"outcome": "unknown"}

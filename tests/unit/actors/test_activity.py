@@ -1,0 +1,65 @@
+"""Whether an actor serves calls: while it is used, while it moves off a drained node, and at its end."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from actors.activity import Activity
+from actors.errors import DRAINING, LEAVING, SandboxUnavailableError
+
+
+def refused(activity: Activity, *, goes_on: bool = False) -> dict[str, object] | None:
+    """The context of the error that a call meets; None if it is served."""
+    try:
+        with activity.call(goes_on=goes_on):
+            return None
+    except SandboxUnavailableError as e:
+        return e.context
+
+
+def test_behind_a_closed_door_only_what_goes_on_is_served() -> None:
+    activity = Activity()
+    activity.close()
+    assert refused(activity) == {"outcome": "not_executed", "reason": DRAINING, LEAVING: True}
+    assert refused(activity, goes_on=True) is None
+    activity.end()
+    assert (
+        refused(activity)
+        == refused(activity, goes_on=True)
+        == {
+            "outcome": "not_executed",
+            "reason": DRAINING,
+            LEAVING: True,
+        }
+    )
+    activity.stay()
+    assert refused(activity) is None
+
+
+def test_an_actor_that_leaves_for_want_of_calls_serves_nothing_either() -> None:
+    activity = Activity()
+    since = activity.idle_since(-1e9)
+    assert since is not None and activity.leave(since)
+    assert refused(activity) == refused(activity, goes_on=True) == {"outcome": "not_executed", LEAVING: True}
+
+
+def test_who_waits_for_the_last_call_goes_on_when_it_ends() -> None:
+    activity = Activity()
+    waited: list[bool] = []
+    with activity.call():
+        assert activity.usage().is_serving
+        assert not activity.wait_until_idle(0.0)
+        waiting = threading.Thread(target=lambda: waited.append(activity.wait_until_idle(30.0)))
+        waiting.start()
+    waiting.join(30)
+    assert waited == [True]
+    assert not activity.usage().is_serving
+
+
+def test_a_call_that_fails_is_not_counted_as_being_served() -> None:
+    activity = Activity()
+    with pytest.raises(ValueError), activity.call():
+        raise ValueError
+    assert activity.wait_until_idle(0.0)
