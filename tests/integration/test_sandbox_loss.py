@@ -80,7 +80,7 @@ def test_what_was_never_backed_up_is_named_as_lost(nodes: Nodes) -> None:
     assert again.notice() is not None
     assert sh(again, "cat file; ls -A ~ /tmp") == "kept\n/home/sandbox:\n\n/tmp:\n"
     events = [(event.kind, event.dir, event.node) for event in nodes.state.events if event.kind == "lost"]
-    assert events == [("lost", "/home", "a"), ("lost", "/tmp", "a")]
+    assert events == [("lost", root, nodes.a.layout.identity()) for root in ("/home", "/tmp")]
     recovery = again.info().recovery
     assert recovery is not None and [(row.dir, row.backup_id) for row in recovery.directories] == [
         ("/workspace", kept.id)
