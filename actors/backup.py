@@ -139,9 +139,9 @@ class BackupCreation:
                 self.cache.adopt(backup_id, made.path, uploaded.sha256)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        not_kept = {"sockets": made.found.sockets, "acls": made.found.acls, "other_xattrs": made.found.other_xattrs}
-        (log.warning if any(not_kept.values()) else log.info)(
-            "backup_created", backup=backup_id, dir=options.dir, bytes=uploaded.size_bytes, not_kept=not_kept
+        lost = {name: count for name, count in _not_kept(made.found).model_dump().items() if count}
+        (log.warning if lost else log.info)(
+            "backup_created", backup=backup_id, dir=options.dir, bytes=uploaded.size_bytes, not_kept=lost
         )
         return DirectoryBackup(id=backup_id, dir=options.dir)
 
@@ -233,7 +233,7 @@ class BackupCreation:
             inodes=found.inodes,
             source_bytes=found.source_bytes,
             compression=options.compression.format,
-            not_kept=NotKept(sockets=found.sockets, acls=found.acls, other_xattrs=found.other_xattrs),
+            not_kept=_not_kept(found),
             max_name_bytes=found.max_name_bytes,
             uid=self.uid,
             partial=bool(options.excludes or options.gitignore) or None,
@@ -324,6 +324,17 @@ class BackupCreation:
         except PreconditionFailedError:  # a fence, if another actor has taken over
             self.ledger.check()
             raise
+
+
+def _not_kept(found: Survey) -> NotKept:
+    return NotKept(
+        sockets=found.sockets,
+        acls=found.acls,
+        other_xattrs=found.other_xattrs,
+        devices=found.devices or None,
+        far_times=found.far_times or None,
+        flags=found.flags or None,
+    )
 
 
 def default_level(compression: Compression) -> int | None:

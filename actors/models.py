@@ -213,11 +213,18 @@ class RestoreBackupResult(Model):
 
 
 class NotKept(Model):
-    """What a squashfs archive cannot hold, counted while the tree was walked."""
+    """What a squashfs archive cannot hold, counted while the tree was walked.
+
+    `devices` are left out, as `sockets` are. `far_times` are modification times before 1970 or after 2106, which
+    change; `flags` files and directories with flags of chattr(1), which are lost.
+    """
 
     sockets: Count = 0
     acls: Count = 0
     other_xattrs: Count = 0
+    devices: Count = 0
+    far_times: Count = 0
+    flags: Count = 0
 
 
 class BackupInfo(Model):

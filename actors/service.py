@@ -273,7 +273,9 @@ class Service:
             source_bytes=record.source_bytes,
             compression=record.compression,
             sha256=record.sha256,
-            not_kept=NotKept(sockets=kept.sockets, acls=kept.acls, other_xattrs=kept.other_xattrs) if kept else None,
+            not_kept=NotKept.model_validate({name: getattr(kept, name) or 0 for name in NotKept.model_fields})
+            if kept
+            else None,
         )
 
 

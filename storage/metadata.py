@@ -119,11 +119,17 @@ class Document(BaseModel):
 
 
 class NotKept(Document):
-    """What the archive could not hold, counted."""
+    """What the archive could not hold, counted.
+
+    Fields that came later have no number by default: it would be among what the signature covers.
+    """
 
     sockets: Count = 0
     acls: Count = 0
     other_xattrs: Count = 0
+    devices: Count | None = None
+    far_times: Count | None = None
+    flags: Count | None = None
 
 
 class BackupRecord(Document):

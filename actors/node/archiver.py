@@ -67,6 +67,9 @@ class Archiver:
             BoxError, ToolError, NoSpaceLeftError: it could not be made.
         """
         deadline = time.monotonic() + timeout_s
+        # Mounted read-only the tree keeps its times of access: by one that changes while it reads symbolic links,
+        # mksquashfs takes the names of one link for different links.
+        unchanged = replace(self._box, binds=tuple(replace(bind, writable=False) for bind in self._box.binds))
         with self._tree.directory(directory) as fd:
             inside = self._tree.canonical(fd)
             found = survey(
@@ -79,7 +82,7 @@ class Archiver:
             )
             on_survey(found)
             path = self._squash(
-                self._box,
+                unchanged,
                 inside,
                 found,
                 spool,

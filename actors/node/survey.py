@@ -3,20 +3,27 @@
 mksquashfs's exit status proves nothing about what it read, so the tree is counted here, by other means, and
 the count is compared with the archive's own afterwards. The same walk refuses what would fill the disk or
 never end, applies the exclude patterns, and counts what an archive cannot keep.
+
+ATTRIBUTES.md says what becomes of each attribute.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import math
 import os
 import stat
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.node import mountinfo
 from actors.node.errors import TreeError
 from actors.node.tree import TEMPORARY
 
@@ -28,6 +35,15 @@ Rules = tuple[str, tuple["RegexPattern", ...]]
 """The directory that patterns are relative to, with a slash; and the patterns, the last one first."""
 _MAX_IGNORE_FILE_BYTES = 1024 * 1024
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
+_ARCHIVED = frozenset({stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO})
+_TIMES_S = range(2**32)
+"""The modification times that squashfs can hold: unsigned seconds of 32 bits, 1970 to February of 2106."""
+_GET_FLAGS = 0x80086601
+"""FS_IOC_GETFLAGS. Source: linux/fs.h, ioctl_iflags(2)."""
+_NO_FLAGS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+_FLAGS = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x4000 | 0x10000 | 0x20000 | 0x100000 | 0x40000000
+"""The flags of chattr(1) that say how a file is to be treated: s u S i a d A j D T V F. Those that say how the disk
+stores it are not asked for, since a file system sets them by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +58,11 @@ class Limits:
 
 @dataclass(slots=True)
 class Survey:
-    """What a tree holds. `inodes` counts hard-linked files once, and the root; as squashfs does."""
+    """What a tree holds. `inodes` counts hard-linked files once, and the root; as squashfs does.
+
+    `sockets` and `devices` are left out, and not among the inodes. `acls`, `other_xattrs`, `far_times` and `flags`
+    count inodes, and xattrs, whose attribute is lost or changed.
+    """
 
     inodes: int = 0
     files: int = 0
@@ -50,8 +70,11 @@ class Survey:
     hole_bytes: int = 0
     max_name_bytes: int = 0
     sockets: int = 0
+    devices: int = 0
     acls: int = 0
     other_xattrs: int = 0
+    far_times: int = 0
+    flags: int = 0
     excluded: list[bytes] = field(default_factory=list)
     """Paths to leave out, relative to the root; everything below an excluded directory is left out with it."""
 
@@ -77,9 +100,7 @@ def survey(
     walk = _Walk(limits, excludes, gitignore, cancelled, time.monotonic() + timeout_s)
     root = os.open(f"/proc/self/fd/{root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        walk.found.inodes = 1
-        walk.count_xattrs(root)
-        walk.directory(root, "", 1, walk.patterns)
+        walk.root(root)
     except OSError as e:
         name = errno.errorcode.get(e.errno or 0, "unknown error")
         raise TreeError(f"The directory could not be read completely ({name}).") from None
@@ -105,7 +126,16 @@ class _Walk:
         self._limits = limits
         self._gitignore = gitignore
         self._cancelled = cancelled
-        self._linked: set[tuple[int, int]] = set()
+        self._linked: set[int] = set()
+        self._one_name_each = True
+
+    def root(self, fd: int) -> None:
+        """Walks all of it."""
+        self._one_name_each = not _shows_a_device_twice(fd)
+        self.found.inodes = 1
+        self._count_losses(fd, ".", os.fstat(fd))
+        self._count_flags(fd)
+        self.directory(fd, "", 1, self.patterns)
 
     def directory(self, fd: int, prefix: str, depth: int, patterns: tuple[Rules, ...]) -> None:
         if depth > self._limits.depth:
@@ -122,9 +152,8 @@ class _Walk:
             path = prefix + name
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
             is_directory = stat.S_ISDIR(found.st_mode)
-            if stat.S_ISSOCK(found.st_mode):
-                self.found.sockets += 1
-                self.found.excluded.append(os.fsencode(path))
+            if not (is_directory or stat.S_IFMT(found.st_mode) in _ARCHIVED):
+                self._leave_out(path, found)
                 continue
             if TEMPORARY.fullmatch(name) or (patterns and _is_excluded(path, is_directory, patterns)):
                 self.found.excluded.append(os.fsencode(path))
@@ -133,18 +162,26 @@ class _Walk:
             if is_directory:
                 child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
                 try:
+                    self._count_flags(child)
                     self.directory(child, path + "/", depth + 1, patterns)
                 finally:
                     os.close(child)
 
+    def _leave_out(self, path: str, found: os.stat_result) -> None:
+        """A socket is nothing without its server. A device opens nowhere, and 0:0 hides its name in an overlay."""
+        self.found.excluded.append(os.fsencode(path))
+        if self._is_another_name(found):
+            return
+        if stat.S_ISSOCK(found.st_mode):
+            self.found.sockets += 1
+        else:
+            self.found.devices += 1
+
     def _count(self, fd: int, name: str, found: os.stat_result) -> None:
         limits, total = self._limits, self.found
         total.max_name_bytes = max(total.max_name_bytes, len(os.fsencode(name)))
-        if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-            key = (found.st_dev, found.st_ino)
-            if key in self._linked:
-                return
-            self._linked.add(key)
+        if self._is_another_name(found):
+            return
         total.inodes += 1
         if total.inodes > limits.inodes:
             raise TreeError(f"The directory holds more than {limits.inodes} files.")
@@ -156,10 +193,27 @@ class _Walk:
                 raise TreeError(f"The sparse files of the directory hold more than {limits.hole_bytes} bytes of holes.")
             if total.source_bytes > limits.source_bytes:
                 raise TreeError(f"The directory holds more than {limits.source_bytes} bytes.")
-        if not stat.S_ISLNK(found.st_mode):
-            self.count_xattrs(fd, name)
+            self._count_flags_of_file(fd, name)
+        self._count_losses(fd, name, found)
 
-    def count_xattrs(self, fd: int, name: str = ".") -> None:
+    def _is_another_name(self, found: os.stat_result) -> bool:
+        """Whether mksquashfs takes it for a hard link to a file that was seen before.
+
+        It compares the whole of what lstat(2) says, times included: on a file system that changes them meanwhile, or
+        that shows two names of one inode with different content, it archives two files. It does not look at the number
+        of links; we do, to remember fewer files, where no mount can show one file twice.
+        """
+        if stat.S_ISDIR(found.st_mode) or (found.st_nlink == 1 and self._one_name_each):
+            return False
+        times = (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns)
+        key = hash((*found[:7], found.st_rdev, found.st_blocks, *times))  # a few bytes for each, of up to millions
+        if key in self._linked:
+            return True
+        self._linked.add(key)
+        return False
+
+    def _count_losses(self, fd: int, name: str, found: os.stat_result) -> None:
+        self.found.far_times += found.st_mtime_ns // 1_000_000_000 not in _TIMES_S
         try:
             attributes = os.listxattr(f"/proc/self/fd/{fd}/{name}", follow_symlinks=False)
         except OSError as e:
@@ -172,9 +226,39 @@ class _Walk:
             elif not attribute.startswith("user."):
                 self.found.other_xattrs += 1
 
+    def _count_flags_of_file(self, fd: int, name: str) -> None:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            self._count_flags(file)
+        finally:
+            os.close(file)
+
+    def _count_flags(self, fd: int) -> None:
+        value = bytearray(8)
+        try:
+            fcntl.ioctl(fd, _GET_FLAGS, value)
+        except OSError as e:
+            if e.errno in _NO_FLAGS:
+                return
+            raise
+        self.found.flags += int.from_bytes(value[:4], sys.byteorder) & _FLAGS != 0
+
+
+def _shows_a_device_twice(fd: int) -> bool:
+    """Whether a mount below the directory may show what another one, or the directory itself, shows too."""
+    root = Path(os.readlink(f"/proc/self/fd/{fd}"))
+    mounts = mountinfo.mounts()
+    below = [mount for mount in mounts if mount.point != root and mount.point.is_relative_to(root)]
+    around = max(
+        (mount for mount in mounts if root.is_relative_to(mount.point)), key=lambda mount: len(mount.point.parts)
+    )
+    shown = Counter(mount.device for mount in (around, *below))
+    return max(shown.values()) > 1
+
 
 def _ignore_file(fd: int, prefix: str) -> tuple[Rules, ...]:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    # A reading would change its time of access, and with it what mksquashfs takes for a hard link.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME
     try:
         file = os.open(GITIGNORE, flags, dir_fd=fd)
     except OSError:

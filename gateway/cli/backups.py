@@ -20,6 +20,15 @@ from actors.models import (
 from gateway.cli.arguments import Box
 from gateway.cli.session import Session, with_session
 
+_NOT_KEPT = {
+    "sockets": "sockets",
+    "acls": "ACLs",
+    "other_xattrs": "other extended attributes",
+    "devices": "devices",
+    "far_times": "times before 1970 or after 2106",
+    "flags": "files with flags of chattr",
+}
+
 
 @with_session
 def backup(
@@ -102,12 +111,10 @@ def _say_what_was_not_kept(session: Session, handle: DirectoryBackup) -> None:
         return
     with contextlib.suppress(HoldfastError):
         kept = session.service().backup(handle.id).result().not_kept
-        counts = (
-            {"sockets": kept.sockets, "ACLs": kept.acls, "other extended attributes": kept.other_xattrs} if kept else {}
-        )
-        left_out = [f"{count} {name}" for name, count in counts.items() if count]
-        if left_out:
-            session.output.note(f"an archive cannot hold, so left out: {', '.join(left_out)}")
+        counts = {_NOT_KEPT[name]: count for name, count in kept.model_dump().items()} if kept else {}
+        lost = [f"{count} {name}" for name, count in counts.items() if count]
+        if lost:
+            session.output.note(f"an archive cannot hold, so left out: {', '.join(lost)}")
 
 
 def _compression(text: str) -> dict[str, Any]:

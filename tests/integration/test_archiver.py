@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from actors.node.mounting import sweep
 from actors.node.survey import Limits, survey
 from actors.node.tree import Tree
 from tests.support.mount_leaks import children, wait_until
+from tests.support.random_trees import FUTURE_S, KINDS, LEFT_OUT, random_tree
 from tests.support.sandboxes import UID, Background
 from tests.support.trees import MINUTES_OF_READING, fingerprint, make_interesting_tree
 
@@ -167,6 +169,125 @@ def test_links_to_files_outside_count_as_files(setup: Setup) -> None:
     assert (made.found.inodes, made.found.files) == (3, 2)
     found = setup.extracted(made)
     assert (found / "one").stat().st_ino == (found / "two").stat().st_ino
+
+
+@pytest.mark.parametrize("mtime_s", [1_000_000_000, FUTURE_S], ids=["past", "future"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_hard_links_of_every_kind_are_counted_as_one(setup: Setup, kind: str, mtime_s: int) -> None:
+    KINDS[kind](setup.work / "first")
+    for name in ("second", "third", "excluded"):
+        os.link(setup.work / "first", setup.work / name, follow_symlinks=False)
+    os.link(setup.work / "first", setup.folder / "outside", follow_symlinks=False)
+    os.chown(setup.work / "first", UID, UID, follow_symlinks=False)
+    os.utime(setup.work / "first", (0, mtime_s), follow_symlinks=False)  # a reading changes a time of access like that
+    made = setup.create(excludes=["/excluded"])
+    found = setup.extracted(made)
+    if kind in LEFT_OUT:
+        assert (made.found.inodes, made.found.sockets + made.found.devices) == (1, 1)
+        assert names(found) == set()
+    else:
+        assert made.found.inodes == 2
+        assert {place.lstat().st_ino for place in found.iterdir()} == {(found / "first").lstat().st_ino}
+        assert names(found) == {b"first", b"second", b"third"}
+        assert (found / "first").lstat().st_mtime == mtime_s
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_links_of_any_kind_are_counted_as_mksquashfs_counts_them(setup: Setup, seed: int) -> None:
+    rng = random.Random(seed)
+    random_tree(setup.work, rng, outside=setup.folder)
+    ignoring = rng.random() < 0.5
+    if ignoring:  # the walk reads it, under both names
+        put(setup.work, b".gitignore", b"*.x\n")
+        os.link(setup.work / ".gitignore", setup.work / "another name of it")
+    made = setup.create(gitignore=ignoring)
+    found = setup.extracted(made)
+    expected = {
+        os.fsencode(path.relative_to(setup.work)): (path.lstat().st_ino, stat.S_IFMT(path.lstat().st_mode))
+        for path in setup.work.rglob("*")
+        if (path.is_symlink() or path.is_file() or path.is_dir() or path.is_fifo())
+        and not (ignoring and path.name.endswith(".x"))
+    }
+    assert set(fingerprint(found)) == {b"", *expected}
+    for row, entry in fingerprint(found).items():
+        if row:
+            inode, kind = expected[row]
+            assert entry.kind == kind
+            if not stat.S_ISDIR(kind):
+                assert set(entry.links) == {name for name, (other, _) in expected.items() if other == inode}
+
+
+def test_a_file_that_two_mounts_show_counts_as_mksquashfs_counts_it(setup: Setup) -> None:
+    (setup.work / "a").mkdir()
+    (setup.work / "b").mkdir()
+    put(setup.work / "a", b"file")
+    os.chown(setup.work / "a", UID, UID)
+    subprocess.run(["mount", "--bind", setup.work / "a", setup.work / "b"], check=True)
+    try:
+        assert names(setup.extracted(setup.create()) / "b") == {b"file"}
+    finally:
+        sweep(setup.work)
+
+
+def test_more_links_than_sixteen_bits_count_are_one_file(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0,size=200m", "tmpfs", tmp_path / "root"], check=True)
+    try:
+        setup = Setup(tmp_path)
+        put(setup.work, b"file")
+        folder = os.open(setup.work, os.O_RDONLY)
+        for number in range(66_000):
+            os.link("file", f"{number}", src_dir_fd=folder, dst_dir_fd=folder)
+        os.close(folder)
+        made = setup.create()
+        assert made.found.inodes == squashfs.superblock(made.path).inodes == 2
+    finally:
+        sweep(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mtime_s", "far"),
+    [(-1, 1), (-2_000_000_000, 1), (0, 0), (2**31, 0), (2**32 - 1, 0), (2**32, 1)],
+)
+@pytest.mark.parametrize("kind", ["file", "directory", "symlink", "root"])
+def test_times_that_an_archive_cannot_hold_are_counted(setup: Setup, kind: str, mtime_s: int, far: int) -> None:
+    place = setup.work if kind == "root" else setup.work / kind
+    if kind == "file":
+        place.touch()
+        os.link(place, setup.work / "link")
+    elif kind == "directory":
+        place.mkdir()
+    elif kind == "symlink":
+        place.symlink_to("x")
+    os.utime(place, ns=(0, mtime_s * 10**9 + 999_999_999), follow_symlinks=False)
+    made = setup.create()
+    assert made.found.far_times == far
+    if not far:
+        found = setup.extracted(made)
+        assert (found if kind == "root" else found / kind).lstat().st_mtime == mtime_s
+
+
+@pytest.mark.parametrize("flag", ["d", "A", "S", "i", "a"])
+@pytest.mark.parametrize("kind", ["file", "directory", "root"])
+def test_flags_that_an_archive_cannot_hold_are_counted(setup: Setup, kind: str, flag: str) -> None:
+    place = setup.work if kind == "root" else setup.work / kind
+    if kind == "file":
+        put(setup.work, b"file")
+    elif kind == "directory":
+        place.mkdir()
+    subprocess.run(["chattr", f"+{flag}", place], check=True)
+    try:
+        assert setup.create().found.flags == 1
+    finally:
+        subprocess.run(["chattr", f"-{flag}", place], check=True)
+
+
+def test_attributes_of_a_symbolic_link_and_capabilities_are_counted(setup: Setup) -> None:
+    (setup.work / "link").symlink_to("x")
+    os.setxattr(setup.work / "link", "trusted.mine", b"lost", follow_symlinks=False)
+    put(setup.work, b"able")
+    subprocess.run(["setcap", "cap_net_raw+ep", setup.work / "able"], check=True)
+    assert setup.create().found.other_xattrs == 2
 
 
 @pytest.mark.parametrize("mode", [0, 0o400, 0o7777])

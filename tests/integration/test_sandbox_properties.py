@@ -1,26 +1,24 @@
-"""Whatever a tree holds: a backup restored, as an overlay or as a copy, is that tree."""
+"""Whatever a tree holds: a backup restored, as an overlay or as a copy, is that tree; and so is a backup of that."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import stat
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actors.node import driver_choice, mounting
-from storage.config import BucketConfig
-from tests.support.mount_leaks import nothing_leaks
+from actors.node.drivers import Driver
 from tests.support.sandboxes import UID, Node, backup, restore
 from tests.support.trees import fingerprint
 
 NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 0x2F} & set(name) and name not in (b".", b".."))
-HOSTILE = st.sampled_from([b"x" * 255, b"-e", b"*", b"\n", b" ", b"\\", b"#", b"...", b"\xff", b"a b\n", b"[", b"!"])
+HOSTILE = st.sampled_from([b"x" * 251, b"-e", b"*", b"\n", b" ", b"\\", b"#", b"...", b"\xff", b"a b\n", b"[", b"!"])
 MODES = st.sampled_from([0, 0o400, 0o644, 0o755, 0o4755, 0o2750, 0o1777, 0o7777])
-FILES = st.tuples(st.just("file"), st.binary(max_size=3000), MODES, st.none() | st.binary(max_size=50))
+FILES = st.tuples(st.just("file"), st.binary(max_size=3000), MODES, st.none() | st.binary(min_size=1, max_size=50))
 OTHERS = st.one_of(
     st.tuples(st.just("link"), st.binary(min_size=1, max_size=200).filter(lambda target: 0 not in target)),
     st.tuples(st.just("fifo"), MODES),
@@ -34,16 +32,8 @@ TREES = st.recursive(
 )
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory, bucket: BucketConfig) -> Iterator[Node]:
-    folder = tmp_path_factory.mktemp("properties")
-    with nothing_leaks(folder):
-        with Node(folder / "data", bucket, driver_choice.choose("auto", folder / "probe")) as made:
-            yield made
-        mounting.sweep(folder)
-
-
-def make(path: bytes, tree: dict[bytes, tuple[object, ...]], files: list[bytes]) -> None:
+def make(path: bytes, tree: dict[bytes, tuple[object, ...]], linkable: list[bytes]) -> None:
+    """`linkable` are the names so far that a hard link can be made of: all but those of directories."""
     for name, (kind, *rest) in tree.items():
         place = os.path.join(path, name)
         match kind, rest:
@@ -51,7 +41,6 @@ def make(path: bytes, tree: dict[bytes, tuple[object, ...]], files: list[bytes])
                 Path(os.fsdecode(place)).write_bytes(data)
                 if isinstance(attribute, bytes):
                     os.setxattr(place, "user.x", attribute)
-                files.append(place)
             case "link", [bytes() as target]:
                 os.symlink(target, place)
             case "fifo", [int() as mode]:
@@ -60,19 +49,32 @@ def make(path: bytes, tree: dict[bytes, tuple[object, ...]], files: list[bytes])
                 with open(place, "wb") as file:
                     file.truncate(size)
             case "hard", [int() as which]:
-                if files:
-                    os.link(files[which % len(files)], place)
+                if linkable:
+                    os.link(linkable[which % len(linkable)], place, follow_symlinks=False)
             case "folder", [dict() as below, int() as mode]:
                 os.mkdir(place)
-                make(place, below, files)
+                make(place, below, linkable)
         if os.path.lexists(place):
             os.chown(place, UID, UID, follow_symlinks=False)
+            if kind != "folder":
+                linkable.append(place)
             if kind in ("file", "fifo", "folder"):
                 os.chmod(place, mode)
 
 
+def change(root: Path) -> None:
+    """Writes to some of the files, by one of their names, and gives some of the other inodes a new name."""
+    for number, (name, entry) in enumerate(sorted(fingerprint(root).items())):
+        place = os.path.join(os.fsencode(root), name)
+        if stat.S_ISREG(entry.kind) and number % 2:
+            with open(place, "ab") as file:
+                file.write(b"more")
+        elif stat.S_ISLNK(entry.kind) and len(os.path.basename(place)) < 200:
+            os.link(place, place + b" again", follow_symlinks=False)
+
+
 @pytest.mark.timeout(600)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
 def test_any_tree_comes_back(node: Node, tree: dict[bytes, tuple[object, ...]]) -> None:
     box = node.sandbox("properties")
@@ -86,6 +88,12 @@ def test_any_tree_comes_back(node: Node, tree: dict[bytes, tuple[object, ...]]) 
         for mode in ("overlay", "copy"):
             restore(box, handle, f"/workspace/{mode}", mode)
             assert fingerprint(node.tree(box) / "workspace" / mode) == expected
+        if node.driver is Driver.FUSE:  # it is not offered, and dies of some of these changes
+            return
+        change(node.tree(box) / "workspace" / "overlay")
+        expected = fingerprint(node.tree(box) / "workspace" / "overlay")
+        restore(box, backup(box, "/workspace/overlay"), "/workspace/copy", "copy")
+        assert fingerprint(node.tree(box) / "workspace" / "copy") == expected
     finally:
         box.destroy()
         shutil.rmtree(root, ignore_errors=True)
