@@ -37,9 +37,15 @@ from actors.node.process import kill_group, printable
 from actors.node.tree import Tree
 
 _ABANDONED_AFTER_S = 600.0
-_TAR_IN = ("tar", "--extract", "--file=-", "--no-same-owner", "--delay-directory-restore")
+_XATTRS = ("--xattrs", "--xattrs-include=user.*")
+_TAR_IN = ("tar", "--extract", "--file=-", "--no-same-owner", "--delay-directory-restore", *_XATTRS,
+           "--warning=no-timestamp", "--warning=no-unknown-keyword")  # fmt: skip
 _OURS = "--exclude=.holdfast-????????????????"
-_TAR_OUT = ("tar", "--create", "--file=-", "--owner=1000", "--group=1000", "--numeric-owner", _OURS, ".")
+_PAX = "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"
+"""Nothing of the process, nor of who has read a file, so that equal trees give equal archives."""
+_TAR_OUT = ("tar", "--create", "--file=-", "--format=posix", _PAX, *_XATTRS, "--sparse", "--owner=1000",
+            "--group=1000", "--numeric-owner", "--warning=no-file-ignored", _OURS, ".")  # fmt: skip
+_MAX_COMPLAINTS_BYTES = 65_536
 _TAR_DIFFERED = 1
 """tar's exit status when some files changed while they were read. Source: GNU tar manual, "Return codes"."""
 
@@ -151,7 +157,8 @@ class Transfers:
             while data := tar.stdout.read(TRANSFER_BYTES):
                 yield data
             status = tar.wait()
-            if status != 0 and not (status == _TAR_DIFFERED and complaints.changed_only()):
+            complete = not complaints.text() if status == 0 else status == _TAR_DIFFERED and complaints.changed_only()
+            if not complete:
                 tool.check_box()
                 raise HoldfastError("The archive could not be completed.", context={"tar": complaints.text()})
 
@@ -238,7 +245,7 @@ class _TarSink:
         assert self._tar.stdin is not None
         with suppress(BrokenPipeError):
             self._tar.stdin.close()
-        if self._tar.wait() != 0:
+        if self._tar.wait() != 0 or self._complaints.of_attributes():
             raise self._refused()
         self._stack.close()
 
@@ -254,6 +261,8 @@ class _TarSink:
         except ExecError as e:
             return e
         said = self._complaints.text()
+        if self._complaints.of_attributes():
+            return InvalidRequestError("The archive holds attributes that cannot be set here.", context={"tar": said})
         if "No space left" in said:
             return NoSpaceError("The disk is full.")
         return InvalidRequestError("The body is not a tar archive that can be unpacked.", context={"tar": said})
@@ -283,10 +292,15 @@ class _Complaints:
         lines = self._said.splitlines()
         return bool(lines) and all(b"file changed as we read it" in line for line in lines)
 
+    def of_attributes(self) -> bool:
+        """Whether an attribute could not be set, or that may be what was cut off. tar ends with 0 all the same."""
+        self._reader.join(5)
+        return b"Cannot set '" in self._said or len(self._said) == _MAX_COMPLAINTS_BYTES
+
     def _read(self) -> None:
         assert self._pipe is not None
         while data := self._pipe.read(4096):
-            self._said += data[: max(0, 65_536 - len(self._said))]
+            self._said += data[: max(0, _MAX_COMPLAINTS_BYTES - len(self._said))]
 
 
 @contextmanager

@@ -1,0 +1,152 @@
+"""What `persist` and `hydrate` carry over, compared with what GNU tar does with the same tree."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.errors import InvalidRequestError
+from actors.sandbox import LocalSandbox
+from tests.support.random_trees import random_tree
+from tests.support.sandboxes import UID, Node, run
+from tests.support.trees import Entry, fingerprint, make_interesting_tree
+
+XATTRS = ("--xattrs", "--xattrs-include=user.*")
+FAR_S = (-2_000_000_000, 9_000_000_000)
+
+
+def work(node: Node, box: LocalSandbox) -> Path:
+    return node.tree(box) / "workspace"
+
+
+def persisted(box: LocalSandbox) -> bytes:
+    return b"".join(box.persist(uuid.uuid4().hex))
+
+
+def hydrate(box: LocalSandbox, tar: bytes) -> None:
+    transfer = box.open_hydrate()
+    for start in range(0, len(tar), 65_536):
+        box.send(transfer, tar[start : start + 65_536])
+    box.commit(transfer)
+
+
+def unpacked_by_tar(tar: bytes, folder: Path) -> Path:
+    folder.mkdir()
+    subprocess.run(
+        ["tar", "--extract", "--file=-", "--preserve-permissions", *XATTRS], input=tar, cwd=folder, check=True
+    )
+    return folder
+
+
+def packed_by_tar(folder: Path, *options: str) -> bytes:
+    return subprocess.run(
+        ["tar", "--create", "--file=-", *options, "."], cwd=folder, check=True, stdout=subprocess.PIPE
+    ).stdout
+
+
+def without_owners(tree: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
+    return {name: replace(entry, uid=0, gid=0) for name, entry in tree.items()}
+
+
+def times_ns(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_an_interesting_tree_is_carried_over_exactly(kernel_node: Node, tmp_path: Path) -> None:
+    one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
+    root = work(kernel_node, one)
+    root.rmdir()
+    make_interesting_tree(root, UID)
+    tar = persisted(one)
+    expected = fingerprint(root)
+    assert without_owners(fingerprint(unpacked_by_tar(tar, tmp_path / "unpacked"))) == without_owners(expected)
+    hydrate(other, tar)
+    assert fingerprint(work(kernel_node, other)) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_tree_is_carried_over_as_gnu_tar_does(kernel_node: Node, tmp_path: Path, seed: int) -> None:
+    one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
+    rng, root = random.Random(seed), work(kernel_node, one)
+    random_tree(root, rng, outside=tmp_path, kinds=("file", "symlink", "fifo"))
+    for path in root.rglob("*"):
+        if rng.random() < 0.5 and not path.is_symlink() and not path.is_fifo():
+            os.setxattr(path, f"user.{rng.randrange(100)}", rng.randbytes(rng.randrange(100)))
+        if rng.random() < 0.3:
+            os.utime(path, ns=(0, rng.choice(FAR_S) * 10**9 + rng.randrange(10**9)), follow_symlinks=False)
+    tar = persisted(one)
+    reference = unpacked_by_tar(packed_by_tar(root, "--format=posix", *XATTRS), tmp_path / "reference")
+    expected = without_owners(fingerprint(reference))
+    ours = unpacked_by_tar(tar, tmp_path / "unpacked")
+    hydrate(other, tar)
+    for found in (ours, work(kernel_node, other)):
+        assert without_owners(fingerprint(found)) == expected
+        assert times_ns(found) == times_ns(root)
+
+
+@pytest.mark.parametrize("format", ["gnu", "oldgnu", "ustar", "posix"])
+def test_an_archive_of_any_format_is_unpacked(kernel_node: Node, tmp_path: Path, format: str) -> None:
+    box, source = kernel_node.sandbox(), tmp_path / "source"
+    source.mkdir()
+    random_tree(source, random.Random(1), outside=tmp_path, kinds=("file", "symlink"))
+    for path in source.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000), follow_symlinks=False)
+    hydrate(box, packed_by_tar(source, f"--format={format}"))
+    found = without_owners(fingerprint(work(kernel_node, box)))
+    assert found.keys() == fingerprint(source).keys()
+    assert {name: found[name] for name in found if name} == {
+        name: entry for name, entry in without_owners(fingerprint(source)).items() if name
+    }
+
+
+def test_equal_trees_give_equal_tar_archives(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    make_interesting_tree(work(kernel_node, box) / "tree", UID)
+    first = persisted(box)
+    run(box, "cat", "/workspace/tree/large")
+    assert persisted(box) == first
+
+
+def test_a_hole_of_many_gigabytes_is_carried_over_in_a_moment(kernel_node: Node) -> None:
+    one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
+    sparse = work(kernel_node, one) / "sparse"
+    sparse.touch()
+    os.chown(sparse, UID, UID)
+    os.truncate(sparse, 2**36)
+    hydrate(other, persisted(one))
+    found = (work(kernel_node, other) / "sparse").stat()
+    assert (found.st_size, found.st_blocks) == (2**36, 0)
+
+
+def test_an_attribute_that_cannot_be_set_is_an_error(kernel_node: Node, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", source], check=True)
+    try:
+        (source / "file").touch()
+        os.setxattr(source / "file", "user.large", bytes(40_000))  # more than ext4 holds
+        tar = packed_by_tar(source, "--format=posix", *XATTRS)
+    finally:
+        subprocess.run(["umount", source], check=True)
+    box = kernel_node.sandbox()
+    with pytest.raises(InvalidRequestError) as caught:
+        hydrate(box, tar)
+    assert "user.large" in str(caught.value.context)
+
+
+def test_attributes_of_other_name_spaces_are_neither_taken_in_nor_an_error(kernel_node: Node, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").touch()
+    for name in ("trusted.a", "security.b", "user.c"):
+        os.setxattr(source / "file", name, b"value")
+    box = kernel_node.sandbox()
+    hydrate(box, packed_by_tar(source, "--format=posix", "--xattrs", "--xattrs-include=*"))
+    assert os.listxattr(work(kernel_node, box) / "file") == ["user.c"]
