@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,10 +22,12 @@ from actors.logs import log
 _SHARE = 0.25
 _LONGEST_SHARE_S = 60.0
 """How much of the time until the deadline calls get that are being served, and how much at most."""
-_RETRY_S = 2.0
-"""How long a sandbox whose hand-over has failed waits for the next try."""
+_RETRY_S, _LONGEST_RETRY_S = 2.0, 16.0
+"""How long a sandbox whose hand-over has failed waits for the second try, and for each further one at most."""
 _WARNING_S = 3.0
 """How long before the deadline those are named who are still here."""
+IN_USE = "IN_USE"
+"""The reason of a hand-over that was not forced, and has met a call."""
 AT_ONCE = 4
 """Hand-overs at once. Source: each is one mksquashfs and one upload of four parts, which keep two cores busy."""
 
@@ -114,6 +117,7 @@ class Drain:
         self._under_way: set[str] = set()
         self._wanted: set[str] = set()
         self._not_before: dict[str, float] = {}
+        self._failures: Counter[str] = Counter()
         self._left: tuple[str, ...] | None = None
         """Who was still to be handed over at the last look; None before the first."""
         self._has_named = False
@@ -155,26 +159,32 @@ class Drain:
             return chosen
 
     def _hand_over(self, row: Occupant) -> None:
-        failed = True
+        failure: str | None = None
         try:
             self._premises.hand_over(row, force=self._clock() >= self._times.share_ends_at)
-            failed = False
             log.info("sandbox_handed_over", tenant=row.tenant, sandbox=row.sandbox, was_awake=row.is_awake)
         except HoldfastError as e:
-            log.warning(
-                "hand_over_failed",
-                tenant=row.tenant,
-                sandbox=row.sandbox,
-                error=e.code,
-                reason=e.context.get("reason"),
-            )
-        finally:
-            with self._lock:
-                self._under_way.discard(row.name)
-                if failed:
-                    self._not_before[row.name] = self._clock() + _RETRY_S
-                else:
-                    self._wanted.discard(row.name)
+            failure = str(e.context.get("reason", e.code))
+        except Exception as e:  # nothing that this sandbox meets may keep the others here
+            failure = type(e).__name__
+        self._ended(row, failure)
+
+    def _ended(self, row: Occupant, failure: str | None) -> None:
+        with self._lock:
+            self._under_way.discard(row.name)
+            if failure is None:
+                self._wanted.discard(row.name)
+                return
+            pause_s = self._pause_s(self._failures[row.name])
+            self._failures[row.name] += failure != IN_USE
+            self._not_before[row.name] = self._clock() + pause_s
+        log.warning("hand_over_failed", tenant=row.tenant, sandbox=row.sandbox, reason=failure, again_in_s=pause_s)
+
+    def _pause_s(self, failures: int) -> float:
+        """How long to wait after so many failures before this one: never for more than a tenth of the time left."""
+        left_s = self._times.ends_at - self._clock()
+        longest_s = max(_RETRY_S, min(_LONGEST_RETRY_S, left_s / 10))
+        return float(min(_RETRY_S * 2**failures, longest_s))
 
     def _name_the_late(self, now: float) -> None:
         """Names, once, those whom the node's end is going to meet here: they come back from their last backups."""

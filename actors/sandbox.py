@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -213,6 +212,10 @@ class LocalSandbox:
         """The backups that hold everything, as long as nothing was touched since they were restored."""
         self._waking = threading.Lock()
         self._watching = threading.Lock()
+        self._counting = threading.Lock()
+        self._followed = 0
+        """How many commands are being followed to their end."""
+        self._to_look = threading.Event()
         self.custody = Custody(
             catalog,
             tenant,
@@ -353,23 +356,37 @@ class LocalSandbox:
 
     def _looking_after(self, events: Iterator[ExecEvent]) -> Iterator[ExecEvent]:
         """A command's events; what it leaves behind is taken note of when it ends, and now and then before."""
-        if self._watching.acquire(blocking=False):
-            threading.Thread(target=self._watch_tree, name="unsaved", daemon=True).start()
+        with self._counting:
+            self._followed += 1
+        self._watch_tree()
         try:
             yield from events
         finally:
-            self._look()
+            with self._counting:
+                self._followed -= 1
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        """Looks in the background: the gate may be taken for as long as an archive takes."""
+        self._to_look.set()
+        self._watch_tree()
 
     def _watch_tree(self) -> None:
+        if self._watching.acquire(blocking=False):
+            threading.Thread(target=self._keep_looking, name="unsaved", daemon=True).start()
+
+    def _keep_looking(self) -> None:
         pause_s = _FIRST_LOOK_S
         try:
-            time.sleep(pause_s)
-            while self._commands.count:
+            while self._followed or self._to_look.is_set():
+                if not self._to_look.wait(pause_s):
+                    pause_s = min(2 * pause_s, _LOOK_S)
+                self._to_look.clear()
                 self._look()
-                pause_s = min(2 * pause_s, _LOOK_S)
-                time.sleep(pause_s)
         finally:
             self._watching.release()
+        if self._to_look.is_set():  # somebody has asked for a look just now
+            self._watch_tree()
 
     def _look(self) -> None:
         """Takes note of what is in no backup, so that it can be named should it be lost with the node."""
@@ -401,7 +418,7 @@ class LocalSandbox:
     def commit(self, transfer_id: str) -> None:
         """Ends a transfer well."""
         self._transfers.commit(transfer_id)
-        self._look()
+        self._look_soon()
 
     def abort(self, transfer_id: str) -> None:
         """Throws a transfer away."""
@@ -418,7 +435,7 @@ class LocalSandbox:
         inside = writable_path(path)
         with self._gate.shared(), translated(inside):
             self._tree.remove(inside)
-        self._look()
+        self._look_soon()
 
     def list_files(self, path: str) -> list[FileEntry]:
         """See `SandboxCalls.list_files`."""
@@ -793,6 +810,8 @@ class LocalSandbox:
                 if not self._restored.exists or not self.custody.may_be_here():
                     return
             self.wake()
+        with self._unavailable_unless("handed over", outcome="not_executed", hint="Try again."):
+            self.custody.check()  # a bucket that is away should cost no command a pause
         with self._gate.alone(), self._unavailable_unless("handed over", outcome="not_executed", hint="Try again."):
             with self._commands.paused():
                 in_bed = self._backed_up(contextlib.nullcontext)

@@ -22,6 +22,7 @@ import ray
 
 from actors.activity import Activity, Usage
 from actors.admission import THREADS, Admission
+from actors.drain import IN_USE
 from actors.errors import HoldfastError, SandboxUnavailableError
 from actors.guard import guarded, guarded_items
 from actors.logs import configure_logging, log
@@ -240,7 +241,7 @@ class SandboxHost:
                 self._activity.close()
                 if not self._activity.wait_until_idle(_CALLS_END_S) and not force:
                     raise SandboxUnavailableError(
-                        "The sandbox is in use.", context={"outcome": "not_executed", "reason": "IN_USE"}
+                        "The sandbox is in use.", context={"outcome": "not_executed", "reason": IN_USE}
                     )
                 self._answer(lambda box: box.hand_over())
             except BaseException:

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from actors.errors import BackupCreateError, SandboxUnavailableError
+from actors.models import OperationKind
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from storage.config import BucketConfig
 from storage.metadata import SandboxState
 from storage.s3 import S3ObjectStore
+from tests.support.faulty_store import FaultyStore
 from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import wait_until
 from tests.support.s3 import FAST
@@ -115,11 +117,29 @@ def test_while_the_bucket_is_away_the_sandbox_stays_and_its_commands_go_on(nodes
     backup(box, "/home")
     with command(box, "echo begun; while ! test -e go; do sleep 0.05; done; echo done > ended") as running:
         store.is_away = True
+        with pytest.raises(SandboxUnavailableError) as raised:
+            box.hand_over()
+        assert raised.value.context == {"outcome": "not_executed", "reason": "STORAGE_UNAVAILABLE"}
+        assert box.info().recent[-1].kind is OperationKind.BACKUP and box.info().recent[-1].outcome == "ok"
+        write(box, "/workspace/go", b"")
+        assert running.result().exit_code == 0
+        store.is_away = False
+    box.hand_over()
+    assert sh(nodes.box(nodes.other), "cat file ended") == "kept\ndone\n"
+
+
+def test_an_archive_that_cannot_be_stored_leaves_the_sandbox_where_it_was(nodes: Pair) -> None:
+    store = FaultyStore(S3ObjectStore(nodes.drained.bucket, transfer=FAST))
+    box = nodes.box(nodes.drained, catalog=nodes.drained.catalog(store))
+    sh(box, "echo kept > file")
+    with command(box, "echo begun; while ! test -e go; do sleep 0.05; done; echo done > ended") as running:
+        for _ in range(20):
+            store.fail("put", "meta.json", after=False)
         with pytest.raises(BackupCreateError):
             box.hand_over()
         write(box, "/workspace/go", b"")
         assert running.result().exit_code == 0
-        store.is_away = False
+    store.faults.clear()
     box.hand_over()
     assert sh(nodes.box(nodes.other), "cat file ended") == "kept\ndone\n"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from actors.drain import Drain, Occupant, Schedule, schedule
+from actors.drain import IN_USE, Drain, Occupant, Schedule, schedule
 from actors.errors import SandboxUnavailableError
 
 BEGAN, END = 1000.0, 1400.0
@@ -38,6 +39,8 @@ class House:
         self.here = {row.name: row for row in occupants}
         self.moved: list[tuple[str, bool]] = []
         self.refusing: set[str] = set()
+        self.breaking: set[str] = set()
+        self.reason = "STORAGE_UNAVAILABLE"
         self.started: list[Callable[[], None]] = []
         self.now = BEGAN
 
@@ -46,8 +49,10 @@ class House:
 
     def hand_over(self, occupant: Occupant, *, force: bool) -> None:
         self.moved.append((occupant.sandbox, force))
+        if occupant.sandbox in self.breaking:
+            raise ValueError
         if occupant.sandbox in self.refusing:
-            raise SandboxUnavailableError("x")
+            raise SandboxUnavailableError("x", context={"reason": self.reason})
         del self.here[occupant.name]
 
     def drain(self, *, at_once: int = 2) -> Drain:
@@ -138,6 +143,47 @@ def test_what_fails_is_tried_again_and_keeps_nobody_else_waiting() -> None:
     house.finish()
     drain.step()
     assert drain.is_done and house.moved[-1] == ("unlucky", True)
+
+
+def test_the_pauses_after_failures_grow_and_stay_short_beside_the_time_that_is_left() -> None:
+    house = House(asleep("unlucky"))
+    house.refusing = {"unlucky"}
+    drain = house.drain()
+    tried: list[float] = []
+    while house.now < END:
+        drain.step()
+        if house.started:
+            tried.append(house.now - BEGAN)
+            house.finish()
+        house.now += 1
+    assert tried[:6] == [0, 2, 6, 14, 30, 46]
+    assert all(later - earlier <= 16 for earlier, later in pairwise(tried))
+    assert all(later - earlier <= 3 for earlier, later in pairwise(tried) if earlier > END - BEGAN - 25)
+    assert END - BEGAN - tried[-1] <= 2
+
+
+def test_one_that_has_just_been_used_is_asked_again_soon() -> None:
+    house = House(awake("used"))
+    house.refusing, house.reason = {"used"}, IN_USE
+    drain = house.drain()
+    tried = []
+    while house.now < BEGAN + 8:
+        drain.step()
+        if house.started:
+            tried.append(house.now - BEGAN)
+            house.finish()
+        house.now += 1
+    assert tried == [0, 2, 4, 6]
+
+
+def test_a_defect_that_one_sandbox_meets_keeps_no_other_here() -> None:
+    house = House(awake("broken"), asleep("other"))
+    house.breaking = {"broken"}
+    drain = house.drain(at_once=1)
+    for _ in range(2):
+        drain.step()
+        house.finish()
+    assert [name for name, _ in house.moved] == ["broken", "other"]
 
 
 def test_a_shorter_deadline_that_is_announced_later_counts() -> None:
