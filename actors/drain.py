@@ -26,6 +26,8 @@ _RETRY_S, _LONGEST_RETRY_S = 2.0, 16.0
 """How long a sandbox whose hand-over has failed waits for the second try, and for each further one at most."""
 _WARNING_S = 3.0
 """How long before the deadline those are named who are still here."""
+_ARRIVAL_S = 5.0
+"""How long after the announcement an actor may still show up that was placed here just before."""
 IN_USE = "IN_USE"
 """The reason of a hand-over that was not forced, and has met a call."""
 AT_ONCE = 4
@@ -124,9 +126,9 @@ class Drain:
 
     @property
     def is_done(self) -> bool:
-        """Whether everybody was handed over, as of the last step."""
+        """Whether everybody was handed over, as of the last step, and nobody can come any more."""
         with self._lock:
-            return self._left == () and not self._under_way
+            return self._left == () and not self._under_way and self._clock() >= self._times.began_at + _ARRIVAL_S
 
     def announce(self, deadline_ms: int) -> None:
         """Takes over a deadline that Ray has announced since: a second announcement may shorten the first."""
