@@ -171,7 +171,7 @@ class Nodes:
                 its node just now, and the caller's side is to ask again in a moment.
         """
         home = self._home(identity) if identity is not None else None
-        if home in draining_nodes():
+        if home is not None and home in draining_nodes():
             if (host := self._old_host(home)) is not None:
                 host.want.remote(*address)
             raise refused_by_drain()
