@@ -137,6 +137,11 @@ def test_a_pod_of_sandboxes_has_minutes_to_hand_them_over_before_it_is_killed(
     assert 300 <= drain_s <= granted_s - 30  # which the end of the processes takes after that
 
 
+def test_a_gateways_pod_is_not_killed_while_ray_waits_for_its_requests(groups: dict[str, dict[str, Any]]) -> None:
+    granted_s = groups["gateways"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert granted_s >= ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S + 30
+
+
 def test_the_data_folder_of_the_settings_is_a_volume_of_the_sandboxes_node(groups: dict[str, dict[str, Any]]) -> None:
     data_dir = rayservice.plain_environment(groups["gateways"])["HOLDFAST_DATA_DIR"]
     pod = groups["sandboxes"]["template"]["spec"]
