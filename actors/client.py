@@ -35,6 +35,8 @@ from actors.models import (
     ExecResult,
     Exit,
     FileEntry,
+    ForgetOptions,
+    ForgetResult,
     GcReport,
     IdempotencyKey,
     LabelChange,
@@ -140,6 +142,17 @@ class SandboxCalls:
             SandboxUnavailableError: the directory shows the old content or the new, never a mix.
         """
         return self._call(MAILBOX, lambda actor: actor.restore_backup.remote(options), near=options.id)
+
+    def forget(self, options: ForgetOptions) -> Call[ForgetResult]:
+        """Gives up directories that could not be brought back: the sandbox goes on without them. Repeatable.
+
+        Their backups stay, and can be restored if they ever can be read again.
+
+        Raises:
+            InvalidRequestError: one of them is not missing; nothing was changed.
+            SandboxUnavailableError: what is missing cannot be known now.
+        """
+        return self._call(MAILBOX, lambda actor: actor.forget.remote(options))
 
     def destroy(self) -> Call[None]:
         """Ends the sandbox and removes its files and state. Its backups stay. Repeatable."""
@@ -451,6 +464,10 @@ class Sandbox:
             cursor = page.cursor
             if cursor is None:
                 return
+
+    def forget(self, *dirs: str) -> ForgetResult:
+        """Gives up directories that could not be brought back: the sandbox goes on without them."""
+        return self.calls.forget(validated(ForgetOptions, {"dir": list(dirs)})).result()
 
     def destroy(self) -> None:
         """Ends the sandbox and removes its files. Its backups stay."""

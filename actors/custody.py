@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,6 +44,7 @@ from storage.metadata import (
 )
 
 TAKEN_OVER = "taken_over"
+_MISSING = "missing"
 _BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
 """Events that say where the sandbox's files are from then on."""
 _SOON_S = 0.2
@@ -242,8 +243,8 @@ class Custody:
         state = state.model_copy(update={"restored": restored, "created_at": created_at})
         if self._unsaved is not None:
             state = state.model_copy(update={"unsaved": self._unsaved})
-        recovered = recovery_in(record)
-        if recovered is not None and not _is_reported(recovered, state):  # likewise
+        recovered = recovery_in(record, state.recovery)
+        if recovered is not None and recovered != state.recovery:  # likewise
             return after_recovery(state, record)
         return happened(state, "created" if state.epoch == 0 else "woke", node=self._place.identity)
 
@@ -589,40 +590,95 @@ def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxS
     return happened(state, "restored", dir=entry.dir, backup_id=entry.backup_id)
 
 
-def recovery_in(record: Record) -> Recovery | None:
-    """What was recovered after a loss, or could not be after a sleep, as the bucket has it."""
-    recovery = record.recovery
-    if recovery is None or (recovery.lost_node is None and not recovery.lacks_anything):
+def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | None:
+    """What became of a recovery, as the bucket has it: of one after a loss, or of which something is missing.
+
+    Of one after a sleep that went well nothing is told, unless the bucket knows it already, as `known`.
+    """
+    plan = record.recovery
+    if plan is None:
         return None
     directories = [
-        RecoveredDirectory(dir=row.dir, backup_id=row.backup_id, taken_at=row.taken_at, error=row.error)
-        for row in recovery.directories
+        RecoveredDirectory(
+            dir=row.dir,
+            backup_id=row.backup_id,
+            taken_at=row.taken_at,
+            error=row.error,
+            status=_MISSING if not row.settled else "forgotten" if row.error else "restored",
+        )
+        for row in plan.directories
     ]
-    lost = list(recovery.lost) if recovery.lost is not None else None
-    return Recovery(at=recovery.at, lost_node=recovery.lost_node, directories=directories, lost=lost)
-
-
-def _is_reported(recovered: Recovery, state: SandboxState) -> bool:
-    """Whether the state has a recovery already, whether or not somebody was told of it."""
-    return state.recovery is not None and recovered == state.recovery.model_copy(update={"told_at": None})
+    lost = list(plan.lost) if plan.lost is not None else None
+    recovery = Recovery(at=plan.at, lost_node=plan.lost_node, directories=directories, lost=lost)
+    if known is not None and known.at == recovery.at:
+        return recovery.model_copy(update={"told_at": known.told_at})
+    return recovery if plan.lost_node is not None or plan.missing or plan.given_up else None
 
 
 def after_recovery(state: SandboxState, record: Record) -> SandboxState:
-    """The state of a sandbox whose checkpoints are back in place; those that can never come back are forgotten."""
-    recovery = record.recovery
-    gone = {(row.dir, row.backup_id) for row in recovery.directories if row.error} if recovery else set()
+    """The state of a sandbox of which what could be brought back is back; what was given up is no checkpoint any more.
+
+    What is missing still is one: should this node be lost too, the next one brings it back.
+    """
+    plan = record.recovery
+    gone = {(row.dir, row.backup_id) for row in plan.given_up} if plan else set()
     checkpoints = [row for row in state.checkpoints if (row.dir, row.backup_id) not in gone]
     known = {(row.dir, row.backup_id) for row in checkpoints}
-    reported = recovery_in(record)
-    for root in (reported.lost or []) if reported else []:
-        state = happened(state, "lost", dir=root, node=reported.lost_node if reported else None)
+    reported = recovery_in(record, state.recovery)
     changed = {
         "unsaved": [],
         "restored": [row for row in restored_in(record) if (row.dir, row.backup_id) in known],
         "checkpoints": checkpoints,
-        "recovery": reported or state.recovery,
+        "recovery": reported or _without_missing(state.recovery),
     }
-    return happened(state.model_copy(update=changed), "recovered" if reported else "woke")
+    state = state.model_copy(update=changed)
+    if plan is not None and plan.missing:
+        return state
+    if plan is None or reported is None or _has_happened(state, "recovered", since=plan.at):
+        return happened(state, "woke")
+    for root in plan.lost or ():
+        state = happened(state, "lost", dir=root, node=plan.lost_node)
+    return happened(state, "recovered")
+
+
+def _has_happened(state: SandboxState, kind: str, *, since: datetime) -> bool:
+    return any(event.kind == kind and event.at >= since for event in state.events)
+
+
+def with_unmounted(state: SandboxState, entry: Entry, error: str) -> SandboxState:
+    """The state of a sandbox whose files are here, of which one overlay could not be mounted."""
+    recovery = state.recovery or Recovery(at=datetime.now(UTC))
+    row = RecoveredDirectory(
+        dir=entry.dir,
+        backup_id=entry.backup_id,
+        taken_at=entry.taken_at or entry.restored_at,
+        error=error,
+        status=_MISSING,
+    )
+    others = [other for other in recovery.directories if other.dir != entry.dir]
+    return state.model_copy(update={"recovery": recovery.model_copy(update={"directories": [*others, row]})})
+
+
+def missing_in(recovery: Recovery) -> list[RecoveredDirectory]:
+    """What the bucket calls missing."""
+    return [row for row in recovery.directories if row.status == _MISSING]
+
+
+def _without_missing(recovery: Recovery | None) -> Recovery | None:
+    """What the bucket knows of a recovery, once everything is mounted."""
+    if recovery is None or not missing_in(recovery):
+        return recovery
+    left = [row for row in recovery.directories if row.status != _MISSING]
+    return recovery.model_copy(update={"directories": left}) if left or recovery.lost_node else None
+
+
+def after_forgetting(state: SandboxState, record: Record, given_up: Collection[str]) -> SandboxState:
+    """The state of a sandbox of which these directories were just given up."""
+    rows = record.recovery.given_up if record.recovery else []
+    for row in rows:
+        if row.dir in given_up:
+            state = happened(state, "forgotten", dir=row.dir, backup_id=row.backup_id)
+    return after_recovery(state, record).model_copy(update={"unsaved": state.unsaved})
 
 
 def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint], slept_at: datetime) -> SandboxState:

@@ -42,6 +42,10 @@ DRAINING = "DRAINING"
 """The reason in the context of an error that a node causes which is being drained."""
 
 
+RETRYABLE = "retryable"
+"""In the context of an error whose circumstance says, and not its class alone, whether a retry may help."""
+
+
 class HoldfastError(Exception):
     """The root. Carries what a caller needs across Ray and HTTP, and survives pickling.
 
@@ -61,6 +65,11 @@ class HoldfastError(Exception):
         self.message = message
         self.hint = hint
         self.context: dict[str, Any] = dict(context or {})
+
+    @property
+    def may_be_retried(self) -> bool:
+        """Whether the same call may succeed later: its class says so, and nothing in its context denies it."""
+        return self.retryable and self.context.get(RETRYABLE, True) is True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.hint, self.context))

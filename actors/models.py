@@ -204,6 +204,17 @@ class RestoreOptions(Model):
     mode: Annotated[RestoreMode, Field(strict=False)] = RestoreMode.OVERLAY
 
 
+class ForgetOptions(Model):
+    """Which missing directories are to be given up: one, or several."""
+
+    dir: BackupDir | Annotated[list[BackupDir], Field(min_length=1, max_length=128)]
+
+    @property
+    def dirs(self) -> list[str]:
+        """All of them."""
+        return [self.dir] if isinstance(self.dir, str) else self.dir
+
+
 class RestoreBackupResult(Model):
     """The answer to a restore that succeeded; one that did not raises."""
 
@@ -330,6 +341,17 @@ class NewSandbox(Model):
     labels: LabelValues = {}
 
 
+class DirectoryStatus(StrEnum):
+    """What became of a directory that was to be recovered.
+
+    `missing`: the sandbox serves nobody until it is there or given up. `forgotten`: it was given up.
+    """
+
+    RESTORED = "restored"
+    MISSING = "missing"
+    FORGOTTEN = "forgotten"
+
+
 class RecoveredDirectory(Model):
     """A directory that a recovery brought back as it was at `taken_at`; or did not, for the reason in `error`."""
 
@@ -337,6 +359,7 @@ class RecoveredDirectory(Model):
     backup_id: str
     taken_at: datetime
     error: str | None = None
+    status: DirectoryStatus = DirectoryStatus.RESTORED
 
 
 class Recovery(Model):
@@ -357,6 +380,13 @@ class Recovery(Model):
     def lacks_anything(self) -> bool:
         """Whether something could not be brought back at all."""
         return bool(self.lost) or any(row.error for row in self.directories)
+
+
+class ForgetResult(Model):
+    """The answer to a `forget` that succeeded: what was given up, and why it had not come back."""
+
+    success: Literal[True] = True
+    forgotten: list[RecoveredDirectory]
 
 
 class SandboxEvent(Model):

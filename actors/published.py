@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from actors.models import RecoveredDirectory, Recovery, RestoredDirectory, RestoreMode, SandboxEvent
+from actors.models import DirectoryStatus, RecoveredDirectory, Recovery, RestoredDirectory, RestoreMode, SandboxEvent
 from storage import metadata
-from storage.metadata import Event, SandboxState
+from storage.metadata import Event
 
 
 def public_event(event: Event) -> SandboxEvent:
@@ -23,13 +23,20 @@ def public_restored(row: metadata.RestoredDirectory) -> RestoredDirectory:
     )
 
 
-def public_recovery(state: SandboxState) -> Recovery | None:
-    """How the sandbox came back after its node was lost; None if it never had to."""
-    recovery = state.recovery
+def _status(row: metadata.RecoveredDirectory) -> DirectoryStatus:
+    if row.status is not None:
+        return DirectoryStatus(row.status)
+    return DirectoryStatus.FORGOTTEN if row.error else DirectoryStatus.RESTORED
+
+
+def public_recovery(recovery: metadata.Recovery | None) -> Recovery | None:
+    """How a sandbox came back after its node was lost; None if it never had to."""
     if recovery is None:
         return None
     directories = [
-        RecoveredDirectory(dir=row.dir, backup_id=row.backup_id, taken_at=row.taken_at, error=row.error)
+        RecoveredDirectory(
+            dir=row.dir, backup_id=row.backup_id, taken_at=row.taken_at, error=row.error, status=_status(row)
+        )
         for row in recovery.directories
     ]
     return Recovery(

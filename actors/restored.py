@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +70,11 @@ class Entry(BaseModel):
 
 
 class Wanted(BaseModel):
-    """One directory that a recovery has to bring back. `error` is the code of what kept it from doing so for good."""
+    """One directory that a recovery has to bring back. It is missing until it is settled.
+
+    `error` is the code of what kept it from coming back when that was tried last. One that is settled with an error was
+    given up.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -80,6 +84,11 @@ class Wanted(BaseModel):
     mode: Literal["overlay", "copy"] = "overlay"
     settled: bool = False
     error: str | None = None
+
+    @property
+    def kept_away_by(self) -> str:
+        """Its error; also of one that nobody has tried, because it lies in another that is missing."""
+        return self.error or "NOT_TRIED"
 
 
 class RecoveryPlan(BaseModel):
@@ -99,13 +108,20 @@ class RecoveryPlan(BaseModel):
         return sorted((wanted for wanted in self.directories if not wanted.settled), key=lambda wanted: wanted.dir)
 
     @property
-    def lacks_anything(self) -> bool:
-        """Whether something can never come back."""
-        return any(wanted.error for wanted in self.directories)
+    def given_up(self) -> list[Wanted]:
+        """What will not come back, because a person has said so."""
+        return [wanted for wanted in self.directories if wanted.settled and wanted.error]
 
     def settled(self, directory: str, *, error: str | None = None) -> RecoveryPlan:
-        """The same, with one directory settled."""
-        changed = {"settled": True, "error": error}
+        """The same, with one directory settled: it is back, or with an error, given up."""
+        return self._changed(directory, settled=True, error=error)
+
+    def failed(self, directory: str, error: str) -> RecoveryPlan:
+        """The same, with what has kept one directory from coming back just now."""
+        return self._changed(directory, settled=False, error=error)
+
+    def _changed(self, directory: str, *, settled: bool, error: str | None) -> RecoveryPlan:
+        changed = {"settled": settled, "error": error}
         return self.model_copy(
             update={
                 "directories": tuple(
@@ -161,8 +177,11 @@ class RestoredDirectories:
         self._open: dict[str, Layer] = {}
         self._devices: dict[str, str] = {}
         self._is_mounted = False
-        self._recovering: Wanted | None = None
+        self._recovering: Mapping[str, str | None] = {}
+        """The directories that the next commit settles, each with its error if it is given up."""
         self._damage: CorruptRecordError | None = None
+        self.unmounted: Entry | None = None
+        """The overlay that could not be mounted when everything was taken up last."""
         self.record = Record(created_at=_now())
         self.read()
 
@@ -179,9 +198,19 @@ class RestoredDirectories:
         return self._is_mounted and not self.missing
 
     @property
+    def is_shown(self) -> bool:
+        """Whether all that is recorded is mounted where it belongs, whatever else has to be recovered."""
+        return self._is_mounted
+
+    @property
     def missing(self) -> list[Wanted]:
         """What still has to be recovered."""
         return self.record.recovery.missing if self.record.recovery else []
+
+    @property
+    def given_up(self) -> list[Wanted]:
+        """What was given up instead of being recovered."""
+        return self.record.recovery.given_up if self.record.recovery else []
 
     @property
     def exists(self) -> bool:
@@ -199,6 +228,7 @@ class RestoredDirectories:
         Raises:
             NodeError: a recorded layer cannot be mounted, or the record cannot be read; nothing of them is lost.
         """
+        self.unmounted = None
         if self._damage is not None:
             raise self._damage
         self.put_down()
@@ -208,8 +238,10 @@ class RestoredDirectories:
         self._tree.prepare()  # not before: a mount whose daemon is dead can cover a top folder
         for entry in self.entries:
             if entry.layer is not None and entry.archive_sha256 is not None:
+                self.unmounted = entry
                 archive = self._archive(entry.archive_sha256)
                 self._open[entry.layer] = self._layers.open(entry.layer, archive, entry.archive_sha256)
+        self.unmounted = None
         self._show(self._mounted)
         leftovers = [layer_id for layer_id in self._layers.ids() if layer_id not in self._open]
         for layer_id in leftovers:
@@ -261,19 +293,55 @@ class RestoredDirectories:
         self._save(Record(created_at=created_at, recovery=recovery))
 
     @contextmanager
-    def recovering(self, wanted: Wanted) -> Iterator[None]:
-        """The restore within the block settles a directory, in the same step as it takes effect."""
-        self._recovering = wanted
+    def recovering(self, settled: Mapping[str, str | None]) -> Iterator[None]:
+        """The restore within the block settles directories, in the same step as it takes effect.
+
+        They are back then; or given up for what it brings to their place, those with an error.
+        """
+        self._recovering = settled
         try:
             yield
         finally:
-            self._recovering = None
+            self._recovering = {}
 
-    def give_up(self, wanted: Wanted, error: str) -> None:
-        """Settles a directory that can never come back."""
+    def note_failure(self, wanted: Wanted, error: str) -> None:
+        """Records what has kept a directory from coming back; it stays missing. Raises OSError."""
         assert self.record.recovery is not None
-        recovery = self.record.recovery.settled(wanted.dir, error=error)
-        self._save(self.record.model_copy(update={"recovery": recovery}))
+        recovery = self.record.recovery.failed(wanted.dir, error)
+        if recovery != self.record.recovery:
+            self._save(self.record.model_copy(update={"recovery": recovery}))
+
+    def give_up(self, directories: Sequence[Wanted]) -> None:
+        """Settles directories that are missing, with what has kept them from coming back. Raises OSError."""
+        recovery = self.record.recovery
+        for wanted in directories:
+            assert recovery is not None
+            recovery = recovery.settled(wanted.dir, error=wanted.kept_away_by)
+        if directories:
+            self._save(self.record.model_copy(update={"recovery": recovery}))
+
+    def give_up_unmounted(self, error: str) -> Wanted:
+        """Gives up the overlay that cannot be mounted, with all that was written to it. Raises OSError.
+
+        Its layer is removed when everything is taken up again.
+        """
+        entry = self.unmounted
+        assert entry is not None
+        row = Wanted(
+            dir=entry.dir,
+            backup_id=entry.backup_id,
+            taken_at=entry.taken_at or entry.restored_at,
+            mode=entry.mode,
+            settled=True,
+            error=error,
+        )
+        plan = self.record.recovery or RecoveryPlan(at=_now())
+        others = tuple(other for other in plan.directories if other.dir != row.dir)
+        plan = plan.model_copy(update={"directories": (*others, row)})
+        entries = tuple(other for other in self.record.entries if other != entry)
+        self._save(self.record.model_copy(update={"entries": entries, "recovery": plan}))
+        self.unmounted = None
+        return row
 
     def keep_archive(self, archive: Path, sha256: str) -> Path:
         """Links an archive to where the layers of this sandbox find it, whatever the node's cache evicts."""
@@ -389,8 +457,9 @@ class RestoredDirectories:
     def _commit(self, entry: Entry, replaced: Sequence[Entry]) -> None:
         kept = tuple(old for old in self.record.entries if not (old.lies_in(entry.dir) or old in replaced))
         recovery = self.record.recovery
-        if recovery is not None and self._recovering is not None:
-            recovery = recovery.settled(self._recovering.dir)
+        for directory, error in self._recovering.items():
+            assert recovery is not None
+            recovery = recovery.settled(directory, error=error)
         with step(RestoreStep.RECORD):
             self._save(self.record.model_copy(update={"entries": (*kept, entry), "recovery": recovery}))
 

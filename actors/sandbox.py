@@ -23,16 +23,21 @@ from actors.bucket import configured
 from actors.cache import ArchiveCache
 from actors.commands import Commands
 from actors.config import NodeConfig, SandboxConfig
-from actors.custody import Custody, after_recovery, after_restore, superseded
+from actors.custody import (
+    Custody,
+    after_forgetting,
+    after_recovery,
+    after_restore,
+    missing_in,
+    recovery_in,
+    superseded,
+    with_unmounted,
+)
 from actors.durable_state import Found, Place, happened
 from actors.errors import (
     DRAINING,
-    BackupExpiredError,
-    BackupNotFoundError,
-    BackupRestoreError,
     ExecStoppedError,
     HoldfastError,
-    InvalidBackupConfigError,
     MountLostError,
     SandboxUnavailableError,
     StorageUnavailableError,
@@ -50,12 +55,13 @@ from actors.models import (
     ExecRequest,
     FileEntry,
     FileKind,
+    ForgetOptions,
+    ForgetResult,
     Operation,
     OperationKind,
     Phase,
     Recovery,
     RestoreBackupResult,
-    RestoreMode,
     RestoreOptions,
     SandboxInfo,
     writable_path,
@@ -71,9 +77,10 @@ from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits
 from actors.node.tree import Tree
-from actors.operations import Operations, Progress
+from actors.operations import Operations
 from actors.presence import Presence
 from actors.published import public_recovery
+from actors.recovery import DIRECTORY_MISSING, DirectoryRecovery
 from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, recorded_driver
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
@@ -89,11 +96,7 @@ if TYPE_CHECKING:
 
 _LISTED = 10_000
 _UNMOUNT_S = 10.0
-_DAMAGED = ("CORRUPT_ARCHIVE", "CORRUPT_METADATA", "BAD_ARCHIVE")
-"""Reasons for which a backup can never be restored."""
-_NAMES_REFUSED = ("NAME_TOO_LONG", "NAME_REFUSED")
-"""Reasons for which a backup can be restored by copy only."""
-_TRIES = 3
+_AGAIN = "Try again."
 _FIRST_LOOK_S, _LOOK_S = 1.0, 30.0
 """How soon, and how often at least, it is looked what a command that runs has written."""
 _SLEEP_TTL_S = 36_500 * 86_400.0
@@ -232,6 +235,7 @@ class LocalSandbox:
             memory_bytes=limits.memory_bytes,
         )
         self._cache = ArchiveCache(layout.cache, max_bytes=config.node.cache_max_bytes)
+        self._recovery = DirectoryRecovery(sandbox_id, self._restored, self._operations, self._cache)
 
     # --- mailbox
 
@@ -272,13 +276,42 @@ class LocalSandbox:
     def restore_backup(self, options: RestoreOptions) -> RestoreBackupResult:
         """See `SandboxCalls.restore_backup`."""
         catalog = configured(self._catalog, self._config)
-        self._wake_to_change()
+        try:
+            self._wake_to_change()
+        except SandboxUnavailableError as e:
+            if e.context.get("reason") != DIRECTORY_MISSING:
+                raise
+            result = self._restore_instead(options, catalog)
+            if result is None:
+                raise
+            return result
+        return self._restore(options, catalog, self._stopped)
+
+    def _restore(
+        self, options: RestoreOptions, catalog: BackupCatalog, stopped: Callable[[], AbstractContextManager[None]]
+    ) -> RestoreBackupResult:
         with self._operations.run(OperationKind.RESTORE, options.dir) as progress:
-            result = self._restoration(catalog, self._stopped).restore(options, progress)
+            result = self._restoration(catalog, stopped).restore(options, progress)
         entry = self._restored.record.entries[-1]  # the one that has just been written
         with step(RestoreStep.REPORT):
             self.custody.report(lambda state: after_restore(state, self._restored.record, entry))
         self._look()
+        return result
+
+    def _restore_instead(self, options: RestoreOptions, catalog: BackupCatalog) -> RestoreBackupResult | None:
+        """Restores to the place of directories that are missing, which are given up in the step in which it succeeds.
+
+        None if it would take the place of none; nothing was done then.
+        """
+        with self._waking, self._gate.repairing():
+            settled = self._recovery.settled_by(options)
+            if not settled:
+                return None
+            with self._restored.recovering(settled):
+                result = self._restore(options, catalog, self._gate.repairing)
+            self._tell_of_giving_up(settled)
+            self._is_new = False
+            self._make_home()
         return result
 
     def _restoration(
@@ -303,6 +336,31 @@ class LocalSandbox:
             meter=self._meter,
         )
 
+    def forget(self, options: ForgetOptions) -> ForgetResult:
+        """See `SandboxCalls.forget`."""
+        self._find_out_what_is_missing(options.dirs)
+        with self._waking, self._gate.repairing(), self._unavailable_unless("changed", outcome="unknown", hint=_AGAIN):
+            given_up = self._recovery.give_up(options.dirs)
+            if given_up:
+                self._tell_of_giving_up([row.dir for row in given_up])
+        recovery = recovery_in(self._restored.record)
+        public = public_recovery(recovery)
+        return ForgetResult(forgotten=[row for row in public.directories if row.dir in options.dirs] if public else [])
+
+    def _tell_of_giving_up(self, directories: Collection[str]) -> None:
+        self.custody.report(lambda state: after_forgetting(state, self._restored.record, directories))
+
+    def _find_out_what_is_missing(self, directories: Sequence[str]) -> None:
+        """Tries to wake, unless that was tried, and these directories were found to be missing."""
+        is_held = self._restored.is_shown or self._restored.unmounted is not None
+        if is_held and all(self._recovery.is_known_missing(each) for each in directories):
+            return
+        try:
+            self.wake()
+        except SandboxUnavailableError as e:
+            if e.context.get("reason") != DIRECTORY_MISSING:
+                raise
+
     def destroy(self) -> None:
         """Ends everything and removes the sandbox's files and state; its backups stay. Repeatable.
 
@@ -314,7 +372,7 @@ class LocalSandbox:
             progress.point_of_no_return(Phase.WAITING)
             with self._gate.repairing():
                 self._is_new = False
-                with self._unavailable_unless("destroyed", outcome="unknown", hint="Try again."):
+                with self._unavailable_unless("destroyed", outcome="unknown", hint=_AGAIN):
                     self._presence.claim()
                     self._put_down()
                     self._sweep()
@@ -465,7 +523,7 @@ class LocalSandbox:
             last_used_at=state.last_used_at if state else None,
             epoch=state.epoch if state else 0,
             labels=state.labels if state else {},
-            recovery=public_recovery(state) if state else None,
+            recovery=public_recovery(state.recovery) if state else None,
             awake_since=self._awake_since,
             restored=[entry.public() for entry in self._restored.entries],
             operation=self._operations.running,
@@ -484,7 +542,7 @@ class LocalSandbox:
         """How the sandbox came back, while nobody was told for sure; None if there is nothing to tell."""
         state = self.custody.last_known if self.is_awake else None
         untold = state is not None and state.recovery is not None and state.recovery.is_untold
-        return public_recovery(state) if state is not None and untold else None
+        return public_recovery(state.recovery) if state is not None and untold else None
 
     @property
     def may_have_news(self) -> bool:
@@ -563,7 +621,8 @@ class LocalSandbox:
                 self._restored.read()
                 origin = self._take_up()
             except BaseException:
-                self._let_go()
+                if not (self._restored.is_shown or self._restored.unmounted):  # else it is held: parts are mounted
+                    self._let_go()
                 raise
         self._is_new = False
         self._look()
@@ -589,13 +648,25 @@ class LocalSandbox:
         self.expect_command()
         remove_tree(self._home / "spool")
         self._cache.remove_leftovers()
-        self._restored.take_up()
+        self._mount_everything()
         self._recover(begun=origin.is_elsewhere)
         recovery = self._restored.record.recovery
-        if recovery is not None and recovery.lacks_anything:
+        if recovery is not None and recovery.given_up:
             self._safe_in = None
         self._make_home()
         return origin
+
+    def _mount_everything(self) -> None:
+        try:
+            self._restored.take_up()
+        except (NodeError, OSError) as e:
+            if self._restored.unmounted is None:
+                raise
+            reason, _ = reason_of(e)
+            error = self._recovery.unmounted_error(reason)
+            entry = self._restored.unmounted
+            self.custody.report(lambda state: with_unmounted(state, entry, reason))
+            raise error from None
 
     def _begin_recovery(self, origin: Origin) -> tuple[Wanted, ...]:
         """Takes the sandbox over, and records what has to come back from checkpoints; what was here is out of date."""
@@ -632,57 +703,36 @@ class LocalSandbox:
         `begun` says that this recovery was begun just now, and has to be told of even if nothing can come back.
 
         Raises:
-            SandboxUnavailableError: something could not be fetched now.
+            SandboxUnavailableError: something is missing still.
         """
-        recovery = self._restored.record.recovery
-        if recovery is None or not (begun or recovery.missing):
+        plan = self._restored.record.recovery
+        if plan is None or not (begun or plan.missing):
+            known = self.custody.last_known
+            if known is not None and known.recovery is not None and missing_in(known.recovery):
+                self.custody.report(lambda state: after_recovery(state, self._restored.record))
             return
-        for wanted in recovery.missing:
-            catalog = configured(self._catalog, self._config)
-            with self._operations.run(OperationKind.RECOVER, wanted.dir) as progress:
-                self._bring_back(wanted, self._restoration(catalog, self._gate.repairing), progress)
+        catalog = configured(self._catalog, self._config)
+        try:
+            self._recovery.bring_back(lambda: self._restoration(catalog, self._gate.repairing))
+        except SandboxUnavailableError as e:
+            if e.context.get("reason") == DIRECTORY_MISSING:
+                self._tell_of_what_is_missing()
+            raise
         self.custody.report(lambda state: after_recovery(state, self._restored.record))
         settled = self._restored.record.recovery
         log.info(
             "sandbox_recovered",
             sandbox=self.id,
-            lost_node=recovery.lost_node,
+            lost_node=plan.lost_node,
             directories={row.dir: row.error or row.backup_id for row in settled.directories} if settled else {},
         )
 
-    def _restore_patiently(self, restoration: BackupRestoration, options: RestoreOptions, progress: Progress) -> None:
-        """Restores; a tool that failed may have been killed for want of memory, and is given another chance."""
-        for last in [False] * (_TRIES - 1) + [True]:
-            try:
-                restoration.restore(options, progress)
-                return
-            except BackupRestoreError as e:
-                if last or e.context.get("reason") != "BAD_ARCHIVE":
-                    raise
-                self._cache.forget(options.id)
-
-    def _bring_back(self, wanted: Wanted, restoration: BackupRestoration, progress: Progress) -> None:
-        try:
-            with self._restored.recovering(wanted):
-                options = RestoreOptions(id=wanted.backup_id, dir=wanted.dir, mode=RestoreMode(wanted.mode))
-                try:
-                    self._restore_patiently(restoration, options, progress)
-                except BackupRestoreError as e:
-                    if e.context.get("reason") not in _NAMES_REFUSED:
-                        raise
-                    options = options.model_copy(update={"mode": RestoreMode.COPY})
-                    self._restore_patiently(restoration, options, progress)
-        except (BackupNotFoundError, BackupExpiredError, InvalidBackupConfigError) as e:
-            self._restored.give_up(wanted, e.code)
-        except BackupRestoreError as e:
-            reason = str(e.context.get("reason"))
-            if reason not in _DAMAGED:
-                raise SandboxUnavailableError(
-                    f"The sandbox could not be recovered: {e.message}",
-                    hint="Try again; what was recovered already is kept.",
-                    context={"outcome": "not_executed", "reason": reason},
-                ) from None
-            self._restored.give_up(wanted, reason)
+    def _tell_of_what_is_missing(self) -> None:
+        """So that it can be read without a call that would wake the sandbox."""
+        known = self.custody.last_known
+        told = known.recovery if known else None
+        if recovery_in(self._restored.record, told) != told:
+            self.custody.report(lambda state: after_recovery(state, self._restored.record))
 
     @contextmanager
     def _unavailable_unless(self, done: str, *, outcome: str, hint: str) -> Iterator[None]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from actors.config import SandboxConfig
     from actors.durable_state import Found
-    from actors.models import BackupOptions, ExecRequest, RestoreOptions
+    from actors.models import BackupOptions, ExecRequest, ForgetOptions, RestoreOptions
     from actors.sandbox import LocalSandbox
     from storage.metadata import Checkpoint
 
@@ -169,6 +169,9 @@ class SandboxHost:
 
     def restore_backup(self, options: RestoreOptions) -> Any:
         return self._serve(MAILBOX, lambda box: box.restore_backup(options))
+
+    def forget(self, options: ForgetOptions) -> Any:
+        return self._serve(MAILBOX, lambda box: box.forget(options))
 
     def destroy(self) -> None:
         self._serve(MAILBOX, lambda box: box.destroy())

@@ -167,7 +167,7 @@ class Service:
             last_used_at=state.last_used_at,
             epoch=state.epoch,
             labels=state.labels,
-            recovery=public_recovery(state),
+            recovery=public_recovery(state.recovery),
             restored=[public_restored(row) for row in state.restored],
         )
 

@@ -37,7 +37,7 @@ def error_answer(
 ) -> Response:
     """The error's document, with the headers that its kind asks for."""
     extra = dict(headers or {})
-    if error.retryable:
+    if error.may_be_retried:
         extra["Retry-After"] = str(RETRY_AFTER_S)
     if isinstance(error, UnauthorizedError):
         extra["WWW-Authenticate"] = 'Bearer realm="holdfast"'

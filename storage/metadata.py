@@ -211,12 +211,17 @@ class Checkpoint(Document):
 
 
 class RecoveredDirectory(Document):
-    """What became of one checkpoint when its sandbox was recovered; `error` is the code of what went wrong."""
+    """What became of one checkpoint when its sandbox was recovered; `error` is the code of what went wrong.
+
+    `status` is "restored", "missing" (the sandbox waits for it) or "forgotten" (given up); absent in older documents,
+    where an error means the last.
+    """
 
     dir: Directory
     backup_id: BackupId
     taken_at: Instant
     error: Annotated[str, Field(max_length=64)] | None = None
+    status: Annotated[str, Field(max_length=32)] | None = None
 
 
 class Recovery(Document):

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from actors.models import EventList, Labels, Model, NewSandbox, Operation, SandboxInfo, SandboxPage
+from actors.models import (
+    EventList,
+    ForgetOptions,
+    ForgetResult,
+    Labels,
+    Model,
+    NewSandbox,
+    Operation,
+    SandboxInfo,
+    SandboxPage,
+)
 from gateway.answers import NO_CONTENT, answer, done
 from gateway.body import describes, parsed
 from gateway.routes.request import Box, Cursor, Limit, Service
@@ -88,3 +98,12 @@ async def sandbox_operation(box: Box) -> Response:
 async def cancel_operation(box: Box) -> Response:
     """Cancels the backup or restore that runs now."""
     return answer(Cancelled(cancelled=await box.cancel()))
+
+
+@router.post("/{id}/forget", response_model=ForgetResult, openapi_extra=describes(ForgetOptions))
+async def forget_directories(request: Request, box: Box) -> Response:
+    """Gives up directories that could not be brought back, so that the sandbox serves calls again without them.
+
+    Only those that are missing: `recovery` of the sandbox names them. Their backups stay. Repeatable.
+    """
+    return answer(await box.forget(await parsed(request, ForgetOptions)))

@@ -28,6 +28,7 @@ COMMANDS = [
     "ls",
     "backup",
     "restore",
+    "forget",
     "list",
     "inspect",
     "events",

@@ -26,7 +26,6 @@ from actors.models import DirectoryBackup
 from actors.node import driver_choice, mountinfo
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
-from storage import keys
 from storage.config import BucketConfig
 from storage.errors import StoreUnavailableError
 from storage.metadata import SandboxState
@@ -191,39 +190,6 @@ def test_a_lost_sandbox_without_a_backup_is_empty_and_says_so(nodes: Pair) -> No
     assert recovered(nodes) == []
 
 
-def test_what_can_never_come_back_is_empty_and_named_and_the_rest_is_there(nodes: Pair) -> None:
-    box, store = nodes.on_a(), nodes.store
-    made: dict[str, DirectoryBackup] = {}
-    for name in ("expired", "deleted", "damaged", "unreadable", "bare", "well"):
-        sh(box, f"mkdir {name}; head -c 100000 /dev/urandom > {name}/file; echo {name} > {name}/name")
-        made[name] = backup(box, f"/workspace/{name}", ttl=30 if name == "expired" else 3600)
-    nodes.a.catalog().delete("default", made["deleted"].id)
-    archive = keys.archive(made["damaged"].id)
-    data = bytearray(store.get(archive).data)
-    data[len(data) // 2] ^= 1
-    store.put(archive, bytes(data))
-    store.put(keys.metadata(made["unreadable"].id), b"{")
-    store.delete(keys.archive(made["bare"].id))
-
-    again = nodes.on_b()
-
-    assert sh(again, "cat well/name; ls") == "well\nwell\n"
-    assert {row[0].rpartition("/")[2]: row[2] for row in recovered(nodes)} == {
-        "expired": "BACKUP_EXPIRED",
-        "deleted": "BACKUP_NOT_FOUND",
-        "damaged": "CORRUPT_ARCHIVE",
-        "unreadable": "CORRUPT_METADATA",
-        "bare": "BACKUP_NOT_FOUND",
-        "well": None,
-    }
-    assert [row.backup_id for row in nodes.state.checkpoints] == [made["well"].id]
-    sh(again, "mkdir deleted; echo new > deleted/file")
-    backup(again, "/workspace/deleted")
-    again.close()
-    nodes.on_b().close()
-    assert len(nodes.state.checkpoints) == 2
-
-
 def test_a_recovery_that_the_bucket_cuts_short_shows_nothing_and_goes_on(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "mkdir a b; echo 1 > a/file; echo 2 > b/file")
@@ -244,11 +210,13 @@ def test_a_recovery_that_the_bucket_cuts_short_shows_nothing_and_goes_on(nodes: 
 KILLED = """
 import os, signal, sys
 from actors.custody import Custody
+from actors.recovery import DirectoryRecovery
 from actors.restored import RestoredDirectories
 from actors.sandbox import LocalSandbox
 from tests.support.sandboxes import from_description
 told, name, place, method, number, when = sys.argv[1:]
-kind = {"custody": Custody, "restored": RestoredDirectories, "sandbox": LocalSandbox}[place]
+kinds = {"custody": Custody, "recovery": DirectoryRecovery, "restored": RestoredDirectories, "sandbox": LocalSandbox}
+kind = kinds[place]
 real, calls = getattr(kind, method), []
 
 def killing(self, *args, **options):
@@ -271,7 +239,7 @@ MOMENTS = [
     ("custody", "_settle", 1, "before"),
     ("custody", "take", 1, "after"),
     ("restored", "begin_recovery", 1, "after"),
-    ("sandbox", "_bring_back", 1, "after"),
+    ("recovery", "_bring_one_back", 1, "after"),
     ("restored", "_commit", 2, "before"),
     ("custody", "report", 1, "before"),
 ]

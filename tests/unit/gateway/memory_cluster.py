@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from actors.client import Sandbox, ServiceCalls
-from actors.errors import BackupNotFoundError, FileNotFoundInSandboxError, HoldfastError, SandboxNotFoundError
+from actors.errors import (
+    BackupNotFoundError,
+    FileNotFoundInSandboxError,
+    HoldfastError,
+    InvalidRequestError,
+    SandboxNotFoundError,
+)
 from actors.metrics import ClusterMetrics, Tally
 from actors.models import (
     BackupInfo,
@@ -24,11 +30,14 @@ from actors.models import (
     Exit,
     FileEntry,
     FileKind,
+    ForgetOptions,
+    ForgetResult,
     GcReport,
     Operation,
     OperationKind,
     Output,
     Phase,
+    RecoveredDirectory,
     RestoreBackupResult,
     RestoreOptions,
     SandboxEvent,
@@ -119,6 +128,7 @@ class MemorySandbox:
     used: bool = False
     asked: list[Any] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
+    missing: list[RecoveredDirectory] = field(default_factory=list)
     happened: list[SandboxEvent] = field(default_factory=list)
     streams: list[MemoryStream[Any]] = field(default_factory=list)
     uploads: list[MemoryUpload] = field(default_factory=list)
@@ -162,6 +172,15 @@ class MemorySandbox:
                 raise self.failure
             self.tenant.found(options.id)
             return RestoreBackupResult(dir=options.dir, id=options.id)
+
+        return Later(act)
+
+    def forget(self, options: ForgetOptions) -> Later[ForgetResult]:
+        def act() -> ForgetResult:
+            self.asked.append(options)
+            if not set(options.dirs) <= {row.dir for row in self.missing}:
+                raise InvalidRequestError("Not missing.", context={"dirs": options.dirs})
+            return ForgetResult(forgotten=[row for row in self.missing if row.dir in options.dirs])
 
         return Later(act)
 

@@ -13,7 +13,16 @@ import pytest
 
 from actors.client import Sandbox
 from actors.errors import BackupCreateError, ExecStoppedError, OperationCancelledError
-from actors.models import BackupOptions, Exit, Output, RestoreMode, RestoreOptions, SandboxEvent
+from actors.models import (
+    BackupOptions,
+    DirectoryStatus,
+    Exit,
+    Output,
+    RecoveredDirectory,
+    RestoreMode,
+    RestoreOptions,
+    SandboxEvent,
+)
 from gateway.cli.app import COMMANDS, main
 from gateway.cli.arguments import Remote, remote
 from gateway.cli.connection import RayDoors, read_client_env
@@ -21,6 +30,7 @@ from gateway.cli.output import printable
 from tests.unit.gateway.memory_cluster import NOW, MemoryCluster, MemoryDoors, MemorySandbox
 
 Capture = pytest.CaptureFixture[str]
+FORGOTTEN = DirectoryStatus.FORGOTTEN
 
 
 @pytest.fixture
@@ -309,3 +319,19 @@ def test_label_sets_removes_and_shows(cluster: MemoryCluster, box: MemorySandbox
     assert capsys.readouterr().out == "empty\t\nstage\tprod\n"
     assert run(cluster, "label", "box", "stage", "--json") == 2
     assert box.labels == {"empty": "", "stage": "prod"}
+
+
+def test_forget_names_what_it_gives_up(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+    box.missing = [
+        RecoveredDirectory(dir=name, backup_id="b", taken_at=NOW, error="BACKUP_EXPIRED", status=FORGOTTEN)
+        for name in ("/app", "/workspace")
+    ]
+    assert run(cluster, "forget", "box", "/app", "/workspace") == 0
+    assert capsys.readouterr().out == "".join(
+        f"gave up {name}: backup b (BACKUP_EXPIRED)\n" for name in ("/app", "/workspace")
+    )
+    assert run(cluster, "forget", "box", "/app", "--json") == 0
+    assert [row["dir"] for row in json.loads(capsys.readouterr().out)["forgotten"]] == ["/app"]
+    assert run(cluster, "forget", "box", "/tmp", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["code"] == "INVALID_REQUEST"
+    assert run(cluster, "forget", "box") == 2

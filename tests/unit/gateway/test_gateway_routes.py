@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 
-from actors.errors import StorageUnavailableError
-from actors.models import SandboxEvent
+from actors.errors import RETRYABLE, SandboxUnavailableError, StorageUnavailableError
+from actors.models import DirectoryStatus, RecoveredDirectory, SandboxEvent
 from actors.request_ids import carrying
 from tests.unit.gateway.conftest import DEADLINE_S, OTHER_KEY, Exchange, Gateway
 from tests.unit.gateway.memory_cluster import NOW
+
+FORGOTTEN = DirectoryStatus.FORGOTTEN
 
 
 def test_a_backup_is_made_listed_restored_and_deleted(gateway: Gateway) -> None:
@@ -177,3 +179,34 @@ def test_a_requests_id_reaches_the_cluster(gateway: Gateway, monkeypatch: pytest
     assert response.headers["x-request-id"] == "req-1"
     assert [vars(handle)["_request_id"] for handle in carried] == ["req-1"]
     assert carrying(None) is None
+
+
+def test_missing_directories_are_given_up_by_name(gateway: Gateway) -> None:
+    box = gateway.cluster.sandbox("default", "box")
+    box.missing = [
+        RecoveredDirectory(dir=name, backup_id="b", taken_at=NOW, error="BACKUP_EXPIRED", status=FORGOTTEN)
+        for name in ("/app", "/workspace")
+    ]
+    path = "/v1/sandbox/box/forget"
+    for given, expected in (("/app", ["/app"]), (["/workspace", "/app"], ["/app", "/workspace"])):
+        answer = gateway.request("POST", path, json={"dir": given}).json()
+        assert (answer["success"], [row["dir"] for row in answer["forgotten"]]) == (True, expected)
+        assert {row["status"] for row in answer["forgotten"]} == {"forgotten"}
+    wrongs: list[dict[str, object]] = [
+        {"dir": "/tmp"},
+        {"dir": "relative"},
+        {"dir": []},
+        {"dir": "/etc"},
+        {},
+        {"dir": "/app", "x": 1},
+    ]
+    for wrong in wrongs:
+        assert gateway.request("POST", path, json=wrong).status_code == 422, wrong
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_only_what_may_pass_says_when_to_try_again(gateway: Gateway, *, retryable: bool) -> None:
+    failure = SandboxUnavailableError("Missing.", context={RETRYABLE: retryable})
+    gateway.cluster.sandbox("default", "box").failure = failure
+    answer = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"})
+    assert (answer.status_code, "Retry-After" in answer.headers) == (503, retryable)

@@ -1,0 +1,247 @@
+"""Brings a sandbox's directories back from their checkpoints: after a loss of its node, or a sleep in the bucket.
+
+A directory that cannot be brought back is never shown as an empty one, whatever the cause: the sandbox serves nobody,
+and every call tries again, until the directory is there or a person gives it up. What fails on the node, in the bucket,
+or with the backup differs in one thing only: whether a retry may help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from actors.cache import ArchiveCache
+from actors.errors import (
+    RETRYABLE,
+    BackupExpiredError,
+    BackupNotFoundError,
+    BackupRestoreError,
+    InvalidBackupConfigError,
+    InvalidRequestError,
+    SandboxUnavailableError,
+)
+from actors.logs import log
+from actors.models import OperationKind, RestoreMode, RestoreOptions
+from actors.operations import Operations, Progress
+from actors.restored import RestoredDirectories, Wanted
+
+if TYPE_CHECKING:
+    from actors.restore import BackupRestoration
+
+DIRECTORY_MISSING = "DIRECTORY_MISSING"
+"""The reason, in an error's context, of a sandbox that is closed because a directory could not be brought back."""
+_LOST = {
+    "BACKUP_EXPIRED": "its backup has expired",
+    "BACKUP_NOT_FOUND": "its backup is not in the bucket",
+    "INVALID_BACKUP_CONFIG": "its backup cannot be restored to that place",
+}
+_DAMAGED = {
+    "CORRUPT_ARCHIVE": "the bytes in the bucket are not those that were backed up",
+    "CORRUPT_METADATA": "its backup's metadata cannot be read",
+}
+_STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
+_NAMES_REFUSED = ("NAME_TOO_LONG", "NAME_REFUSED")
+"""Reasons for which a backup can be restored by copy only."""
+_MAKES_NO_COPY = "PATH"
+"""The reason for which a directory inside an overlay can be restored by an overlay only: the fuse driver renames none.
+"""
+_PASSING = ("BAD_ARCHIVE", "TOOL_FAILED", "TOOL_KILLED", "OUT_OF_MEMORY", "NO_PROCESSES")
+"""Reasons that may be gone a moment later."""
+_OF_THE_COPY_HERE = ("BAD_ARCHIVE", "TOOL_FAILED")
+"""Reasons for which the archive is fetched anew: what lies on this node may be damaged."""
+_ANOTHER_LAYER = "LAYER_MISMATCH"
+"""The reason for which an overlay can never be mounted again."""
+_ASK_DOCTOR = "Try again; `holdfast doctor` on the node says what it lacks."
+_TRIES = 3
+
+
+class DirectoryRecovery:
+    """The recovery of one sandbox. Whoever runs it holds the gate."""
+
+    def __init__(
+        self, sandbox: str, restored: RestoredDirectories, operations: Operations, cache: ArchiveCache
+    ) -> None:
+        self._sandbox = sandbox
+        self._restored = restored
+        self._operations = operations
+        self._cache = cache
+        self._kept_unmounted = ""
+        """Why the overlay cannot be mounted that `restored` names."""
+
+    def bring_back(self, restoration: Callable[[], BackupRestoration]) -> None:
+        """Restores what is missing. What came back stays, whatever else fails.
+
+        Goes on to the next directory where a backup is lost or damaged, so that all of those are known at once, and
+        stops at what the node or the bucket has failed in, since that would meet the next one too. A directory inside
+        one that is missing waits for it: restoring the outer one would replace it.
+
+        Raises:
+            SandboxUnavailableError: something is missing still.
+        """
+        tried: list[Wanted] = []
+        for wanted in self._restored.missing:
+            if any(_lies_in(wanted.dir, outer.dir) for outer in tried):
+                continue
+            with self._operations.run(OperationKind.RECOVER, wanted.dir) as progress:
+                cause = self._bring_one_back(wanted, restoration(), progress)
+            if cause is None:
+                continue
+            if cause == _STORAGE_UNAVAILABLE:
+                raise SandboxUnavailableError(
+                    "The sandbox could not be recovered: the bucket did not answer.",
+                    hint="Try again; what was recovered already is kept.",
+                    context={"outcome": "not_executed", "reason": cause},
+                )
+            tried.append(wanted)
+            self._note(wanted, cause)
+            if cause not in (*_LOST, *_DAMAGED):
+                break
+        if tried:
+            raise self.missing_error()
+
+    def missing_error(self) -> SandboxUnavailableError:
+        """The error of every call while something is missing; about the first directory whose cause is known."""
+        missing = self._restored.missing
+        row = next((row for row in missing if row.error), missing[0])
+        will_not_come = row.error in _LOST
+        why = _LOST.get(row.error or "") or _DAMAGED.get(row.error or "") or f"the node failed ({row.error})"
+        advice = (
+            "It will not come back by itself."
+            if will_not_come
+            else "Bring the object back, from a version or a copy of the bucket."
+            if row.error in _DAMAGED
+            else _ASK_DOCTOR
+        )
+        return SandboxUnavailableError(
+            f"The directory {row.dir} could not be brought back: {why}.",
+            hint=f"{advice} To go on without: `holdfast forget {self._sandbox} {row.dir}`, or restore another there.",
+            context={
+                "outcome": "not_executed",
+                "reason": DIRECTORY_MISSING,
+                "dir": row.dir,
+                "backup": row.backup_id,
+                "cause": row.error,
+                "missing": [other.dir for other in missing],
+                RETRYABLE: row.error not in (*_LOST, *_DAMAGED),
+            },
+        )
+
+    def unmounted_error(self, cause: str) -> SandboxUnavailableError:
+        """The error of a sandbox whose files are here, of which one overlay cannot be mounted."""
+        entry = self._restored.unmounted
+        assert entry is not None
+        self._kept_unmounted = cause
+        log.error("directory_missing", sandbox=self._sandbox, dir=entry.dir, backup=entry.backup_id, cause=cause)
+        return SandboxUnavailableError(
+            f"The restored directory {entry.dir} could not be mounted ({cause}); what was written to it is kept.",
+            hint=f"{_ASK_DOCTOR} To go on without it, and without what was written to it: "
+            f"`holdfast forget {self._sandbox} {entry.dir}`.",
+            context={
+                "outcome": "not_executed",
+                "reason": DIRECTORY_MISSING,
+                "dir": entry.dir,
+                "backup": entry.backup_id,
+                "cause": cause,
+                "missing": [entry.dir],
+                RETRYABLE: cause != _ANOTHER_LAYER,
+            },
+        )
+
+    def is_known_missing(self, directory: str) -> bool:
+        """Whether a directory could not be brought back when that was tried last, or waits for such a one."""
+        unmounted = self._restored.unmounted
+        if unmounted is not None and unmounted.dir == directory:
+            return True
+        missing = self._restored.missing
+        failed = [row.dir for row in missing if row.error]
+        return any(row.dir == directory for row in missing) and any(
+            directory == other or _lies_in(directory, other) for other in failed
+        )
+
+    def give_up(self, directories: Sequence[str]) -> list[Wanted]:
+        """Gives up directories that are missing, all or none; returns those that were not given up before.
+
+        Raises:
+            InvalidRequestError: one is not missing; nothing was changed.
+            OSError: the record could not be written; likewise.
+        """
+        forgotten = {row.dir for row in self._restored.given_up}
+        wanted = list(dict.fromkeys(directory for directory in directories if directory not in forgotten))
+        present = [directory for directory in wanted if not self.is_known_missing(directory)]
+        if present:
+            raise InvalidRequestError(
+                f"{', '.join(present)}: not missing, so there is nothing to give up.",
+                hint="`holdfast inspect` names what is missing, under `recovery`.",
+                context={"dirs": present},
+            )
+        given_up = [row for row in self._restored.missing if row.dir in wanted]
+        self._restored.give_up(given_up)
+        if self._restored.unmounted is not None and self._restored.unmounted.dir in wanted:
+            given_up.append(self._restored.give_up_unmounted(self._kept_unmounted))
+        for row in given_up:
+            log.warning("directory_given_up", sandbox=self._sandbox, dir=row.dir, backup=row.backup_id, cause=row.error)
+        return given_up
+
+    def settled_by(self, options: RestoreOptions) -> dict[str, str | None]:
+        """The missing directories that a restore would put something else in the place of, each with its error.
+
+        None of them, if the restore goes into a directory that is missing, and would be replaced when that comes back.
+        """
+        missing = self._restored.missing
+        if any(_lies_in(options.dir, row.dir) for row in missing):
+            return {}
+        return {
+            row.dir: None if (row.dir, row.backup_id) == (options.dir, options.id) else row.kept_away_by
+            for row in missing
+            if row.dir == options.dir or _lies_in(row.dir, options.dir)
+        }
+
+    def _note(self, wanted: Wanted, cause: str) -> None:
+        log.error("directory_missing", sandbox=self._sandbox, dir=wanted.dir, backup=wanted.backup_id, cause=cause)
+        try:
+            self._restored.note_failure(wanted, cause)
+        except OSError as e:  # the disk may be full; the directory stays missing all the same
+            log.warning("cause_not_recorded", sandbox=self._sandbox, error=type(e).__name__)
+
+    def _bring_one_back(self, wanted: Wanted, restoration: BackupRestoration, progress: Progress) -> str | None:
+        """Restores one directory; returns the cause if that failed."""
+        options = RestoreOptions(id=wanted.backup_id, dir=wanted.dir, mode=RestoreMode(wanted.mode))
+        try:
+            with self._restored.recovering({wanted.dir: None}):
+                try:
+                    self._restore_patiently(restoration, options, progress)
+                except BackupRestoreError as e:
+                    other = _other_mode(options.mode, str(e.context.get("reason")))
+                    if other is None:
+                        raise
+                    self._restore_patiently(restoration, options.model_copy(update={"mode": other}), progress)
+        except (BackupNotFoundError, BackupExpiredError, InvalidBackupConfigError) as e:
+            return e.code
+        except BackupRestoreError as e:
+            return str(e.context.get("reason"))
+        return None
+
+    def _restore_patiently(self, restoration: BackupRestoration, options: RestoreOptions, progress: Progress) -> None:
+        """Restores; a tool that failed may have been killed for want of memory, and is given another chance."""
+        for last in [False] * (_TRIES - 1) + [True]:
+            try:
+                restoration.restore(options, progress)
+                return
+            except BackupRestoreError as e:
+                reason = e.context.get("reason")
+                if last or reason not in _PASSING:
+                    raise
+                if reason in _OF_THE_COPY_HERE:
+                    self._cache.forget(options.id)
+
+
+def _other_mode(mode: RestoreMode, reason: str) -> RestoreMode | None:
+    if mode is RestoreMode.OVERLAY and reason in _NAMES_REFUSED:
+        return RestoreMode.COPY
+    if mode is RestoreMode.COPY and reason == _MAKES_NO_COPY:
+        return RestoreMode.OVERLAY
+    return None
+
+
+def _lies_in(directory: str, outer: str) -> bool:
+    return directory.startswith(outer.rstrip("/") + "/")
