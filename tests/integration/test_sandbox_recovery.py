@@ -119,7 +119,7 @@ def each_driver(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator
 def recovered(pair: Pair) -> list[tuple[str, str, str | None]]:
     """What the state says of the recovery."""
     found = pair.state.recovery
-    assert found is not None and found.lost_node == "a"
+    assert found is not None and found.lost_node == pair.a.layout.identity()
     return [(row.dir, row.backup_id, row.error) for row in found.directories]
 
 
@@ -168,7 +168,7 @@ def test_a_lost_sandbox_has_the_content_of_its_last_backups_elsewhere(each_drive
     ]
     assert sorted(recovered(pair)) == expected
     record = again._restored.record.recovery
-    assert record is not None and record.lost_node == "a"
+    assert record is not None and record.lost_node == pair.a.layout.identity()
     assert sorted((row.dir, row.backup_id, row.error) for row in record.directories) == expected
     assert sorted((row.dir, row.backup_id, row.mode) for row in again.info().restored) == [
         ("/app/fork", inner.id, "overlay"),
@@ -367,7 +367,7 @@ def test_a_node_that_comes_back_does_not_show_what_is_out_of_date(nodes: Pair) -
 
     assert sh(again, "cat file; ls -A") == "second\nfile\n"
     recovery = nodes.state.recovery
-    assert recovery is not None and recovery.lost_node == "b"
+    assert recovery is not None and recovery.lost_node == nodes.b.layout.identity()
     assert nodes.state.epoch == 3
 
 
@@ -488,7 +488,7 @@ def test_a_sandbox_put_to_sleep_leaves_its_node_and_wakes_on_another(each_driver
     again = pair.b.sandbox(pair.name)
 
     assert contents(again, pair.b) == expected
-    assert pair.state.node == "b"
+    assert pair.state.node == pair.b.layout.identity()
     assert pair.state.recovery is None
     assert sh(again, "cat one ~/.rc /app/link") == "x\nrc\nx\n"
 
@@ -500,7 +500,7 @@ def test_an_empty_sandbox_sleeps_without_a_backup(nodes: Pair) -> None:
     assert left_on(nodes.a) == ([], [])
     again = nodes.b.sandbox(nodes.name)
     assert sh(again, "ls -A . ~ /tmp") == ".:\n\n/home/sandbox:\n\n/tmp:\n"
-    assert nodes.state.node == "b"
+    assert nodes.state.node == nodes.b.layout.identity()
     assert nodes.backups == {}
 
 
@@ -723,7 +723,7 @@ def test_a_sandbox_that_cannot_be_told_to_sleep_stays_as_it_is(nodes: Pair) -> N
     away.is_away = False
     box.close()
     assert sh(nodes.on_a(), "cat file") == "2\n"
-    assert wait_until(lambda: nodes.state.node == "a")
+    assert wait_until(lambda: nodes.state.node == nodes.a.layout.identity())
 
 
 def test_nobody_goes_to_sleep_who_is_not_awake(nodes: Pair) -> None:
