@@ -105,11 +105,29 @@ def reason_of(error: Exception) -> tuple[str, str]:
     raise LookupError(f"no reason is known for {type(error).__name__}")
 
 
+SENTENCES: dict[str, str] = dict(REASONS.values())
+"""The sentence for each reason."""
+
+
+@contextmanager
+def starvation_told() -> Iterator[None]:
+    """Raises what Python makes of a node that gives it no thread and no memory as the OSError that it was."""
+    try:
+        yield
+    except MemoryError:
+        raise OSError(errno.ENOMEM, "no memory") from None
+    except RuntimeError as e:
+        if "can't start new thread" not in str(e):
+            raise
+        raise OSError(errno.EAGAIN, "no thread") from None
+
+
 @contextmanager
 def failing_as(kind: type[BackupCreateError] | type[BackupRestoreError], verb: str) -> Iterator[None]:
     """Raises what goes wrong in the block as `kind`; details go to the log, not to the caller."""
     try:
-        yield
+        with starvation_told():
+            yield
     except TransferCancelledError:
         raise OperationCancelledError("The operation was cancelled.") from None
     except (StorageError, NodeError, OSError) as e:

@@ -42,7 +42,7 @@ from actors.errors import (
     SandboxUnavailableError,
     StorageUnavailableError,
 )
-from actors.faults import reason_of
+from actors.faults import reason_of, starvation_told
 from actors.gate import Gate
 from actors.logs import log
 from actors.metrics import UNMETERED, WAKES, Meter
@@ -738,7 +738,8 @@ class LocalSandbox:
     def _unavailable_unless(self, done: str, *, outcome: str, hint: str) -> Iterator[None]:
         """Raises what goes wrong with the node in the block as SandboxUnavailableError; details go to the log."""
         try:
-            yield
+            with starvation_told():
+                yield
         except (NodeError, OSError, StorageError) as e:
             reason, sentence = reason_of(e)
             event = f"sandbox_not_{done.replace(' ', '_')}"

@@ -97,3 +97,15 @@ def test_an_error_nobody_knows_is_not_given_a_reason() -> None:
         faults.reason_of(ValueError("x"))
     with pytest.raises(ZeroDivisionError), faults.failing_as(BackupRestoreError, "restored"):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(MemoryError(), "OUT_OF_MEMORY"), (RuntimeError("can't start new thread"), "NO_PROCESSES")],
+)
+def test_a_node_that_gives_no_thread_and_no_memory_is_called_so(error: Exception, reason: str) -> None:
+    with pytest.raises(BackupRestoreError) as raised, faults.failing_as(BackupRestoreError, "restored"):
+        raise error
+    assert raised.value.context == {"reason": reason}
+    with pytest.raises(RuntimeError), faults.starvation_told():
+        raise RuntimeError("something else")
