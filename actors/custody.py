@@ -608,7 +608,8 @@ def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | Non
         )
         for row in plan.directories
     ]
-    lost = list(plan.lost) if plan.lost is not None else None
+    is_news = plan.lost_node is not None or bool(plan.given_up)  # otherwise nobody has to be told
+    lost = list(plan.lost) if plan.lost is not None and is_news else None
     recovery = Recovery(at=plan.at, lost_node=plan.lost_node, directories=directories, lost=lost)
     if known is not None and known.at == recovery.at:
         return recovery.model_copy(update={"told_at": known.told_at})

@@ -7,7 +7,7 @@ or with the backup differs in one thing only: whether a retry may help.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from actors.cache import ArchiveCache
@@ -20,6 +20,7 @@ from actors.errors import (
     InvalidRequestError,
     SandboxUnavailableError,
 )
+from actors.faults import SENTENCES
 from actors.logs import log
 from actors.models import OperationKind, RestoreMode, RestoreOptions
 from actors.operations import Operations, Progress
@@ -65,6 +66,8 @@ class DirectoryRecovery:
         self._restored = restored
         self._operations = operations
         self._cache = cache
+        self._causes: dict[str, str] = {}
+        """What has kept directories away from here, since a full disk may not let it be recorded."""
         self._kept_unmounted = ""
         """Why the overlay cannot be mounted that `restored` names."""
 
@@ -102,16 +105,14 @@ class DirectoryRecovery:
     def missing_error(self) -> SandboxUnavailableError:
         """The error of every call while something is missing; about the first directory whose cause is known."""
         missing = self._restored.missing
-        row = next((row for row in missing if row.error), missing[0])
-        will_not_come = row.error in _LOST
-        why = _LOST.get(row.error or "") or _DAMAGED.get(row.error or "") or f"the node failed ({row.error})"
-        advice = (
-            "It will not come back by itself."
-            if will_not_come
-            else "Bring the object back, from a version or a copy of the bucket."
-            if row.error in _DAMAGED
-            else _ASK_DOCTOR
-        )
+        row = next((row for row in missing if self._cause(row)), missing[0])
+        cause = self._cause(row)
+        if cause in _LOST:
+            why, advice = _LOST[cause], "It will not come back by itself."
+        elif cause in _DAMAGED:
+            why, advice = _DAMAGED[cause], "Bring the object back, from a version or a copy of the bucket."
+        else:
+            why, advice = SENTENCES.get(cause, "the node failed"), _ASK_DOCTOR
         return SandboxUnavailableError(
             f"The directory {row.dir} could not be brought back: {why}.",
             hint=f"{advice} To go on without: `holdfast forget {self._sandbox} {row.dir}`, or restore another there.",
@@ -120,9 +121,9 @@ class DirectoryRecovery:
                 "reason": DIRECTORY_MISSING,
                 "dir": row.dir,
                 "backup": row.backup_id,
-                "cause": row.error,
+                "cause": cause,
                 "missing": [other.dir for other in missing],
-                RETRYABLE: row.error not in (*_LOST, *_DAMAGED),
+                RETRYABLE: cause not in (*_LOST, *_DAMAGED),
             },
         )
 
@@ -133,7 +134,8 @@ class DirectoryRecovery:
         self._kept_unmounted = cause
         log.error("directory_missing", sandbox=self._sandbox, dir=entry.dir, backup=entry.backup_id, cause=cause)
         return SandboxUnavailableError(
-            f"The restored directory {entry.dir} could not be mounted ({cause}); what was written to it is kept.",
+            f"The restored directory {entry.dir} could not be mounted: {SENTENCES.get(cause, 'the node failed')}."
+            " What was written to it is kept.",
             hint=f"{_ASK_DOCTOR} To go on without it, and without what was written to it: "
             f"`holdfast forget {self._sandbox} {entry.dir}`.",
             context={
@@ -153,21 +155,22 @@ class DirectoryRecovery:
         if unmounted is not None and unmounted.dir == directory:
             return True
         missing = self._restored.missing
-        failed = [row.dir for row in missing if row.error]
+        failed = [row.dir for row in missing if self._cause(row)]
         return any(row.dir == directory for row in missing) and any(
             directory == other or _lies_in(directory, other) for other in failed
         )
 
-    def give_up(self, directories: Sequence[str]) -> list[Wanted]:
+    def give_up(self, directories: Sequence[str], *, given_up_before: Collection[str]) -> list[Wanted]:
         """Gives up directories that are missing, all or none; returns those that were not given up before.
 
         Raises:
             InvalidRequestError: one is not missing; nothing was changed.
             OSError: the record could not be written; likewise.
         """
-        forgotten = {row.dir for row in self._restored.given_up}
-        wanted = list(dict.fromkeys(directory for directory in directories if directory not in forgotten))
-        present = [directory for directory in wanted if not self.is_known_missing(directory)]
+        wanted = {directory for directory in directories if self.is_known_missing(directory)}
+        present = [
+            directory for directory in directories if directory not in wanted and directory not in given_up_before
+        ]
         if present:
             raise InvalidRequestError(
                 f"{', '.join(present)}: not missing, so there is nothing to give up.",
@@ -196,7 +199,11 @@ class DirectoryRecovery:
             if row.dir == options.dir or _lies_in(row.dir, options.dir)
         }
 
+    def _cause(self, row: Wanted) -> str:
+        return self._causes.get(row.dir) or row.error or ""
+
     def _note(self, wanted: Wanted, cause: str) -> None:
+        self._causes[wanted.dir] = cause
         log.error("directory_missing", sandbox=self._sandbox, dir=wanted.dir, backup=wanted.backup_id, cause=cause)
         try:
             self._restored.note_failure(wanted, cause)

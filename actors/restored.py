@@ -208,11 +208,6 @@ class RestoredDirectories:
         return self.record.recovery.missing if self.record.recovery else []
 
     @property
-    def given_up(self) -> list[Wanted]:
-        """What was given up instead of being recovered."""
-        return self.record.recovery.given_up if self.record.recovery else []
-
-    @property
     def exists(self) -> bool:
         """Whether this node has a record of the sandbox, readable or not."""
         return self._file.exists()

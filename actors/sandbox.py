@@ -51,6 +51,7 @@ from actors.models import (
     BackupOptions,
     CommandLimits,
     DirectoryBackup,
+    DirectoryStatus,
     ExecEvent,
     ExecRequest,
     FileEntry,
@@ -60,6 +61,7 @@ from actors.models import (
     Operation,
     OperationKind,
     Phase,
+    RecoveredDirectory,
     Recovery,
     RestoreBackupResult,
     RestoreOptions,
@@ -310,7 +312,7 @@ class LocalSandbox:
             with self._restored.recovering(settled):
                 result = self._restore(options, catalog, self._gate.repairing)
             self._tell_of_giving_up(settled)
-            self._is_new = False
+            self._is_new, self._safe_in = False, None
             self._make_home()
         return result
 
@@ -340,12 +342,21 @@ class LocalSandbox:
         """See `SandboxCalls.forget`."""
         self._find_out_what_is_missing(options.dirs)
         with self._waking, self._gate.repairing(), self._unavailable_unless("changed", outcome="unknown", hint=_AGAIN):
-            given_up = self._recovery.give_up(options.dirs)
+            given_up = self._recovery.give_up(options.dirs, given_up_before=self._forgotten())
             if given_up:
                 self._tell_of_giving_up([row.dir for row in given_up])
-        recovery = recovery_in(self._restored.record)
-        public = public_recovery(recovery)
-        return ForgetResult(forgotten=[row for row in public.directories if row.dir in options.dirs] if public else [])
+        forgotten = self._forgotten()
+        return ForgetResult(forgotten=[forgotten[directory] for directory in dict.fromkeys(options.dirs)])
+
+    def _forgotten(self) -> dict[str, RecoveredDirectory]:
+        """What was given up, as the bucket has it and as this node's record does."""
+        state = self.custody.last_known
+        found = [
+            public_recovery(state.recovery if state else None),
+            public_recovery(recovery_in(self._restored.record)),
+        ]
+        rows = [row for recovery in found if recovery is not None for row in recovery.directories]
+        return {row.dir: row for row in rows if row.status is DirectoryStatus.FORGOTTEN}
 
     def _tell_of_giving_up(self, directories: Collection[str]) -> None:
         self.custody.report(lambda state: after_forgetting(state, self._restored.record, directories))
@@ -664,8 +675,9 @@ class LocalSandbox:
                 raise
             reason, _ = reason_of(e)
             error = self._recovery.unmounted_error(reason)
-            entry = self._restored.unmounted
-            self.custody.report(lambda state: with_unmounted(state, entry, reason))
+            entry, known = self._restored.unmounted, self.custody.last_known
+            if known is None or with_unmounted(known, entry, reason).recovery != known.recovery:
+                self.custody.report(lambda state: with_unmounted(state, entry, reason))
             raise error from None
 
     def _begin_recovery(self, origin: Origin) -> tuple[Wanted, ...]:

@@ -82,14 +82,16 @@ with from_description(sys.argv[1]) as node:
         sh(box, "echo 2 > file")
         restore(box, handle, mode=mode)
         print(f"{mode} {sh(box, 'cat file')}", file=sys.stderr, flush=True)
+    box.sleep(box.put_to_bed())
+    print(f"woken {sh(node.sandbox(), 'cat file')}", file=sys.stderr, flush=True)
 """
 
 
-def test_a_node_without_net_admin_restores_in_both_modes(node: Node) -> None:
+def test_a_node_without_net_admin_restores_in_both_modes_and_wakes_from_the_bucket(node: Node) -> None:
     argv = [*WITHOUT_NET_ADMIN, sys.executable, "-c", RESTORES, described(node)]
     ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
     assert ended.returncode == 0, ended.stderr
-    assert "overlay 1\n" in ended.stderr and "copy 1\n" in ended.stderr
+    assert all(f"{way} 1\n" in ended.stderr for way in ("overlay", "copy", "woken")), ended.stderr
 
 
 def boxes_found(folder: Path, *, network: bool = False) -> dict[str, doctor.Finding]:

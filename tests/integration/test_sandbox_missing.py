@@ -5,6 +5,7 @@ The ways: a sandbox is recovered after its node was lost ("loss"), or wakes from
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -262,8 +263,25 @@ def test_giving_up_is_repeatable_and_only_for_what_is_missing(nodes: Pair) -> No
     assert again.forget(ForgetOptions(dir="/workspace/data")) == first
     with pytest.raises(InvalidRequestError):
         again.forget(ForgetOptions(dir="/workspace"))
-    again.close()
-    assert sh(nodes.on_b(), "ls -A") == ""
+    again.sleep(again.put_to_bed())
+    later = nodes.on_b(awake=False, lost=())
+    assert later.forget(ForgetOptions(dir="/workspace/data")) == first
+    assert sh(later, "ls -A") == ""
+
+
+def test_a_cause_that_a_full_disk_does_not_let_be_recorded_is_told_all_the_same(
+    nodes: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    again = gone(nodes, "loss")()
+    nodes.store.delete(keys.archive(nodes.state.checkpoints[0].backup_id))
+    with monkeypatch.context() as patched:
+        patched.setattr(again._restored, "note_failure", full)
+        assert refused(again).context["cause"] == "BACKUP_NOT_FOUND"
+    again.forget(ForgetOptions(dir="/workspace/data"))
+    assert sh(again, "ls -A") == ""
 
 
 def test_nothing_is_given_up_that_can_be_brought_back(nodes: Pair) -> None:
