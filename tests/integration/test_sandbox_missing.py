@@ -89,6 +89,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "no namespace": (lambda node, _: tools_replaced(node.data_dir, {"unshare": "exit 1"}), "BOX_FAILED"),
     "no bubblewrap": (lambda node, _: tools_replaced(node.data_dir, {"bwrap": "exit 127"}), "BOX_FAILED"),
     "killed": (lambda node, _: tools_replaced(node.data_dir, {"bwrap": "kill -9 $$"}), "TOOL_KILLED"),
+    "no memory": (
+        lambda node, _: tools_replaced(node.data_dir, {"bwrap": "prlimit --as=5000000 --pid $$; {real}"}),
+        "OUT_OF_MEMORY",
+    ),
     "no process": (lambda node, _: starved(node, 2), "NO_PROCESSES"),
     "too slow": (too_slow, "TIMEOUT"),
     "no mount": (lambda node, _: tools_replaced(node.data_dir, {"squashfuse_ll": "exit 1"}), "MOUNT_FAILED"),
