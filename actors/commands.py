@@ -29,6 +29,7 @@ from actors.errors import (
 from actors.gate import Gate
 from actors.models import ExecEvent, ExecRequest, Exit, Output, is_writable
 from actors.node import process
+from actors.node.boxed_tools import is_signalled
 from actors.node.bubblewrap import Box, Identity, boxed, ran
 from actors.node.cgroup import Cgroup
 from actors.node.errors import CgroupError, MountError, PathError
@@ -57,12 +58,20 @@ class _Running:
 class RunningTool:
     """One of our tools, at work over the tree."""
 
-    process: subprocess.Popen[bytes]
-    _status: IO[bytes]
+    _running: _Running
 
-    def check_box(self) -> None:
-        """Raises ExecError if the tool, which has ended, never ran. To be asked once."""
-        _check_box(self._status)
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Its process, or rather that of its box."""
+        return self._running.process
+
+    def check_undisturbed(self) -> None:
+        """Raises ExecError if the tool, which has ended, never ran, or was ended by a signal. To be asked once."""
+        if self._running.error is not None:
+            raise self._running.error
+        _check_box(self._running.status)
+        if is_signalled(self.process.returncode):
+            raise ExecError("A signal ended the tool: perhaps the sandbox's memory was used up.")
 
 
 def _check_box(status: IO[bytes]) -> None:
@@ -132,7 +141,7 @@ class Commands:
         """
         with self._started(name, list(argv), cwd="/workspace", env={}, identity=identity, stdin=stdin) as running:
             try:
-                yield RunningTool(running.process, running.status)
+                yield RunningTool(running)
             except HoldfastError:
                 self._check_undisturbed(running)
                 raise

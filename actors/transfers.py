@@ -159,7 +159,7 @@ class Transfers:
             status = tar.wait()
             complete = not complaints.text() if status == 0 else status == _TAR_DIFFERED and complaints.changed_only()
             if not complete:
-                tool.check_box()
+                tool.check_undisturbed()
                 raise HoldfastError("The archive could not be completed.", context={"tar": complaints.text()})
 
     def _with(self, transfer_id: str, act: Callable[[Sink], None], *, last: bool = False) -> None:
@@ -257,7 +257,7 @@ class _TarSink:
     def _refused(self) -> HoldfastError:
         self._tar.wait()
         try:
-            self._tool.check_box()
+            self._tool.check_undisturbed()
         except ExecError as e:
             return e
         said = self._complaints.text()

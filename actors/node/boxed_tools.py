@@ -60,7 +60,7 @@ def check_undisturbed(ended: Ended, *, tool: str, has_run: bool = True) -> None:
         BoxError, ToolKilledError, NoMemoryLeftError, NoProcessesLeftError: see `run_boxed`.
     """
     said = printable(ended.stderr)
-    if ended.status < 0 or ended.status > _SIGNALLED:
+    if is_signalled(ended.status):
         raise ToolKilledError(f"{tool} was ended by signal {_signal(ended.status)}: {said}")
     if any(words in ended.stderr for words in _NO_MEMORY):
         raise NoMemoryLeftError(f"{tool} got no memory: {said}")
@@ -68,6 +68,11 @@ def check_undisturbed(ended: Ended, *, tool: str, has_run: bool = True) -> None:
         raise NoProcessesLeftError(f"{tool} could start no process: {said}")
     if not has_run:
         raise BoxError(f"No box could be built for {tool}: {said}", hint="Run `holdfast doctor` on the node.")
+
+
+def is_signalled(status: int) -> bool:
+    """Whether a tool, or the box around it, was ended by a signal."""
+    return status < 0 or status > _SIGNALLED
 
 
 def _signal(status: int) -> int:

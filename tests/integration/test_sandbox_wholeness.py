@@ -18,6 +18,7 @@ from actors.config import NodeConfig
 from actors.errors import (
     BackupCreateError,
     BackupRestoreError,
+    ExecError,
     HoldfastError,
     InvalidBackupConfigError,
     OperationCancelledError,
@@ -34,6 +35,7 @@ from actors.sandbox import LocalSandbox, NodeLayout
 from storage.config import BucketConfig
 from tests.support.mount_leaks import children, losses_in_hand, wait_until
 from tests.support.sandboxes import Node, backup, restore, run, sh
+from tests.support.service import comm_of
 
 
 def restored_twice(node: Node) -> tuple[LocalSandbox, DirectoryBackup, DirectoryBackup]:
@@ -218,6 +220,21 @@ def test_a_tar_stream_that_was_cut_short_does_not_end_well(kernel_node: Node) ->
     os.kill(tar, signal.SIGKILL)
     with pytest.raises(HoldfastError):
         list(stream)
+
+
+def test_a_tar_that_was_killed_while_it_unpacks_is_not_blamed_on_its_sender(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    transfer = box.open_hydrate()
+    found: list[int] = []
+
+    def runs() -> bool:
+        found[:] = [pid for pid in pids_of(kernel_node) if comm_of(pid) == "tar"]
+        return bool(found)
+
+    assert wait_until(runs)
+    os.kill(found[0], signal.SIGKILL)
+    with pytest.raises(ExecError, match="A signal ended the tool"):
+        box.commit(transfer)
 
 
 def pids_of(node: Node) -> list[int]:
