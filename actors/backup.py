@@ -41,6 +41,8 @@ from storage import keys
 from storage.catalog import BackupCatalog, StoredClaim
 from storage.config import TransferConfig
 from storage.errors import (
+    DocumentError,
+    NewerDocumentError,
     ObjectMissingError,
     PreconditionFailedError,
     StorageError,
@@ -153,13 +155,18 @@ class BackupCreation:
         return self._claimed(claim, options)
 
     def _claimed(self, claim: StoredClaim | None, options: BackupOptions) -> DirectoryBackup | None:
-        if claim is None:
+        if claim is None or claim.backup_id is None:
             return None
         try:
-            found = self.catalog.get(self.tenant, claim.backup_id)
+            found = self.catalog.read_signed(claim.backup_id)
         except ObjectMissingError:  # the call that claimed it failed; or it was deleted since
             return None
-        if self.catalog.is_expired(found):
+        except NewerDocumentError:
+            raise
+        except DocumentError as e:  # it stands for nothing that could be restored
+            log.warning("claimed_backup_unusable", backup=claim.backup_id, detail=str(e))
+            return None
+        if (found.owner, found.sandbox) != (self.tenant, self.sandbox) or self.catalog.is_expired(found):
             return None
         if found.dir != options.dir:
             raise InvalidBackupConfigError(

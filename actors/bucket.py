@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pydantic import SecretStr
+
 from actors.config import SandboxConfig
 from actors.errors import InvalidBackupConfigError
+from actors.faults import reading
 from storage.catalog import BackupCatalog
+from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
+from storage.signers import Signed, signed_backups
 
 
 def open_catalog(config: SandboxConfig) -> BackupCatalog | None:
@@ -13,7 +20,13 @@ def open_catalog(config: SandboxConfig) -> BackupCatalog | None:
     if config.bucket is None:
         return None
     store = S3ObjectStore(config.bucket, transfer=config.transfer, conditional_writes=config.conditional_writes)
-    return BackupCatalog(store, config.signing_key)
+    return BackupCatalog(store, config.signing_key, old_keys=config.old_signing_keys)
+
+
+def signed_in(bucket: BucketConfig, signing_key: SecretStr, old_keys: Sequence[SecretStr] = ()) -> Signed:
+    """How many backups of a bucket these keys have signed, and how many others did. Raises as `faults.reading`."""
+    with reading("bucket"):
+        return signed_backups(BackupCatalog(S3ObjectStore(bucket), signing_key, old_keys=old_keys))
 
 
 def configured(catalog: BackupCatalog | None, config: SandboxConfig) -> BackupCatalog:

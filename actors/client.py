@@ -288,12 +288,19 @@ class ServiceCalls:
         return self._call(lambda service: service.sandboxes.remote(self.tenant, limit, cursor))
 
     def backup(self, backup_id: str) -> Call[BackupInfo]:
-        """One backup. Raises BackupNotFoundError, InvalidBackupConfigError."""
+        """One backup. Raises BackupNotFoundError, DocumentDamagedError, InvalidBackupConfigError."""
         return self._call(lambda service: service.backup.remote(self.tenant, backup_id))
 
     def delete_backup(self, backup_id: str) -> Call[None]:
-        """Deletes a backup: metadata first, archive after. Repeatable. Raises BackupNotFoundError."""
+        """Deletes a backup: metadata first, archive after. Repeatable.
+
+        Raises BackupNotFoundError, DocumentDamagedError.
+        """
         return self._call(lambda service: service.delete_backup.remote(self.tenant, backup_id))
+
+    def delete_damaged_backup(self, backup_id: str) -> Call[None]:
+        """Deletes a backup whose metadata is damaged or was tampered with, whoever it was. Raises as above."""
+        return self._call(lambda service: service.delete_damaged_backup.remote(backup_id))
 
     def collect(self, *, dry_run: bool = False) -> Call[GcReport]:
         """Deletes expired and orphaned objects of the bucket."""

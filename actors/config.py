@@ -74,6 +74,10 @@ class SandboxConfig(Frozen):
     """Whether the bucket has them; found out once, by the service. None: not known yet."""
     missing_settings: tuple[str, ...] = ()
     signing_key: SecretStr
+    old_signing_keys: tuple[SecretStr, ...] = ()
+    """Keys that sign nothing any more; what they have signed is still believed."""
+    restore_unsigned: bool = False
+    """Whether backups that nobody has signed, such as those of Cloudflare's SDK, may be restored as they are."""
 
 
 def on_this_node(config: SandboxConfig) -> SandboxConfig:

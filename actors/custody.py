@@ -32,7 +32,7 @@ from actors.moments import MOMENTS_S, answered_in_moments, within_moments
 from actors.restored import Entry, Record
 from actors.takeover import Origin
 from storage.catalog import BackupCatalog, StoredState
-from storage.errors import CorruptMetadataError, StorageError, StoreUnavailableError
+from storage.errors import DocumentError, StorageError, StoreUnavailableError
 from storage.metadata import (
     BackupRecord,
     Checkpoint,
@@ -267,10 +267,14 @@ class Custody:
         settled: dict[str, BackupRecord | None] = {}
         for backup_id in self._inherited:
             try:
-                settled[backup_id] = self._catalog.settle(backup_id)
-            except CorruptMetadataError as e:  # nobody can restore it
+                record = self._catalog.settle(backup_id)
+            except DocumentError as e:  # nobody can restore it
                 log.warning("backup_not_settled", sandbox=self._sandbox, backup=backup_id, detail=str(e))
-                settled[backup_id] = None
+                record = None
+            if record is not None and (record.owner, record.sandbox) != (self._tenant, self._sandbox):
+                log.error("pending_backup_is_anothers", sandbox=self._sandbox, backup=backup_id)
+                record = None
+            settled[backup_id] = record
         if not settled:
             return
 
@@ -486,8 +490,8 @@ class Custody:
         assert self._catalog is not None
         for backup_id in backup_ids:
             try:
-                self._catalog.delete(self._tenant, backup_id)
-            except CorruptMetadataError as e:  # for a person to look at; a collection names it
+                self._catalog.delete_of_sleep(self._tenant, self._sandbox, backup_id)
+            except DocumentError as e:  # for a person to look at; a collection names it
                 log.warning("sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
 
 

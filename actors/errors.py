@@ -22,6 +22,7 @@
     │   └── MountLostError              a FUSE daemon under its directory died
     ├── TooManyCallsError               as many calls wait for the sandbox as may; nothing was changed
     ├── StorageUnavailableError         the bucket did not answer; nothing was changed
+    ├── DocumentDamagedError            a document in the bucket cannot be used; nothing was changed
     ├── SandboxUnavailableError         the actor went away in mid-call: the outcome may be unknown
     ├── ServiceUnavailableError         no Holdfast service answers in this cluster
     └── InternalError                   a defect of Holdfast's own
@@ -206,6 +207,12 @@ class StorageUnavailableError(HoldfastError):
 
     code = "STORAGE_UNAVAILABLE"
     retryable = True
+
+
+class DocumentDamagedError(HoldfastError):
+    """A document in the bucket is damaged, was tampered with, or is of a later release; `context.reason` says which."""
+
+    code = "DOCUMENT_DAMAGED"
 
 
 class SandboxUnavailableError(HoldfastError):

@@ -10,6 +10,7 @@ from actors.errors import (
     BackupCreateError,
     BackupNotFoundError,
     BackupRestoreError,
+    DocumentDamagedError,
     HoldfastError,
     InternalError,
     InvalidRequestError,
@@ -40,14 +41,18 @@ from storage.errors import (
     AccessRefusedError,
     BucketMissingError,
     CorruptMetadataError,
+    DocumentError,
     IntegrityError,
     InvalidCursorError,
     LifecycleUnsupportedError,
+    NewerDocumentError,
     ObjectMissingError,
     PreconditionFailedError,
     StorageError,
     StoreUnavailableError,
+    TamperedMetadataError,
     TransferCancelledError,
+    UnsignedMetadataError,
 )
 
 REASONS: dict[type[Exception], tuple[str, str]] = {
@@ -58,7 +63,11 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
     BucketMissingError: ("BUCKET_MISSING", "the bucket does not exist"),
     StoreUnavailableError: ("STORAGE_UNAVAILABLE", "the bucket did not answer"),
     IntegrityError: ("CORRUPT_ARCHIVE", "the archive's bytes are not those that were recorded"),
-    CorruptMetadataError: ("CORRUPT_METADATA", "the backup's metadata cannot be read"),
+    NewerDocumentError: ("NEWER_DOCUMENT", "a later release has written a document in the bucket"),
+    TamperedMetadataError: ("TAMPERED_METADATA", "the backup's metadata is not what this service has signed"),
+    UnsignedMetadataError: ("UNSIGNED_METADATA", "nobody has signed the backup's metadata"),
+    CorruptMetadataError: ("CORRUPT_METADATA", "a document in the bucket is damaged"),
+    DocumentError: ("CORRUPT_METADATA", "a document in the bucket cannot be used"),
     StorageError: ("STORAGE_FAILED", "the bucket failed"),
     NoSpaceLeftError: ("NO_SPACE", "the node's disk is full"),
     TreeError: ("TREE_REFUSED", "the directory cannot be archived"),
@@ -153,10 +162,23 @@ def reading(what: str) -> Iterator[None]:
         raise InvalidRequestError("The store has no lifecycle rules.", hint=e.hint) from None
     except StoreUnavailableError:
         raise StorageUnavailableError("The bucket did not answer; nothing was changed.") from None
+    except DocumentError as e:
+        raise damaged(e) from None
     except StorageError as e:
         reason, sentence = reason_of(e)
         log.warning("storage_failed", reason=reason, detail=_loggable(e))
         raise storage_error(sentence, reason, e.hint) from None
+
+
+def damaged(error: DocumentError, *, hint: str | None = None) -> DocumentDamagedError:
+    """The error of a call that a document in the bucket keeps from being served; nothing was changed."""
+    reason, sentence = reason_of(error)
+    log.error("document_damaged", reason=reason, document=error.key, detail=_loggable(error))
+    return DocumentDamagedError(
+        f"{sentence[:1].upper()}{sentence[1:]}.",
+        hint=hint or error.hint,
+        context={"reason": reason, "document": error.key, "outcome": "not_executed"},
+    )
 
 
 def storage_error(sentence: str, reason: str, hint: str | None) -> HoldfastError:

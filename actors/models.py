@@ -238,17 +238,36 @@ class NotKept(Model):
     flags: Count = 0
 
 
+class BackupStatus(StrEnum):
+    """Whether a backup's metadata can be believed.
+
+    `unsigned`: another program's, such as Cloudflare's SDK; adopt it. `tampered`: somebody else than the service has
+    changed it. `unreadable`: it is damaged. `newer`: a later release has written it.
+    """
+
+    OK = "ok"
+    UNSIGNED = "unsigned"
+    TAMPERED = "tampered"
+    UNREADABLE = "unreadable"
+    NEWER = "newer"
+
+
 class BackupInfo(Model):
-    """A backup as the service describes it. `created_at` and `expires_at` are UTC."""
+    """A backup as the service describes it. `created_at` and `expires_at` are UTC.
+
+    Of one that is listed though its metadata cannot be used, only what the list itself knows is there: the id, the
+    sandbox and `created_at`.
+    """
 
     id: str
-    dir: str
-    name: str | None
-    size_bytes: Count
-    ttl_s: float
+    status: BackupStatus = BackupStatus.OK
+    dir: str | None = None
+    name: str | None = None
+    size_bytes: Count | None = None
+    ttl_s: float | None = None
     created_at: datetime
-    expires_at: datetime
-    expired: bool
+    expires_at: datetime | None = None
+    expired: bool = False
     sandbox: str | None = None
     files: Count | None = None
     source_bytes: Count | None = None
@@ -518,7 +537,11 @@ class GcReport(Model):
     stale_uploads: Count = 0
     stale_index_entries: Count = 0
     rebuilt_index_entries: Count = 0
-    unreadable: list[str] = Field([], description="backups whose metadata cannot be read; left alone")
+    tampered: list[str] = Field([], description="backups whose signature is wrong; left alone")
+    unsigned: list[str] = Field([], description="backups that nobody has signed, another program's; left alone")
+    unreadable: list[str] = Field(
+        [], description="backups (by id) and other documents (by key) that are damaged or a later release's; left alone"
+    )
     without_archive: list[str] = Field([], description="backups whose archive is missing; left alone")
     freed_bytes: Count = 0
 

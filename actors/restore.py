@@ -49,7 +49,7 @@ from actors.steps import RestoreStep, step
 from storage import keys
 from storage.catalog import BackupCatalog
 from storage.config import TransferConfig
-from storage.errors import ObjectMissingError
+from storage.errors import ObjectMissingError, UnsignedMetadataError
 from storage.metadata import BackupRecord
 from storage.transfer import download
 
@@ -72,6 +72,8 @@ class BackupRestoration:
     transfer: TransferConfig
     stopped: Callable[[], AbstractContextManager[None]]
     """Ends every command and transfer of the sandbox, and lets none begin within the block."""
+    restores_unsigned: bool = False
+    """Whether a backup that nobody has signed may be restored."""
     meter: Meter = UNMETERED
 
     def restore(self, options: RestoreOptions, progress: Progress) -> RestoreBackupResult:
@@ -107,6 +109,12 @@ class BackupRestoration:
             record = self.catalog.get(self.tenant, options.id)
         except ObjectMissingError:
             raise missing from None
+        if not (record.is_signed or self.restores_unsigned):
+            raise UnsignedMetadataError(
+                "restore",
+                key=keys.metadata(record.id),
+                hint=f"Run `holdfast adopt {record.id}`, or set HOLDFAST_RESTORE_UNSIGNED=true.",
+            )
         if self.catalog.is_expired(record):
             raise BackupExpiredError(
                 "The backup's time to live has elapsed.",

@@ -335,6 +335,7 @@ class LocalSandbox:
             spool=self._home / "spool",
             transfer=self._config.transfer,
             stopped=stopped,
+            restores_unsigned=self._config.restore_unsigned,
             meter=self._meter,
         )
 

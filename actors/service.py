@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from actors.bucket import configured, open_catalog
@@ -12,12 +13,13 @@ from actors.config import SandboxConfig
 from actors.doctor import checks
 from actors.durable_state import Found
 from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError, SandboxNotFoundError
-from actors.faults import reading
+from actors.faults import damaged, reading
 from actors.labels import relabelled
 from actors.logs import log
 from actors.models import (
     BackupInfo,
     BackupPage,
+    BackupStatus,
     Check,
     DirectoryBackup,
     EventList,
@@ -34,14 +36,26 @@ from actors.models import (
 from actors.moments import answered_in_moments
 from actors.published import public_event, public_recovery, public_restored
 from storage import lifecycle
-from storage.catalog import BackupCatalog, StoredState
+from storage.catalog import BackupCatalog, StoredState, UnusableBackup
 from storage.collect import collect
 from storage.config import TransferConfig
-from storage.errors import StorageError
+from storage.errors import (
+    DocumentError,
+    NewerDocumentError,
+    StorageError,
+    TamperedMetadataError,
+    UnsignedMetadataError,
+)
 from storage.metadata import BackupRecord, SandboxState
 from storage.s3 import S3ObjectStore
 
 _MAX_PAGE = 1000
+_STATUS: dict[type[DocumentError], BackupStatus] = {
+    UnsignedMetadataError: BackupStatus.UNSIGNED,
+    TamperedMetadataError: BackupStatus.TAMPERED,
+    NewerDocumentError: BackupStatus.NEWER,
+    DocumentError: BackupStatus.UNREADABLE,  # all others
+}
 _BRIEF = TransferConfig(attempts=1, connect_timeout_s=1.0, idle_timeout_s=2.0)
 GRACE_S = 86_400.0
 """How old an archive without metadata has to be before it is taken for abandoned: longer than the longest upload."""
@@ -185,10 +199,10 @@ class Service:
         """One page of a sandbox's backups, newest first."""
         with reading("cursor"):
             page = self._configured().page(tenant, sandbox_id, limit=_page_size(limit), cursor=cursor)
-        return BackupPage(backups=[self._public(record) for record in page.records], cursor=page.cursor)
+        return BackupPage(backups=[self._listed(row) for row in page.rows], cursor=page.cursor)
 
     def backup(self, tenant: str, backup_id: str) -> BackupInfo:
-        """One backup. Raises BackupNotFoundError."""
+        """One backup. Raises BackupNotFoundError, DocumentDamagedError."""
         known = _valid(backup_id)
         with reading("such backup"):
             return self._public(self._configured().get(tenant, known))
@@ -199,10 +213,11 @@ class Service:
         Raises:
             BackupNotFoundError: there is none.
             InvalidRequestError: a sandbox sleeps in it, and would wake without its files.
+            DocumentDamagedError: it cannot be told whose it is, or whether a sandbox sleeps in it.
         """
         known, catalog = _valid(backup_id), self._configured()
-        with reading("such backup"):
-            if _is_slept_in(catalog, catalog.get(tenant, known)):
+        with reading("such backup"), _deletable(known):
+            if _is_slept_in(catalog, tenant, known):
                 raise InvalidRequestError(
                     "A sandbox sleeps in this backup.",
                     hint="Delete the sandbox; or wake it, and back it up.",
@@ -210,6 +225,26 @@ class Service:
                 )
             if not catalog.delete(tenant, known):
                 raise BackupNotFoundError("There is no such backup.", context={"backup": known})
+
+    def delete_damaged_backup(self, backup_id: str) -> None:
+        """Deletes a backup whose metadata is damaged or was tampered with, whoever it was: for who runs the service.
+
+        Raises:
+            BackupNotFoundError: there is none.
+            InvalidRequestError: its metadata is in order, so its tenant deletes it.
+            DocumentDamagedError: a later release has written it.
+        """
+        known, catalog = _valid(backup_id), self._configured()
+        with reading("such backup"):
+            if catalog.delete_unusable(known):
+                log.warning("damaged_backup_deleted", backup=known)
+                return
+            catalog.read(known)
+        raise InvalidRequestError(
+            "The backup's metadata is not damaged.",
+            hint=f"Run `holdfast delete --backup {known}` for its tenant.",
+            context={"backup": known},
+        )
 
     def collect(self, dry_run: bool) -> GcReport:
         """Deletes what has expired and what nobody owns."""
@@ -223,6 +258,8 @@ class Service:
             stale_uploads=len(found.stale_uploads),
             stale_index_entries=len(found.stale_index_entries),
             rebuilt_index_entries=len(found.rebuilt_index_entries),
+            tampered=list(found.tampered),
+            unsigned=list(found.unsigned),
             unreadable=list(found.unreadable),
             without_archive=list(found.without_archive),
             freed_bytes=found.freed_bytes,
@@ -257,10 +294,18 @@ class Service:
     def _configured(self) -> BackupCatalog:
         return configured(self._catalog, self._config)
 
+    def _listed(self, row: BackupRecord | UnusableBackup) -> BackupInfo:
+        if isinstance(row, BackupRecord):
+            return self._public(row)
+        status = next((status for kind, status in _STATUS.items() if isinstance(row.error, kind)))
+        entry = row.entry
+        return BackupInfo(id=entry.backup_id, status=status, created_at=entry.created_at, sandbox=entry.sandbox)
+
     def _public(self, record: BackupRecord) -> BackupInfo:
         kept = record.not_kept
         return BackupInfo(
             id=record.id,
+            status=BackupStatus.OK if record.is_signed else BackupStatus.UNSIGNED,
             dir=record.dir,
             name=record.name,
             size_bytes=record.size_bytes,
@@ -279,13 +324,43 @@ class Service:
         )
 
 
-def _is_slept_in(catalog: BackupCatalog, record: BackupRecord) -> bool:
-    """Whether a backup is where a sandbox is while it sleeps."""
-    found = catalog.find_state(record.owner, record.sandbox) if record.sandbox is not None else None
-    if found is None or record.id not in found.state.sleep_backups:
+@contextmanager
+def _deletable(backup_id: str) -> Iterator[None]:
+    """Says what remains to be done about a backup that its tenant cannot delete."""
+    try:
+        yield
+    except NewerDocumentError:
+        raise
+    except DocumentError as e:
+        raise damaged(e, hint=f"Who runs the service can: `holdfast delete --backup {backup_id} --damaged`.") from None
+
+
+def _is_slept_in(catalog: BackupCatalog, tenant: str, backup_id: str) -> bool:
+    """Whether a backup is where a sandbox is while it sleeps. Raises StorageError."""
+    of_sleep: bool | None
+    try:
+        record = catalog.get(tenant, backup_id)
+        sandboxes, of_sleep = {record.sandbox} - {None}, bool(record.of_sleep)
+    except NewerDocumentError:
+        raise
+    except DocumentError:
+        entries = catalog.entries_of(backup_id)
+        sandboxes, of_sleep = {entry.sandbox for entry in entries if entry.tenant == tenant}, None
+    return any(_sleeps_in(catalog, tenant, name, backup_id, of_sleep=of_sleep) for name in sandboxes if name)
+
+
+def _sleeps_in(catalog: BackupCatalog, tenant: str, sandbox: str, backup_id: str, *, of_sleep: bool | None) -> bool:
+    """Whether a sandbox sleeps in a backup. `of_sleep` is what the backup itself says, None where it cannot be told."""
+    try:
+        found = catalog.find_state(tenant, sandbox)
+    except DocumentError:
+        if of_sleep is False:  # and so nobody sleeps in it, whatever the state said
+            return False
+        raise
+    if found is None or backup_id not in found.state.sleep_backups:
         return False
     needed = {checkpoint.backup_id for checkpoint in found.state.checkpoints}
-    return record.id in needed or record.id in found.state.pending  # about to be slept in
+    return backup_id in needed or backup_id in found.state.pending  # about to be slept in
 
 
 def _new_state(tenant: str, sandbox_id: str) -> SandboxState:

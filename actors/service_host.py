@@ -234,6 +234,10 @@ class ServiceHost:
         guarded(lambda: self._service.delete_backup(tenant, backup_id))
 
     @ray.method(concurrency_group="collect")
+    def delete_damaged_backup(self, backup_id: str) -> None:
+        guarded(lambda: self._service.delete_damaged_backup(backup_id))
+
+    @ray.method(concurrency_group="collect")
     def collect(self, dry_run: bool) -> Any:
         return guarded(lambda: self._service.collect(dry_run))
 

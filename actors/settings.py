@@ -34,6 +34,7 @@ SECRET_SETTINGS = (
     "SANDBOX_API_KEY",
     "HOLDFAST_API_KEYS",
     "HOLDFAST_SIGNING_KEY",
+    "HOLDFAST_OLD_SIGNING_KEYS",
 )
 
 
@@ -71,6 +72,8 @@ class Settings(BaseSettings):
     sandbox_api_key: SecretStr | None = Field(None, validation_alias="SANDBOX_API_KEY")
     api_keys: dict[SandboxId, SecretStr] = {}
     signing_key: SecretStr | None = None
+    old_signing_keys: tuple[SecretStr, ...] | None = None
+    restore_unsigned: bool = False
 
     data_dir: Path = Path("/var/lib/holdfast")
     host: str = "127.0.0.1"
@@ -127,17 +130,18 @@ class Settings(BaseSettings):
             keys[DEFAULT_TENANT] = self.sandbox_api_key
         return keys
 
+    def verifying_keys(self, *, reads_buckets_secret: bool) -> tuple[SecretStr, ...]:
+        """The keys that only verify: those that were set; else the bucket's secret, where it once was the default."""
+        if self.old_signing_keys is not None:
+            return self.old_signing_keys
+        return (self.r2_secret_access_key,) if self.r2_secret_access_key and reads_buckets_secret else ()
+
     @property
     def names_a_bucket(self) -> bool:
         """Whether any setting speaks of a bucket of the operator's own; without one, the embedded store is used."""
         return any((self.backup_bucket_name, self.backup_bucket_endpoint, self.cloudflare_account_id)) or any(
             (self.r2_access_key_id, self.r2_secret_access_key)
         )
-
-    @property
-    def shared_signing_key(self) -> SecretStr | None:
-        """What signs metadata for every node with these settings: the operator's key, or else the bucket's."""
-        return self.signing_key or self.r2_secret_access_key
 
     def missing_bucket_settings(self) -> tuple[str, ...]:
         """The names of the settings without which the bucket cannot be reached."""
@@ -176,7 +180,9 @@ class Settings(BaseSettings):
             cache_max_bytes=self.cache_max_bytes,
         )
 
-    def sandbox_config(self, *, bucket: BucketConfig | None, signing_key: SecretStr) -> SandboxConfig:
+    def sandbox_config(
+        self, *, bucket: BucketConfig | None, signing_key: SecretStr, old_signing_keys: tuple[SecretStr, ...] = ()
+    ) -> SandboxConfig:
         """What the actors are given. `bucket` is the operator's or the embedded one."""
         return SandboxConfig(
             node=self.node_config(),
@@ -196,6 +202,8 @@ class Settings(BaseSettings):
             bucket=bucket,
             missing_settings=() if bucket else self.missing_bucket_settings(),
             signing_key=signing_key,
+            old_signing_keys=old_signing_keys,
+            restore_unsigned=self.restore_unsigned,
         )
 
 

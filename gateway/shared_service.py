@@ -28,14 +28,24 @@ class SharedService:
 def shared_service(settings: Settings) -> SharedService:
     """The service that these settings describe. Raises InvalidRequestError, naming what is missing for a cluster."""
     bucket, keys = settings.bucket(), settings.keys_by_tenant()
-    missing = [*settings.missing_bucket_settings(), *([] if keys else ["SANDBOX_API_KEY"])]
-    signing_key = settings.shared_signing_key
-    if bucket is None or not keys or signing_key is None:
+    missing = [
+        *settings.missing_bucket_settings(),
+        *([] if settings.signing_key else ["HOLDFAST_SIGNING_KEY"]),
+        *([] if keys else ["SANDBOX_API_KEY"]),
+    ]
+    if bucket is None or not keys or settings.signing_key is None:
         raise InvalidRequestError(
-            f"In a cluster every gateway needs the same bucket and key: {', '.join(missing)} missing.",
-            hint="Set the missing settings. On one machine `holdfast serve` without --address needs none.",
+            f"In a cluster every gateway needs the same bucket and keys: {', '.join(missing)} missing.",
+            hint="Set the missing settings. On one machine `holdfast serve` without --address needs none. "
+            "HOLDFAST_SIGNING_KEY is any long secret, such as `openssl rand -hex 32` prints: without it no backup that "
+            "it has signed can be restored, so keep it. Backups that the bucket's secret key has signed stay readable.",
         )
-    return SharedService(keys, settings.sandbox_config(bucket=bucket, signing_key=signing_key), bucket.bucket)
+    config = settings.sandbox_config(
+        bucket=bucket,
+        signing_key=settings.signing_key,
+        old_signing_keys=settings.verifying_keys(reads_buckets_secret=True),
+    )
+    return SharedService(keys, config, bucket.bucket)
 
 
 def start_service(config: SandboxConfig) -> None:

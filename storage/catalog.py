@@ -3,14 +3,19 @@
 Metadata is the commit point: written last, deleted first. Whoever reads it finds a whole archive; an archive
 without it is nobody's, and the collector's. The index entry follows the metadata and only serves the listing.
 
+Metadata is believed as far as its signature goes. What carries a wrong one, or has lost it, is an error wherever it is
+read; what was never signed is another program's, and says so (`BackupRecord.is_signed`). To whom such a backup belongs
+is then told by the index alone, which lists it for its sandbox.
+
 A backup that was begun by an actor which may or may not be alive is settled: a fence is written in the place of its
 metadata, which only the first writer can fill. Then it either was committed before, or never will be.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,21 +25,30 @@ from pydantic import SecretStr
 from storage import keys
 from storage.errors import (
     CorruptMetadataError,
+    DocumentError,
+    IntegrityError,
     InvalidCursorError,
+    NewerDocumentError,
     ObjectMissingError,
     PreconditionFailedError,
     StorageError,
     StoreUnavailableError,
+    TamperedMetadataError,
+    UnsignedMetadataError,
 )
-from storage.metadata import BackupRecord, Claim, Document, SandboxState, load, sign, verify
+from storage.metadata import BackupRecord, Claim, Document, SandboxState, load
+from storage.signing import sign, verify
 from storage.store import SMALL_OBJECT_BYTES, ObjectStore, Stored, list_all
 
 logger = logging.getLogger(__name__)
 
 STATE_BYTES = 16 * 2**20
+_ASIDE_BYTES = 256 * 2**20
+"""How large a damaged document may be to be kept for a person."""
 _FENCE = b'{"fenced":true}'
 """In the place of the metadata of a backup that must not be committed any more."""
 _READERS = 8
+_PAGE = 1000
 _TRIES = 3
 
 
@@ -47,11 +61,24 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class UnusableBackup:
+    """A backup that a sandbox's index lists, and whose metadata cannot be used; of it only its key can be believed."""
+
+    entry: keys.IndexEntry
+    error: DocumentError
+
+
+@dataclass(frozen=True, slots=True)
 class RecordPage:
     """One page of a sandbox's backups, newest first. `cursor` is None on the last page."""
 
-    records: tuple[BackupRecord, ...]
+    rows: tuple[BackupRecord | UnusableBackup, ...]
     cursor: str | None
+
+    @property
+    def records(self) -> tuple[BackupRecord, ...]:
+        """Those whose metadata can be used."""
+        return tuple(row for row in self.rows if isinstance(row, BackupRecord))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +99,12 @@ class StoredState:
 
 @dataclass(frozen=True, slots=True)
 class StoredClaim:
-    """Which backup an idempotency key stands for, and the ETag to hand back when that changes."""
+    """Which backup an idempotency key stands for, and the ETag to hand back when that changes.
 
-    backup_id: str
+    `backup_id` is None where the claim is damaged: it stands for nothing, and may be replaced.
+    """
+
+    backup_id: str | None
     etag: str
 
 
@@ -82,10 +112,17 @@ class BackupCatalog:
     """Reads and writes the documents of one bucket. Thread-safe, without state of its own."""
 
     def __init__(
-        self, store: ObjectStore, signing_key: SecretStr, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        store: ObjectStore,
+        signing_key: SecretStr,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        old_keys: Sequence[SecretStr] = (),
     ) -> None:
+        """`signing_key` signs and verifies; `old_keys` only verify."""
         self.store = store
         self._signing_key = signing_key
+        self._verifying_keys = (signing_key, *old_keys)
         self._clock = clock
 
     def commit(self, record: BackupRecord) -> Committed:
@@ -134,19 +171,45 @@ class BackupCatalog:
             return False
         return True
 
+    def _document(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
+        """A document as it is stored. Raises ObjectMissingError; CorruptMetadataError for one that is too large."""
+        try:
+            return self.store.get(key, max_bytes=max_bytes)
+        except IntegrityError as e:
+            raise CorruptMetadataError("read", bucket=self.store.bucket, key=key, detail=e.detail) from None
+
     def read(self, backup_id: str) -> BackupRecord:
-        """The metadata of a backup, whoever it belongs to. For the service's own use; callers use `get`.
+        """The metadata of a backup, whoever it belongs to: signed by us, or by nobody (`BackupRecord.is_signed`).
+
+        For the service's own use; callers use `get`.
 
         Raises:
-            ObjectMissingError, CorruptMetadataError: permanent.
+            ObjectMissingError: permanent.
+            DocumentError: it is damaged, tampered with or of a later release; permanent.
         """
         key = keys.metadata(backup_id)
-        data = self.store.get(key).data
+        data = self._document(key).data
+        bucket = self.store.bucket
         if data == _FENCE:
-            raise ObjectMissingError("read", bucket=self.store.bucket, key=key, detail="the backup was fenced off")
-        record = load(BackupRecord, data, bucket=self.store.bucket, key=key)
+            raise ObjectMissingError("read", bucket=bucket, key=key, detail="the backup was fenced off")
+        record = load(BackupRecord, data, bucket=bucket, key=key)
+        if record.has_lost_its_signature:
+            raise TamperedMetadataError("read", bucket=bucket, key=key, detail="it has lost its signature")
+        if record.is_signed and not self.trusted(record):
+            raise TamperedMetadataError("read", bucket=bucket, key=key, detail="none of the keys has signed it")
         if record.id != backup_id:
-            raise CorruptMetadataError("read", bucket=self.store.bucket, key=key, detail="it names another backup")
+            raise CorruptMetadataError("read", bucket=bucket, key=key, detail="it names another backup")
+        return record
+
+    def read_signed(self, backup_id: str) -> BackupRecord:
+        """As `read`, for what may be decided by a record that we have signed alone.
+
+        Raises:
+            UnsignedMetadataError: nobody has signed it; permanent.
+        """
+        record = self.read(backup_id)
+        if not record.is_signed:
+            raise UnsignedMetadataError("read", bucket=self.store.bucket, key=keys.metadata(backup_id))
         return record
 
     def get(self, tenant: str, backup_id: str) -> BackupRecord:
@@ -154,7 +217,7 @@ class BackupCatalog:
 
         Raises:
             ObjectMissingError: there is none, or it belongs to another tenant: the two cannot be told apart.
-            CorruptMetadataError: permanent.
+            DocumentError: it is damaged, tampered with or of a later release; permanent. Everybody is told so.
         """
         record = self.read(backup_id)
         if record.owner != tenant:
@@ -165,7 +228,7 @@ class BackupCatalog:
 
     def trusted(self, record: BackupRecord) -> bool:
         """Whether this service wrote the record, so that its digests prove where the archive comes from."""
-        return verify(record, self._signing_key)
+        return verify(record, self._verifying_keys)
 
     def is_expired(self, record: BackupRecord, *, buffer_s: float = 60) -> bool:
         """Whether the record expires within `buffer_s` from now, or has."""
@@ -174,7 +237,8 @@ class BackupCatalog:
     def page(self, tenant: str, sandbox: str, *, limit: int = 100, cursor: str | None = None) -> RecordPage:
         """One page of a sandbox's backups, newest first, expired ones included.
 
-        Entries without metadata, and those whose metadata cannot be read or names another sandbox, are left out.
+        Entries without metadata, and those whose metadata names another sandbox, are left out. Backups whose metadata
+        cannot be used are there as such.
 
         Raises:
             InvalidCursorError: permanent.
@@ -183,41 +247,112 @@ class BackupCatalog:
         if cursor is not None and not keys.is_entry_name(cursor):
             raise InvalidCursorError("page", bucket=self.store.bucket)
         after = None if cursor is None else prefix + cursor
-        records: list[BackupRecord] = []
+        rows: list[BackupRecord | UnusableBackup] = []
         while True:
-            listed = self.store.list(prefix, after=after, limit=limit - len(records))
+            listed = self.store.list(prefix, after=after, limit=limit - len(rows))
             entries = [entry for row in listed.objects if (entry := keys.find_index_entry(row.key))]
-            found = self.read_all(entry.backup_id for entry in entries)
-            records += [r for r in found if r is not None and r.owner == tenant and r.sandbox == sandbox]
+            with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
+                rows += [row for row in pool.map(self._row, entries) if row is not None]
             after = listed.after
-            if after is None or len(records) >= limit:
-                return RecordPage(tuple(records), after and after.removeprefix(prefix))
+            if after is None or len(rows) >= limit:
+                return RecordPage(tuple(rows), after and after.removeprefix(prefix))
 
-    def read_all(self, backup_ids: Iterable[str]) -> Sequence[BackupRecord | None]:
-        """Several records at once, in order; None for those that are missing or unreadable."""
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
-            return list(pool.map(self._find, backup_ids))
-
-    def _find(self, backup_id: str) -> BackupRecord | None:
+    def _row(self, entry: keys.IndexEntry) -> BackupRecord | UnusableBackup | None:
         try:
-            return self.read(backup_id)
+            record = self.read_signed(entry.backup_id)
         except ObjectMissingError:
             return None
-        except CorruptMetadataError as e:
+        except DocumentError as e:
             logger.warning("%s", e)
-            return None
+            return UnusableBackup(entry, e)
+        return record if (record.owner, record.sandbox) == (entry.tenant, entry.sandbox) else None
+
+    def all_records(self, tenant: str, sandbox: str) -> Iterator[BackupRecord]:
+        """All backups of a sandbox that can be used, newest first."""
+        cursor: str | None = None
+        while True:
+            page = self.page(tenant, sandbox, limit=_PAGE, cursor=cursor)
+            yield from page.records
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def entries_of(self, backup_id: str) -> Sequence[keys.IndexEntry]:
+        """The index entries of a backup, whoever's. One request for each 1000 objects beside the archives."""
+        listed = (keys.find_index_entry(row.key) for root in keys.INDEX_ROOTS for row in list_all(self.store, root))
+        return [entry for entry in listed if entry is not None and entry.backup_id == backup_id]
 
     def delete(self, tenant: str, backup_id: str) -> bool:
         """Deletes one of the tenant's backups. Idempotent: False if there was none (any more).
 
+        One whose metadata cannot be believed is the tenant's if the index lists it for the tenant, and for nobody else.
         If it fails halfway the backup is gone, and the collector removes what is left of it.
+
+        Raises:
+            DocumentError: it cannot be told whose it is, or a later release has written it; nothing was deleted.
         """
         try:
             record = self.get(tenant, backup_id)
         except ObjectMissingError:
             return False
+        except NewerDocumentError:
+            raise
+        except DocumentError:
+            if {entry.tenant for entry in self.entries_of(backup_id)} != {tenant}:
+                raise
+            self.delete_unusable(backup_id)
+            return True
+        if not record.is_signed:
+            self.check_nobody_elses(tenant, backup_id)
         self.discard(record)
         return True
+
+    def check_nobody_elses(self, tenant: str, backup_id: str) -> None:
+        """Raises TamperedMetadataError if the index lists an unsigned backup for anybody else than `tenant`.
+
+        The service has written that entry, so the backup was another's, and had a signature.
+        """
+        if any(entry.tenant != tenant for entry in self.entries_of(backup_id)):
+            key = keys.metadata(backup_id)
+            raise TamperedMetadataError("read", bucket=self.store.bucket, key=key, detail="it has lost its signature")
+
+    def delete_unusable(self, backup_id: str) -> bool:
+        """Removes everything of one backup whose metadata cannot be used, whoever it was: for who runs the service.
+
+        False if there is no such backup, or if its metadata is in order. Nothing that it says is heeded.
+
+        Raises:
+            NewerDocumentError: a later release has written it; nothing was deleted.
+        """
+        try:
+            self.read(backup_id)
+            return False
+        except ObjectMissingError:
+            return False
+        except NewerDocumentError:
+            raise
+        except DocumentError:
+            entries = self.entries_of(backup_id)
+        self.store.delete(keys.metadata(backup_id))
+        self.store.delete(keys.archive(backup_id))
+        for entry in entries:
+            self.store.delete(entry.key)
+        return True
+
+    def delete_of_sleep(self, tenant: str, sandbox: str, backup_id: str) -> None:
+        """Deletes a backup if the service made it to put this sandbox to sleep; no other, whatever a state says.
+
+        Raises:
+            DocumentError: its metadata cannot be used; nothing was deleted.
+        """
+        try:
+            record = self.read_signed(backup_id)
+        except ObjectMissingError:
+            return
+        if record.of_sleep and (record.owner, record.sandbox) == (tenant, sandbox):
+            self.discard(record)
+        else:
+            logger.warning("backup %s is not of the sleep of sandbox %s, and stays", backup_id, sandbox)
 
     def discard(self, record: BackupRecord) -> None:
         """Removes everything of one backup, in the order that keeps "metadata means archive" true. Idempotent."""
@@ -233,7 +368,7 @@ class BackupCatalog:
         has no conditional writes, an actor that lives on and is about to write the metadata can still do so.
 
         Raises:
-            CorruptMetadataError: permanent.
+            DocumentError: there is metadata that cannot be used; permanent, and nothing was removed.
             StorageError: not settled yet; try again.
         """
         try:
@@ -242,7 +377,7 @@ class BackupCatalog:
         except PreconditionFailedError:
             pass  # it is committed, or there is a fence already
         try:
-            record = self.read(backup_id)
+            record = self.read_signed(backup_id)
         except ObjectMissingError:
             self._remove_archive(backup_id)
             return None
@@ -268,13 +403,18 @@ class BackupCatalog:
         """Which backup the key stands for; that need not be committed, or exist any more. None if it was never used.
 
         Raises:
-            CorruptMetadataError: permanent.
+            NewerDocumentError: permanent.
         """
         key = keys.claim(tenant, sandbox, idempotency_key)
-        stored = self._find_stored(key)
-        if stored is None:
+        try:
+            stored = self.store.get(key, max_bytes=_ASIDE_BYTES)
+        except ObjectMissingError:
             return None
-        return StoredClaim(load(Claim, stored.data, bucket=self.store.bucket, key=key).backup_id, stored.etag)
+        try:
+            return StoredClaim(load(Claim, stored.data, bucket=self.store.bucket, key=key).backup_id, stored.etag)
+        except CorruptMetadataError as e:
+            logger.warning("%s", e)
+            return StoredClaim(None, stored.etag)
 
     def write_claim(
         self, tenant: str, sandbox: str, idempotency_key: str, backup_id: str, *, replacing: str | None
@@ -286,16 +426,39 @@ class BackupCatalog:
         """A sandbox's durable state; None if it was never written.
 
         Raises:
-            CorruptMetadataError: permanent.
+            CorruptMetadataError: it is damaged, or another sandbox's; permanent.
+            NewerDocumentError: permanent.
         """
         key = keys.state(tenant, sandbox)
-        stored = self._find_stored(key, max_bytes=STATE_BYTES)
-        if stored is None:
+        try:
+            stored = self._document(key, max_bytes=STATE_BYTES)
+        except ObjectMissingError:
             return None
-        state = load(SandboxState, stored.data, bucket=self.store.bucket, key=key)
+        return StoredState(self._state(tenant, sandbox, stored.data), stored.etag)
+
+    def _state(self, tenant: str, sandbox: str, data: bytes) -> SandboxState:
+        key = keys.state(tenant, sandbox)
+        state = load(SandboxState, data, bucket=self.store.bucket, key=key)
         if (state.tenant, state.id) != (tenant, sandbox):
             raise CorruptMetadataError("read", bucket=self.store.bucket, key=key, detail="it names another sandbox")
-        return StoredState(state, stored.etag)
+        return state
+
+    def set_aside_state(self, tenant: str, sandbox: str) -> str:
+        """Keeps a copy of a sandbox's damaged state for a person. Returns its ETag, for the one that replaces it.
+
+        Raises:
+            ObjectMissingError, PreconditionFailedError: somebody has deleted it since, or written it anew.
+            StorageError: it could not be kept, so it must not be replaced.
+        """
+        key = keys.state(tenant, sandbox)
+        stored = self.store.get(key, max_bytes=_ASIDE_BYTES)
+        with contextlib.suppress(CorruptMetadataError):
+            self._state(tenant, sandbox, stored.data)
+            raise PreconditionFailedError("set aside", bucket=self.store.bucket, key=key, detail="it can be read now")
+        aside = keys.aside(key, self._clock())
+        self.store.put(aside, stored.data)
+        logger.error("the damaged document %s is kept as %s", key, aside)
+        return stored.etag
 
     def write_state(self, state: SandboxState, *, replacing: str | None) -> str:
         """Writes a sandbox's durable state and returns its ETag.
@@ -332,7 +495,9 @@ class BackupCatalog:
 
     def count_states(self) -> int:
         """How many sandboxes, of all tenants, have a state. One request for each 1000 objects beside the archives."""
-        return sum(keys.is_state(row.key) for root in keys.INDEX_ROOTS for row in list_all(self.store, root))
+        return sum(
+            keys.find_state(row.key) is not None for root in keys.INDEX_ROOTS for row in list_all(self.store, root)
+        )
 
     def sandboxes(self, tenant: str, *, limit: int = 100, cursor: str | None = None) -> NamePage:
         """One page of the tenant's sandboxes that have a state or a backup.

@@ -2,8 +2,9 @@
 
 Only this module decides by listings, so it never trusts one alone: whatever a listing suggests to delete is looked
 at once more right before, and nothing younger than the grace period is touched, because it may be a transfer on its
-way to its commit. The grace period must be longer than the longest upload. Every step may be repeated, so
-a collection that was interrupted is simply run again.
+way to its commit. The grace period must be longer than the longest upload. Nothing is removed because of what a
+document says that we have not signed: an unsigned backup is another program's, and one that was tampered with is for a
+person to look at. Every step may be repeated, so a collection that was interrupted is simply run again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from datetime import datetime, timedelta
 
 from storage import keys
 from storage.catalog import BackupCatalog
-from storage.errors import CorruptMetadataError, ObjectMissingError
+from storage.errors import (
+    CorruptMetadataError,
+    DocumentError,
+    IntegrityError,
+    NewerDocumentError,
+    ObjectMissingError,
+    TamperedMetadataError,
+    UnsignedMetadataError,
+)
 from storage.metadata import BackupRecord, Claim, load
 from storage.store import Listed, ObjectStore, list_all
 
@@ -25,8 +34,9 @@ logger = logging.getLogger(__name__)
 class CollectionReport:
     """What a collection removed and repaired, or in a dry run would. Backups are named by id, the rest by key.
 
-    Among `stale_index_entries` are idempotency keys of backups that are gone. `unreadable` and `without_archive` are
-    backups that need a person: nothing of them was touched.
+    Among `stale_index_entries` are idempotency keys of backups that are gone, or that are damaged. `tampered`,
+    `unreadable` (backups, states and idempotency keys that are damaged, or of a later release) and `without_archive`
+    need a person: nothing of them was touched. Nor was anything of `unsigned`, the backups of other programs.
     """
 
     dry_run: bool
@@ -35,6 +45,8 @@ class CollectionReport:
     stale_uploads: tuple[str, ...] = ()
     stale_index_entries: tuple[str, ...] = ()
     rebuilt_index_entries: tuple[str, ...] = ()
+    tampered: tuple[str, ...] = ()
+    unsigned: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     without_archive: tuple[str, ...] = ()
     freed_bytes: int = 0
@@ -57,9 +69,14 @@ class _Collection:
     uploads: list[str] = field(default_factory=list)
     stale_entries: list[str] = field(default_factory=list)
     rebuilt: list[str] = field(default_factory=list)
+    tampered: list[str] = field(default_factory=list)
+    unsigned: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     without_archive: list[str] = field(default_factory=list)
     live: list[BackupRecord] = field(default_factory=list)
+    fenced: dict[str, tuple[Listed, Listed | None]] = field(default_factory=dict)
+    listed: set[str] = field(default_factory=set)
+    """The backups that the index lists."""
     freed_bytes: int = 0
 
     @property
@@ -86,13 +103,16 @@ class _Collection:
 
     def _collect_committed(self, backup_id: str, metadata: Listed, archive: Listed | None) -> None:
         try:
-            record = self.catalog.read(backup_id)
+            record = self.catalog.read_signed(backup_id)
         except ObjectMissingError:  # deleted since the listing, or fenced off
-            self._collect_fenced(backup_id, metadata, archive)
+            self.fenced[backup_id] = (metadata, archive)
             return
-        except CorruptMetadataError as e:
+        except UnsignedMetadataError:
+            self.unsigned.append(backup_id)
+            return
+        except DocumentError as e:
             logger.warning("%s", e)
-            self.unreadable.append(backup_id)
+            (self.tampered if isinstance(e, TamperedMetadataError) else self.unreadable).append(backup_id)
             return
         if not (record.is_expired(self.now, buffer_s=0) and self.is_old(metadata.last_modified)):
             self.live.append(record)
@@ -103,6 +123,17 @@ class _Collection:
             self.catalog.discard(record)
         self.expired.append(backup_id)
         self.freed_bytes += metadata.size_bytes + (archive.size_bytes if archive else 0)
+
+    def collect_fenced(self) -> None:
+        """Removes old fences and what is left of their backups.
+
+        A backup that the index lists was committed, so what is in its metadata's place is no fence of ours.
+        """
+        for backup_id, (metadata, archive) in self.fenced.items():
+            if backup_id in self.listed:
+                self.unreadable.append(backup_id)
+            else:
+                self._collect_fenced(backup_id, metadata, archive)
 
     def _collect_fenced(self, backup_id: str, metadata: Listed, archive: Listed | None) -> None:
         if not self.is_old(metadata.last_modified):
@@ -148,8 +179,13 @@ class _Collection:
             for row in list_all(self.store, root):
                 if keys.is_claim(row.key) and self.is_old(row.last_modified):
                     self._collect_claim(row.key)
+                if sandbox := keys.find_state(row.key):
+                    self._look_at_state(row.key, *sandbox)
                 entry = keys.find_index_entry(row.key)
-                if entry is None or unlisted.pop(row.key, None) is not None:
+                if entry is None:
+                    continue
+                self.listed.add(entry.backup_id)
+                if unlisted.pop(row.key, None) is not None:
                     continue
                 gone = row.key not in wanted and not self._is_committed(entry.backup_id)
                 if gone and self.is_old(row.last_modified):
@@ -158,8 +194,19 @@ class _Collection:
             if self.dry_run or self.catalog.write_index_entry(record):
                 self.rebuilt.append(key)
 
+    def _look_at_state(self, key: str, tenant: str, sandbox: str) -> None:
+        """Names a state that cannot be read. The node with the sandbox's files writes it anew, with the next call."""
+        try:
+            self.catalog.find_state(tenant, sandbox)
+        except DocumentError as e:
+            logger.warning("%s", e)
+            self.unreadable.append(key)
+
     def _collect_claim(self, key: str) -> None:
-        """Removes an old claim to a backup that is not there; one that was made anew meanwhile is looked at first."""
+        """Removes an old claim that is damaged, or to a backup that is not there.
+
+        One that was made anew meanwhile is looked at first.
+        """
         if self._claims_a_backup(key):
             return
         try:
@@ -169,13 +216,17 @@ class _Collection:
             pass
 
     def _claims_a_backup(self, key: str) -> bool:
-        """Whether the idempotency key stands for a backup that is there, or cannot be told."""
+        """Whether the idempotency key stands for a backup that is there, or of which only a later release knows."""
         try:
-            return self._is_committed(load(Claim, self.store.get(key).data).backup_id)
+            return self._is_committed(load(Claim, self.store.get(key).data, key=key).backup_id)
         except ObjectMissingError:
             return False
-        except CorruptMetadataError:
+        except NewerDocumentError as e:
+            logger.warning("%s", e)
+            self.unreadable.append(key)
             return True
+        except (CorruptMetadataError, IntegrityError):  # it stands for nothing, and would be replaced when used
+            return False
 
     def _drop_entry(self, key: str) -> None:
         if not self.dry_run:
@@ -190,6 +241,8 @@ class _Collection:
             stale_uploads=tuple(self.uploads),
             stale_index_entries=tuple(self.stale_entries),
             rebuilt_index_entries=tuple(self.rebuilt),
+            tampered=tuple(self.tampered),
+            unsigned=tuple(self.unsigned),
             unreadable=tuple(self.unreadable),
             without_archive=tuple(self.without_archive),
             freed_bytes=self.freed_bytes,
@@ -211,4 +264,5 @@ def collect(catalog: BackupCatalog, *, now: datetime, grace_s: float, dry_run: b
     run.collect_backups()
     run.collect_uploads()
     run.collect_index()
+    run.collect_fenced()
     return run.report()

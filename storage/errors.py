@@ -8,7 +8,11 @@
     ├── BucketMissingError              the bucket itself does not exist
     ├── StoreUnavailableError           5xx, throttling, timeouts, resets: outcome unknown, may be repeated
     ├── IntegrityError                  the bytes are not those that were recorded
-    ├── CorruptMetadataError            a metadata or state document that cannot be read
+    ├── DocumentError                   a document is in the bucket, and cannot be used
+    │   ├── CorruptMetadataError        it is damaged
+    │   ├── NewerDocumentError          a later release has written it
+    │   ├── TamperedMetadataError       none of our keys has signed what it says
+    │   └── UnsignedMetadataError       nobody has signed it
     ├── TransferCancelledError          somebody cancelled the transfer; nothing of it is left
     ├── InvalidCursorError              a page was asked for with a cursor this package did not issue
     └── LifecycleUnsupportedError       the store has no lifecycle rules
@@ -125,10 +129,41 @@ class IntegrityError(StorageError):
     summary = "The bytes are not those that were recorded"
 
 
-class CorruptMetadataError(StorageError):
-    """A metadata or state document is damaged, or of a version that this release does not know."""
+class DocumentError(StorageError):
+    """A document is in the bucket, but what it says cannot be used."""
+
+    summary = "The document cannot be used"
+
+
+class CorruptMetadataError(DocumentError):
+    """A metadata or state document is damaged, or is another backup's or sandbox's."""
 
     summary = "The document cannot be read"
+    default_hint = "`holdfast gc` names every document that is damaged, and the README says what to do about each."
+
+
+class NewerDocumentError(DocumentError):
+    """A later release has written the document; this one neither replaces nor deletes it."""
+
+    summary = "A later release has written the document"
+    default_hint = "Run that release, or a later one, on every node."
+
+
+class TamperedMetadataError(DocumentError):
+    """The signature of a backup's metadata is wrong, or was removed: somebody else than the service has changed it."""
+
+    summary = "The metadata is not what the service has signed"
+    default_hint = (
+        "Find out who can write to the bucket. Where the signing key was changed, give the earlier one in"
+        " HOLDFAST_OLD_SIGNING_KEYS."
+    )
+
+
+class UnsignedMetadataError(DocumentError):
+    """A backup's metadata carries no signature: another program, such as Cloudflare's SDK, has written it."""
+
+    summary = "Nobody has signed the metadata"
+    default_hint = "Run `holdfast adopt` with the backup's id, or set HOLDFAST_RESTORE_UNSIGNED=true."
 
 
 class TransferCancelledError(StorageError):

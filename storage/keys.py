@@ -6,6 +6,7 @@
     sandboxes/<sandbox>/keys/<SHA-256 of the key>       which backup an idempotency key stands for
     sandboxes/<sandbox>/state.json                      the sandbox's durable state
     tenants/<tenant>/sandboxes/...                      the last three again, for every tenant but "default"
+    damaged/<stamp>/<key>                               a damaged document that was replaced, kept for a person
 
 S3 lists in ascending order of the keys' bytes only, and what people want first is the newest backup. So the
 stamp begins with the milliseconds left until a fixed far instant, in 13 digits: a younger backup has a smaller
@@ -26,6 +27,7 @@ from datetime import UTC, datetime, timedelta
 DEFAULT_TENANT = "default"
 BACKUPS_PREFIX = "backups/"
 INDEX_ROOTS = ("sandboxes/", "tenants/")
+DAMAGED_PREFIX = "damaged/"
 
 # 13 digits of milliseconds reach to the year 2286.
 _LAST_MS = 10**13 - 1
@@ -37,7 +39,7 @@ _NAME_PATTERN = re.compile(_NAME)
 _ENTRY_PATTERN = re.compile(_ENTRY)
 _INDEX_PATTERN = re.compile(rf"(?:tenants/(?P<tenant>{_NAME})/)?sandboxes/(?P<sandbox>{_NAME})/backups/{_ENTRY}")
 _CLAIM_PATTERN = re.compile(rf"(?:tenants/{_NAME}/)?sandboxes/{_NAME}/keys/[0-9a-f]{{64}}")
-_STATE_PATTERN = re.compile(rf"(?:tenants/{_NAME}/)?sandboxes/{_NAME}/state\.json")
+_STATE_PATTERN = re.compile(rf"(?:tenants/(?P<tenant>{_NAME})/)?sandboxes/(?P<sandbox>{_NAME})/state\.json")
 _BACKUP_PATTERN = re.compile(rf"backups/(?P<backup>{_UUID})/(?P<file>data\.sqsh|meta\.json)")
 
 
@@ -80,9 +82,17 @@ def state(tenant: str, sandbox: str) -> str:
     return f"{sandbox_prefix(tenant, sandbox)}state.json"
 
 
-def is_state(key: str) -> bool:
-    """Whether `key` is one of those."""
-    return _STATE_PATTERN.fullmatch(key) is not None
+def find_state(key: str) -> tuple[str, str] | None:
+    """The tenant and the sandbox of the state at `key`; None for any other key."""
+    found = _STATE_PATTERN.fullmatch(key)
+    if found is None or found["tenant"] == DEFAULT_TENANT:
+        return None
+    return found["tenant"] or DEFAULT_TENANT, found["sandbox"]
+
+
+def aside(key: str, at: datetime) -> str:
+    """The key under which a document that was damaged at `key` is kept for a person."""
+    return f"{DAMAGED_PREFIX}{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}/{key}"
 
 
 def index_prefix(tenant: str, sandbox: str) -> str:

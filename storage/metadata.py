@@ -2,13 +2,11 @@
 
 The first six fields of a backup's metadata are exactly those that Cloudflare's Sandbox SDK writes and reads; ours
 follow and are all optional, so its backups load here and ours there. Documents of a later version are
-refused; fields nobody here knows are kept, and covered by the signature.
+refused; fields nobody here knows are kept, and covered by the signature (`storage.signing`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import re
 import uuid
@@ -23,20 +21,18 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    SecretStr,
     ValidationError,
 )
 from pydantic.alias_generators import to_camel
 
 from storage.digests import ArchiveDigest
-from storage.errors import CorruptMetadataError
+from storage.errors import CorruptMetadataError, NewerDocumentError
 from storage.keys import DEFAULT_TENANT, is_name
 
 VERSION = 1
 _MAX_EXACT_INTEGER = 2**53 - 1
 _MAX_TTL_S = 100 * 366 * 86_400
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
-_KEY_PURPOSE = b"holdfast backup metadata, version 1"
 
 
 def _read_instant(value: Any) -> Any:
@@ -117,6 +113,15 @@ class Document(BaseModel):
         """The document as it is stored: canonical, so equal documents are equal bytes."""
         return _canonical(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
+    def said(self, *, without: str) -> bytes:
+        """What was set of the document, in canonical form, but for one field.
+
+        Of a document that was read this is what stands in it: a field that a later release has come to know, and for
+        which it has a default, changes nothing.
+        """
+        said = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True, exclude={without})
+        return _canonical(said)
+
 
 class NotKept(Document):
     """What the archive could not hold, counted.
@@ -167,6 +172,16 @@ class BackupRecord(Document):
     signature: Annotated[str, Field(max_length=256)] | None = None
 
     @property
+    def is_signed(self) -> bool:
+        """Whether it carries a signature. The catalog gives out none whose signature is wrong."""
+        return self.signature is not None
+
+    @property
+    def has_lost_its_signature(self) -> bool:
+        """Whether it is unsigned, and yet says what only the service writes, which signs all that it writes."""
+        return self.signature is None and any(getattr(self, name) is not None for name in _OURS)
+
+    @property
     def owner(self) -> str:
         """The tenant it belongs to: the default one, if a foreign writer named none."""
         return self.tenant or DEFAULT_TENANT
@@ -184,6 +199,10 @@ class BackupRecord(Document):
     def digest(self) -> ArchiveDigest:
         """What a download of the archive has to find."""
         return ArchiveDigest(self.size_bytes, self.etag, self.sha256, self.part_bytes, tuple(self.parts or ()))
+
+
+_OURS = frozenset(BackupRecord.model_fields) - {"id", "dir", "name", "size_bytes", "ttl", "created_at"}
+"""Fields that the service writes and Cloudflare's SDK does not."""
 
 
 class RestoredDirectory(Document):
@@ -297,30 +316,33 @@ def load(document: type[D], data: bytes, *, bucket: str | None = None, key: str 
     """Reads a stored document.
 
     Raises:
-        CorruptMetadataError: it is damaged, or of a later version; permanent. Names the fields, never their values.
+        CorruptMetadataError: it is damaged; permanent. Names the fields, never their values.
+        NewerDocumentError: it is of a later version; permanent.
     """
     try:
         return document.model_validate_json(data)
     except ValidationError as e:
+        if _is_newer(data):
+            raise NewerDocumentError("read", bucket=bucket, key=key, detail=f"this release knows {VERSION}") from None
         lines = [f"{'.'.join(map(str, line['loc'])) or 'document'}: {line['msg']}" for line in e.errors()[:5]]
         raise CorruptMetadataError("read", bucket=bucket, key=key, detail="; ".join(lines)) from None
 
 
-def sign(record: BackupRecord, key: SecretStr) -> BackupRecord:
-    """The same record with our signature: it says that this service wrote it, so its digests can be trusted."""
-    return record.model_copy(update={"signature": _signature(record, key)})
+def _is_newer(data: bytes) -> bool:
+    """Whether a document that cannot be read says that it is of a later version."""
+    try:
+        version = _Versioned.model_validate_json(data).version
+    except ValidationError:
+        return False
+    return version > VERSION
 
 
-def verify(record: BackupRecord, key: SecretStr) -> bool:
-    """Whether `key` signed exactly this record. Takes the same time for every wrong signature."""
-    given = (record.signature or "").encode("utf-8", "replace")
-    return hmac.compare_digest(given, _signature(record, key).encode())
+class _Versioned(BaseModel):
+    """What the documents of all releases have in common."""
 
+    model_config = ConfigDict(strict=True, extra="ignore")
 
-def _signature(record: BackupRecord, key: SecretStr) -> str:
-    # A key of its own for this purpose, so that the operator's one secret can serve others too.
-    derived = hmac.digest(key.get_secret_value().encode(), _KEY_PURPOSE, hashlib.sha256)
-    return hmac.new(derived, record.model_copy(update={"signature": None}).to_json(), hashlib.sha256).hexdigest()
+    version: int
 
 
 def _canonical(value: dict[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from actors.errors import BackupNotFoundError, InvalidRequestError
-from actors.models import BackupInfo, Model, SandboxRef
+from actors.models import BackupInfo, BackupStatus, Model, SandboxRef
 from gateway.cli.session import Session, with_session
 
 if TYPE_CHECKING:
@@ -58,18 +58,24 @@ def delete(
     session: Session,
     box: Annotated[str | None, typer.Argument(metavar="[BOX]", help="The sandbox; its backups stay.")] = None,
     backup: Annotated[str | None, typer.Option(metavar="ID", help="Delete this backup instead.")] = None,
+    damaged: Annotated[
+        bool, typer.Option("--damaged", help="The backup is one that `gc` calls tampered or unreadable, of any tenant.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a sandbox with its files, or a backup."""
     if (box is None) == (backup is None):
         raise typer.BadParameter("name either a sandbox or --backup ID")
+    if damaged and backup is None:
+        raise typer.BadParameter("--damaged needs --backup ID")
     what = f"backup {backup}" if box is None else f"sandbox {box} and all its files"
     if not yes and not session.output.as_json and sys.stdin.isatty():
         typer.confirm(f"Delete {what}?", abort=True, err=True)
     if box is not None:
         session.sandbox(box).destroy()
     elif backup is not None:
-        session.service().delete_backup(backup).result()
+        service = session.service()
+        (service.delete_damaged_backup(backup) if damaged else service.delete_backup(backup)).result()
     session.output.result({"deleted": box if box is not None else backup}, f"deleted {what}")
 
 
@@ -84,8 +90,11 @@ def _sandboxes(service: ServiceCalls) -> Iterator[SandboxRef]:
 
 
 def _row(b: BackupInfo) -> tuple[str, ...]:
-    expires = "expired" if b.expired else b.expires_at.isoformat(timespec="seconds")
-    return (b.id, b.created_at.isoformat(timespec="seconds"), b.dir, str(b.size_bytes), expires, b.name or "")
+    created = b.created_at.isoformat(timespec="seconds")
+    if b.status is not BackupStatus.OK:
+        return (b.id, created, b.dir or "", "", b.status.value, "")
+    expires = "expired" if b.expired or b.expires_at is None else b.expires_at.isoformat(timespec="seconds")
+    return (b.id, created, b.dir or "", str(b.size_bytes), expires, b.name or "")
 
 
 def _is_uuid(text: str) -> bool:

@@ -111,6 +111,10 @@ def _banner(machine: Machine, url: str, data_dir: Path) -> str:
         f"holdfast listens on {url} (API documentation at {url}/docs)",
         f"backups go to {machine.store}",
     ]
+    if machine.signing_key_file:
+        lines.append(
+            f"backups are signed with the key in {machine.signing_key_file}: nobody can restore them without it"
+        )
     if machine.missing_settings:
         lines.append(f"warning: backup and restore are off; missing: {', '.join(machine.missing_settings)}")
     return "\n".join(

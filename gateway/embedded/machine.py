@@ -21,6 +21,7 @@ from actors.settings import Settings, take_secrets_out_of_the_environment
 from gateway.cli.connection import CLIENT_ENV
 from gateway.embedded import ray_head
 from gateway.embedded.secrets import MachineSecrets, load_or_make, write_private
+from gateway.embedded.signing_keys import fit_for_the_bucket, key_ring
 from gateway.shared_service import shared_service, start_service
 from storage.config import BucketConfig
 
@@ -38,6 +39,8 @@ class Machine:
     missing_settings: tuple[str, ...]
     ray: ray_head.RayHead
     token_file: Path | None
+    signing_key_file: Path | None = None
+    """Where the key is that was made to sign the backups in the operator's bucket; None where the operator gave one."""
 
 
 @contextmanager
@@ -56,8 +59,13 @@ def running(settings: Settings) -> Iterator[Machine]:
     with ExitStack() as stack:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.enter_context(_alone(data_dir))
-        secrets = load_or_make(data_dir / "secrets")
-        token_file = data_dir / "secrets" / "ray_token"
+        folder = data_dir / "secrets"
+        secrets = load_or_make(folder, fit=lambda fresh: fit_for_the_bucket(fresh, settings, folder=folder))
+        ring, signing_key_file = key_ring(settings, secrets), None
+        if settings.signing_key is None and settings.names_a_bucket:
+            signing_key_file = folder / "signing_key"
+            write_private(signing_key_file, ring.signing.get_secret_value())
+        token_file = folder / "ray_token"
         write_private(token_file, secrets.ray_token.get_secret_value())
         take_secrets_out_of_the_environment()
         _check_node(settings.node_config())
@@ -66,11 +74,11 @@ def running(settings: Settings) -> Iterator[Machine]:
         bucket, store = settings.bucket(), f"the bucket {settings.backup_bucket_name}"
         if not settings.names_a_bucket:
             bucket, store = stack.enter_context(_embedded_s3(data_dir, secrets)), f"{data_dir / 's3'} (embedded store)"
-        folder = _ray_folder(settings.node_config())
-        stack.callback(shutil.rmtree, folder.parent, ignore_errors=True)
+        ray_folder = _ray_folder(settings.node_config())
+        stack.callback(shutil.rmtree, ray_folder.parent, ignore_errors=True)
         stack.callback(ray_head.stop)
-        head = ray_head.start(folder, token_file, slots=settings.slots)
-        config = settings.sandbox_config(bucket=bucket, signing_key=settings.shared_signing_key or secrets.signing_key)
+        head = ray_head.start(ray_folder, token_file, slots=settings.slots)
+        config = settings.sandbox_config(bucket=bucket, signing_key=ring.signing, old_signing_keys=ring.old)
         start_service(config)
         stack.callback(_stop_service)
         write_private(
@@ -80,9 +88,9 @@ def running(settings: Settings) -> Iterator[Machine]:
         stack.callback((data_dir / CLIENT_ENV).unlink, missing_ok=True)
         keys, key_file = settings.keys_by_tenant(), None
         if not keys:
-            keys, key_file = {DEFAULT_TENANT: secrets.api_key}, data_dir / "secrets" / "api_key"
+            keys, key_file = {DEFAULT_TENANT: secrets.api_key}, folder / "api_key"
             write_private(key_file, secrets.api_key.get_secret_value())
-        yield Machine(keys, key_file, store, config.missing_settings, head, token_file)
+        yield Machine(keys, key_file, store, config.missing_settings, head, token_file, signing_key_file)
 
 
 @contextmanager

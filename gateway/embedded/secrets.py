@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, SecretStr, field_serializer
 
 
 class MachineSecrets(BaseModel):
-    """The secrets of one data folder. Backups that were signed with `signing_key` are trusted as long as it lives."""
+    """The secrets of one data folder. Backups that were signed with `signing_key` are trusted as long as it lives.
+
+    `reads_buckets_secret` says whether the bucket's secret key has signed backups that are to be read still: folders
+    that are older than this field say nothing of it, and then it has.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -20,8 +25,9 @@ class MachineSecrets(BaseModel):
     s3_access_key: SecretStr
     s3_secret_key: SecretStr
     ray_token: SecretStr
+    reads_buckets_secret: bool = True
 
-    @field_serializer("*")
+    @field_serializer("api_key", "signing_key", "s3_access_key", "s3_secret_key", "ray_token")
     def _plain(self, value: SecretStr) -> str:
         return value.get_secret_value()
 
@@ -34,16 +40,22 @@ class MachineSecrets(BaseModel):
             s3_access_key=SecretStr(secrets.token_hex(10)),
             s3_secret_key=SecretStr(secrets.token_hex(20)),
             ray_token=SecretStr(secrets.token_hex(32)),
+            reads_buckets_secret=False,
         )
 
 
-def load_or_make(folder: Path) -> MachineSecrets:
-    """The secrets kept in `folder`, which only root can enter; made on the first call."""
+def load_or_make(
+    folder: Path, *, fit: Callable[[MachineSecrets], MachineSecrets] = lambda fresh: fresh
+) -> MachineSecrets:
+    """The secrets kept in `folder`, which only root can enter; made on the first call.
+
+    `fit` has the last word on fresh ones, before they are kept. Raises what that raises.
+    """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = folder / "secrets.json"
     with contextlib.suppress(FileNotFoundError):
         return MachineSecrets.model_validate_json(file.read_bytes())
-    made = MachineSecrets.make()
+    made = fit(MachineSecrets.make())
     write_private(file, made.model_dump_json())
     return made
 

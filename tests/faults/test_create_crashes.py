@@ -17,6 +17,7 @@ from actors.node import mountinfo
 from actors.sandbox import LocalSandbox
 from actors.steps import CreateStep, Step
 from storage.metadata import SandboxState
+from tests.support.documents import committed
 from tests.support.mount_leaks import wait_until
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh, write
 from tests.support.trees import MINUTES_OF_READING
@@ -35,6 +36,7 @@ PASSED = (
 CREATE = """
 import sys
 from actors.models import BackupOptions
+from tests.support.documents import committed
 from tests.support.killing import act_at
 from tests.support.sandboxes import from_description
 told, key, step, when = sys.argv[1:]
@@ -48,6 +50,7 @@ print("survived", flush=True)
 UPLOAD = """
 import sys
 from storage.s3 import S3ObjectStore
+from tests.support.documents import committed
 from tests.support.killing import Interrupted
 from tests.support.s3 import FAST
 from tests.support.sandboxes import backup, from_description
@@ -99,7 +102,7 @@ class Crashing:
     def made(self, directory: str) -> set[str]:
         """The backups of a directory that were committed since."""
         ids = {key.split("/")[1] for key in self._new() if key.endswith("/meta.json")}
-        return {row.id for row in self.node.catalog().read_all(ids) if row is not None and row.dir == directory}
+        return {row.id for row in committed(self.node.catalog(), ids) if row.dir == directory}
 
     def check_taken_up(self) -> LocalSandbox:
         """Takes the sandbox up anew: what was acknowledged is there, and nothing is left of what was not."""

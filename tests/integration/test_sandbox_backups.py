@@ -335,6 +335,7 @@ def test_a_foreign_archive_is_converted_and_belongs_to_the_sandbox(
     (tree / "secret").chmod(0o600)
     os.mknod(tree / "device", stat.S_IFBLK | 0o666, os.makedev(254, 0))
     handle = foreign(node, tree, f"00000000-0000-4000-8000-0000000000{'01' if mode is MODES[0] else '02'}")
+    node.adjust(restore_unsigned=True)
     box = node.sandbox()
     try:
         restore(box, handle, mode=mode)
@@ -358,6 +359,7 @@ def test_a_foreign_archive_cannot_harm_the_fuse_driver(node: Node, scratch: Path
     (tree / name).write_text("long")
     (tree / "other").write_text("there")
     number = 3 + 2 * list(Driver).index(node.driver) + (name[0] == "x")
+    node.adjust(restore_unsigned=True)
     box = node.sandbox()
     handle = foreign(node, tree, f"00000000-0000-4000-8000-{number:012d}")
     if node.driver is Driver.FUSE:

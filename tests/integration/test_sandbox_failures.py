@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +35,7 @@ from actors.node.binds import bind
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from storage import keys
-from storage.catalog import BackupCatalog
+from storage.catalog import BackupCatalog, UnusableBackup
 from storage.errors import StoreUnavailableError
 from storage.s3 import S3ObjectStore
 from tests.support.held_store import AwayStore
@@ -95,6 +97,7 @@ def nothing_changes(node: Node, sandbox: LocalSandbox) -> Iterator[None]:
 @pytest.fixture
 def prepared(node: Node) -> tuple[LocalSandbox, DirectoryBackup]:
     """A sandbox with a restored directory that was changed, and a backup of it from before."""
+    node.adjust(restore_unsigned=True)
     box = node.sandbox()
     sh(box, "mkdir data; echo original > data/file")
     handle = backup(box, "/workspace/data")
@@ -122,6 +125,26 @@ def damage_metadata(node: Node, handle: DirectoryBackup) -> None:
     node.catalog().store.put(keys.metadata(handle.id), b'{"id": 7')
 
 
+def tampered(**changes: object) -> Callable[[Node, DirectoryBackup], None]:
+    """What somebody does who can write to the bucket; None takes a field away."""
+
+    def act(node: Node, handle: DirectoryBackup) -> None:
+        key, store = keys.metadata(handle.id), node.catalog().store
+        said = {**json.loads(store.get(key).data), **changes}
+        store.put(key, json.dumps({name: value for name, value in said.items() if value is not None}).encode())
+
+    return act
+
+
+def swap_archive(node: Node, handle: DirectoryBackup) -> None:
+    """The archive of another backup, and metadata that were made to fit."""
+    other = backup(node.sandbox("other"), "/home")
+    store = node.catalog().store
+    data = store.get(keys.archive(other.id)).data
+    store.put(keys.archive(handle.id), data)
+    tampered(sizeBytes=len(data), sha256=sha256(data).hexdigest(), parts=None, partBytes=None, etag=None)(node, handle)
+
+
 def not_an_archive(node: Node, handle: DirectoryBackup) -> None:
     """A foreign backup of bytes that are no archive: nothing says what they should be but their size."""
     data = os.urandom(50_000)
@@ -139,6 +162,13 @@ DAMAGE: dict[str, tuple[Callable[[Node, DirectoryBackup], None], type[HoldfastEr
     "no archive": (lose_archive, BackupNotFoundError, None),
     "no metadata": (lose_metadata, BackupNotFoundError, None),
     "damaged metadata": (damage_metadata, BackupRestoreError, "CORRUPT_METADATA"),
+    "a longer time to live": (tampered(ttl=1e9), BackupRestoreError, "TAMPERED_METADATA"),
+    "another tenant's": (tampered(tenant="other"), BackupRestoreError, "TAMPERED_METADATA"),
+    "another directory's": (tampered(dir="/home"), BackupRestoreError, "TAMPERED_METADATA"),
+    "no signature": (tampered(signature=None), BackupRestoreError, "TAMPERED_METADATA"),
+    "another archive": (swap_archive, BackupRestoreError, "TAMPERED_METADATA"),
+    "another's metadata": (tampered(id=str(uuid.UUID(int=1))), BackupRestoreError, "TAMPERED_METADATA"),
+    "a later release's": (tampered(version=2), BackupRestoreError, "NEWER_DOCUMENT"),
     "not an archive": (not_an_archive, BackupRestoreError, "BAD_ARCHIVE"),
 }
 
@@ -162,6 +192,32 @@ def test_a_damaged_backup_changes_nothing(
         assert not running.ended, "a backup that cannot be restored costs no command"
     assert sorted(os.listdir(node.layout.cache)) == ["locks"]
     assert box.info().recent[-1].outcome == kind.code
+
+
+def test_an_expired_backup_is_not_revived_by_who_writes_to_the_bucket(node: Node) -> None:
+    box = node.sandbox()
+    sh(box, "mkdir data; echo old > data/file")
+    handle = backup(box, "/workspace/data", ttl=10)
+    tampered(ttl=1e9)(node, handle)
+    fork = node.sandbox("fork")
+    for sandbox in (box, fork):
+        with nothing_changes(node, sandbox), pytest.raises(BackupRestoreError) as raised:
+            restore(sandbox, handle)
+        assert raised.value.context == {"reason": "TAMPERED_METADATA"}
+    listed = [row for row in node.catalog().page("default", box.id).rows if isinstance(row, UnusableBackup)]
+    assert handle.id in [row.entry.backup_id for row in listed]
+
+
+def test_an_unsigned_backup_is_refused_and_the_error_says_what_to_do(node: Node) -> None:
+    box = node.sandbox()
+    sh(box, "mkdir data")
+    handle = backup(box, "/workspace/data")
+    not_an_archive(node, handle)
+    with nothing_changes(node, box), pytest.raises(BackupRestoreError) as raised:
+        restore(box, handle)
+    assert raised.value.context == {"reason": "UNSIGNED_METADATA"}
+    assert f"holdfast adopt {handle.id}" in str(raised.value.hint)
+    assert "HOLDFAST_RESTORE_UNSIGNED" in str(raised.value.hint)
 
 
 def test_an_archive_that_is_gone_from_the_bucket_is_not_restored_from_the_cache(

@@ -11,6 +11,7 @@ import pytest
 from actors.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
 from actors.models import BackupOptions, DirectoryBackup
 from actors.sandbox import LocalSandbox
+from storage import keys
 from storage.store import ObjectStore
 from tests.support.sandboxes import Node, backup, restore, sh, write
 
@@ -45,6 +46,45 @@ def test_the_key_counts_across_actors_but_not_across_sandboxes_and_tenants(node:
     assert keyed(node.sandbox("one"), key) == first
     others = {keyed(node.sandbox("two"), key).id, keyed(node.sandbox("one", tenant="other"), key).id}
     assert len({first.id, *others}) == 3
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"x" * 5 * 2**20, b'{"version":1,"backupId":"?"}', None])
+def test_a_damaged_claim_or_one_of_another_sandboxs_backup_is_replaced(
+    kernel_node: Node, key: str, damage: bytes | None
+) -> None:
+    box = kernel_node.sandbox()
+    write(box, "/workspace/file", "content")
+    first = keyed(box, key)
+    others = keyed(kernel_node.sandbox("two"), key)
+    document = keys.claim("default", box.id, key)
+    store = kernel_node.catalog().store
+    store.put(document, store.get(keys.claim("default", "two", key)).data if damage is None else damage)
+    second = keyed(box, key)
+    assert len({first.id, second.id, others.id}) == 3
+    assert keyed(box, key) == second
+
+
+def test_a_claim_to_a_backup_that_was_tampered_with_is_replaced(kernel_node: Node, key: str) -> None:
+    box = kernel_node.sandbox()
+    write(box, "/workspace/file", "content")
+    first = keyed(box, key)
+    metadata = keys.metadata(first.id)
+    store = kernel_node.catalog().store
+    store.put(metadata, store.get(metadata).data.replace(b'"ttl":', b'"ttl":1'))
+    second = keyed(box, key)
+    assert second != first
+    assert keyed(box, key) == second
+
+
+def test_a_later_releases_claim_is_not_replaced(kernel_node: Node, key: str) -> None:
+    box = kernel_node.sandbox()
+    write(box, "/workspace/file", "content")
+    document, store = keys.claim("default", box.id, key), kernel_node.catalog().store
+    store.put(document, b'{"version":2}')
+    with pytest.raises(BackupCreateError) as raised:
+        keyed(box, key)
+    assert raised.value.context == {"reason": "NEWER_DOCUMENT"}
+    assert store.get(document).data == b'{"version":2}'
 
 
 def test_other_keys_and_no_key_make_backups_of_their_own(node: Node, key: str) -> None:

@@ -20,6 +20,7 @@ from actors.errors import SandboxUnavailableError
 from actors.models import BackupOptions
 from storage import keys
 from storage.store import list_all
+from tests.support.documents import committed
 from tests.support.ray_cluster import PATIENCE_S, World, children, pause, resume, running
 from tests.support.service import eventually
 
@@ -55,17 +56,13 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
         outcome = ended(old_call)
         rows = [keys.find_backup_object(row.key) for row in list_all(world.catalog.store, "backups/")]
         stored = [found for found in rows if found is not None]
-        committed = [
-            record.id
-            for record in world.catalog.read_all({found.backup_id for found in stored if found.is_metadata})
-            if record is not None
-        ]
+        ids = {found.backup_id for found in stored if found.is_metadata}
         return {
             "content": content.decode(),
             "places": [new_place, world.place(NAME)],
             "epochs": [old_epoch, new_epoch, epoch(world)],
             "expected": sorted([first.id, second.id, after.id]),
-            "committed": sorted(committed),
+            "committed": sorted(record.id for record in committed(world.catalog, ids)),
             "archives": sorted(found.backup_id for found in stored if not found.is_metadata),
             "uploads": [upload.key for upload in world.catalog.store.list_uploads("backups/")],
             "outcome": outcome,

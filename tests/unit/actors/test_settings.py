@@ -110,10 +110,22 @@ def test_the_default_tenants_key_is_the_sandbox_api_key(monkeypatch: pytest.Monk
 
 
 def test_secrets_leave_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, **BUCKET, SANDBOX_API_KEY="a-sandbox-api-key", HOLDFAST_SIGNING_KEY="a-signing-key")
+    given(
+        monkeypatch,
+        **BUCKET,
+        SANDBOX_API_KEY="a-sandbox-api-key",
+        HOLDFAST_SIGNING_KEY="a-signing-key",
+        HOLDFAST_OLD_SIGNING_KEYS='["an-old-signing-key"]',
+    )
     take_secrets_out_of_the_environment()
     left = " ".join(f"{name}={value}" for name, value in os.environ.items())
-    for secret in ("an-access-key-id", "a-secret-access-key", "a-sandbox-api-key", "a-signing-key"):
+    for secret in (
+        "an-access-key-id",
+        "a-secret-access-key",
+        "a-sandbox-api-key",
+        "a-signing-key",
+        "an-old-signing-key",
+    ):
         assert secret not in left
 
 

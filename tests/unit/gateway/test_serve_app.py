@@ -59,15 +59,41 @@ def test_a_replica_with_a_wrong_setting_names_it_and_shows_no_value(monkeypatch:
     assert "short-1" not in repr(refused.value) and refused.value.__suppress_context__
 
 
-def test_the_shared_service_has_the_buckets_and_the_tenants_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_without_a_signing_key_is_refused_and_told_which_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**BUCKET, "SANDBOX_API_KEY": KEY}.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(InvalidRequestError, match="HOLDFAST_SIGNING_KEY missing") as refused:
+        shared_service(Settings())
+    assert not [value for value in (*BUCKET.values(), KEY) if value in f"{refused.value!r} {refused.value.hint}"]
+
+
+@pytest.mark.parametrize(
+    ("old", "verifying"),
+    [(None, ("secret-key-of-a-test",)), ("[]", ()), ('["an-earlier-key", "another"]', ("an-earlier-key", "another"))],
+)
+def test_the_old_keys_are_the_buckets_secret_unless_they_are_set(
+    monkeypatch: pytest.MonkeyPatch, old: str | None, verifying: tuple[str, ...]
+) -> None:
+    for name, value in {**BUCKET, "SANDBOX_API_KEY": KEY, "HOLDFAST_SIGNING_KEY": "a-signing-key"}.items():
+        monkeypatch.setenv(name, value)
+    if old is not None:
+        monkeypatch.setenv("HOLDFAST_OLD_SIGNING_KEYS", old)
+
+    config = shared_service(Settings()).config
+    assert tuple(key.get_secret_value() for key in config.old_signing_keys) == verifying
+    assert not [key for key in ("a-signing-key", *verifying) if key in repr(config)]
+
+
+def test_the_shared_service_has_the_buckets_and_the_tenants_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**BUCKET, "SANDBOX_API_KEY": KEY, "HOLDFAST_SIGNING_KEY": "a-signing-key"}.items():
         monkeypatch.setenv(name, value)
 
     service = shared_service(Settings())
 
     assert service.bucket == "of-a-test"
     assert {tenant: key.get_secret_value() for tenant, key in service.keys_by_tenant.items()} == {"default": KEY}
-    assert service.config.signing_key.get_secret_value() == "secret-key-of-a-test"
+    assert service.config.signing_key.get_secret_value() == "a-signing-key"
 
 
 @pytest.mark.parametrize(("ours", "kept"), [(b"of-serve", False), (b"another", True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from storage.errors import CorruptMetadataError
-from storage.metadata import BackupRecord, NotKept, RestoredDirectory, SandboxState, load, sign, verify
+from storage.errors import CorruptMetadataError, NewerDocumentError
+from storage.metadata import BackupRecord, Claim, Document, NotKept, RestoredDirectory, SandboxState, load
+from storage.signing import sign, verify
 
 ID = "7f8b6a0e-5c1d-4a52-9d1e-2b7f4f3f9a10"
 AT = datetime(2026, 2, 23, 10, 11, 12, 345000, tzinfo=UTC)
@@ -114,16 +116,16 @@ def test_what_is_written_is_read_back(record: BackupRecord) -> None:
     again = load(BackupRecord, record.to_json())
     assert again == record
     assert again.to_json() == record.to_json()
-    assert verify(load(BackupRecord, sign(record, KEY).to_json()), KEY)
+    assert verify(load(BackupRecord, sign(record, KEY).to_json()), [KEY])
 
 
 def test_unknown_fields_are_kept_and_signed() -> None:
     record = load(BackupRecord, changed(labels={"a": [1, None, 2.5]}))
     assert json.loads(record.to_json())["labels"] == {"a": [1, None, 2.5]}
     signed = json.loads(sign(record, KEY).to_json())
-    assert verify(load(BackupRecord, json.dumps(signed).encode()), KEY)
+    assert verify(load(BackupRecord, json.dumps(signed).encode()), [KEY])
     signed["labels"] = {}
-    assert not verify(load(BackupRecord, json.dumps(signed).encode()), KEY)
+    assert not verify(load(BackupRecord, json.dumps(signed).encode()), [KEY])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_unknown_fields_are_kept_and_signed() -> None:
         *each("createdAt", "9999-12-31T23:59:59.999Z", "1999-12-31T23:59:59.999Z", "0000-00-00T00:00:00Z"),
         *each("createdAt", "2026-02-23T10:11:12.345", "2026-02-30T10:11:12.345Z", "2026-02-23", "yesterday"),
         *each("createdAt", "", 1771841472, None),
-        *each("version", 0, 2, 999, "1", 1.5, True),
+        *each("version", 0, -1, "1", "2", 1.5, True),
         *each("tenant", "", "../x", "A", 7),
         *each("sha256", "", "a" * 63, "A" * 64, 7),
         *each("parts", ["x"], "x", {}, [None]),
@@ -164,7 +166,7 @@ def test_a_flipped_bit_is_corrupt_or_breaks_the_signature(bit: int) -> None:
         record = load(BackupRecord, bytes(data))
     except CorruptMetadataError:
         return
-    assert not verify(record, KEY)
+    assert not verify(record, [KEY])
 
 
 @given(st.binary(max_size=200))
@@ -176,11 +178,11 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
 
 def test_only_the_signing_key_verifies() -> None:
     signed = sign(FULL, KEY)
-    assert verify(signed, KEY)
-    assert not verify(signed, SecretStr("another"))
-    assert not verify(FULL, KEY)
-    assert not verify(signed.model_copy(update={"tenant": "other"}), KEY)
-    assert not verify(signed.model_copy(update={"signature": "ü"}), KEY)
+    assert verify(signed, [KEY])
+    assert not verify(signed, [SecretStr("another")])
+    assert not verify(FULL, [KEY])
+    assert not verify(signed.model_copy(update={"tenant": "other"}), [KEY])
+    assert not verify(signed.model_copy(update={"signature": "ü"}), [KEY])
     assert sign(signed, KEY) == signed
 
 
@@ -220,5 +222,40 @@ def test_a_sandbox_state_is_read_back() -> None:
         ],
     }
     assert load(SandboxState, state.to_json()) == state
-    with pytest.raises(CorruptMetadataError):
-        load(SandboxState, json.dumps({**document, "version": 2}).encode())
+
+
+@pytest.mark.parametrize("document", [BackupRecord, SandboxState, Claim])
+@pytest.mark.parametrize("data", [{"version": 2}, {"version": 999, "id": [7], "new": {}}])
+def test_a_later_releases_document_is_told_from_a_damaged_one(document: type[Document], data: dict[str, Any]) -> None:
+    with pytest.raises(NewerDocumentError) as caught:
+        load(document, json.dumps(data).encode(), bucket="b", key="k")
+    assert (caught.value.bucket, caught.value.key, caught.value.retryable) == ("b", "k", False)
+
+
+def test_what_was_signed_before_a_field_was_known_verifies_still() -> None:
+    signed = json.loads(sign(FULL.model_copy(update={"not_kept": None}), KEY).to_json())
+    unsigned = {**signed, "notKept": {"sockets": 1}}
+    del unsigned["signature"]
+    canonical = json.dumps(unsigned, sort_keys=True, separators=(",", ":")).encode()
+    derived = hmac.digest(KEY.get_secret_value().encode(), b"holdfast backup metadata, version 1", "sha256")
+    signature = hmac.new(derived, canonical, "sha256").hexdigest()
+    record = load(BackupRecord, json.dumps({**unsigned, "signature": signature}).encode())
+    assert record.not_kept == NotKept(sockets=1, acls=0, other_xattrs=0)
+    assert verify(record, [KEY])
+
+
+def test_every_key_verifies_and_the_first_signs() -> None:
+    old, new = SecretStr("old"), SecretStr("new")
+    assert verify(sign(FULL, old), [new, old])
+    assert verify(sign(FULL, new), [new, old])
+    assert not verify(sign(FULL, old), [new])
+    assert not verify(sign(FULL, old), [])
+
+
+@pytest.mark.parametrize("name", sorted(set(BackupRecord.model_fields) - {"signature"}))
+def test_a_record_that_lost_its_signature_is_told_from_a_foreign_one(name: str) -> None:
+    six = load(BackupRecord, json.dumps(FOREIGN).encode())
+    value = FULL.model_copy(update={"partial": True, "of_sleep": True}).__dict__[name]
+    record = six.model_copy(update={name: value})
+    assert record.has_lost_its_signature is (name not in ("id", "dir", "name", "size_bytes", "ttl", "created_at"))
+    assert not record.model_copy(update={"signature": "x"}).has_lost_its_signature
