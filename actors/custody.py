@@ -26,13 +26,15 @@ from actors.durable_state import (
     with_backup,
     with_checkpoint,
 )
-from actors.errors import LEAVING, SandboxUnavailableError
+from actors.errors import LEAVING, SandboxUnavailableError, StorageUnavailableError
+from actors.faults import damaged
 from actors.logs import log
 from actors.moments import MOMENTS_S, answered_in_moments, within_moments
+from actors.remade_state import remade_state
 from actors.restored import Entry, Record
 from actors.takeover import Origin
 from storage.catalog import BackupCatalog, StoredState
-from storage.errors import DocumentError, StorageError, StoreUnavailableError
+from storage.errors import CorruptMetadataError, DocumentError, StorageError, StoreUnavailableError
 from storage.metadata import (
     BackupRecord,
     Checkpoint,
@@ -148,7 +150,10 @@ class Custody:
         found, self._found = self._found, None
         state = durable.state
         if state is None:
-            self._found = found = found or answered_in_moments(lambda: Found(durable.find()))
+            answer = found or answered_in_moments(lambda: _found_or_damaged(durable))
+            if isinstance(answer, DocumentError):
+                return takeover.damaged(answer, has_record=has_record)
+            self._found = found = answer
             if found is None:
                 return takeover.unknown(has_record=has_record)
             state = found.stored.state if found.stored else None
@@ -180,6 +185,25 @@ class Custody:
         """What was found as the sandbox was located: good for one try, and looked up again for the next."""
         found, self._found = self._found or Found(durable.find()), None
         return found.stored
+
+    def _last_found_or_remade(self, durable: DurableState) -> StoredState | None:
+        """As above, of a sandbox whose files are here: of them the node's record knows, if the state is damaged."""
+        try:
+            return self._last_found(durable)
+        except CorruptMetadataError as e:
+            log.error("state_damaged", sandbox=self._sandbox, detail=str(e))
+            assert self._catalog is not None
+            record = self._record()
+            checkpoints = [_checkpoint_in(entry) for entry in _latest(record)]
+            state = remade_state(
+                self._catalog,
+                self._tenant,
+                self._sandbox,
+                self._place,
+                created_at=record.created_at,
+                restored=list(zip(restored_in(record), checkpoints, strict=True)),
+            )
+            return durable.replace_damaged(state)
 
     def _take(self, durable: DurableState, found: StoredState | None, change: Change) -> None:
         taken = durable.take(found, change)
@@ -226,7 +250,7 @@ class Custody:
         if durable.is_superseded or not self._is_open:
             raise SupersededError
         if durable.state is None or durable.state.node is None:
-            found = self._last_found(durable)
+            found = self._last_found_or_remade(durable)
             if not takeover.may_be_here(found.state if found else None, self._place):
                 durable.give_way()
             self._take(durable, found, self._taken_up)
@@ -473,6 +497,29 @@ class Custody:
 
         within_moments(act)
 
+    def check_forgettable(self) -> None:
+        """Finds out whether the state can be deleted, before anything else of the sandbox is.
+
+        Raises:
+            SandboxUnavailableError: another actor has taken over.
+            DocumentDamagedError: a later release has written the state.
+            StorageUnavailableError: the bucket does not answer as it should.
+        """
+        if self._durable is None:
+            return
+        try:
+            with _told():
+                self._durable.check_forgettable()
+        except DocumentError as e:
+            raise damaged(e) from None
+        except StorageError as e:
+            log.warning("state_not_read", sandbox=self._sandbox, detail=str(e))
+            raise StorageUnavailableError(
+                "The bucket does not answer, so the sandbox could not be deleted.",
+                hint="Delete it again.",
+                context={"outcome": "not_executed"},
+            ) from None
+
     def forget(self) -> None:
         """Deletes the state, and before it the backups that were made to sleep; the user's stay.
 
@@ -484,7 +531,14 @@ class Custody:
             return
         with self._taking, _told():
             self._is_open, self._found, self._inherited = False, None, []
-            self._durable.forget(lambda state: self._delete(state.sleep_backups))
+            self._durable.forget(lambda state: self._delete(self._sleep_backups(state)))
+
+    def _sleep_backups(self, state: SandboxState | None) -> Sequence[str]:
+        """The backups that were made to sleep; where the state cannot say, those of the sandbox's list."""
+        if state is not None:
+            return state.sleep_backups
+        assert self._catalog is not None
+        return [record.id for record in self._catalog.all_records(self._tenant, self._sandbox) if record.of_sleep]
 
     def _delete(self, backup_ids: Sequence[str]) -> None:
         assert self._catalog is not None
@@ -536,6 +590,14 @@ class SandboxLedger:
             self._custody.change(change)
         except StorageError as e:
             log.warning("state_not_written", error=type(e).__name__)
+
+
+def _found_or_damaged(durable: DurableState) -> Found | DocumentError:
+    """What the bucket has, or why that cannot be used. Raises StorageError: it does not answer."""
+    try:
+        return Found(durable.find())
+    except DocumentError as e:
+        return e
 
 
 def _begun_takeover(state: SandboxState) -> Event | None:

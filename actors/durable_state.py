@@ -10,19 +10,23 @@ same instant are then not told apart.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+from actors.logs import log
 from storage.catalog import BackupCatalog, StoredState
-from storage.errors import PreconditionFailedError, StorageError
+from storage.errors import CorruptMetadataError, PreconditionFailedError, StorageError
 from storage.metadata import BackupRecord, Checkpoint, Event, SandboxState
 
 MAX_EVENTS = 100
 MAX_ROWS = 128
 """Directories that the state speaks of: even with the longest paths, in JSON, it can be read then."""
+STATE_REPLACED = "state_replaced"
+"""An event: the state in the bucket was damaged, and was replaced by what the sandbox's actor, or its node, knows."""
 _TRIES = 8
 
 Change = Callable[[SandboxState], SandboxState]
@@ -72,6 +76,12 @@ class DurableState:
     def find(self) -> StoredState | None:
         """What the bucket has. Raises StorageError."""
         return self._catalog.find_state(self._tenant, self._sandbox)
+
+    def replace_damaged(self, state: SandboxState) -> StoredState:
+        """Writes a state in the place of the bucket's, which is damaged and kept aside. Raises StorageError."""
+        etag = self._catalog.set_aside_state(self._tenant, self._sandbox)
+        log.error("damaged_state_replaced", sandbox=self._sandbox)
+        return StoredState(state, self._catalog.write_state(state, replacing=etag))
 
     def take(self, found: StoredState | None, change: Change) -> SandboxState:
         """Takes the next epoch after `found`, with `change` made to the rest. An actor may take one after another.
@@ -159,23 +169,38 @@ class DurableState:
         with self._lock:
             if self._written is None:
                 raise SupersededError
-            self._adopt(self.find())
+            self._adopt(self._current())
 
-    def forget(self, first: Callable[[SandboxState], None]) -> None:
-        """Deletes the state, after `first` was done with it, and gives the epoch up.
+    def check_forgettable(self) -> None:
+        """Finds out, before anything is removed, whether `forget` may do what it is for. Raises as that does."""
+        with self._lock:
+            if self.is_superseded:
+                raise SupersededError
+            with contextlib.suppress(CorruptMetadataError):
+                found = self.find()
+                if self._written is not None and found is not None:
+                    self._adopt(found)
+
+    def forget(self, first: Callable[[SandboxState | None], None]) -> None:
+        """Deletes the state, after `first` was done with it (None: it is damaged), and gives the epoch up.
 
         Raises:
+            NewerDocumentError: a later release has written it; nothing was done.
             SupersededError: nothing was done.
             StorageError: the state may be there still.
         """
         with self._lock:
             if self.is_superseded:
                 raise SupersededError
-            found = self.find()
+            try:
+                found, is_damaged = self.find(), False
+            except CorruptMetadataError as e:
+                log.error("damaged_state_deleted", sandbox=self._sandbox, detail=str(e))
+                found, is_damaged = None, True
             if self._written is not None and found is not None:  # if it is gone, an earlier try has deleted it
                 self._adopt(found)
-            if found is not None:
-                first(found.state)
+            if found is not None or is_damaged:
+                first(found.state if found is not None else None)
                 self._catalog.delete_state(self._tenant, self._sandbox)
             self._written = self._wanted = None
             self.is_here = False
@@ -183,18 +208,28 @@ class DurableState:
     def _write(self) -> None:
         assert self._written is not None
         if not self._catalog.store.supports_conditional_writes():
-            self._adopt(self.find())
+            self._adopt(self._current())
         for _ in range(_TRIES):
             assert self._wanted is not None
             wanted = self._wanted
             try:
                 etag = self._catalog.write_state(wanted, replacing=self._written.etag)
             except PreconditionFailedError:
-                self._adopt(self.find())
+                self._adopt(self._current())
                 continue
             self._written = StoredState(wanted, etag)
             return
         raise PreconditionFailedError("write", detail="the state changes all the time")
+
+    def _current(self) -> StoredState | None:
+        """What the bucket has; where that is damaged, what this actor has written last takes its place."""
+        try:
+            return self.find()
+        except CorruptMetadataError:
+            assert self._written is not None and self._wanted is not None
+            replaced = self.replace_damaged(self._written.state)
+            self._wanted = happened(self._wanted, STATE_REPLACED, node=self._place.identity)
+            return replaced
 
     def _adopt(self, found: StoredState | None) -> None:
         """Goes on from what is in the bucket, if that is of our epoch; only labels are changed by others."""

@@ -378,12 +378,15 @@ class LocalSandbox:
 
         Raises:
             SandboxUnavailableError: something of it is still in use; call again.
-            StorageUnavailableError: the files are gone, but the bucket still knows of the sandbox; call again.
+            DocumentDamagedError: a later release has written its state; nothing was removed.
+            StorageUnavailableError: the bucket does not answer, and the context says whether the files are gone; call
+                again.
         """
         with self._operations.run(OperationKind.DESTROY) as progress:
             progress.point_of_no_return(Phase.WAITING)
             with self._gate.repairing():
                 self._is_new = False
+                self.custody.check_forgettable()
                 with self._unavailable_unless("destroyed", outcome="unknown", hint=_AGAIN):
                     self._presence.claim()
                     self._put_down()

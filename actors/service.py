@@ -35,11 +35,13 @@ from actors.models import (
 )
 from actors.moments import answered_in_moments
 from actors.published import public_event, public_recovery, public_restored
+from actors.takeover import DAMAGED_HINT
 from storage import lifecycle
 from storage.catalog import BackupCatalog, StoredState, UnusableBackup
 from storage.collect import collect
 from storage.config import TransferConfig
 from storage.errors import (
+    CorruptMetadataError,
     DocumentError,
     NewerDocumentError,
     StorageError,
@@ -139,7 +141,7 @@ class Service:
     def set_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str]) -> dict[str, str]:
         """Gives the sandbox these labels instead of those it has; returns them. Raises as `relabelled`."""
         wanted = validated(NewSandbox, {"labels": dict(labels)}).labels
-        with reading("sandbox"):
+        with _reading_state():
             return relabelled(self._configured(), tenant, sandbox_id, lambda _: wanted)
 
     def change_labels(
@@ -153,7 +155,7 @@ class Service:
             kept = {key: value for key, value in old.items() if key not in gone}
             return validated(NewSandbox, {"labels": kept | wanted.labels}).labels
 
-        with reading("sandbox"):
+        with _reading_state():
             return relabelled(self._configured(), tenant, sandbox_id, change)
 
     def events(self, tenant: str, sandbox_id: str, limit: int) -> EventList:
@@ -189,7 +191,7 @@ class Service:
         """What the bucket has of a sandbox. Raises SandboxNotFoundError."""
         found = None
         if self._catalog is not None:
-            with reading("sandbox"):
+            with _reading_state():
                 found = self._catalog.find_state(tenant, sandbox_id)
         if found is None:
             raise SandboxNotFoundError("There is no such sandbox.", context={"sandbox": sandbox_id})
@@ -322,6 +324,16 @@ class Service:
             if kept
             else None,
         )
+
+
+@contextmanager
+def _reading_state() -> Iterator[None]:
+    """As `reading`; of a damaged state it says how the sandbox gets a sound one."""
+    with reading("sandbox"):
+        try:
+            yield
+        except CorruptMetadataError as e:
+            raise damaged(e, hint=f"Run a command in the sandbox: that writes the state anew. {DAMAGED_HINT}") from None
 
 
 @contextmanager

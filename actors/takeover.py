@@ -10,6 +10,9 @@ no                      here (the disk was lost, or an
                         earlier recovery was cut short)      recovers the checkpoints
 yes or no               another node, which is lost          recovers the checkpoints; what is here is out of date
 yes or no               another node, which is not           refuses
+yes                     that is damaged                      takes up what is here, and writes the state anew
+no                      that is damaged                      refuses, until the sandbox is deleted
+yes or no               a later release has written it       refuses
 yes                     the bucket does not answer           takes up what is here, and finds out later
 no                      the bucket does not answer           refuses: it might begin afresh what exists elsewhere
 """
@@ -19,9 +22,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 
+from actors import faults
 from actors.durable_state import Place
 from actors.errors import SandboxUnavailableError
+from storage.errors import CorruptMetadataError, DocumentError
 from storage.metadata import SandboxState
+
+DAMAGED_HINT = "Or delete the sandbox, and begin afresh: its backups stay, and can be restored."
 
 
 class Origin(StrEnum):
@@ -75,6 +82,15 @@ def was_taken_up(state: SandboxState) -> bool:
 def may_be_here(state: SandboxState | None, place: Place) -> bool:
     """Whether a sandbox that this node has a record of is this node's still."""
     return state is None or not was_taken_up(state) or place.identity in (state.node, state.slept_on)
+
+
+def damaged(error: DocumentError, *, has_record: bool) -> Origin:
+    """The table above, for a state that cannot be used. Raises DocumentDamagedError."""
+    if has_record and isinstance(error, CorruptMetadataError):
+        return Origin.HERE
+    if isinstance(error, CorruptMetadataError):
+        raise faults.damaged(error, hint="If the node with the sandbox's files is down, bring it back. " + DAMAGED_HINT)
+    raise faults.damaged(error)
 
 
 def unknown(*, has_record: bool) -> Origin:

@@ -452,9 +452,10 @@ class BackupCatalog:
         """
         key = keys.state(tenant, sandbox)
         stored = self.store.get(key, max_bytes=_ASIDE_BYTES)
-        with contextlib.suppress(CorruptMetadataError):
-            self._state(tenant, sandbox, stored.data)
-            raise PreconditionFailedError("set aside", bucket=self.store.bucket, key=key, detail="it can be read now")
+        if len(stored.data) <= STATE_BYTES:
+            with contextlib.suppress(CorruptMetadataError):
+                self._state(tenant, sandbox, stored.data)
+                raise PreconditionFailedError("set aside", bucket=self.store.bucket, key=key, detail="it is sound now")
         aside = keys.aside(key, self._clock())
         self.store.put(aside, stored.data)
         logger.error("the damaged document %s is kept as %s", key, aside)
