@@ -298,6 +298,14 @@ class ServiceCalls:
         """
         return self._call(lambda service: service.delete_backup.remote(self.tenant, backup_id))
 
+    def adopt(self, backup_id: str, *, owner: str | None = None) -> Call[BackupInfo]:
+        """Makes a backup that nobody has signed, such as Cloudflare's SDK's, one of this tenant's, or of `owner`'s.
+
+        Checks its archive, and signs its metadata. Repeatable. Such backups are the default tenant's, so it alone
+        can give one to another. Raises BackupNotFoundError, BackupExpiredError, BackupRestoreError.
+        """
+        return self._call(lambda service: service.adopt.remote(self.tenant, backup_id, owner))
+
     def delete_damaged_backup(self, backup_id: str) -> Call[None]:
         """Deletes a backup whose metadata is damaged or was tampered with, whoever it was. Raises as above."""
         return self._call(lambda service: service.delete_damaged_backup.remote(backup_id))

@@ -276,6 +276,12 @@ class BackupInfo(Model):
     not_kept: NotKept | None = None
 
 
+class TenantName(Model):
+    """Somebody to whom sandboxes and backups belong."""
+
+    tenant: SandboxId
+
+
 class BackupPage(Model):
     """One page of a sandbox's backups, newest first; `cursor` is absent on the last page."""
 

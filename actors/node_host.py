@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from actors.guard import guarded
 from actors.logs import configure_logging, log
 from actors.rpc import draining_nodes
 
@@ -54,6 +55,20 @@ class NodeHost:
 
     def has_archive(self, backup_id: str) -> bool:
         return self._upkeep.has_archive(backup_id)
+
+    def record_changed_at(self, tenant: str, sandbox_id: str) -> float | None:
+        return self._upkeep.record_changed_at(tenant, sandbox_id)
+
+    @ray.method(concurrency_group="adopt")
+    def adopt(self, tenant: str, backup_id: str, owner: str) -> None:
+        """Adopts a backup on this node, which has the tools for it."""
+        from actors.adoption import adoption
+        from actors.bucket import configured, open_catalog
+        from actors.config import on_this_node
+
+        configure_logging()
+        here = on_this_node(self._config)
+        guarded(lambda: adoption(here, configured(open_catalog(here), here)).adopt(tenant, backup_id, owner))
 
     def _keep_clean(self) -> None:
         while True:
@@ -114,4 +129,4 @@ def _start(act: Callable[[], None]) -> None:
 @functools.cache
 def node_host_class() -> Any:
     """Made once: Ray would send each one it is given through the cluster's head, to every worker anew."""
-    return ray.remote(NodeHost)
+    return ray.remote(concurrency_groups={"adopt": 1})(NodeHost)  # type: ignore[call-overload]

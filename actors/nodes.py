@@ -197,6 +197,29 @@ class Nodes:
                 )
             time.sleep(_POLL_S)
 
+    def with_room(self) -> Any:
+        """The host of the node where most is free, for work that needs a node's tools. Raises as `choose`."""
+        with self._choosing:
+            available, _ = self._books()
+        if not available:
+            raise _full("No node has room for it.")
+        return self._host(max(available, key=lambda node_id: available[node_id]))
+
+    def keeper(self, tenant: str, sandbox: str) -> str | None:
+        """The identity of the node that has a sandbox's files, as the nodes say who have a record of it.
+
+        For a sandbox of which the bucket does not say it. Of several that is the one that changed its record last.
+        """
+        nodes = {node["NodeID"] for node in sandbox_nodes()} - draining_nodes().keys()
+        if len(nodes) < 2:
+            return None
+        said = self._told({self._host(node_id).record_changed_at.remote(tenant, sandbox): node_id for node_id in nodes})
+        changed = {node_id: at for node_id, at in said.items() if at is not None}
+        if not changed:
+            return None
+        with self._lock:
+            return self._identities.get(max(changed, key=lambda node_id: changed[node_id]))
+
     def _home(self, identity: str) -> str | None:
         """The living node of an identity; None if there is none that has said so."""
         alive = {node["NodeID"] for node in sandbox_nodes()}
@@ -223,14 +246,17 @@ class Nodes:
         nodes = {node["NodeID"] for node in sandbox_nodes()} if backup_id is not None else set[str]()
         if len(nodes) < 2:
             return set()
-        asked = {self._host(node_id).has_archive.remote(backup_id): node_id for node_id in nodes}
+        said = self._told({self._host(node_id).has_archive.remote(backup_id): node_id for node_id in nodes})
+        return {node_id for node_id, has in said.items() if has}
+
+    def _told(self, asked: dict[Any, str]) -> dict[str, Any]:
+        """What nodes answer within an instant to what they were asked."""
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NEAR_S)
-        having = set()
+        said = {}
         for answer in ready:
             with contextlib.suppress(ray.exceptions.RayError):
-                if ray.get(answer):
-                    having.add(asked[answer])
-        return having
+                said[asked[answer]] = ray.get(answer)
+        return said
 
 
 def _full(message: str) -> SandboxUnavailableError:

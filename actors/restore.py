@@ -145,7 +145,7 @@ class BackupRestoration:
             if self.catalog.trusted(record) and record.uid == self.uid and record.sha256 is not None:
                 return fetched, record.sha256
             progress.enter(Phase.CONVERTING)
-            converted = self.archiver.convert(fetched, work, cancelled=progress.cancelled)
+            converted = self.archiver.convert(fetched, work, cancelled=progress.cancelled).path
             progress.check()
             return converted, sha256_of(converted)
 

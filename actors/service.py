@@ -31,6 +31,7 @@ from actors.models import (
     SandboxInfo,
     SandboxPage,
     SandboxRef,
+    TenantName,
     validated,
 )
 from actors.moments import answered_in_moments
@@ -227,6 +228,20 @@ class Service:
                 )
             if not catalog.delete(tenant, known):
                 raise BackupNotFoundError("There is no such backup.", context={"backup": known})
+
+    def adopt(
+        self, tenant: str, backup_id: str, owner: str | None, adopt: Callable[[str, str, str], None]
+    ) -> BackupInfo:
+        """Makes a backup that nobody has signed one of `owner`'s, or of the tenant's who asks.
+
+        Args:
+            adopt: has it done on a node: see `actors.adoption`. Raises as that does.
+        """
+        known = _valid(backup_id)
+        owner = validated(TenantName, {"tenant": owner or tenant}).tenant
+        self._configured()
+        adopt(tenant, known, owner)
+        return self.backup(owner, known)
 
     def delete_damaged_backup(self, backup_id: str) -> None:
         """Deletes a backup whose metadata is damaged or was tampered with, whoever it was: for who runs the service.

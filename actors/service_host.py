@@ -39,7 +39,7 @@ from actors.service import Service
 from actors.turns import Turns
 from actors.warm_workers import WarmWorkers
 
-_SERVICE_LANES = {"spawn": 64, "collect": 2, "metrics": 2, "report": 2, "lost": 8}
+_SERVICE_LANES = {"spawn": 64, "collect": 2, "adopt": 4, "metrics": 2, "report": 2, "lost": 8}
 """What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""
 _SERVICE_THREADS = 32
 _SPAWN_S = 30.0
@@ -125,7 +125,10 @@ class ServiceHost:
     def _new_actor(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> tuple[Any, Found | None]:
         """A sandbox's new actor, and what the bucket has of the sandbox. Nobody else makes one meanwhile."""
         found = self._service.find_state(tenant, sandbox_id)
-        home = found.stored.state.node if found and found.stored else None
+        if found is None:  # the bucket is away, or the state is damaged
+            home = self._nodes.keeper(tenant, sandbox_id)
+        else:
+            home = found.stored.state.node if found.stored else None
         node = guarded(lambda: self._nodes.choose((tenant, sandbox_id), home, near))
         config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
         actor = (
@@ -232,6 +235,16 @@ class ServiceHost:
 
     def delete_backup(self, tenant: str, backup_id: str) -> None:
         guarded(lambda: self._service.delete_backup(tenant, backup_id))
+
+    @ray.method(concurrency_group="adopt")
+    def adopt(self, tenant: str, backup_id: str, owner: str | None) -> Any:
+        return guarded(lambda: self._service.adopt(tenant, backup_id, owner, self._adopt_on_a_node))
+
+    def _adopt_on_a_node(self, tenant: str, backup_id: str, owner: str) -> None:
+        try:
+            ray.get(self._nodes.with_room().adopt.remote(tenant, backup_id, owner))
+        except ray.exceptions.RayTaskError as e:
+            raise unwrapped(e) from None
 
     @ray.method(concurrency_group="collect")
     def delete_damaged_backup(self, backup_id: str) -> None:

@@ -77,6 +77,16 @@ class Upkeep:
         """Whether the node's cache holds a backup's archive."""
         return self._cache.holds(backup_id)
 
+    def record_changed_at(self, tenant: str, sandbox: str) -> float | None:
+        """When the record of a sandbox that has its files here was changed last; None if they are not here."""
+        home = self._layout.box(tenant, sandbox)
+        if (home / _MARK).exists():
+            return None
+        try:
+            return (home / "sandbox.json").stat().st_mtime
+        except FileNotFoundError:
+            return None
+
     def sweep(self) -> Swept:
         """Removes what nobody owns. Goes on when something cannot be removed, and names it."""
         swept = Swept()

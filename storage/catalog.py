@@ -153,6 +153,10 @@ class BackupCatalog:
                     raise
         return Committed(signed, self.write_index_entry(signed))
 
+    def sign_in_place(self, record: BackupRecord, *, replacing: str) -> None:
+        """Signs metadata that are in the bucket already, and unsigned. `replacing`, and raises, as `write_state`."""
+        self._write(keys.metadata(record.id), sign(record, self._signing_key), replacing=replacing)
+
     def _find_stored(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored | None:
         try:
             return self.store.get(key, max_bytes=max_bytes)
@@ -307,14 +311,17 @@ class BackupCatalog:
         self.discard(record)
         return True
 
-    def check_nobody_elses(self, tenant: str, backup_id: str) -> None:
-        """Raises TamperedMetadataError if the index lists an unsigned backup for anybody else than `tenant`.
+    def check_nobody_elses(self, tenant: str, backup_id: str) -> Sequence[keys.IndexEntry]:
+        """The index entries of an unsigned backup, which are none unless it was the tenant's and had a signature.
 
-        The service has written that entry, so the backup was another's, and had a signature.
+        Raises:
+            TamperedMetadataError: the index lists it for somebody else, so it was another's.
         """
-        if any(entry.tenant != tenant for entry in self.entries_of(backup_id)):
+        entries = self.entries_of(backup_id)
+        if any(entry.tenant != tenant for entry in entries):
             key = keys.metadata(backup_id)
             raise TamperedMetadataError("read", bucket=self.store.bucket, key=key, detail="it has lost its signature")
+        return entries
 
     def delete_unusable(self, backup_id: str) -> bool:
         """Removes everything of one backup whose metadata cannot be used, whoever it was: for who runs the service.

@@ -135,7 +135,7 @@ class Archiver:
             squashfs.verify_extraction(replace(ended, stdout=b""))  # names, which may sound like complaints
         return names.found
 
-    def convert(self, archive: Path, work: Path, *, cancelled: threading.Event) -> Path:
+    def convert(self, archive: Path, work: Path, *, cancelled: threading.Event) -> Made:
         """Remakes an archive from elsewhere: unpacked without any privilege, packed again by us.
 
         What comes out is safe for the kernel to mount, and its files belong to the sandbox. Owners, devices and
@@ -158,7 +158,7 @@ class Archiver:
             alone, command, identity=Identity.COMMAND, binds=binds, timeout_s=_EXTRACT_S, cancelled=cancelled
         )
         if cancelled.is_set():
-            return archive
+            return Made(archive, Survey())
         squashfs.verify_extraction(ended, blamed=ArchiveError)  # nobody has signed what its bytes should be
         fd = os.open(content / "tree", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -166,11 +166,11 @@ class Archiver:
         finally:
             os.close(fd)
         box = replace(alone, binds=(Bind(content, "/content"),))
-        made = self._squash(
+        path = self._squash(
             box, "/content/tree", found, work, compression="zstd", level=1, timeout_s=_EXTRACT_S, cancelled=cancelled
         )
         remove_tree(content)
-        return made
+        return Made(path, found)
 
     def _squash(
         self,

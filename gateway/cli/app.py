@@ -31,6 +31,7 @@ COMMANDS = {
     "backup": ("gateway.cli.backups", "backup", "Back a directory up; prints the backup's id."),
     "restore": ("gateway.cli.backups", "restore", "Restore a backup."),
     "forget": ("gateway.cli.forget", "forget", "Give up directories of a sandbox that cannot be brought back."),
+    "adopt": ("gateway.cli.backups", "adopt", "Check and sign backups that nobody has signed, such as Cloudflare's."),
     "cancel": ("gateway.cli.backups", "cancel", "Cancel the backup or restore that a sandbox is busy with."),
     "list": ("gateway.cli.inventory", "list_all", "List the sandboxes, or the backups of one."),
     "inspect": ("gateway.cli.inventory", "inspect", "Show everything that is known of a sandbox or a backup."),

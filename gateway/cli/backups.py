@@ -99,6 +99,18 @@ def restore(
 
 
 @with_session
+def adopt(
+    session: Session,
+    backup_ids: Annotated[list[str], typer.Argument(metavar="BACKUP_ID...", help="The backups.")],
+    owner: Annotated[str | None, typer.Option(metavar="TENANT", help="Whose they become, if not --tenant's.")] = None,
+) -> None:
+    """Check and sign backups that nobody has signed, such as Cloudflare's, so that they can be restored."""
+    service = session.service()
+    adopted = [service.adopt(backup_id, owner=owner).result() for backup_id in backup_ids]
+    session.output.result({"adopted": adopted}, *(f"adopted {info.id}" for info in adopted))
+
+
+@with_session
 def cancel(session: Session, box: Box) -> None:
     """Cancel the backup or restore that a sandbox is busy with."""
     cancelled = session.sandbox(box).cancel()

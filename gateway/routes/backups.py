@@ -66,6 +66,12 @@ async def backup_info(service: Service, backup_id: Backup) -> Response:
     return answer(await service.backup(backup_id))
 
 
+@router.post("/backup/{id}/adopt", response_model=BackupInfo)
+async def adopt_backup(service: Service, backup_id: Backup) -> Response:
+    """Checks a backup that nobody has signed, such as one of Cloudflare's SDK, and signs it: it is one of ours then."""
+    return answer(await service.adopt(backup_id))
+
+
 @router.delete("/backup/{id}", status_code=NO_CONTENT, response_class=Response)
 async def delete_backup(service: Service, backup_id: Backup) -> Response:
     """Deletes a backup: its metadata first, its archive after."""

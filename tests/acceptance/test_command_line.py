@@ -29,6 +29,7 @@ COMMANDS = [
     "backup",
     "restore",
     "forget",
+    "adopt",
     "list",
     "inspect",
     "events",
@@ -136,6 +137,9 @@ def test_every_command_prints_one_json_document(cli: Cli, box: HttpBox, tmp_path
     assert box.id in {row["id"] for row in cli.json("list")["sandboxes"]}
     assert cli.json("inspect", handle["id"])["dir"] == "/workspace"
     assert cli.json("inspect", box.id)["id"] == box.id
+    (adopted,) = cli.json("adopt", handle["id"])["adopted"]  # it is ours already
+    assert (adopted["id"], adopted["status"]) == (handle["id"], "ok")
+    assert cli.json("delete", "--backup", handle["id"], "--damaged", status=1)["code"] == "INVALID_REQUEST"
     collected = cli.json("gc", "--dry-run")
     assert collected["dry_run"] is True and handle["id"] not in collected["expired_backups"]
     assert cli.json("delete", "--backup", handle["id"]) == {"deleted": handle["id"]}

@@ -426,7 +426,7 @@ def test_a_restore_of_a_corrupt_archive_leaves_everything_as_it_was(service: Ser
     assert tree_of_names(service.node_path(box.id, "/").parent) == home
 
 
-def test_a_backup_that_the_cloudflare_sdk_wrote_can_be_restored(service: Service, box: HttpBox) -> None:
+def test_a_backup_that_the_cloudflare_sdk_wrote_can_be_restored_once_adopted(service: Service, box: HttpBox) -> None:
     box.sh("echo kept > file")
     handle = box.backup(name="from the SDK")
     key = f"backups/{handle['id']}/meta.json"
@@ -434,10 +434,72 @@ def test_a_backup_that_the_cloudflare_sdk_wrote_can_be_restored(service: Service
     plain = {name: document[name] for name in ("id", "dir", "name", "sizeBytes", "ttl", "createdAt")}
     service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=json.dumps(plain).encode())
     box.sh("echo lost > file")
+    url = f"/v1/backup/{handle['id']}"
 
+    refused = box.post("restore", **handle)
+    assert refusal(refused) == (500, "BACKUP_RESTORE_FAILED")
+    assert refused.json()["context"] == {"reason": "UNSIGNED_METADATA"}
+    assert f"holdfast adopt {handle['id']}" in refused.json()["hint"]
+    assert box.client.get(url).json()["status"] == "unsigned"
+    assert box.read("/workspace/file") == b"lost\n"
+
+    adopted = box.client.post(f"{url}/adopt")
+    assert adopted.status_code == 200
+    assert adopted.json() == box.client.get(url).json()
+    assert {name: adopted.json()[name] for name in ("id", "dir", "name", "status")} == {
+        **handle, "name": "from the SDK", "status": "ok",
+    }  # fmt: skip
     box.restore(handle)
-
     assert box.read("/workspace/file") == b"kept\n"
+
+
+def test_a_backup_that_was_tampered_with_is_refused_shown_and_deleted(
+    service: Service, box: HttpBox, other_client: httpx.Client
+) -> None:
+    box.sh("echo 1 > file")
+    handle, sound = box.backup(), box.backup()
+    key = f"backups/{handle['id']}/meta.json"
+    document = json.loads(service.s3_client().get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    edited = json.dumps({**document, "tenant": "other", "ttl": 1e9}).encode()
+    service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=edited)
+    url, theirs = f"/v1/backup/{handle['id']}", HttpBox(other_client, box.id)
+
+    for thief in (box, theirs):
+        refused = thief.post("restore", **handle)
+        assert refusal(refused) == (500, "BACKUP_RESTORE_FAILED")
+        assert refused.json()["context"] == {"reason": "TAMPERED_METADATA"}
+        assert refusal(thief.client.post(f"{url}/adopt")) == (500, "BACKUP_RESTORE_FAILED")
+        assert refusal(thief.client.get(url)) == (409, "DOCUMENT_DAMAGED")
+    assert refusal(other_client.delete(url)) == (409, "DOCUMENT_DAMAGED")
+    listed = box.client.get(f"{box.url}/backups").json()["backups"]
+    assert [(row["id"], row["status"]) for row in listed] == [(sound["id"], "ok"), (handle["id"], "tampered")]
+    assert "dir" not in listed[1] and listed[1]["expired"] is False
+    assert box.client.delete(url).status_code == 204
+    assert not [name for name in bucket(service) if handle["id"] in name]
+    box.restore(sound)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b'{"version":1,"id":"x"}'])
+def test_a_sandbox_with_a_damaged_state_is_named_used_and_deleted(
+    service: Service, box: HttpBox, damage: bytes
+) -> None:
+    box.sh("echo 1 > file")
+    handle = box.backup()
+    key = f"sandboxes/{box.id}/state.json"
+    service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=damage)
+    refused = box.client.get(f"{box.url}/events")
+    assert refusal(refused) == (409, "DOCUMENT_DAMAGED")
+    assert refused.json()["context"]["document"] == key
+    assert "delete the sandbox" in refused.json()["hint"]
+    assert box.read("/workspace/file") == b"1\n"
+    later = box.backup()
+    assert "state_replaced" in [row["kind"] for row in box.client.get(f"{box.url}/events").json()["events"]]
+    service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=damage)
+    assert box.client.delete(box.url).status_code == 204
+    assert refusal(box.client.get(box.url)) == (404, "SANDBOX_NOT_FOUND")
+    for kept in (handle, later):
+        box.restore(kept)
+        assert box.read("/workspace/file") == b"1\n"
 
 
 def test_a_backup_whose_archive_is_missing_is_not_found(service: Service, box: HttpBox) -> None:

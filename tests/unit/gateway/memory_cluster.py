@@ -345,6 +345,9 @@ class MemoryService:
     def backup(self, backup_id: str) -> Later[BackupInfo]:
         return Later(lambda: self._tenant.found(backup_id))
 
+    def adopt(self, backup_id: str, *, owner: str | None = None) -> Later[BackupInfo]:
+        return Later(lambda: self._tenant.found(backup_id))
+
     def collect(self, *, dry_run: bool = False) -> Later[GcReport]:
         return Later(lambda: GcReport(dry_run=dry_run))
 
