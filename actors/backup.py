@@ -33,8 +33,9 @@ from actors.logs import log
 from actors.metrics import ARCHIVED_BYTES, UNMETERED, UPLOADED_BYTES, Meter
 from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
 from actors.node.archiver import Archiver, Made
-from actors.node.errors import PathError
+from actors.node.errors import NodeError, PathError
 from actors.node.survey import Survey
+from actors.node.verified import stamp_of
 from actors.operations import Progress
 from actors.steps import CreateStep, step
 from storage import keys
@@ -119,6 +120,7 @@ class BackupCreation:
                 with step(CreateStep.ARCHIVE):
                     made = self._archive(options, work, progress)
                 self.meter.add(ARCHIVED_BYTES, amount=made.found.source_bytes)
+                stamp = stamp_of(made.path)
                 with step(CreateStep.BEGIN):
                     self.ledger.begin(backup_id, of_sleep=self.of_sleep)
                 try:
@@ -137,8 +139,8 @@ class BackupCreation:
                 return made_meanwhile
             with step(CreateStep.CHECKPOINT):
                 self.ledger.committed(record)
-            with step(CreateStep.CACHE), contextlib.suppress(OSError):
-                self.cache.adopt(backup_id, made.path, uploaded.sha256)
+            with step(CreateStep.CACHE), contextlib.suppress(OSError, NodeError):
+                self.cache.adopt(backup_id, made.path, uploaded.sha256, as_of=stamp)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         lost = {name: count for name, count in _not_kept(made.found).model_dump().items() if count}

@@ -2,11 +2,13 @@
 
 An entry is one file, named for its backup and its content, and never changed. Whoever needs one takes a hard
 link, so eviction can neither disturb a mount nor a restore that is under way.
+
+The disk is not believed: an entry is read before its first use after each boot of the node, and after any change of its
+file (`actors.node.verified`). One that is not what its name says is removed, and made anew.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import time
@@ -18,10 +20,11 @@ from pathlib import Path
 
 from fasteners import InterProcessLock
 
-from actors.node.errors import ArchiveError
+from actors.logs import log
+from actors.node.errors import ArchiveError, DamagedCopyError
 from actors.node.removal import remove_tree
+from actors.node.verified import SUFFIX, Stamp, Verified, stamp_of
 
-_SUFFIX = ".sqsh"
 _POLL_S = 0.1
 _LOCK_FILES = 4096
 
@@ -35,10 +38,12 @@ class CachedArchive:
 
 
 class ArchiveCache:
-    """A folder of archives, bounded in size; least recently used ones go first."""
+    """A folder of archives, bounded in size; least recently used ones go first, by their access times."""
 
-    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int, verified: Verified | None = None) -> None:
+        """`verified` is the node's record of archives that were checked: by default the one beside the folder."""
         self._folder = folder
+        self._verified = verified or Verified(folder.parent / "verified")
         self._locks = folder / "locks"
         self._max_bytes = max_bytes
 
@@ -48,6 +53,7 @@ class ArchiveCache:
         link: Path,
         produce: Callable[[Path], tuple[Path, str]],
         *,
+        sha256: str | None = None,
         waiting: Callable[[], None] = lambda: None,
     ) -> tuple[CachedArchive, bool]:
         """Links a backup's archive to `link`; has it produced first if the cache does not hold it.
@@ -56,43 +62,79 @@ class ArchiveCache:
 
         Args:
             produce: is given an empty work folder, and returns the finished archive in it and its SHA-256.
-            waiting: is called over and over while another process produces it; raises to give up.
+            sha256: the digest that signed metadata records; an entry of another one is not used. Without it, as for an
+                archive that was converted here, the digest in the entry's name counts.
+            waiting: is called over and over while another process produces it, or it is read; raises to give up.
 
         Returns:
             The archive at `link`, and whether it was in the cache already.
         """
         with self._locked(backup_id, waiting):
-            found = self._find(backup_id)
+            found = self._linked(backup_id, link, sha256, waiting)
             if found is not None:
-                with contextlib.suppress(FileNotFoundError):  # another process has just evicted it
-                    os.utime(found.path)
-                    os.link(found.path, link)
-                    return CachedArchive(link, found.sha256), True
+                return found, True
             work = self._folder / f".{backup_id}.work"
             remove_tree(work)
             work.mkdir()
             try:
-                made, sha256 = produce(work)
-                os.link(made, link)
-                self._keep(backup_id, made, sha256)
+                made, made_sha256 = produce(work)
+                self._verified.note(made, made_sha256, as_of=stamp_of(made))
+                stamp = self._verified.link(made, made_sha256, link)
+                self._keep(backup_id, made, made_sha256)
+                self._verified.note(link, made_sha256, as_of=stamp)
             finally:
                 remove_tree(work)
         self.evict()
-        return CachedArchive(link, sha256), False
+        return CachedArchive(link, made_sha256), False
+
+    def _linked(
+        self, backup_id: str, link: Path, sha256: str | None, waiting: Callable[[], None]
+    ) -> CachedArchive | None:
+        """Links an entry that is as it should be; removes every other one of the backup."""
+        for found in list(self._found(backup_id)):
+            if sha256 is not None and found.sha256 != sha256:
+                self.drop(found.path, "it is not the archive that the backup's metadata names")
+                continue
+            try:
+                self._verified.link(found.path, found.sha256, link, go_on=waiting)
+                return CachedArchive(link, found.sha256)
+            except DamagedCopyError as e:
+                self.drop(found.path, e.message)
+        return None
+
+    def drop(self, path: Path, why: str) -> None:
+        """Removes an entry that is not as it should be, so that it is fetched anew when somebody needs it.
+
+        Raises:
+            OSError, ToolError: it could not be removed.
+        """
+        log.error("cached_archive_dropped", entry=path.name, detail=why)
+        self._verified.unlink(path, _digest_in(path))
 
     def holds(self, backup_id: str) -> bool:
         """Whether a backup's archive is here now."""
-        return self._find(backup_id) is not None
+        return next(self._found(backup_id), None) is not None
+
+    def entries(self) -> list[CachedArchive]:
+        """Every entry."""
+        return [CachedArchive(path, _digest_in(path)) for path in self._folder.glob(f"*{SUFFIX}")]
 
     def forget(self, backup_id: str) -> None:
         """Removes a backup's archive, so that it is fetched anew."""
-        for path in list(self._folder.glob(f"{backup_id}_*{_SUFFIX}")):
-            path.unlink(missing_ok=True)
+        for found in list(self._found(backup_id)):
+            self._verified.unlink(found.path, found.sha256)
 
-    def adopt(self, backup_id: str, archive: Path, sha256: str) -> None:
-        """Takes an archive over that was made on this node; the file at `archive` moves."""
+    def adopt(self, backup_id: str, archive: Path, sha256: str, *, as_of: Stamp | None = None) -> None:
+        """Takes an archive over that was made on this node; the file at `archive` moves.
+
+        `as_of` is the file as it was before its digest was taken. If it has changed since, or without it, the archive
+        is read before its first use.
+        """
         with self._locked(backup_id):
+            is_as_digested = stamp_of(archive) == as_of
             self._keep(backup_id, archive, sha256)
+            if as_of is not None and is_as_digested:
+                self._verified.note(self._entry(backup_id, sha256), sha256, as_of=as_of)
         self.evict()
 
     @contextmanager
@@ -134,29 +176,35 @@ class ArchiveCache:
         for _, size, path in entries:
             total += size
             if total > self._max_bytes:
-                path.unlink(missing_ok=True)
+                self._verified.unlink(path, _digest_in(path))
                 total -= size
 
     def _entries(self) -> list[tuple[float, int, Path]]:
         found = []
-        for path in self._folder.glob(f"*{_SUFFIX}"):
+        for path in self._folder.glob(f"*{SUFFIX}"):
             try:
-                status = path.stat()
+                status = path.lstat()
             except FileNotFoundError:
                 continue
-            found.append((status.st_mtime, status.st_size, path))
+            found.append((status.st_atime, status.st_size, path))
         return found
 
     def _keep(self, backup_id: str, archive: Path, sha256: str) -> None:
         archive.chmod(0o400)
         with archive.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(archive, self._folder / f"{backup_id}_{sha256}{_SUFFIX}")
+        os.replace(archive, self._entry(backup_id, sha256))
 
-    def _find(self, backup_id: str) -> CachedArchive | None:
-        for path in self._folder.glob(f"{backup_id}_*{_SUFFIX}"):
-            return CachedArchive(path, path.stem.partition("_")[2])
-        return None
+    def _entry(self, backup_id: str, sha256: str) -> Path:
+        return self._folder / f"{backup_id}_{sha256}{SUFFIX}"
+
+    def _found(self, backup_id: str) -> Iterator[CachedArchive]:
+        for path in self._folder.glob(f"{backup_id}_*{SUFFIX}"):
+            yield CachedArchive(path, _digest_in(path))
+
+
+def _digest_in(entry: Path) -> str:
+    return entry.stem.partition("_")[2]
 
 
 def sha256_of(path: Path) -> str:

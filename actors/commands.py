@@ -94,7 +94,8 @@ class Commands:
     ) -> None:
         """`gate` is held (shared) while a command starts, so that none starts into a tree that is being swapped.
 
-        `has_lost_mount` says whether a file system under the tree is dead: what ended then was perhaps told lies.
+        `has_lost_mount` says whether a file system under the tree is dead or damaged: what ended then was perhaps told
+        lies.
         """
         self._box = box
         self._cgroup = cgroup
@@ -154,7 +155,7 @@ class Commands:
         if running.error is not None:
             raise running.error
         if lost:
-            raise MountLostError("A file system daemon under the command died; the directory is being mounted anew.")
+            raise MountLostError("A file system under the command died or was damaged; it is being mounted anew.")
 
     def stop(self, command_id: str) -> bool:
         """Stops one command; False if it does not run: should it come yet, it will not be started."""

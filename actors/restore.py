@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from actors.cache import ArchiveCache, CachedArchive, sha256_of
+from actors.cache import CachedArchive
 from actors.errors import (
     BackupExpiredError,
     BackupNotFoundError,
@@ -34,8 +34,8 @@ from actors.errors import (
     InvalidBackupConfigError,
 )
 from actors.faults import failing_as
+from actors.fetch import ArchiveFetch
 from actors.logs import log
-from actors.metrics import CACHE_LOOKUPS, DOWNLOADED_BYTES, UNMETERED, Meter
 from actors.models import Phase, RestoreBackupResult, RestoreMode, RestoreOptions
 from actors.node.archiver import Archiver
 from actors.node.drivers import Driver
@@ -43,15 +43,14 @@ from actors.node.errors import NodeError, PathError
 from actors.node.layers import Layers
 from actors.node.squashfs import superblock
 from actors.node.tree import Tree
+from actors.node.verified import Verified
 from actors.operations import Progress
 from actors.restored import Entry, RestoredDirectories
 from actors.steps import RestoreStep, step
 from storage import keys
 from storage.catalog import BackupCatalog
-from storage.config import TransferConfig
 from storage.errors import ObjectMissingError, UnsignedMetadataError
 from storage.metadata import BackupRecord
-from storage.transfer import download
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +59,19 @@ class BackupRestoration:
 
     tenant: str
     sandbox: str
-    uid: int
     driver: Driver
     catalog: BackupCatalog
     archiver: Archiver
-    cache: ArchiveCache
+    fetch: ArchiveFetch
+    verified: Verified
     tree: Tree
     layers: Layers
     restored: RestoredDirectories
     spool: Path
-    transfer: TransferConfig
     stopped: Callable[[], AbstractContextManager[None]]
     """Ends every command and transfer of the sandbox, and lets none begin within the block."""
     restores_unsigned: bool = False
     """Whether a backup that nobody has signed may be restored."""
-    meter: Meter = UNMETERED
 
     def restore(self, options: RestoreOptions, progress: Progress) -> RestoreBackupResult:
         """Restores one backup.
@@ -86,6 +83,7 @@ class BackupRestoration:
         """
         progress.backup_id = options.id
         work = self.spool / f"{options.id}-{uuid.uuid4().hex}"
+        archive: CachedArchive | None = None
         try:
             with failing_as(BackupRestoreError, "restored"):
                 work.mkdir(parents=True, mode=0o711)
@@ -98,6 +96,9 @@ class BackupRestoration:
                 else:
                     self._copy(options, record, archive, progress)
         finally:
+            if archive is not None:
+                with contextlib.suppress(NodeError, OSError):
+                    self.verified.unlink(archive.path, archive.sha256)
             shutil.rmtree(work, ignore_errors=True)
             self.restored.drop_unused_archives()
         log.info("backup_restored", backup=options.id, dir=options.dir, mode=options.mode.value)
@@ -129,35 +130,7 @@ class BackupRestoration:
         return record
 
     def _fetch(self, record: BackupRecord, link: Path, progress: Progress) -> CachedArchive:
-        def produce(work: Path) -> tuple[Path, str]:
-            fetched = work / "fetched.sqsh"
-            progress.enter(Phase.DOWNLOADING, total=record.size_bytes, unit="bytes")
-            download(
-                self.catalog.store,
-                keys.archive(record.id),
-                fetched,
-                expected=record.digest,
-                config=self.transfer,
-                progress=progress.advance,
-                cancelled=progress.cancelled,
-            )
-            self.meter.add(DOWNLOADED_BYTES, amount=record.size_bytes)
-            if self.catalog.trusted(record) and record.uid == self.uid and record.sha256 is not None:
-                return fetched, record.sha256
-            progress.enter(Phase.CONVERTING)
-            converted = self.archiver.convert(fetched, work, cancelled=progress.cancelled).path
-            progress.check()
-            return converted, sha256_of(converted)
-
-        try:
-            archive, was_cached = self.cache.obtain(record.id, link, produce, waiting=progress.check)
-            self.meter.add(CACHE_LOOKUPS, "hit" if was_cached else "miss")
-            if was_cached:
-                self.catalog.store.head(keys.archive(record.id))
-        except ObjectMissingError:
-            raise BackupNotFoundError(
-                "The backup's archive is not in the bucket.", context={"backup": record.id}
-            ) from None
+        archive = self.fetch.fetch(record, link, progress)
         superblock(archive.path)
         return archive
 

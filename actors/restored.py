@@ -23,7 +23,15 @@ from actors.models import RestoredDirectory, RestoreMode
 from actors.node import mountinfo
 from actors.node.binds import bind, unbind
 from actors.node.drivers import Driver
-from actors.node.errors import CorruptRecordError, MountBusyError, MountError, NodeError, PathError
+from actors.node.errors import (
+    CorruptRecordError,
+    DamagedCopyError,
+    MountBusyError,
+    MountError,
+    NodeError,
+    PathError,
+)
+from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
@@ -168,9 +176,10 @@ class RestoredDirectories:
     recovery has to bring back is settled, until something goes wrong that could not be undone.
     """
 
-    def __init__(self, file: Path, tree: Tree, layers: Layers) -> None:
+    def __init__(self, file: Path, tree: Tree, layers: Layers, kept: KeptArchives) -> None:
+        """`kept` are the archives that the layers are mounted from."""
         self._file = file
-        self._archives = file.parent / "archives"
+        self._kept = kept
         self._tree = tree
         self._layers = layers
         self._stage_note = file.parent / "stage"
@@ -222,10 +231,10 @@ class RestoredDirectories:
 
         Raises:
             NodeError: a recorded layer cannot be mounted, or the record cannot be read; nothing of them is lost.
+                DamagedCopyError: one of the archives is damaged; `damaged` says whose.
         """
         self.unmounted = None
-        if self._damage is not None:
-            raise self._damage
+        self._check_readable()
         self.put_down()
         stuck = sweep(self._file.parent, deadline_s=_UNMOUNT_S)
         if stuck:
@@ -234,7 +243,7 @@ class RestoredDirectories:
         for entry in self.entries:
             if entry.layer is not None and entry.archive_sha256 is not None:
                 self.unmounted = entry
-                archive = self._archive(entry.archive_sha256)
+                archive = self._kept.check(entry.archive_sha256)
                 self._open[entry.layer] = self._layers.open(entry.layer, archive, entry.archive_sha256)
         self.unmounted = None
         self._show(self._mounted)
@@ -340,21 +349,31 @@ class RestoredDirectories:
 
     def keep_archive(self, archive: Path, sha256: str) -> Path:
         """Links an archive to where the layers of this sandbox find it, whatever the node's cache evicts."""
-        kept = self._archive(sha256)
-        kept.parent.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.link(archive, kept)
-        return kept
+        return self._kept.keep(archive, sha256)
+
+    def damaged(self) -> list[Entry]:
+        """Those whose archive is damaged or gone on this node; reads what was not read since the node booted.
+
+        Raises CorruptRecordError.
+        """
+        self._check_readable()
+        found = []
+        for entry in self.entries:
+            if entry.is_mounted and entry.archive_sha256 is not None:
+                try:
+                    self._kept.check(entry.archive_sha256)
+                except DamagedCopyError as e:
+                    log.error("archive_damaged", dir=entry.dir, backup=entry.backup_id, detail=e.message)
+                    found.append(entry)
+        return found
+
+    def _check_readable(self) -> None:
+        if self._damage is not None:
+            raise self._damage
 
     def drop_unused_archives(self) -> None:
         """Removes the links to archives that no recorded layer needs."""
-        used = {self._archive(entry.archive_sha256) for entry in self.record.entries if entry.archive_sha256}
-        for path in self._archives.glob("*.sqsh"):
-            if path not in used:
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as e:  # it goes the next time
-                    log.warning("archive_left_behind", error=type(e).__name__)
+        self._kept.drop_all_but({entry.archive_sha256 for entry in self.record.entries if entry.archive_sha256})
 
     def put_down(self) -> None:
         """Unmounts everything and keeps every upper layer. Raises MountError if something is in use."""
@@ -363,6 +382,7 @@ class RestoredDirectories:
             raise MountBusyError("A restored directory is still in use.")
         self._layers.close_all()
         self._open.clear()
+        self._kept.forget_mounts()
 
     def replace_by_layer(self, entry: Entry, layer: Layer) -> None:
         """Shows a new layer at `entry.dir`, in place of all that was restored there or below it. All or nothing.
@@ -441,6 +461,7 @@ class RestoredDirectories:
         if not self._is_mounted:
             raise MountError("Another layer is missing.")
         self._is_mounted = False
+        self._kept.check(layer.sha256)
         stop_users()
         inside = self._mounted_in(self._places(entry)[0], entry.dir)
         for other in reversed(inside):
@@ -560,9 +581,6 @@ class RestoredDirectories:
                 return self._place(self._tree.canonical(fd))
         except PathError:
             return None
-
-    def _archive(self, sha256: str) -> Path:
-        return self._archives / f"{sha256}.sqsh"
 
     def _place(self, directory: str) -> Path:
         return Path(os.path.realpath(self._tree.root)) / directory.lstrip("/")

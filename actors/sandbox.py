@@ -36,6 +36,7 @@ from actors.custody import (
 from actors.durable_state import Found, Place, happened
 from actors.errors import (
     DRAINING,
+    BackupCreateError,
     ExecStoppedError,
     HoldfastError,
     MountLostError,
@@ -45,6 +46,7 @@ from actors.errors import (
 from actors.faults import reason_of, starvation_told
 from actors.gate import Gate
 from actors.logs import log
+from actors.mending import Mending, Watch, disturbed
 from actors.metrics import UNMETERED, WAKES, Meter
 from actors.models import (
     WRITABLE_ROOTS,
@@ -74,11 +76,13 @@ from actors.node.cgroup import Cgroup, announce_entry
 from actors.node.driver_choice import choose
 from actors.node.drivers import Driver
 from actors.node.errors import MountBusyError, NodeError, PathError
+from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits
 from actors.node.tree import Tree
+from actors.node.verified import Verified
 from actors.operations import Operations
 from actors.presence import Presence
 from actors.published import public_recovery
@@ -94,6 +98,7 @@ from storage.metadata import Checkpoint
 
 if TYPE_CHECKING:
     from actors.backup import BackupCreation
+    from actors.fetch import ArchiveFetch
     from actors.restore import BackupRestoration
 
 _LISTED = 10_000
@@ -114,6 +119,7 @@ class NodeLayout:
         self.cache = self.root / "cache"
         self.lowers = self.root / "lowers"
         self.trash = self.root / "trash"
+        self.verified = self.root / "verified"
         self.driver = self.root / "driver"
         self.mounting = (self.root / "boxes", self.lowers, self.driver)
         """The folders below which anything is ever mounted."""
@@ -149,6 +155,12 @@ class NodeLayout:
         doomed = self.trash / uuid.uuid4().hex
         folder.rename(doomed)
         return doomed
+
+    def remove(self, folder: Path) -> None:
+        """Takes a sandbox's folder away in one step, and deletes it. Raises NodeError, OSError."""
+        doomed = self.discard(folder)
+        Verified(self.verified).unlink_all(doomed / "archives")
+        remove_tree(doomed)
 
     def presence(self, tenant: str, sandbox_id: str) -> Path:
         """The lock of whoever has the sandbox awake. Outside of its folder, which comes and goes."""
@@ -202,13 +214,16 @@ class LocalSandbox:
             self._tree,
             limits=config.exec,
             gate=self._gate,
-            has_lost_mount=lambda: self._layers.has_lost,
+            has_lost_mount=lambda: self._layers.has_lost or self._kept.is_disturbed(),
         )
         self._transfers = Transfers(self._tree, self._commands, self._gate)
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         layout.lowers.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._layers = Layers(self._home / "layers", layout.lowers, driver=self._driver, on_lost=self._revive)
-        self._restored = RestoredDirectories(record, self._tree, self._layers)
+        self._verified = Verified(layout.verified)
+        self._kept = KeptArchives(self._home / "archives", self._verified)
+        self._restored = RestoredDirectories(record, self._tree, self._layers, self._kept)
+        self._watch = Watch(self._look_at_archives)
         self._operations = Operations()
         self._awake_since = datetime.now(UTC)
         self._is_new = True
@@ -236,7 +251,15 @@ class LocalSandbox:
             limits=Limits(limits.inodes, limits.source_bytes, limits.hole_bytes, limits.depth),
             memory_bytes=limits.memory_bytes,
         )
-        self._cache = ArchiveCache(layout.cache, max_bytes=config.node.cache_max_bytes)
+        self._cache = ArchiveCache(layout.cache, max_bytes=config.node.cache_max_bytes, verified=self._verified)
+        self._mending = Mending(
+            tenant,
+            self._restored,
+            self.custody,
+            self._verified,
+            spool=self._home / "spool",
+            node=layout.identity(),
+        )
         self._recovery = DirectoryRecovery(sandbox_id, self._restored, self._operations, self._cache)
 
     # --- mailbox
@@ -295,6 +318,7 @@ class LocalSandbox:
         with self._operations.run(OperationKind.RESTORE, options.dir) as progress:
             result = self._restoration(catalog, stopped).restore(options, progress)
         entry = self._restored.record.entries[-1]  # the one that has just been written
+        self._watch.begin()
         with step(RestoreStep.REPORT):
             self.custody.report(lambda state: after_restore(state, self._restored.record, entry))
         self._look()
@@ -324,18 +348,28 @@ class LocalSandbox:
         return BackupRestoration(
             tenant=self.tenant,
             sandbox=self.id,
-            uid=self._config.node.sandbox_uid,
             driver=self._driver,
             catalog=catalog,
             archiver=self._archiver,
-            cache=self._cache,
+            fetch=self._fetch(catalog),
+            verified=self._verified,
             tree=self._tree,
             layers=self._layers,
             restored=self._restored,
             spool=self._home / "spool",
-            transfer=self._config.transfer,
             stopped=stopped,
             restores_unsigned=self._config.restore_unsigned,
+        )
+
+    def _fetch(self, catalog: BackupCatalog) -> ArchiveFetch:
+        from actors.fetch import ArchiveFetch  # late, as above
+
+        return ArchiveFetch(
+            uid=self._config.node.sandbox_uid,
+            catalog=catalog,
+            archiver=self._archiver,
+            cache=self._cache,
+            transfer=self._config.transfer,
             meter=self._meter,
         )
 
@@ -417,7 +451,7 @@ class LocalSandbox:
         """Takes the folder away at once, then deletes it: dying meanwhile leaves no half of a sandbox."""
         if not self._home.exists():
             return
-        remove_tree(self._layout.discard(self._home))
+        self._layout.remove(self._home)
         self._restored.release_lowers()
 
     # --- work
@@ -472,7 +506,12 @@ class LocalSandbox:
     def read_file(self, transfer_id: str, path: str) -> Iterator[bytes]:
         """See `SandboxCalls.read_file`."""
         self.wake()
-        return self._transfers.read(transfer_id, path)
+        return self._undisturbed(self._transfers.read(transfer_id, path))
+
+    def _undisturbed(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        yield from pieces
+        if self._kept.is_disturbed():
+            raise disturbed()
 
     def open_file(self, path: str, mode: int | None) -> str:
         """Begins to write a file; returns the transfer's id."""
@@ -605,11 +644,38 @@ class LocalSandbox:
         """
         if self.custody.is_superseded:
             raise superseded()
-        if self.is_awake:
+        if self.is_awake and not self._kept.is_disturbed():
             return
         with self._waking, self._gate.repairing():
+            self._put_down_disturbed()
             if not self.is_awake:
                 self._wake()
+
+    def _put_down_disturbed(self) -> None:
+        """Takes away what is mounted, if an archive under it has changed: it is looked at as the sandbox is taken up.
+
+        Raises SandboxUnavailableError.
+        """
+        if self.is_awake and self._kept.is_disturbed():
+            log.error("archive_disturbed", sandbox=self.id)
+            with self._unavailable_unless("taken up", outcome="not_executed", hint="Try again."):
+                self._stop(disturbed())
+                self._restored.put_down()
+
+    def _look_at_archives(self) -> bool:
+        """What the watch does while anything is mounted; a call that comes would do the same."""
+        if not (self.is_awake and self._kept.is_in_use):
+            return False
+        if self._kept.is_disturbed():
+            with self._waking, self._gate.repairing():
+                was_awake = self.is_awake
+                try:
+                    self._put_down_disturbed()
+                    if was_awake and not self.is_awake:
+                        self._wake()
+                except HoldfastError as e:  # the next call tries again
+                    log.error("archive_not_replaced", sandbox=self.id, error=e.code)
+        return self.is_awake
 
     def prepare(self, found: Found, *, wake: bool) -> None:
         """Does for a call that is on its way what it would have to wait for. Raises as `wake`.
@@ -641,6 +707,7 @@ class LocalSandbox:
                 raise
         self._is_new = False
         self._look()
+        self._watch.begin()
         self._meter.add(WAKES, origin.value)
         if not origin.is_elsewhere:
             self.custody.take_soon()
@@ -663,6 +730,7 @@ class LocalSandbox:
         self.expect_command()
         remove_tree(self._home / "spool")
         self._cache.remove_leftovers()
+        self._mend()
         self._mount_everything()
         self._recover(begun=origin.is_elsewhere)
         recovery = self._restored.record.recovery
@@ -683,6 +751,11 @@ class LocalSandbox:
             if known is None or with_unmounted(known, entry, reason).recovery != known.recovery:
                 self.custody.report(lambda state: with_unmounted(state, entry, reason))
             raise error from None
+
+    def _mend(self) -> None:
+        damaged = self._restored.damaged()
+        if damaged:
+            self._mending.mend(damaged, self._fetch(configured(self._catalog, self._config)))
 
     def _begin_recovery(self, origin: Origin) -> tuple[Wanted, ...]:
         """Takes the sandbox over, and records what has to come back from checkpoints; what was here is out of date."""
@@ -911,7 +984,18 @@ class LocalSandbox:
     @contextmanager
     def _paused(self) -> Iterator[None]:
         with self._gate.alone(), self._commands.paused():
+            self._check_archives()
             yield
+            self._check_archives()
+
+    def _check_archives(self) -> None:
+        """Raises BackupCreateError if what is archived now may not be what was restored."""
+        if self._kept.is_disturbed():
+            raise BackupCreateError(
+                "The backup could not be created: the archive under a restored directory was damaged on the node.",
+                hint="Try again; it is fetched and mounted anew.",
+                context={"reason": "DAMAGED_COPY"},
+            )
 
     @contextmanager
     def _stopped(self) -> Iterator[None]:

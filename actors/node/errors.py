@@ -14,6 +14,7 @@ NodeError
 │   └── PathTypeError         it is of another type than needed
 ├── TreeError                 a tree that cannot be archived faithfully, or is beyond the limits
 ├── ArchiveError              an archive that is not what it should be
+├── DamagedCopyError          this node's copy of an archive is damaged or gone
 ├── CgroupError               a control group did not do as told
 ├── MountError                a mount could not be made or removed
 │   └── MountBusyError        because something still uses it
@@ -93,6 +94,10 @@ class TreeError(NodeError):
 
 class ArchiveError(NodeError):
     """An archive is not what it should be."""
+
+
+class DamagedCopyError(NodeError):
+    """This node's copy of an archive is damaged or gone; that says nothing about the backup in the bucket."""
 
 
 class CgroupError(NodeError):

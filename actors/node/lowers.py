@@ -17,7 +17,8 @@ from pathlib import Path
 
 from fasteners import InterProcessLock
 
-from actors.node import drivers, mountinfo, mounting
+from actors.logs import log
+from actors.node import drivers, loops, mountinfo, mounting
 from actors.node.errors import MountBusyError, MountError
 
 _LOCK_TIMEOUT_S = 60.0
@@ -41,7 +42,7 @@ class Lowers:
         self._folder = folder
 
     def hold(self, archive: Path, sha256: str) -> Hold:
-        """Mounts the archive unless it is mounted, and keeps it so.
+        """Mounts the archive unless this very file is mounted, and keeps it so.
 
         Raises:
             MountError: the archive cannot be mounted; nothing was left.
@@ -49,6 +50,7 @@ class Lowers:
         point = self._folder / sha256
         with self._locked():
             point.mkdir(exist_ok=True)
+            self._put_aside_another(archive, point)
             fresh = mountinfo.find(point) is None
             try:
                 if fresh:
@@ -61,6 +63,16 @@ class Lowers:
                 if fresh:
                     self._unmount(point)
                 raise
+
+    def _put_aside_another(self, archive: Path, point: Path) -> None:
+        """Detaches a mount of another file than `archive`, which was checked; the layers that use that one keep it."""
+        found = mountinfo.find(point)
+        if found is None:
+            return
+        status = archive.stat()
+        if loops.backing_file(found.source) != (status.st_dev, status.st_ino):
+            log.info("lower_put_aside", lower=point.name)
+            mounting.detach(point)
 
     def release(self, hold: Hold) -> None:
         """Gives up a claim; the last one to do so unmounts the archive."""

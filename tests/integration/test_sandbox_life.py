@@ -35,6 +35,7 @@ from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
 from actors.sandbox import LocalSandbox
 from storage import keys
+from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import children, open_files, wait_until
 from tests.support.sandboxes import (
     Background,
@@ -95,6 +96,7 @@ def test_taking_up_fails_while_something_holds_a_mount_and_works_afterwards(
 
 
 def test_a_sandbox_that_could_not_be_taken_up_can_be_once_the_cause_is_gone(node: Node) -> None:
+    store = AwayStore(node.catalog().store)
     first = node.sandbox()
     sh(first, "mkdir a b; echo 1 > a/x; echo 2 > b/x")
     for name in ("a", "b"):
@@ -105,7 +107,10 @@ def test_a_sandbox_that_could_not_be_taken_up_can_be_once_the_cause_is_gone(node
         (node.home("box") / "sandbox.json").read_text())["entries"]}  # fmt: skip
     last = next(path for path in archives if records[path.stem] == "/workspace/b")
     last.rename(last.with_suffix(".away"))
-    again = node.sandbox(awake=False)
+    for archive in node.layout.cache.glob("*.sqsh"):
+        archive.unlink()
+    store.is_away = True
+    again = node.sandbox(awake=False, catalog=node.catalog(store))
     for _ in range(2):
         with pytest.raises(SandboxUnavailableError):
             again.wake()

@@ -32,15 +32,19 @@ from actors.node.hierarchies import Hierarchies
 from actors.node.layers import Layer
 from actors.node.stacks import Stack
 from actors.sandbox import LocalSandbox, NodeLayout
+from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
+from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import children, losses_in_hand, wait_until
 from tests.support.sandboxes import Node, backup, restore, run, sh
 from tests.support.service import comm_of
 
 
-def restored_twice(node: Node) -> tuple[LocalSandbox, DirectoryBackup, DirectoryBackup]:
+def restored_twice(
+    node: Node, catalog: BackupCatalog | None = None
+) -> tuple[LocalSandbox, DirectoryBackup, DirectoryBackup]:
     """A sandbox with two restored directories that were written to."""
-    box = node.sandbox()
+    box = node.sandbox(catalog=catalog)
     sh(box, "echo 1 > file; mkdir -p ~/data; echo 2 > ~/data/file")
     handles = backup(box), backup(box, "/home/sandbox/data")
     for handle in handles:
@@ -91,8 +95,12 @@ def test_a_restore_whose_record_is_written_but_not_synced_has_succeeded(
 
 @pytest.mark.parametrize("driver", [Driver.MIXED, Driver.FUSE], indirect=True)
 def test_no_backup_is_made_of_a_directory_whose_layer_could_not_be_mounted_again(node: Node) -> None:
-    box, _, _ = restored_twice(node)
+    store = AwayStore(node.catalog().store)
+    box, _, _ = restored_twice(node, node.catalog(store))
     archives = sorted(node.home("box").glob("archives/*.sqsh"))
+    for archive in node.layout.cache.glob("*.sqsh"):
+        archive.unlink()
+    store.is_away = True
     for archive in archives:
         archive.rename(archive.with_suffix(".away"))
     os.kill(next(pid for pid, name in children().items() if name == "squashfuse_ll"), signal.SIGKILL)

@@ -1,0 +1,130 @@
+"""The archives under a sandbox's layers, when this node's copy of one is damaged or gone: fetched anew, never shown.
+
+The layer keeps its upper. What the sandbox has written over the archive is there again once the layer is mounted from
+a good copy: that of the node's cache, or the bucket's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actors.custody import Custody
+from actors.durable_state import happened
+from actors.errors import BackupNotFoundError, MountLostError
+from actors.logs import log
+from actors.models import OperationKind
+from actors.node.errors import NodeError
+from actors.node.verified import Verified
+from actors.operations import Progress
+from actors.restored import Entry, RestoredDirectories
+from storage.errors import CorruptMetadataError, IntegrityError
+
+if TYPE_CHECKING:
+    from actors.fetch import ArchiveFetch
+
+DAMAGED = "archive_damaged"
+"""The event of a sandbox whose directory was mounted from a damaged archive, or was to be."""
+_LOOK_S = 5.0
+
+
+def disturbed() -> MountLostError:
+    """For whoever may have read what was never in the backup."""
+    return MountLostError(
+        "The archive under a restored directory was damaged on the node; it is fetched and mounted anew.",
+        hint="Try again.",
+        context={"reason": "DAMAGED_COPY"},
+    )
+
+
+class Mending:
+    """Replaces damaged archives of one sandbox, while nothing is mounted from them."""
+
+    def __init__(
+        self,
+        tenant: str,
+        restored: RestoredDirectories,
+        custody: Custody,
+        verified: Verified,
+        *,
+        spool: Path,
+        node: str,
+    ) -> None:
+        """`node` is this node's identity."""
+        self._tenant = tenant
+        self._restored = restored
+        self._custody = custody
+        self._verified = verified
+        self._spool = spool
+        self._node = node
+
+    def mend(self, damaged: Sequence[Entry], fetch: ArchiveFetch) -> None:
+        """Fetches the archives of these directories anew, and has the sandbox's events say so.
+
+        One that the bucket does not have any more, or not whole, stays damaged: its directory cannot be mounted.
+
+        Raises:
+            StorageError, NodeError, OSError: one could not be fetched now.
+        """
+        for entry in damaged:
+            self._tell(entry)
+        for entry in damaged:
+            try:
+                self._replace(entry, fetch)
+                log.warning("archive_replaced", dir=entry.dir, backup=entry.backup_id)
+            except (BackupNotFoundError, IntegrityError, CorruptMetadataError) as e:
+                log.error("archive_not_replaced", dir=entry.dir, backup=entry.backup_id, error=type(e).__name__)
+
+    def _tell(self, entry: Entry) -> None:
+        dir_, backup_id, node = entry.dir, entry.backup_id, self._node
+        self._custody.report(lambda state: happened(state, DAMAGED, dir=dir_, backup_id=backup_id, node=node))
+
+    def _replace(self, entry: Entry, fetch: ArchiveFetch) -> None:
+        assert entry.archive_sha256 is not None
+        progress = Progress(OperationKind.RECOVER, entry.dir, lambda: datetime.now(UTC))
+        work = self._spool / uuid.uuid4().hex
+        work.mkdir(parents=True, mode=0o711)
+        link = work / "archive.sqsh"
+        try:
+            fetch.fetch_again(self._tenant, entry.backup_id, entry.archive_sha256, link, progress)
+            self._restored.keep_archive(link, entry.archive_sha256)
+        finally:
+            with contextlib.suppress(NodeError, OSError):
+                self._verified.unlink(link, entry.archive_sha256)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+class Watch:
+    """A thread that looks after something every few seconds, until `look` says that there is nothing to look after."""
+
+    def __init__(self, look: Callable[[], bool]) -> None:
+        self._look = look
+        self._lock = threading.Lock()
+        self._is_running = False
+        self._is_asked = False
+
+    def begin(self) -> None:
+        """Begins, unless it looks already. May be called from `look`, and by who has a lock that `look` needs."""
+        with self._lock:
+            self._is_asked = True
+            if not self._is_running:
+                self._is_running = True
+                threading.Thread(target=self._run, name="archive-watch", daemon=True).start()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            pause.wait(_LOOK_S)
+            with self._lock:
+                self._is_asked = False
+            goes_on = self._look()
+            with self._lock:
+                if not goes_on and not self._is_asked:
+                    self._is_running = False
+                    return

@@ -1,0 +1,371 @@
+"""A node's copies of archives are not believed: what its disk has damaged is fetched anew, or is an error."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from actors.errors import BackupCreateError, MountLostError, SandboxUnavailableError
+from actors.metrics import DOWNLOADED_BYTES
+from actors.models import DirectoryBackup, RestoreMode
+from actors.node import verified
+from actors.node.verified import Verified
+from actors.sandbox import LocalSandbox
+from storage import keys
+from tests.support.damage import DAMAGE, flip, flip_unseen
+from tests.support.held_store import AwayStore
+from tests.support.killing import act_at
+from tests.support.mount_leaks import wait_until
+from tests.support.sandboxes import Node, backup, command, read, restore, run, sh
+
+MODES = list(RestoreMode)
+NOISE = "sha256sum noise"
+
+
+class Counting:
+    """A meter that adds up downloaded bytes."""
+
+    def __init__(self) -> None:
+        self.downloaded = 0.0
+
+    def add(self, metric: object, *labels: str, amount: float = 1) -> None:
+        self.downloaded += amount if metric is DOWNLOADED_BYTES else 0
+
+
+@pytest.fixture
+def meter() -> Counting:
+    return Counting()
+
+
+def cached(node: Node, handle: DirectoryBackup) -> Path:
+    (path,) = node.layout.cache.glob(f"{handle.id}_*.sqsh")
+    return path
+
+
+def kept(node: Node, name: str = "box") -> list[Path]:
+    return sorted((node.home(name) / "archives").iterdir())
+
+
+def record(node: Node) -> Verified:
+    return Verified(node.layout.verified)
+
+
+def events(box: LocalSandbox, kind: str = "archive_damaged") -> list[tuple[str | None, str | None]]:
+    state = box.custody.last_known
+    assert state is not None
+    return [(event.dir, event.backup_id) for event in state.events if event.kind == kind]
+
+
+def filled(node: Node, meter: Counting | None = None) -> tuple[LocalSandbox, DirectoryBackup, str]:
+    """A sandbox, a backup of its directory, and the checksum of the noise in it."""
+    box = node.sandbox(meter=meter) if meter is not None else node.sandbox()
+    sh(box, "head -c 300000 /dev/urandom > noise; echo original > file; mkdir sub; echo deep > sub/deep")
+    return box, backup(box), sh(box, NOISE)
+
+
+def layered(node: Node, meter: Counting | None = None) -> tuple[LocalSandbox, DirectoryBackup, str]:
+    """The same, restored, with writes over the restored directory."""
+    box, handle, noise = filled(node, meter)
+    restore(box, handle)
+    sh(box, "echo later > later; echo changed > file")
+    return box, handle, noise
+
+
+def assert_whole(box: LocalSandbox, noise: str) -> None:
+    assert sh(box, NOISE) == noise
+    assert sh(box, "cat file later sub/deep") == "changed\nlater\ndeep\n"
+
+
+# --- the cache
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_entry_is_fetched_anew_and_the_restore_succeeds(
+    kernel_node: Node, meter: Counting, damage: str, mode: RestoreMode
+) -> None:
+    box, handle, noise = filled(kernel_node, meter)
+    entry = cached(kernel_node, handle)
+    size = entry.stat().st_size
+    DAMAGE[damage](entry)
+    sh(box, "rm -rf noise file sub")
+    restore(box, handle, mode=mode)
+    assert sh(box, NOISE) == noise
+    assert meter.downloaded == (0 if damage == "open to all" else size)
+    assert entry.stat().st_mode & 0o7777 == 0o400
+
+    fork = kernel_node.sandbox("fork", meter=meter)
+    restore(fork, handle, mode=mode)
+    assert sh(fork, NOISE) == noise
+    assert meter.downloaded == (0 if damage == "open to all" else size)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_flipped_bit_in_the_cache_reaches_no_sandbox_on_any_driver(node: Node, mode: RestoreMode) -> None:
+    box, handle, noise = filled(node)
+    flip(cached(node, handle))
+    restore(box, handle, mode=mode)
+    assert sh(box, NOISE) == noise
+    second = backup(box)
+    fork = node.sandbox("fork")
+    restore(fork, second, mode=mode)
+    assert sh(fork, NOISE) == noise
+
+
+def test_an_entry_that_holds_another_backups_archive_is_not_used(kernel_node: Node) -> None:
+    box, handle, noise = filled(kernel_node)
+    sh(box, "echo other > noise")
+    other = backup(box)
+    entry = cached(kernel_node, handle)
+    entry.unlink()
+    found = cached(kernel_node, other)
+    found.rename(entry.with_name(f"{handle.id}_{found.stem.partition('_')[2]}.sqsh"))
+    restore(box, handle)
+    assert sh(box, NOISE) == noise
+    assert cached(kernel_node, handle) == entry
+
+
+def test_an_archive_that_was_damaged_after_its_upload_is_not_believed(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "head -c 300000 /dev/urandom > noise")
+    noise = sh(box, NOISE)
+
+    def damage() -> None:
+        (path,) = (kernel_node.home("box") / "spool").glob("*/data.sqsh")
+        flip(path)
+
+    act_at("cache", "before", damage)
+    handle = backup(box)
+    restore(box, handle)
+    assert sh(box, NOISE) == noise
+
+
+def test_an_archive_is_read_no_second_time_whatever_links_come_and_go(node: Node) -> None:
+    box, handle, _ = filled(node)
+    entry, known = cached(node, handle), record(node)
+    sha256 = entry.stem.partition("_")[2]
+    assert known.holds(entry, sha256), "its digest was taken as it was uploaded"
+    restore(box, handle)
+    assert known.holds(entry, sha256)
+    fork = node.sandbox("fork")
+    restore(fork, handle)
+    restore(fork, handle, mode="copy")
+    assert known.holds(entry, sha256)
+    fork.destroy()
+    assert known.holds(entry, sha256)
+    entry.unlink()  # by a person, who tells nobody
+    assert sh(box, "cat file") == "original\n"
+    assert known.holds(kept(node)[0], sha256)
+
+
+def test_an_archive_that_was_downloaded_is_not_read_again(kernel_node: Node) -> None:
+    box, handle, _ = filled(kernel_node)
+    cached(kernel_node, handle).unlink()
+    restore(box, handle)
+    entry = cached(kernel_node, handle)
+    assert record(kernel_node).holds(entry, entry.stem.partition("_")[2])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_reboot_an_archive_is_verified_before_its_first_use(
+    kernel_node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: RestoreMode
+) -> None:
+    box, handle, noise = filled(kernel_node)
+    entry = cached(kernel_node, handle)
+    flip_unseen(entry, entry.stem.partition("_")[2], record(kernel_node))
+    box.close()
+    (tmp_path / "boot_id").write_text("another boot\n")
+    monkeypatch.setattr(verified, "_BOOT_ID", tmp_path / "boot_id")
+    rebooted = kernel_node.sandbox()
+    sh(rebooted, "rm noise")
+    restore(rebooted, handle, mode=mode)
+    assert sh(rebooted, NOISE) == noise
+
+
+# --- the archives under layers
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_sandbox_wakes_with_right_data_when_its_archive_was_damaged(node: Node, damage: str) -> None:
+    box, handle, noise = layered(node)
+    box.close()
+    for archive in kept(node):
+        DAMAGE[damage](archive)
+    again = node.sandbox()
+    assert_whole(again, noise)
+    assert events(again) == ([] if damage == "open to all" else [("/workspace", handle.id)])
+    again.close()
+    assert_whole(node.sandbox(), noise)
+
+
+def test_after_a_reboot_a_layers_archive_is_verified_before_it_is_mounted(
+    node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    box, handle, noise = layered(node)
+    box.close()
+    (archive,) = kept(node)
+    flip_unseen(archive, archive.stem, record(node))
+    (tmp_path / "boot_id").write_text("another boot\n")
+    monkeypatch.setattr(verified, "_BOOT_ID", tmp_path / "boot_id")
+    again = node.sandbox()
+    assert_whole(again, noise)
+    assert events(again) == [("/workspace", handle.id)]
+
+
+@pytest.mark.parametrize("damage", ["one flipped bit", "a flipped bit, old times", "truncated", "replaced", "missing"])
+def test_an_awake_sandbox_whose_archive_is_damaged_shows_right_data_with_the_next_call(node: Node, damage: str) -> None:
+    box, handle, noise = layered(node)
+    with command(box, "echo ready; exec sleep 60") as running:
+        (archive,) = kept(node)
+        DAMAGE[damage](archive)
+        assert_whole(box, noise)
+        assert isinstance(running.error(), MountLostError)
+    assert events(box) == [("/workspace", handle.id)]
+    assert read(box, "/workspace/sub/deep") == b"deep\n"
+
+
+def test_a_sandbox_with_a_damaged_archive_is_mended_without_a_call(node: Node) -> None:
+    box, handle, noise = layered(node)
+    with command(box, "echo ready; exec sleep 60") as running:
+        (archive,) = kept(node)
+        flip(archive)
+        assert wait_until(lambda: running.ended, timeout_s=30)
+        assert isinstance(running.error(), MountLostError)
+    assert wait_until(lambda: events(box) == [("/workspace", handle.id)], timeout_s=30)
+    assert_whole(box, noise)
+
+
+def test_a_command_that_ends_after_its_archive_was_damaged_is_told_so(node: Node) -> None:
+    box, _, noise = layered(node)
+    with command(box, "echo ready; while [ ! -e /tmp/go ]; do sleep 0.05; done") as running:
+        (archive,) = kept(node)
+        (node.tree(box) / "tmp" / "go").touch()
+        flip(archive)
+        assert isinstance(running.error(), MountLostError)
+    assert_whole(box, noise)
+
+
+def test_every_sandbox_that_shares_a_damaged_archive_gets_right_data(node: Node) -> None:
+    box, handle, noise = layered(node)
+    fork = node.sandbox("fork")
+    restore(fork, handle)
+    asleep = node.sandbox("asleep")
+    restore(asleep, handle)
+    asleep.close()
+    flip(kept(node)[0])
+    new = node.sandbox("new")
+    restore(new, handle)
+    for each in (new, fork, box, node.sandbox("asleep")):
+        assert sh(each, NOISE) == noise
+        assert sh(each, "cat sub/deep") == "deep\n"
+    assert_whole(box, noise)
+    assert len({kept(node, name)[0].stat().st_ino for name in ("box", "fork", "asleep", "new")}) == 1
+
+
+def test_a_fresh_restore_does_not_adopt_the_mount_of_a_damaged_archive(node: Node) -> None:
+    box, handle, noise = layered(node)
+    for archive in (*kept(node), cached(node, handle)):
+        flip(archive) if archive != cached(node, handle) else None
+    with command(box, "echo ready; exec sleep 60"):
+        fork = node.sandbox("fork")
+        restore(fork, handle)
+        assert sh(fork, NOISE) == noise
+
+
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_a_backup_over_a_damaged_archive_holds_right_data_or_fails(node: Node, moment: str) -> None:
+    box, _, noise = layered(node)
+    (archive,) = kept(node)
+    if moment == "before":
+        flip(archive)
+    else:
+        act_at("archive", "before", lambda: flip(archive))
+        with pytest.raises(BackupCreateError) as raised:
+            backup(box)
+        assert raised.value.context == {"reason": "DAMAGED_COPY"}
+    handle = backup(box)
+    fork = node.sandbox("fork")
+    restore(fork, handle)
+    assert_whole(fork, noise)
+
+
+# --- where it cannot be fetched
+
+
+def test_a_damaged_archive_is_never_shown_while_the_bucket_is_away(node: Node) -> None:
+    box, _, noise = layered(node)
+    box.close()
+    flip(kept(node)[0])
+    store = AwayStore(node.catalog().store)
+    store.is_away = True
+    again = node.sandbox(awake=False, catalog=node.catalog(store))
+    for _ in range(2):
+        with pytest.raises(SandboxUnavailableError) as raised:
+            run(again, "cat", "noise")
+        assert raised.value.context == {"outcome": "not_executed", "reason": "STORAGE_UNAVAILABLE"}
+    store.is_away = False
+    assert_whole(again, noise)
+
+
+def test_a_good_copy_in_the_cache_heals_a_sandbox_without_the_bucket(kernel_node: Node) -> None:
+    box, handle, noise = layered(kernel_node)
+    box.close()
+    (archive,) = kept(kernel_node)
+    archive.unlink()
+    store = AwayStore(kernel_node.catalog().store)
+    store.is_away = True
+    again = kernel_node.sandbox(catalog=kernel_node.catalog(store))
+    assert_whole(again, noise)
+    assert archive.samefile(cached(kernel_node, handle))
+
+
+@pytest.mark.parametrize("bucket", ["no archive", "no metadata", "a damaged archive"])
+def test_a_damaged_archive_whose_backup_is_gone_is_an_error_that_says_the_way_out(
+    kernel_node: Node, bucket: str
+) -> None:
+    box, handle, _ = layered(kernel_node)
+    box.close()
+    store = kernel_node.catalog().store
+    if bucket == "a damaged archive":
+        cached(kernel_node, handle).unlink()
+        store.put(keys.archive(handle.id), bytes(kept(kernel_node)[0].stat().st_size))
+    else:
+        store.delete((keys.archive if bucket == "no archive" else keys.metadata)(handle.id))
+    flip(kept(kernel_node)[0])
+    again = kernel_node.sandbox(awake=False)
+    for _ in range(2):
+        with pytest.raises(SandboxUnavailableError) as raised:
+            run(again, "true")
+        told = raised.value.context
+        assert (told["reason"], told["dir"], told["cause"]) == ("DIRECTORY_MISSING", "/workspace", "DAMAGED_COPY")
+        assert "holdfast forget" in (raised.value.hint or "")
+    (upper,) = (kernel_node.home("box") / "layers").glob("*/upper")
+    assert (upper / "later").read_text() == "later\n"
+    again.destroy()
+    assert sh(again, "ls") == ""
+
+
+def test_an_expired_backup_still_heals_what_was_restored_from_it(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "head -c 300000 /dev/urandom > noise")
+    noise = sh(box, NOISE)
+    restore(box, backup(box, ttl=61))
+    box.close()
+    flip(kept(kernel_node)[0])
+    catalog = kernel_node.catalog()
+    assert sh(kernel_node.sandbox(catalog=catalog), NOISE) == noise
+
+
+def test_an_archive_lies_where_no_sandbox_can_reach_it(node: Node) -> None:
+    box, handle, _ = layered(node)
+    entry, (archive,) = cached(node, handle), kept(node)
+    for path in (entry, archive):
+        status = path.stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (0, 0, 0o400)
+    for folder in (archive.parent, node.home("box"), node.layout.verified):
+        status = folder.stat()
+        assert (status.st_uid, status.st_mode & 0o077) == (0, 0), folder
+    with contextlib.suppress(FileNotFoundError):
+        assert run(box, "ls", str(entry)).exit_code != 0

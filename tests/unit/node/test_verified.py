@@ -1,0 +1,316 @@
+"""The node's record of checked archives: what is on record is believed, and nothing else is."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from actors.node.errors import DamagedCopyError
+from actors.node.verified import GoOn, Verified, read_digest, stamp_of
+
+CONTENT = b"an archive" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Counted:
+    """Reads digests, and counts how often."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, fd: int, go_on: GoOn) -> str:
+        self.count += 1
+        return read_digest(fd, go_on)
+
+
+@pytest.fixture
+def counted() -> Counted:
+    return Counted()
+
+
+@pytest.fixture
+def verified(tmp_path: Path, counted: Counted) -> Verified:
+    return Verified(tmp_path / "verified", boot="first", digest=counted)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "archive.sqsh"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def records(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / "verified").iterdir() if not path.name.startswith(".")]
+
+
+def flip(path: Path, position: int = 100) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.write(data)
+
+
+def test_an_archive_is_read_once_and_then_only_looked_at(verified: Verified, archive: Path, counted: Counted) -> None:
+    assert not verified.holds(archive, SHA256)
+    for _ in range(3):
+        verified.check(archive, SHA256)
+    assert counted.count == 1
+    assert verified.holds(archive, SHA256)
+
+
+def test_after_a_reboot_an_archive_is_read_again(verified: Verified, archive: Path, tmp_path: Path) -> None:
+    verified.check(archive, SHA256)
+    counted = Counted()
+    rebooted = Verified(tmp_path / "verified", boot="second", digest=counted)
+    assert not rebooted.holds(archive, SHA256)
+    for _ in range(2):
+        rebooted.check(archive, SHA256)
+    assert counted.count == 1
+
+
+def written_with_its_old_time(path: Path) -> None:
+    status = path.stat()
+    flip(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def replaced_with_its_old_time(path: Path) -> None:
+    status, other = path.stat(), path.with_name("other")
+    other.write_bytes(bytes(len(CONTENT)))
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+
+
+def turned_into_a_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def turned_into_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def turned_into_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "one flipped bit": flip,
+    "a flipped bit and the old time": written_with_its_old_time,
+    "truncated": lambda path: os.truncate(path, 5000),
+    "empty": lambda path: os.truncate(path, 0),
+    "longer": lambda path: os.truncate(path, len(CONTENT) + 1),
+    "replaced": replaced_with_its_old_time,
+    "missing": lambda path: path.unlink(),
+    "a symbolic link": turned_into_a_link,
+    "a directory": turned_into_a_directory,
+    "a pipe": turned_into_a_pipe,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_changed_archive_is_never_taken_for_good(
+    verified: Verified, archive: Path, tmp_path: Path, damage: str
+) -> None:
+    verified.check(archive, SHA256)
+    DAMAGE[damage](archive)
+    assert not verified.holds(archive, SHA256)
+    for _ in range(2):
+        with pytest.raises(DamagedCopyError):
+            verified.check(archive, SHA256)
+        with pytest.raises(DamagedCopyError):
+            verified.link(archive, SHA256, tmp_path / "link")
+    assert not os.path.lexists(tmp_path / "link")
+
+
+def test_an_archive_that_the_disk_does_not_give_is_damaged(archive: Path, tmp_path: Path) -> None:
+    def broken(fd: int, go_on: GoOn) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(DamagedCopyError):
+        Verified(tmp_path / "verified", digest=broken).check(archive, SHA256)
+
+
+def test_an_archive_that_changes_while_it_is_read_is_not_recorded(archive: Path, tmp_path: Path) -> None:
+    def reads_and_writes(fd: int, go_on: GoOn) -> str:
+        found = read_digest(fd, go_on)
+        flip(archive)
+        return found
+
+    verified = Verified(tmp_path / "verified", digest=reads_and_writes)
+    with pytest.raises(DamagedCopyError):
+        verified.check(archive, SHA256)
+    assert records(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", [lambda p: p.chmod(0o666), lambda p: os.chown(p, 1000, 1000)])
+def test_an_archive_with_other_permissions_is_read_again_and_made_private(
+    verified: Verified, archive: Path, counted: Counted, change: Callable[[Path], None]
+) -> None:
+    verified.check(archive, SHA256)
+    change(archive)
+    verified.check(archive, SHA256)
+    status = archive.stat()
+    assert (counted.count, status.st_mode & 0o7777, status.st_uid, status.st_gid) == (2, 0o400, 0, 0)
+
+
+def test_links_that_come_and_go_cost_no_reading(
+    verified: Verified, archive: Path, tmp_path: Path, counted: Counted
+) -> None:
+    verified.check(archive, SHA256)
+    folder = tmp_path / "links"
+    folder.mkdir()
+    verified.link(archive, SHA256, tmp_path / "first")
+    verified.link(tmp_path / "first", SHA256, folder / f"{SHA256}.sqsh")
+    verified.replace(archive, SHA256, tmp_path / "first")
+    verified.unlink(archive, SHA256)
+    verified.check(tmp_path / "first", SHA256)
+    verified.unlink(tmp_path / "first", SHA256)
+    verified.check(folder / f"{SHA256}.sqsh", SHA256)
+    assert counted.count == 1
+    verified.unlink_all(folder)
+    assert list(folder.iterdir()) == []
+    assert records(tmp_path) == []
+
+
+def test_a_link_does_not_make_a_changed_archive_good(verified: Verified, archive: Path, tmp_path: Path) -> None:
+    verified.check(archive, SHA256)
+    os.link(archive, tmp_path / "other")
+    flip(archive)
+    verified.unlink(archive, SHA256)
+    with pytest.raises(DamagedCopyError):
+        verified.check(tmp_path / "other", SHA256)
+
+
+@pytest.mark.parametrize("lies", ["a directory", "another file", "nothing", "a symbolic link"])
+def test_whatever_lies_in_its_place_is_replaced(verified: Verified, archive: Path, tmp_path: Path, lies: str) -> None:
+    target = tmp_path / "target"
+    if lies == "a directory":
+        (target / "inside").mkdir(parents=True)
+    elif lies == "another file":
+        target.write_text("damaged")
+    elif lies == "a symbolic link":
+        target.symlink_to(archive)
+    verified.replace(archive, SHA256, target)
+    assert verified.holds(target, SHA256)
+    assert target.samefile(archive)
+    assert not target.is_symlink()
+
+
+RECORD_DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "longer": lambda data: data + b" ",
+    "wrong types": lambda data: b'{"boot": 1, "sha256": [], "file": null}',
+    "no JSON": lambda data: b"\xff" * len(data),
+}
+
+
+@pytest.mark.parametrize("damage", RECORD_DAMAGE)
+def test_a_damaged_record_costs_one_reading(
+    verified: Verified, archive: Path, tmp_path: Path, counted: Counted, damage: str
+) -> None:
+    verified.check(archive, SHA256)
+    (record,) = records(tmp_path)
+    record.write_bytes(RECORD_DAMAGE[damage](record.read_bytes()))
+    assert not verified.holds(archive, SHA256)
+    for _ in range(2):
+        verified.check(archive, SHA256)
+    assert counted.count == 2
+
+
+def test_no_flipped_bit_of_a_record_makes_another_file_good(verified: Verified, archive: Path, tmp_path: Path) -> None:
+    verified.check(archive, SHA256)
+    (record,) = records(tmp_path)
+    whole = record.read_bytes()
+    for position in range(len(whole)):
+        for bit in range(8):
+            data = bytearray(whole)
+            data[position] ^= 1 << bit
+            record.write_bytes(data)
+            assert not verified.holds(archive, SHA256)
+    record.write_bytes(whole)
+    assert verified.holds(archive, SHA256)
+
+
+def test_a_record_that_cannot_be_written_is_no_obstacle(archive: Path, tmp_path: Path, counted: Counted) -> None:
+    verified = Verified(tmp_path / "verified", boot="first", digest=counted)
+    verified.check(archive, SHA256)
+    (record,) = records(tmp_path)
+    record.unlink()
+    (record / "in the way").mkdir(parents=True)
+    for _ in range(2):
+        verified.check(archive, SHA256)
+    assert counted.count == 3
+
+
+def test_of_many_that_need_an_archive_at_once_one_reads_it(archive: Path, tmp_path: Path) -> None:
+    begun, go, counted = threading.Event(), threading.Event(), Counted()
+
+    def slow(fd: int, go_on: GoOn) -> str:
+        begun.set()
+        assert go.wait(20)
+        return counted(fd, go_on)
+
+    verified = Verified(tmp_path / "verified", digest=slow)
+    threads = [threading.Thread(target=verified.check, args=(archive, SHA256)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(20)
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    assert counted.count == 1
+    assert verified.holds(archive, SHA256)
+
+
+def test_who_waits_or_reads_can_give_up(verified: Verified, archive: Path) -> None:
+    def cancelled() -> None:
+        raise RuntimeError("cancelled")
+
+    with pytest.raises(RuntimeError, match="cancelled"):
+        verified.check(archive, SHA256, go_on=cancelled)
+    assert not verified.holds(archive, SHA256)
+
+
+def test_a_doubted_archive_is_read_again_through_each_of_its_links(
+    verified: Verified, archive: Path, tmp_path: Path, counted: Counted
+) -> None:
+    link = tmp_path / "link"
+    stamp = verified.link(archive, SHA256, link)
+    verified.doubt(archive, SHA256)
+    assert not verified.holds(link, SHA256)
+    assert stamp_of(link).has_content_of(stamp)
+    assert verified.check(link, SHA256) != stamp
+    assert counted.count == 2
+
+
+def test_what_was_digested_is_noted_unless_it_was_written_to(verified: Verified, archive: Path) -> None:
+    before = stamp_of(archive)
+    verified.note(archive, SHA256, as_of=before)
+    assert verified.holds(archive, SHA256)
+    flip(archive)
+    verified.note(archive, SHA256, as_of=before)
+    assert not verified.holds(archive, SHA256)
+
+
+def test_records_of_files_that_are_gone_are_pruned(verified: Verified, archive: Path, tmp_path: Path) -> None:
+    verified.check(archive, SHA256)
+    inode, now = stamp_of(archive).inode, time.time() + 1
+    (tmp_path / "verified" / f"{'0' * 64}-17").write_text("of another boot")
+    assert verified.prune({(SHA256, inode)}, older_than=now) == 1
+    assert verified.holds(archive, SHA256)
+    assert verified.prune(set(), older_than=now - 3600) == 0
+    assert verified.prune(set(), older_than=now) == 1
+    assert records(tmp_path) == []
