@@ -30,7 +30,7 @@ _DRAIN_S = 1.0
 class NodeHost:
     """One node's actor. `__init__` does nothing that can fail: Ray would never start it again.
 
-    Its sweeps run in a thread of their own, the first one at once.
+    Its sweeps and its scrub run in threads of their own, the first of each at once.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -39,6 +39,7 @@ class NodeHost:
         self._drain: Drain | None = None
         threading.Thread(target=self._keep_clean, name="sweep", daemon=True).start()
         threading.Thread(target=self._watch_for_drain, name="drain", daemon=True).start()
+        threading.Thread(target=self._scrub, name="scrub", daemon=True).start()
 
     @functools.cached_property
     def _upkeep(self) -> Upkeep:
@@ -77,6 +78,11 @@ class NodeHost:
             except Exception as e:  # the next one tries again
                 log.error("sweep_failed", error=type(e).__name__)
             time.sleep(_SWEEP_S)
+
+    def _scrub(self) -> None:
+        from actors.scrub import keep_on
+
+        keep_on(lambda: self._upkeep.scrub)
 
     def want(self, tenant: str, sandbox_id: str) -> None:
         """Somebody has called a sandbox that sleeps here while the node is being drained."""

@@ -23,8 +23,10 @@ from actors.node.errors import MountBusyError, NodeError
 from actors.node.lowers import Lowers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
+from actors.node.verified import Verified
 from actors.presence import Presence
 from actors.sandbox import NodeLayout
+from actors.scrub import Scrub
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 
@@ -54,7 +56,9 @@ class Upkeep:
     def __init__(self, node: NodeConfig, catalog: BackupCatalog | None) -> None:
         self._layout = NodeLayout(node)
         self._catalog = catalog
-        self._cache = ArchiveCache(self._layout.cache, max_bytes=node.cache_max_bytes)
+        verified = Verified(self._layout.verified)
+        self._cache = ArchiveCache(self._layout.cache, max_bytes=node.cache_max_bytes, verified=verified)
+        self.scrub = Scrub(self._cache, self._layout.root / "boxes", verified)
         self._at_a_box = threading.Lock()
         """Held while one sandbox is being swept: `Presence` does not keep this process from itself."""
         self._rests = False
@@ -141,7 +145,7 @@ class Upkeep:
             remove_tree(home / "spool")
             swept.spools += 1
         if self._is_out_of_date(home, lives_elsewhere=lives_elsewhere):
-            remove_tree(self._layout.discard(home))
+            self._layout.remove(home)
             swept.out_of_date += 1
 
     def _is_out_of_date(self, home: Path, *, lives_elsewhere: bool | None) -> bool:

@@ -1,0 +1,161 @@
+"""The scrub of a node's archives: it reads each from time to time, and so finds what nobody has touched and is damaged.
+
+It reads past memory, from the disk; slowly, one archive at a time, and with the least claim to the processor. A damaged
+entry of the cache is removed. A damaged archive under a sandbox's layer is only made to be looked at: the sandbox, if
+it is awake, finds that out within seconds and fetches it anew; if it is asleep, as it wakes (`actors.mending`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from actors.cache import ArchiveCache
+from actors.logs import log
+from actors.node.errors import DamagedCopyError, NodeError
+from actors.node.verified import SUFFIX, Stamp, Verified, stamp_of
+
+BYTES_PER_S = 32 * 1024 * 1024
+"""How fast archives are read: a cache of the default size in eleven minutes, on a fiftieth of a core."""
+ROUND_S = 86_400.0
+"""How much time there is from the beginning of one round to that of the next."""
+_CHUNK_BYTES = 1024 * 1024
+_NICEST = 19
+
+
+@dataclass(slots=True)
+class Scrubbed:
+    """What a round has found: how many archives it has read, and the names of those that were damaged."""
+
+    read: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One archive. `sandbox` is empty for an entry of the cache."""
+
+    path: Path
+    sha256: str
+    sandbox: str = ""
+
+
+class Scrub:
+    """The scrub of one node.
+
+    Args:
+        boxes: the folder with the sandboxes' folders, by tenant.
+        bytes_per_s: how fast it reads.
+    """
+
+    def __init__(
+        self, cache: ArchiveCache, boxes: Path, verified: Verified, *, bytes_per_s: float = BYTES_PER_S
+    ) -> None:
+        self._cache = cache
+        self._boxes = boxes
+        self._verified = verified
+        self._bytes_per_s = bytes_per_s
+
+    def round(self) -> Scrubbed:
+        """Reads every archive of the node once, however many links it has; removes records of files that are gone."""
+        began_at = time.time()
+        done = Scrubbed()
+        read: dict[tuple[int, int, str], bool] = {}
+        for found in self._archives():
+            try:
+                stamp = stamp_of(found.path)
+                key = (stamp.device, stamp.inode, found.sha256)
+                if key not in read:
+                    done.read += 1
+                    read[key] = self._is_good(found, stamp)
+                is_good = read[key]
+            except DamagedCopyError:
+                if not os.path.lexists(found.path):  # it was evicted, or its layer is gone
+                    continue
+                is_good = False
+            if not is_good:
+                done.damaged.append(found.path.name)
+                self._deal_with(found)
+        self._verified.prune({(sha256, inode) for _, inode, sha256 in read}, older_than=began_at)
+        log.info("archives_scrubbed", read=done.read, damaged=len(done.damaged))
+        return done
+
+    def _archives(self) -> Iterator[_Found]:
+        for entry in self._cache.entries():
+            yield _Found(entry.path, entry.sha256)
+        for path in self._boxes.glob(f"*/*/archives/*{SUFFIX}"):
+            yield _Found(path, path.stem, sandbox=path.parent.parent.name)
+
+    def _is_good(self, found: _Found, stamp: Stamp) -> bool:
+        """Whether the disk has what the archive's digest says; if not, whoever uses it reads it once more."""
+        try:
+            if digest_on_disk(found.path, pace=self._pace()) == found.sha256:
+                if stamp_of(found.path) == stamp:  # else it was linked meanwhile, which kept its record, or changed
+                    self._verified.note(found.path, found.sha256, as_of=stamp)
+                return True
+        except OSError as e:
+            if not os.path.lexists(found.path):
+                return True
+            log.warning("archive_not_read", error=type(e).__name__)
+        self._verified.doubt(found.path, found.sha256)
+        try:
+            self._verified.check(found.path, found.sha256)
+        except DamagedCopyError:
+            return not os.path.lexists(found.path)
+        return True
+
+    def _deal_with(self, found: _Found) -> None:
+        if found.sandbox:
+            log.error("archive_under_layer_damaged", sandbox=found.sandbox, sha256=found.sha256)
+            return
+        with contextlib.suppress(OSError, NodeError):  # the next restore says what is wrong
+            self._cache.drop(found.path, "the scrub has found it damaged")
+
+    def _pace(self) -> Callable[[int], None]:
+        began, total = time.monotonic(), 0
+
+        def read(count: int) -> None:
+            nonlocal total
+            total += count
+            ahead_s = began + total / self._bytes_per_s - time.monotonic()
+            if ahead_s > 0:
+                time.sleep(ahead_s)
+
+        return read
+
+
+def keep_on(scrub: Callable[[], Scrub], *, round_s: float = ROUND_S) -> None:
+    """Does round after round, for ever, in this thread, which becomes one of the lowest priority."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)
+    while True:
+        began = time.monotonic()
+        try:
+            scrub().round()
+        except Exception as e:  # the next one tries again
+            log.error("scrub_failed", error=type(e).__name__)
+        time.sleep(max(1.0, began + round_s - time.monotonic()))
+
+
+def digest_on_disk(path: Path, *, pace: Callable[[int], None] = lambda count: None) -> str:
+    """The SHA-256 of what the disk has of a file, whatever memory has of it, where the file system can read so.
+
+    Raises OSError. Source: open(2), O_DIRECT: the buffer and the position are multiples of the block's size.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags | os.O_DIRECT)
+    except OSError:  # tmpfs and some FUSE file systems do not have it
+        fd = os.open(path, flags)
+    hasher = hashlib.sha256()
+    with mmap.mmap(-1, _CHUNK_BYTES) as buffer, memoryview(buffer) as view, os.fdopen(fd, "rb", buffering=0) as file:
+        while count := file.readinto(view):
+            hasher.update(view[:count])
+            pace(count)
+    return hasher.hexdigest()

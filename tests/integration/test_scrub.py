@@ -1,0 +1,128 @@
+"""The scrub finds what the disk has damaged unseen, and whoever uses it gets right data without being asked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from actors.cache import ArchiveCache
+from actors.node.errors import DamagedCopyError
+from actors.node.verified import Verified
+from actors.scrub import Scrub, Scrubbed, digest_on_disk
+from actors.upkeep import Upkeep
+from tests.integration.test_damaged_copies import (
+    NOISE,
+    assert_whole,
+    cached,
+    events,
+    filled,
+    kept,
+    layered,
+    record,
+)
+from tests.support.damage import flip_unseen
+from tests.support.mount_leaks import wait_until
+from tests.support.sandboxes import Node, restore, sh
+
+
+def scrub_of(node: Node) -> Scrub:
+    return Upkeep(node.config.node, None).scrub
+
+
+def test_a_round_reads_each_archive_once_and_finds_nothing_in_good_ones(kernel_node: Node) -> None:
+    box, handle, _ = layered(kernel_node)
+    fork = kernel_node.sandbox("fork")
+    restore(fork, handle)
+    assert scrub_of(kernel_node).round() == Scrubbed(read=1)
+    entry = cached(kernel_node, handle)
+    assert record(kernel_node).holds(entry, entry.stem.partition("_")[2])
+    assert sh(box, "cat later") == "later\n"
+
+
+def test_a_damaged_cache_entry_is_removed_without_any_call(kernel_node: Node) -> None:
+    box, handle, noise = filled(kernel_node)
+    entry = cached(kernel_node, handle)
+    flip_unseen(entry, entry.stem.partition("_")[2], record(kernel_node))
+    assert scrub_of(kernel_node).round() == Scrubbed(read=1, damaged=[entry.name])
+    assert not entry.exists()
+    restore(box, handle)
+    assert sh(box, NOISE) == noise
+
+
+def test_an_awake_sandbox_over_a_damaged_archive_is_mended_without_any_call(node: Node) -> None:
+    box, handle, noise = layered(node)
+    (archive,) = kept(node)
+    inode = archive.stat().st_ino
+    flip_unseen(archive, archive.stem, record(node))
+    found = scrub_of(node).round()
+    assert sorted(found.damaged) == sorted([f"{handle.id}_{archive.stem}.sqsh", archive.name])
+    assert wait_until(lambda: events(box) == [("/workspace", handle.id)], timeout_s=30)
+    assert wait_until(lambda: box.is_awake and kept(node)[0].stat().st_ino != inode, timeout_s=30)
+    assert_whole(box, noise)
+    assert scrub_of(node).round().damaged == []
+
+
+def test_a_sandbox_asleep_over_a_damaged_archive_wakes_with_right_data(node: Node) -> None:
+    box, handle, noise = layered(node)
+    box.close()
+    (archive,) = kept(node)
+    flip_unseen(archive, archive.stem, record(node))
+    assert archive.name in scrub_of(node).round().damaged
+    again = node.sandbox()
+    assert_whole(again, noise)
+    assert events(again) == [("/workspace", handle.id)]
+
+
+def test_a_round_makes_the_first_use_after_a_boot_cheap(kernel_node: Node) -> None:
+    _, handle, _ = filled(kernel_node)
+    entry = cached(kernel_node, handle)
+    for file in kernel_node.layout.verified.glob("[!.]*"):
+        file.unlink()
+    scrub_of(kernel_node).round()
+    assert record(kernel_node).holds(entry, entry.stem.partition("_")[2])
+
+
+def test_a_round_is_slow_and_leaves_the_order_of_use(tmp_path: Path) -> None:
+    cache = ArchiveCache(tmp_path / "cache", max_bytes=10_000_000)
+    archive = tmp_path / "archive"
+    archive.write_bytes(os.urandom(1_000_000))
+    cache.adopt("one", archive, digest_on_disk(archive))
+    (entry,) = (tmp_path / "cache").glob("*.sqsh")
+    os.utime(entry, (1000, 1000))
+    began = time.monotonic()
+    done = Scrub(cache, tmp_path / "boxes", Verified(tmp_path / "verified"), bytes_per_s=2_000_000).round()
+    assert done == Scrubbed(read=1)
+    assert time.monotonic() - began >= 0.4
+    assert entry.stat().st_atime == 1000
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 1024 * 1024, 1024 * 1024 + 4096, 3_000_001])
+def test_the_digest_past_memory_is_that_of_the_file(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(size))
+    expected = subprocess.run(["sha256sum", str(path)], capture_output=True, check=True).stdout.split()[0].decode()
+    assert digest_on_disk(path) == expected
+
+
+def test_a_disk_that_gives_errors_is_damage(scratch: Path) -> None:
+    """A file in a squashfs whose blocks were overwritten: the kernel answers EIO to whoever reads it."""
+    tree, point = scratch / "tree", scratch / "point"
+    for folder in (tree, point):
+        folder.mkdir()
+    (tree / "file").write_bytes(b"compressible " * 100_000)
+    (tree / "file").chmod(0o400)
+    sha256 = digest_on_disk(tree / "file")
+    quiet = ["-quiet", "-no-progress", "-comp", "zstd"]
+    subprocess.run(["mksquashfs", "tree", "disk", *quiet], cwd=scratch, check=True, stdout=subprocess.DEVNULL)
+    with (scratch / "disk").open("r+b") as disk:
+        disk.seek(96)  # behind the superblock lie the file's blocks
+        disk.write(bytes(64))
+    subprocess.run(["mount", "-o", "loop,ro", str(scratch / "disk"), str(point)], check=True)
+    with pytest.raises(OSError, match="Input/output error"):
+        digest_on_disk(point / "file")
+    with pytest.raises(DamagedCopyError):
+        Verified(scratch / "verified").check(point / "file", sha256)
