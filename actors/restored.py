@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from actors.logs import log
 from actors.models import RestoredDirectory, RestoreMode
@@ -34,6 +34,7 @@ from actors.node.errors import (
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
+from actors.node.records import TwinFile
 from actors.node.removal import remove_tree
 from actors.node.tree import TEMPORARY, Tree, temporary_name
 from actors.steps import RestoreStep, step
@@ -154,19 +155,14 @@ class Record(BaseModel):
 def recorded_driver(file: Path) -> Driver | None:
     """The driver of the layers that a record speaks of: an upper layer never changes its driver."""
     with contextlib.suppress(CorruptRecordError):
-        record = _read(file)
+        record, _ = _twin(file).read()
         entries = record.entries if record else ()
         return next((entry.driver for entry in entries if entry.is_mounted and entry.driver), None)
     return None
 
 
-def _read(file: Path) -> Record | None:
-    try:
-        return Record.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as e:
-        raise CorruptRecordError(f"The sandbox's record cannot be read ({type(e).__name__}).") from None
+def _twin(file: Path) -> TwinFile[Record]:
+    return TwinFile(file, Record.model_validate_json)
 
 
 class RestoredDirectories:
@@ -179,6 +175,7 @@ class RestoredDirectories:
     def __init__(self, file: Path, tree: Tree, layers: Layers, kept: KeptArchives) -> None:
         """`kept` are the archives that the layers are mounted from."""
         self._file = file
+        self._twin = _twin(file)
         self._kept = kept
         self._tree = tree
         self._layers = layers
@@ -191,13 +188,17 @@ class RestoredDirectories:
         self._damage: CorruptRecordError | None = None
         self.unmounted: Entry | None = None
         """The overlay that could not be mounted when everything was taken up last."""
+        self._is_on_record = False
+        """Whether the disk has the record, twice."""
         self.record = Record(created_at=_now())
         self.read()
 
     def read(self) -> None:
         """Reads the record: another process of this node may have written it since. Nothing of it may be mounted."""
         try:
-            self.record, self._damage = _read(self._file) or Record(created_at=_now()), None
+            found, self._is_on_record = self._twin.read()
+            self.record, self._damage = found or Record(created_at=_now()), None
+            self._is_on_record = self._is_on_record and found is not None
         except CorruptRecordError as e:  # the sandbox can still be destroyed
             self.record, self._damage = Record(created_at=_now()), e
 
@@ -219,7 +220,7 @@ class RestoredDirectories:
     @property
     def exists(self) -> bool:
         """Whether this node has a record of the sandbox, readable or not."""
-        return self._file.exists()
+        return self._twin.exists
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -254,7 +255,7 @@ class RestoredDirectories:
             self.release_lowers()
         self._remove_stage()
         self.drop_unused_archives()
-        if not self._file.exists():
+        if not self._is_on_record:
             self._save(self.record)
         self._is_mounted = True
 
@@ -289,7 +290,7 @@ class RestoredDirectories:
 
     def forget(self) -> None:
         """Begins anew, after the sandbox's files were removed."""
-        self.record, self._damage = Record(created_at=_now()), None
+        self.record, self._damage, self._is_on_record = Record(created_at=_now()), None, False
         self._devices.clear()
 
     def begin_recovery(self, created_at: datetime, recovery: RecoveryPlan) -> None:
@@ -587,21 +588,8 @@ class RestoredDirectories:
 
     def _save(self, record: Record) -> None:
         """Writes the record, whole or not at all: once it has its name, nothing here fails any more."""
-        temporary = self._file.with_suffix(".new")
-        folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with temporary.open("w") as file:
-                file.write(record.model_dump_json())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._file)
-            self.record = record
-            try:
-                os.fsync(folder)
-            except OSError as e:
-                log.error("record_not_synced", error=type(e).__name__)
-        finally:
-            os.close(folder)
+        self._twin.write(record.model_dump_json())
+        self.record, self._is_on_record = record, True
 
 
 def _now() -> datetime:

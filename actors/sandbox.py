@@ -75,7 +75,8 @@ from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup, announce_entry
 from actors.node.driver_choice import choose
 from actors.node.drivers import Driver
-from actors.node.errors import MountBusyError, NodeError, PathError
+from actors.node.errors import CorruptRecordError, MountBusyError, NodeError, PathError, ToolError
+from actors.node.identity import identity
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
@@ -119,7 +120,7 @@ class NodeLayout:
         self.cache = self.root / "cache"
         self.lowers = self.root / "lowers"
         self.trash = self.root / "trash"
-        self.verified = self.root / "verified"
+        self.verified = node.data_dir / "verified"
         self.driver = self.root / "driver"
         self.mounting = (self.root / "boxes", self.lowers, self.driver)
         """The folders below which anything is ever mounted."""
@@ -130,16 +131,8 @@ class NodeLayout:
         return f"holdfast-{self.identity()}"
 
     def identity(self) -> str:
-        """What tells this data folder from that of every other node; made on the first call, by whichever process."""
-        file = self.root / "id"
-        if not file.exists():
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = self.root / f".id-{uuid.uuid4().hex}"
-            fresh.write_text(uuid.uuid4().hex)
-            with contextlib.suppress(FileExistsError):
-                os.link(fresh, file)
-            fresh.unlink()
-        return file.read_text()
+        """What tells this data folder from that of every other node. Raises CorruptRecordError."""
+        return identity(self.root)
 
     def box(self, tenant: str, sandbox_id: str) -> Path:
         """One sandbox's folder."""
@@ -831,6 +824,8 @@ class LocalSandbox:
                 yield
         except (NodeError, OSError, StorageError) as e:
             reason, sentence = reason_of(e)
+            if isinstance(e, CorruptRecordError) and e.hint:
+                hint = e.hint
             event = f"sandbox_not_{done.replace(' ', '_')}"
             log.error(event, sandbox=self.id, reason=reason, error=type(e).__name__)
             raise SandboxUnavailableError(
@@ -1032,9 +1027,11 @@ def choose_driver(node: NodeConfig) -> Driver:
     setting: Literal["auto"] | Driver = "auto" if node.driver == "auto" else Driver(node.driver)
     folder = NodeLayout(node).driver
     tried = folder / f"{setting}-{_BOOT_ID.read_text().strip()}"
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError, ValueError):  # there is none, or something else
         return Driver(os.readlink(tried))
     chosen = choose(setting, folder)
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(OSError, ToolError):  # the next process finds out by itself
+        if tried.exists() or tried.is_symlink():
+            remove_tree(tried)
         os.symlink(chosen.value, tried)
     return chosen

@@ -31,9 +31,10 @@ from actors.node.errors import MountBusyError, MountError, ToolError
 from actors.node.hierarchies import Hierarchies
 from actors.node.layers import Layer
 from actors.node.stacks import Stack
-from actors.sandbox import LocalSandbox, NodeLayout
+from actors.sandbox import LocalSandbox, NodeLayout, choose_driver
 from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
+from tests.support.damage import DAMAGE
 from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import children, losses_in_hand, wait_until
 from tests.support.sandboxes import Node, backup, restore, run, sh
@@ -164,7 +165,8 @@ def test_a_damaged_record_is_a_typed_error_and_the_sandbox_can_be_destroyed(kern
     box = kernel_node.sandbox()
     sh(box, "echo 1 > file")
     box.close()
-    (kernel_node.home("box") / "sandbox.json").write_text('{"version": 1, "entr')
+    for name in ("sandbox.json", "sandbox.json.copy"):
+        (kernel_node.home("box") / name).write_text('{"version": 1, "entr')
 
     damaged = kernel_node.sandbox(awake=False)
     with pytest.raises(SandboxUnavailableError) as raised:
@@ -333,3 +335,29 @@ def test_a_node_has_one_identity_for_all_its_processes(tmp_path: Path) -> None:
     assert layouts[0].identity() == layouts[1].identity()
     assert NodeLayout(NodeConfig(data_dir=tmp_path / "other")).identity() != layouts[0].identity()
     assert [path.name for path in layouts[0].root.iterdir()] == ["id"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_sandbox_whose_record_was_damaged_wakes_with_everything(kernel_node: Node, damage: str) -> None:
+    box, _, _ = restored_twice(kernel_node)
+    for _ in range(2):
+        box.close()
+        DAMAGE[damage](kernel_node.home("box") / "sandbox.json")
+        box = kernel_node.sandbox()
+        assert sh(box, SHOW) == CONTENT
+
+
+@pytest.mark.parametrize("result", ["empty link", "nonsense", "a file", "a directory"])
+def test_a_result_of_trying_the_drivers_that_is_damaged_is_found_out_anew(tmp_path: Path, result: str) -> None:
+    node = NodeConfig(data_dir=tmp_path)
+    chosen = choose_driver(node)
+    (tried,) = NodeLayout(node).driver.glob("auto-*")
+    tried.unlink()
+    if result == "a file":
+        tried.write_text("kernel")
+    elif result == "a directory":
+        (tried / "inside").mkdir(parents=True)
+    else:
+        tried.symlink_to("\n" if result == "empty link" else "kernal")
+    assert choose_driver(node) is chosen
+    assert os.readlink(tried) == chosen.value
