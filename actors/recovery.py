@@ -31,24 +31,29 @@ if TYPE_CHECKING:
 
 DIRECTORY_MISSING = "DIRECTORY_MISSING"
 """The reason, in an error's context, of a sandbox that is closed because a directory could not be brought back."""
-_LOST = {
-    "BACKUP_EXPIRED": "its backup has expired",
-    "BACKUP_NOT_FOUND": "its backup is not in the bucket",
-    "INVALID_BACKUP_CONFIG": "its backup cannot be restored to that place",
+_NOT_BY_ITSELF = "It will not come back by itself."
+_PUT_BACK = "Bring the object back, from a version or a copy of the bucket."
+_NOT_BY_A_RETRY = {
+    # the cause: (its sentence, what helps)
+    "BACKUP_EXPIRED": ("its backup has expired", _NOT_BY_ITSELF),
+    "BACKUP_NOT_FOUND": ("its backup is not in the bucket", _NOT_BY_ITSELF),
+    "INVALID_BACKUP_CONFIG": ("its backup cannot be restored to that place", _NOT_BY_ITSELF),
+    "CORRUPT_ARCHIVE": ("the bytes in the bucket are not those that were backed up", _PUT_BACK),
+    "CORRUPT_METADATA": ("its backup's metadata cannot be read", _PUT_BACK),
+    "TAMPERED_METADATA": ("its backup's metadata is not what this service has signed", _PUT_BACK),
+    "UNSIGNED_METADATA": ("nobody has signed its backup", "`holdfast adopt` checks and signs it."),
+    "NEWER_DOCUMENT": ("a later release has written its metadata", "Run that release."),
 }
-_DAMAGED = {
-    "CORRUPT_ARCHIVE": "the bytes in the bucket are not those that were backed up",
-    "CORRUPT_METADATA": "its backup's metadata cannot be read",
-}
+"""Causes that lie in the bucket, not on the node: a retry alone meets them again."""
 _STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
 _NAMES_REFUSED = ("NAME_TOO_LONG", "NAME_REFUSED")
 """Reasons for which a backup can be restored by copy only."""
 _MAKES_NO_COPY = "PATH"
 """The reason for which a directory inside an overlay can be restored by an overlay only: the fuse driver renames none.
 """
-_PASSING = ("BAD_ARCHIVE", "TOOL_FAILED", "TOOL_KILLED", "OUT_OF_MEMORY", "NO_PROCESSES")
+_PASSING = ("BAD_ARCHIVE", "DAMAGED_COPY", "TOOL_FAILED", "TOOL_KILLED", "OUT_OF_MEMORY", "NO_PROCESSES")
 """Reasons that may be gone a moment later."""
-_OF_THE_COPY_HERE = ("BAD_ARCHIVE", "TOOL_FAILED")
+_OF_THE_COPY_HERE = ("BAD_ARCHIVE", "DAMAGED_COPY", "TOOL_FAILED")
 """Reasons for which the archive is fetched anew: what lies on this node may be damaged."""
 _ANOTHER_LAYER = "LAYER_MISMATCH"
 """The reason for which an overlay can never be mounted again."""
@@ -97,7 +102,7 @@ class DirectoryRecovery:
                 )
             tried.append(wanted)
             self._note(wanted, cause)
-            if cause not in (*_LOST, *_DAMAGED):
+            if cause not in _NOT_BY_A_RETRY:
                 break
         if tried:
             raise self.missing_error()
@@ -107,12 +112,7 @@ class DirectoryRecovery:
         missing = self._restored.missing
         row = next((row for row in missing if self._cause(row)), missing[0])
         cause = self._cause(row)
-        if cause in _LOST:
-            why, advice = _LOST[cause], "It will not come back by itself."
-        elif cause in _DAMAGED:
-            why, advice = _DAMAGED[cause], "Bring the object back, from a version or a copy of the bucket."
-        else:
-            why, advice = SENTENCES.get(cause, "the node failed"), _ASK_DOCTOR
+        why, advice = _NOT_BY_A_RETRY.get(cause) or (SENTENCES.get(cause, "the node failed"), _ASK_DOCTOR)
         return SandboxUnavailableError(
             f"The directory {row.dir} could not be brought back: {why}.",
             hint=f"{advice} To go on without: `holdfast forget {self._sandbox} {row.dir}`, or restore another there.",
@@ -123,7 +123,7 @@ class DirectoryRecovery:
                 "backup": row.backup_id,
                 "cause": cause,
                 "missing": [other.dir for other in missing],
-                RETRYABLE: cause not in (*_LOST, *_DAMAGED),
+                RETRYABLE: cause not in _NOT_BY_A_RETRY,
             },
         )
 

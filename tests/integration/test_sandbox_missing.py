@@ -6,6 +6,7 @@ The ways: a sandbox is recovered after its node was lost ("loss"), or wakes from
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,6 +193,9 @@ def damage(pair: Pair, how: str, backup_id: str) -> None:
         store.put(keys.archive(backup_id), bytes(data))
     elif how == "unreadable":
         store.put(keys.metadata(backup_id), b"{")
+    elif how == "tampered":
+        told = json.loads(store.get(keys.metadata(backup_id)).data)
+        store.put(keys.metadata(backup_id), json.dumps({**told, "ttl": 2 * told["ttl"]}).encode())
     elif how == "bare":
         store.delete(keys.archive(backup_id))
     elif how == "deleted":
@@ -204,6 +208,7 @@ CAUSES = {
     "bare": "BACKUP_NOT_FOUND",
     "damaged": "CORRUPT_ARCHIVE",
     "unreadable": "CORRUPT_METADATA",
+    "tampered": "TAMPERED_METADATA",
 }
 
 
@@ -223,7 +228,7 @@ def test_what_cannot_come_back_is_named_until_it_is_given_up_and_then_the_rest_i
     assert set(error.context["missing"]) == {f"/workspace/{name}" for name in CAUSES}
     expected = {f"/workspace/{name}": (DirectoryStatus.MISSING, cause) for name, cause in CAUSES.items()}
     assert statuses(nodes) == {**expected, "/workspace/well": (DirectoryStatus.RESTORED, None)}
-    assert len(nodes.state.checkpoints) == 6
+    assert len(nodes.state.checkpoints) == 7
 
     for name, cause in CAUSES.items():
         refused(again)
@@ -236,7 +241,7 @@ def test_what_cannot_come_back_is_named_until_it_is_given_up_and_then_the_rest_i
     assert statuses(nodes)["/workspace/damaged"] == (DirectoryStatus.FORGOTTEN, "CORRUPT_ARCHIVE")
     assert [row.backup_id for row in nodes.state.checkpoints] == [made["well"].id]
     kinds = [event.kind for event in nodes.state.events]
-    assert kinds.count("forgotten") == 5 and kinds[-1] == "recovered"
+    assert kinds.count("forgotten") == 6 and kinds[-1] == "recovered"
     sh(again, "mkdir deleted; echo new > deleted/file")
     backup(again, "/workspace/deleted")
     again.close()
