@@ -89,6 +89,7 @@ class NodeHost:
         if self._drain is not None:
             self._drain.want(f"{tenant}/{sandbox_id}")
 
+    @ray.method(max_task_retries=0)
     def leave(self) -> None:
         """Ends this actor once the node is drained: it is the last one, and Ray then ends the node."""
         if self._drain is not None and self._drain.is_done:
