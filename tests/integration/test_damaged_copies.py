@@ -321,18 +321,16 @@ def test_a_good_copy_in_the_cache_heals_a_sandbox_without_the_bucket(kernel_node
     assert archive.samefile(cached(kernel_node, handle))
 
 
-@pytest.mark.parametrize("bucket", ["no archive", "no metadata", "a damaged archive"])
-def test_a_damaged_archive_whose_backup_is_gone_is_an_error_that_says_the_way_out(
-    kernel_node: Node, bucket: str
-) -> None:
+@pytest.mark.parametrize("lost", ["no archive", "no metadata", "a damaged archive"])
+def test_a_damaged_archive_whose_backup_is_gone_is_an_error_that_says_the_way_out(kernel_node: Node, lost: str) -> None:
     box, handle, _ = layered(kernel_node)
     box.close()
     store = kernel_node.catalog().store
-    if bucket == "a damaged archive":
+    if lost == "a damaged archive":
         cached(kernel_node, handle).unlink()
         store.put(keys.archive(handle.id), bytes(kept(kernel_node)[0].stat().st_size))
     else:
-        store.delete((keys.archive if bucket == "no archive" else keys.metadata)(handle.id))
+        store.delete((keys.archive if lost == "no archive" else keys.metadata)(handle.id))
     flip(kept(kernel_node)[0])
     again = kernel_node.sandbox(awake=False)
     for _ in range(2):
