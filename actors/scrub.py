@@ -28,6 +28,7 @@ ROUND_S = 86_400.0
 """How much time there is from the beginning of one round to that of the next."""
 _CHUNK_BYTES = 1024 * 1024
 _NICEST = 19
+_AFTER_FAILURE_S = 300.0
 
 
 @dataclass(slots=True)
@@ -135,12 +136,13 @@ def keep_on(scrub: Callable[[], Scrub], *, round_s: float = ROUND_S) -> None:
     """Does round after round, for ever, in this thread, which becomes one of the lowest priority."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)
     while True:
-        began = time.monotonic()
+        began, until_next_s = time.monotonic(), round_s
         try:
             scrub().round()
-        except Exception as e:  # the next one tries again
+        except Exception as e:
             log.error("scrub_failed", error=type(e).__name__)
-        time.sleep(max(1.0, began + round_s - time.monotonic()))
+            until_next_s = _AFTER_FAILURE_S
+        time.sleep(max(1.0, began + until_next_s - time.monotonic()))
 
 
 def digest_on_disk(path: Path, *, pace: Callable[[int], None] = lambda count: None) -> str:
