@@ -41,8 +41,8 @@ _NOT_BY_A_RETRY = {
     "CORRUPT_ARCHIVE": ("the bytes in the bucket are not those that were backed up", _PUT_BACK),
     "CORRUPT_METADATA": ("its backup's metadata cannot be read", _PUT_BACK),
     "TAMPERED_METADATA": ("its backup's metadata is not what this service has signed", _PUT_BACK),
-    "UNSIGNED_METADATA": ("nobody has signed its backup", "`holdfast adopt` checks and signs it."),
-    "NEWER_DOCUMENT": ("a later release has written its metadata", "Run that release."),
+    "UNSIGNED_METADATA": ("nobody has signed its backup", "Run `holdfast adopt {backup}`, and try again."),
+    "NEWER_DOCUMENT": ("a later release has written its metadata", "Run that release, or a later one, on every node."),
 }
 """Causes that lie in the bucket, not on the node: a retry alone meets them again."""
 _STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
@@ -115,7 +115,8 @@ class DirectoryRecovery:
         why, advice = _NOT_BY_A_RETRY.get(cause) or (SENTENCES.get(cause, "the node failed"), _ASK_DOCTOR)
         return SandboxUnavailableError(
             f"The directory {row.dir} could not be brought back: {why}.",
-            hint=f"{advice} To go on without: `holdfast forget {self._sandbox} {row.dir}`, or restore another there.",
+            hint=f"{advice.format(backup=row.backup_id)} To go on without: `holdfast forget {self._sandbox} {row.dir}`,"
+            " or restore another there.",
             context={
                 "outcome": "not_executed",
                 "reason": DIRECTORY_MISSING,
