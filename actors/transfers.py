@@ -7,6 +7,7 @@ so closes every descriptor that would keep the old directory busy.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -45,6 +46,8 @@ _PAX = "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"
 """Nothing of the process, nor of who has read a file, so that equal trees give equal archives."""
 _TAR_OUT = ("tar", "--create", "--file=-", "--format=posix", _PAX, *_XATTRS, "--sparse", "--owner=1000",
             "--group=1000", "--numeric-owner", "--warning=no-file-ignored", _OURS, ".")  # fmt: skip
+_NO_ATTRIBUTES = re.compile(rb": Warning: Cannot \w*listxattr\w*: Operation not supported$")
+"""Said of each file of a restored archive without any attributes, by the file system below it."""
 _MAX_COMPLAINTS_BYTES = 65_536
 _TAR_DIFFERED = 1
 """tar's exit status when some files changed while they were read. Source: GNU tar manual, "Return codes"."""
@@ -299,8 +302,9 @@ class _Complaints:
 
     def _read(self) -> None:
         assert self._pipe is not None
-        while data := self._pipe.read(4096):
-            self._said += data[: max(0, _MAX_COMPLAINTS_BYTES - len(self._said))]
+        for line in self._pipe:
+            if not _NO_ATTRIBUTES.search(line):
+                self._said += line[: max(0, _MAX_COMPLAINTS_BYTES - len(self._said))]
 
 
 @contextmanager
