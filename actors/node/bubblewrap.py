@@ -50,7 +50,12 @@ _ALONE = ("unshare", "--net", "--")
 """Gives the keeper a network namespace without an interface that is up. By bwrap's own `--unshare-net` it would need
 CAP_NET_ADMIN, which few containers have: bwrap brings the loopback interface up. Source: bubblewrap 0.8, network.c."""
 _OUTER = "/sandbox"
-_MOUNTS_PROC = ("unshare", "--mount-proc", "--")
+_PROCESS_1 = ("unshare", "--fork")
+"""The first process of the outer box's pid namespace: it waits for the command, and ends with its status.
+
+bwrap has one of its own, and leaves it to whoever is process 1 here; in a container that often reaps nobody. With
+`--as-pid-1` this one takes its place, bwrap waits for it, and the kernel reaps the rest of the namespace.
+"""
 _STATUS_BYTES = 65_536
 
 
@@ -107,15 +112,24 @@ def _system() -> list[str]:
 def outer(binds: Sequence[Bind]) -> list[str]:
     """The outer box's options, for its `--args` descriptor.
 
-    Its pid namespace is for the end: when the actor dies, so does the namespace's init, and with it all that runs
-    inside. `--die-with-parent` alone ends there, since the outer bwrap gives up the right to signal another uid.
+    Its pid namespace is for the end: when the actor dies, so does the namespace's first process, and with it all that
+    runs inside. `--die-with-parent` alone ends there, since the outer bwrap gives up the right to signal another uid.
 
-    /proc is an empty folder, where `unshare` mounts that of the new pid namespace. The caller's own would name other
-    processes by the pids that the inner bwrap knows. bwrap's `--proc` is of no use: it covers parts of what it mounts,
-    and then the kernel lets no user namespace inside mount a whole one.
+    /proc is an empty folder, in which that first process mounts the /proc of its namespace: the caller's would show
+    other processes under the pids that the inner bwrap knows. bwrap's `--proc` is of no use: it covers parts of what
+    it mounts, and then the kernel lets no user namespace inside mount a whole one.
     Source: mount_too_revealing in fs/namespace.c.
     """
-    args = ["--die-with-parent", "--unshare-ipc", "--unshare-pid", *_system(), "--ro-bind", "/etc", "/etc"]
+    args = [
+        "--die-with-parent",
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--as-pid-1",
+        *_system(),
+        "--ro-bind",
+        "/etc",
+        "/etc",
+    ]
     args += ["--dir", "/proc", "--dev-bind", "/dev", "/dev", "--tmpfs", "/tmp", "--dir", _OUTER]
     for number, bind in enumerate(binds):
         args += ["--bind" if bind.writable else "--ro-bind", str(bind.source), f"{_OUTER}/{number}"]
@@ -153,8 +167,11 @@ def inner(
 
 
 def keeper(binds: Sequence[Bind], *, cwd: str) -> list[str]:
-    """The keeper's options, for its `--args` descriptor. Its network namespace comes from `_ALONE`."""
-    args = ["--die-with-parent", "--new-session"]
+    """The keeper's options, for its `--args` descriptor. Its network namespace comes from `_ALONE`.
+
+    Its command is the first process of the pid namespace itself: it is one of ours, and has no children.
+    """
+    args = ["--die-with-parent", "--new-session", "--as-pid-1"]
     args += [f"--unshare-{namespace}" for namespace in ("ipc", "pid", "uts", "cgroup")]
     args += ["--cap-drop", "ALL"]
     for capability in _KEEPER_CAPS:
@@ -213,7 +230,7 @@ def boxed(
         options = inner(box, every, identity=identity, cwd=cwd, env=env or {}, fds=fds)
         options += _told_to(told)
         with _memory_files({"inner": _packed(options)}) as more:
-            argv = ["bwrap", "--args", str(fds["outer"]), "--", *_MOUNTS_PROC, *drop_to(box.uid)]
+            argv = ["bwrap", "--args", str(fds["outer"]), "--", *_PROCESS_1, "--mount-proc", "--", *drop_to(box.uid)]
             argv += ["bwrap", "--args", str(more["inner"]), "--", *command]
             yield Boxed(argv, _passed(told, fds, more), status)
 

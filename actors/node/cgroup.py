@@ -28,6 +28,8 @@ JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; 
 
 _THAW_WHEN_ORPHANED = 'read -r _ || echo 0 > "$1"'
 """The guard's program. It is dismissed by a line, because a thaw that comes late would hit the next pause."""
+_NOBODYS_CHILD = ("unshare", "--pid", "--fork", "--")
+"""What keeps the guard from being a child of the actor, which Ray kills all of; and has it reaped, unlike a daemon."""
 _V1_LIMIT = {"memory": "memory.limit_in_bytes", "pids": "pids.max"}
 _V2_LIMIT = {"memory": "memory.max", "pids": "pids.max"}
 
@@ -130,14 +132,14 @@ class Cgroup:
     def frozen(self, *, timeout_s: float = 10.0) -> Iterator[None]:
         """Pauses every process of the group within the block.
 
-        A guard outside of the actor's process tree resumes them should the actor die meanwhile.
+        A guard that outlives the actor resumes them should it die meanwhile.
 
         Raises:
             CgroupError: they could not be paused in time (one may hang in the kernel); all run on.
         """
         freeze = self._path / "cgroup.freeze"
         guard = process.start(
-            ["setsid", "--fork", "/bin/sh", "-c", _THAW_WHEN_ORPHANED, "thaw", str(freeze)],
+            [*_NOBODYS_CHILD, "/bin/sh", "-c", _THAW_WHEN_ORPHANED, "thaw", str(freeze)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -23,7 +23,6 @@ PACKAGES = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "prlimit": "util-linux",
-    "setsid": "util-linux",
     "mount": "mount",
     "tar": "tar",
 }

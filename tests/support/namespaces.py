@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
+_ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), "LC_ALL": "C.UTF-8"}
+_NAMESPACES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
 MASKS = """
 for folder in /proc/acpi /proc/scsi; do
     if [ -d $folder ]; then mount -t tmpfs -o ro none $folder; fi
@@ -26,8 +27,29 @@ Source: MaskedPaths and ReadonlyPaths of moby's oci/defaults.go.
 """
 
 
+def beside_a_process_1_that_reaps_nothing(program: str, *args: str) -> str:
+    """What a Python program prints in a pid namespace whose process 1 never waits for anybody, as in many containers.
+
+    The program has to end well.
+    """
+    shell = '{ "$@"; echo "status $?"; } & exec sleep 1000'
+    argv = [*_NAMESPACES, "sh", "-c", shell, "sh", sys.executable, "-c", program, *args]
+    said = []
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=PROJECT, env=_ENVIRONMENT) as first:
+        try:
+            assert first.stdout is not None
+            for line in first.stdout:
+                said.append(line)
+                if line.startswith("status "):
+                    break
+        finally:
+            first.kill()
+    assert said and said.pop() == "status 0\n", said
+    return "".join(said)
+
+
 def in_pid_namespace(
-    program: str, *args: str, before: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 120.0
+    program: str, *args: str, before: str = "", timeout_s: float = 120.0
 ) -> subprocess.CompletedProcess[str]:
     """Runs a Python program as process 1 of a pid namespace, with a /proc of its own.
 
@@ -36,11 +58,10 @@ def in_pid_namespace(
     """
     shell = f'set -e\n{before}\nexec "$@"'
     return subprocess.run(
-        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-         "sh", "-c", shell, "sh", sys.executable, "-c", program, *args],
+        [*_NAMESPACES, "sh", "-c", shell, "sh", sys.executable, "-c", program, *args],
         capture_output=True,
         text=True,
         timeout=timeout_s,
         cwd=PROJECT,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), "LC_ALL": "C.UTF-8", **(env or {})},
-    )  # fmt: skip
+        env=_ENVIRONMENT,
+    )
