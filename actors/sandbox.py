@@ -70,12 +70,13 @@ from actors.models import (
     SandboxInfo,
     writable_path,
 )
+from actors.node import actor_group, holders
 from actors.node.archiver import Archiver
 from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup, announce_entry
 from actors.node.driver_choice import choose
 from actors.node.drivers import Driver
-from actors.node.errors import CorruptRecordError, MountBusyError, NodeError, PathError, ToolError
+from actors.node.errors import CorruptRecordError, MountBusyError, MountError, NodeError, PathError, ToolError
 from actors.node.identity import identity
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
@@ -719,6 +720,7 @@ class LocalSandbox:
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._cgroup.prepare()
         self._cgroup.thaw()
+        actor_group.end_orphans(self._layout.cgroup)  # first: they may be about to enter the sandbox's own group
         self._stop(ExecStoppedError("The sandbox was taken up anew, which stopped the command."))
         self.expect_command()
         remove_tree(self._home / "spool")
@@ -734,7 +736,7 @@ class LocalSandbox:
 
     def _mount_everything(self) -> None:
         try:
-            self._restored.take_up()
+            self._take_up_mounts()
         except (NodeError, OSError) as e:
             if self._restored.unmounted is None:
                 raise
@@ -749,6 +751,15 @@ class LocalSandbox:
         damaged = self._restored.damaged()
         if damaged:
             self._mending.mend(damaged, self._fetch(configured(self._catalog, self._config)))
+
+    def _take_up_mounts(self) -> None:
+        """Mounts what the record says, in spite of what earlier actors of this node have left."""
+        try:
+            self._restored.take_up()
+        except MountError:
+            if not holders.end_orphans(self._layout.mounting):
+                raise
+            self._restored.take_up()
 
     def _begin_recovery(self, origin: Origin) -> tuple[Wanted, ...]:
         """Takes the sandbox over, and records what has to come back from checkpoints; what was here is out of date."""

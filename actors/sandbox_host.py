@@ -100,14 +100,16 @@ class SandboxHost:
     def _make(self) -> LocalSandbox:
         from actors.bucket import open_catalog
         from actors.config import on_this_node
+        from actors.node import actor_group
         from actors.node.errors import NodeError
-        from actors.sandbox import LocalSandbox, choose_driver
+        from actors.sandbox import LocalSandbox, NodeLayout, choose_driver
 
         configure_logging()
         tenant, sandbox_id, config = self._address
         config = on_this_node(config)
         self.watch.report(report_to_service)
         try:
+            actor_group.enter(NodeLayout(config.node).cgroup)
             return LocalSandbox(
                 tenant,
                 sandbox_id,

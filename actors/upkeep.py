@@ -17,7 +17,7 @@ from actors.cache import ArchiveCache
 from actors.config import NodeConfig
 from actors.durable_state import Place
 from actors.logs import log
-from actors.node import former_groups, mountinfo
+from actors.node import actor_group, former_groups, holders, mountinfo
 from actors.node.cgroup import Cgroup
 from actors.node.errors import MountBusyError, NodeError
 from actors.node.lowers import Lowers
@@ -94,6 +94,7 @@ class Upkeep:
     def sweep(self) -> Swept:
         """Removes what nobody owns. Goes on when something cannot be removed, and names it."""
         swept = Swept()
+        self._end_orphans()
         for tenant, sandbox, home in self._boxes():
             lives_elsewhere = self._lives_elsewhere(tenant, sandbox)  # before the lock: the bucket may be slow
             with self._at_a_box:
@@ -104,6 +105,18 @@ class Upkeep:
         self._sweep_shared(swept)
         log.info("node_swept", **{name: getattr(swept, name) for name in Swept.__slots__})
         return swept
+
+    def _end_orphans(self) -> None:
+        """Ends what dead actors have left, and what is left of it that holds mounts or loop devices of ours."""
+        try:
+            actor_group.end_orphans(self._layout.cgroup)
+            folders = self._layout.mounting
+            holders.end_orphans(folders)
+            for device in holders.unused_loop_devices([self._layout.root.resolve()]):
+                log.warning("loop_device_detached", device=device.name)
+                holders.detach(device)
+        except (NodeError, OSError) as e:
+            log.error("orphans_left_behind", error=type(e).__name__)
 
     def _sweep_groups(self) -> None:
         """Removes the groups of earlier runs of the service that lie elsewhere, or that had other names."""

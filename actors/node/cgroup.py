@@ -225,14 +225,14 @@ def announce_entry() -> None:
         own_procs().write_text("0")
 
 
-def remove_groups(top: Path) -> None:
+def remove_groups(top: Path, *, timeout_s: float = 10.0) -> None:
     """Kills what runs in a group and in those in it, paused or not, and removes them all.
 
     Raises:
-        CgroupError: a process is still there after some seconds (it hangs in the kernel).
+        CgroupError: a process is still there after `timeout_s` (it hangs in the kernel).
     """
     for folder, _, _ in os.walk(top, topdown=False):
         hierarchy = Hierarchies(Path(folder).parent, {})
         group = Cgroup(Path(folder).name, memory_bytes=0, processes=0, hierarchies=hierarchy)
         group.thaw()
-        group.remove()
+        group.remove(timeout_s=timeout_s)

@@ -20,6 +20,8 @@ from actors.node.errors import CgroupError
 
 SERVICE_LEAF = "holdfast-service"
 """The group, below the one that the service was started in, that its own processes move into."""
+ACTOR = "actor-"
+"""How the groups begin, in the node's own, that each actor's process makes for itself."""
 PROCS = "cgroup.procs"
 _CONTROLLERS = ("memory", "pids")
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -76,8 +78,8 @@ def own_procs() -> Path:
     Raises:
         CgroupError: as `Hierarchies.find`.
     """
-    in_leaf = PurePosixPath(_own_groups(_GROUPS.read_text())[""]).name == SERVICE_LEAF
-    return (_base() / SERVICE_LEAF if in_leaf else _base()) / PROCS
+    own = PurePosixPath(_own_groups(_GROUPS.read_text())[""])
+    return _base() / own.relative_to(_started_in(own)) / PROCS
 
 
 @functools.cache
@@ -98,9 +100,7 @@ def _placed(mount: mountinfo.Mount, group: str | None) -> tuple[Path, Path] | No
     """Where a hierarchy is mounted, and the folder of the service's group in it; None if that does not show there."""
     if group is None:
         return None
-    inside = PurePosixPath(group)
-    if inside.name == SERVICE_LEAF:
-        inside = inside.parent
+    inside = _started_in(PurePosixPath(group))
     if ".." not in PurePosixPath(mount.root).parts and inside.is_relative_to(mount.root):
         return mount.point, mount.point / inside.relative_to(mount.root)
     found = _search(mount.point)
@@ -113,5 +113,12 @@ def _search(root: Path) -> Path | None:
     for folder, _, _ in os.walk(root):
         with suppress(OSError):
             if me in Path(folder, PROCS).read_text().split():
-                return Path(folder).parent if Path(folder).name == SERVICE_LEAF else Path(folder)
+                return Path(_started_in(PurePosixPath(folder)))
     return None
+
+
+def _started_in(own: PurePosixPath) -> PurePosixPath:
+    """The group that the service was started in, of the one that a process of it is in now."""
+    if own.name.startswith(ACTOR) and own.parent.name.startswith("holdfast-"):
+        return own.parent.parent
+    return own.parent if own.name == SERVICE_LEAF else own

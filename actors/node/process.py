@@ -63,9 +63,13 @@ def start(
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills a tool and all that it started, and waits for it."""
-    with contextlib.suppress(ProcessLookupError):
-        if process.poll() is None:
+    """Kills a tool and all that it started, and waits for it.
+
+    What it started may be there though itself is dead: that counts as long as nobody has waited for it, since its pid,
+    which names the group, cannot be another's until then.
+    """
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

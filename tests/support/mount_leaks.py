@@ -86,7 +86,7 @@ def loop_devices(scratch: Path) -> list[str]:
     """The loop devices whose backing files are under `scratch`."""
     found = []
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # one that is detached while we look
             if Path(path.read_text().strip()).is_relative_to(scratch):
                 found.append(path.parts[3])
     return found

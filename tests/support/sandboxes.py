@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -294,12 +294,16 @@ class Crashed:
     stderr: str
 
 
-def crash(program: str, *args: str, timeout_s: float = 60.0) -> Crashed:
-    """Runs a Python program in a process of its own."""
+def crash(program: str, *args: str, timeout_s: float = 60.0, before: Sequence[str] = ()) -> Crashed:
+    """Runs a Python program in a process of its own; `before` is a command that becomes it."""
     root = str(Path(__file__).parents[2])
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": root, "LC_ALL": "C.UTF-8"}
     ended = subprocess.run(
-        [sys.executable, "-c", program, *args], capture_output=True, timeout=timeout_s, env=environment, cwd=root
+        [*before, sys.executable, "-c", program, *args],
+        capture_output=True,
+        timeout=timeout_s,
+        env=environment,
+        cwd=root,
     )
     return Crashed(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 

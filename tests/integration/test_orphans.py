@@ -1,0 +1,189 @@
+"""An actor that dies while it starts something leaves nothing that keeps its sandbox away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+
+import pytest
+
+from actors.node import holders
+from actors.upkeep import Upkeep
+from tests.support.mount_leaks import loop_devices, wait_until
+from tests.support.sandboxes import Node, backup, crash, described, restore, sh
+
+STARTS = int(os.environ.get("HOLDFAST_TEST_KILLED_STARTS", "60"))
+"""How many starts are cut short: enough for CI; a thousand for a soak."""
+
+ACTORS = """
+import os, random, signal, sys, time
+from actors.node import actor_group, holders, mountinfo
+from actors.upkeep import Upkeep
+from tests.support.mount_leaks import loop_devices
+from tests.support.sandboxes import backup, from_description, restore, run, sh
+told, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+chance = random.Random(seed)
+node = from_description(told)
+node.catalog()
+
+def live(ready):
+    actor_group.enter(node.layout.cgroup)
+    box = node.sandbox("box")
+    content = sh(box, "cat data/file data/later")
+    os.write(ready, content.encode())
+    while True:
+        if chance.random() < 0.5:
+            run(box, "true")
+        else:
+            backup(box, "/workspace/data")
+
+for number in range(count):
+    reading, ready = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        chance.seed((seed, number).__hash__())
+        try:
+            live(ready)
+        except BaseException as e:
+            os.write(2, f"{e!r} {getattr(e, 'context', '')}\\n".encode())
+        os._exit(1)
+    os.close(ready)
+    began = time.monotonic()
+    content = os.read(reading, 100)
+    assert content == b"original\\nlater\\n", (number, content)
+    assert time.monotonic() - began < 30, number
+    os.close(reading)
+    time.sleep(chance.uniform(0, 0.03))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+swept = Upkeep(node.config.node, None).sweep()
+assert not swept.stuck, swept
+assert not [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
+assert not loop_devices(node.data_dir), loop_devices(node.data_dir)
+assert not mountinfo.mounts_under(node.data_dir)
+print("all came back", flush=True)
+"""
+
+
+def restored_box(node: Node) -> None:
+    """A sandbox with a restored directory and a write over it, asleep."""
+    box = node.sandbox()
+    sh(box, "mkdir data; echo original > data/file")
+    restore(box, backup(box, "/workspace/data"))
+    sh(box, "echo later > data/later")
+    box.close()
+
+
+def orphans(node: Node) -> list[holders.Holder]:
+    return [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
+
+
+@pytest.mark.timeout(60 + STARTS * 5)
+def test_a_sandbox_whose_actor_dies_in_any_instant_of_a_start_comes_back(node: Node) -> None:
+    restored_box(node)
+    # Out of sight of whoever on this machine makes a mount namespace meanwhile, and with it copies of all mounts.
+    ended = crash(ACTORS, described(node), str(STARTS), "1", timeout_s=50 + STARTS * 5, before=["unshare", "--mount"])
+    assert (ended.status, ended.stderr) == (0, ""), ended.stdout[-3000:]
+    assert ended.stdout.endswith("all came back\n")
+
+
+HALF_STARTED = """
+import os, sys, time
+from pathlib import Path
+from actors.node import actor_group, process
+from tests.support.mount_leaks import wait_until
+from tests.support.sandboxes import from_description, sh
+told, grouped = sys.argv[1:]
+node = from_description(told)
+if grouped == "grouped":
+    actor_group.enter(node.layout.cgroup)
+box = node.sandbox()
+assert sh(box, "cat data/later") == "later\\n"
+# bwrap tells of its child before it lets it go on; into a pipe that is full it cannot.
+reading, full = os.pipe()
+os.set_blocking(full, False)
+try:
+    while True:
+        os.write(full, bytes(65536))
+except BlockingIOError:
+    os.set_blocking(full, True)
+argv = ["bwrap", "--die-with-parent", "--unshare-pid", "--ro-bind", "/", "/", "--info-fd", str(full), "--", "true"]
+main = process.start(argv, pass_fds=[full])
+children = Path(f"/proc/{main.pid}/task/{main.pid}/children")
+assert wait_until(lambda: children.read_text() != "")
+child = int(children.read_text())
+assert wait_until(lambda: Path(f"/proc/{child}/syscall").read_text().startswith("0 "))  # it reads the eventfd
+print(main.pid, child, flush=True)
+if grouped == "alive":
+    os.kill(main.pid, 9)
+    process.kill_group(main)
+    print(wait_until(lambda: not os.path.exists(f"/proc/{child}/ns/mnt"), timeout_s=5), flush=True)
+    box.close()
+else:
+    os.kill(main.pid, 9)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("how", ["grouped", "found by what it holds"])
+def test_the_child_of_a_bubblewrap_that_died_half_started_does_not_keep_its_sandbox_away(node: Node, how: str) -> None:
+    restored_box(node)
+    ended = crash(HALF_STARTED, described(node), how)
+    assert ended.status == -9, ended.stderr
+    orphan = int(ended.stdout.split()[-1])
+    try:
+        assert [holder.pid for holder in orphans(node)] == [orphan]
+        box = node.sandbox()
+        assert sh(box, "cat data/file data/later") == "original\nlater\n"
+        box.close()
+        assert not Upkeep(node.config.node, None).sweep().stuck
+        assert orphans(node) == []
+        assert loop_devices(node.data_dir) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(orphan, signal.SIGKILL)
+
+
+def test_the_sweep_ends_the_child_of_a_bubblewrap_that_died_half_started(kernel_node: Node) -> None:
+    restored_box(kernel_node)
+    for how in ("grouped", "found by what it holds"):
+        ended = crash(HALF_STARTED, described(kernel_node), how)
+        assert ended.status == -9, ended.stderr
+        assert orphans(kernel_node) != []
+        assert not Upkeep(kernel_node.config.node, None).sweep().stuck
+        assert orphans(kernel_node) == []
+        assert loop_devices(kernel_node.data_dir) == []
+
+
+def test_a_tool_whose_first_process_died_is_ended_with_its_children(kernel_node: Node) -> None:
+    restored_box(kernel_node)
+    ended = crash(HALF_STARTED, described(kernel_node), "alive")
+    assert (ended.status, ended.stdout.splitlines()[-1]) == (0, "True"), ended
+
+
+def test_a_strangers_process_that_holds_a_mount_is_named_and_left_alone(kernel_node: Node) -> None:
+    restored_box(kernel_node)
+    box = kernel_node.sandbox()
+    with subprocess.Popen(["unshare", "--mount", "sleep", "1000"]) as stranger:
+        try:
+            folders = list(kernel_node.layout.mounting)
+            assert wait_until(lambda: (stranger.pid, "sleep") in [(one.pid, one.name) for one in holders.find(folders)])
+            assert orphans(kernel_node) == []
+            assert holders.end_orphans(kernel_node.layout.mounting) == 0
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+    box.close()
+
+
+def test_a_loop_device_of_ours_that_nothing_is_mounted_from_is_detached(kernel_node: Node) -> None:
+    archive = kernel_node.layout.root / "cache" / "left"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(bytes(1_000_000))
+    subprocess.run(["losetup", "--find", archive], check=True)
+    assert loop_devices(kernel_node.data_dir)
+    Upkeep(kernel_node.config.node, None).sweep()
+    assert wait_until(lambda: not loop_devices(kernel_node.data_dir))
