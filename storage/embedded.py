@@ -40,6 +40,7 @@ _ACCESS_KEY = re.compile(r"[A-Za-z0-9]{12,128}")
 _SECRET_KEY = re.compile(r"[A-Za-z0-9+/=_-]{12,128}")
 _READY = re.compile(r"Starting s3 server on \[http://127\.0\.0\.1:(\d+)/\]")
 _START_TIMEOUT_S = 30.0
+_SHOWN_CHARACTERS = 200
 # While a client keeps a connection open rclone can take more than 10 s to end by itself.
 _STOP_TIMEOUT_S = 3.0
 
@@ -144,6 +145,7 @@ class EmbeddedS3:
         environment = {"RCLONE_AUTH_KEY": f'"{pair}"', "HOME": str(self._folder), "PATH": os.defpath}
         settled = threading.Event()
         failure: list[OSError] = []
+        last_words: list[str] = []
 
         def keep() -> None:
             try:
@@ -165,6 +167,7 @@ class EmbeddedS3:
             assert process.stderr is not None
             with process.stderr:
                 for line in process.stderr:
+                    last_words[:] = [line.strip()] if line.strip() else last_words
                     if found := _READY.search(line):
                         self._listening_on = int(found[1])
                         settled.set()
@@ -177,8 +180,18 @@ class EmbeddedS3:
         self._keeper.start()
         settled.wait(_START_TIMEOUT_S)
         if self._listening_on is None:
-            detail = failure[0].strerror if failure else "it ended, or did not listen in time; is the port in use?"
-            raise StoreUnavailableError("embedded server", bucket=self._bucket, detail=detail)
+            detail = failure[0].strerror if failure else self._without_keys("".join(last_words))
+            raise StoreUnavailableError(
+                "embedded server",
+                bucket=self._bucket,
+                detail=detail or "it did not listen in time",
+                hint=f"It is {rclone[-1]}, and keeps its files in {self._folder}: see whether it runs by itself.",
+            )
+
+    def _without_keys(self, text: str) -> str:
+        for key in (self._access_key, self._secret_key):
+            text = text.replace(key.get_secret_value(), "…")
+        return text[:_SHOWN_CHARACTERS]
 
     def stop(self) -> None:
         """Ends the server and waits for its end. Idempotent."""

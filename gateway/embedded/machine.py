@@ -19,8 +19,8 @@ from actors.errors import InvalidRequestError
 from actors.models import DEFAULT_TENANT
 from actors.settings import Settings, take_secrets_out_of_the_environment
 from gateway.cli.connection import CLIENT_ENV
-from gateway.embedded import ray_head
-from gateway.embedded.secrets import MachineSecrets, load_or_make, write_private
+from gateway.embedded import ray_head, start_failures
+from gateway.embedded.secrets import MachineSecrets, load_or_make, unreadable, write_private
 from gateway.embedded.signing_keys import fit_for_the_bucket, key_ring
 from gateway.shared_service import shared_service, start_service
 from storage.config import BucketConfig
@@ -51,6 +51,14 @@ def running(settings: Settings) -> Iterator[Machine]:
         InvalidRequestError: this machine lacks something, or another service has the data folder.
         HoldfastError: a part did not start.
     """
+    with ExitStack() as stack:
+        with start_failures.named():
+            machine = stack.enter_context(_running(settings))
+        yield machine
+
+
+@contextmanager
+def _running(settings: Settings) -> Iterator[Machine]:
     if settings.ray_address is not None:
         with _joined(settings, settings.ray_address) as machine:
             yield machine
@@ -76,6 +84,7 @@ def running(settings: Settings) -> Iterator[Machine]:
             bucket, store = stack.enter_context(_embedded_s3(data_dir, secrets)), f"{data_dir / 's3'} (embedded store)"
         ray_folder = _ray_folder(settings.node_config())
         stack.callback(shutil.rmtree, ray_folder.parent, ignore_errors=True)
+        stack.callback(ray_head.end_leftovers, ray_folder.parent)
         stack.callback(ray_head.stop)
         head = ray_head.start(ray_folder, token_file, slots=settings.slots)
         config = settings.sandbox_config(bucket=bucket, signing_key=ring.signing, old_signing_keys=ring.old)
@@ -159,7 +168,10 @@ def _clean_node(node: NodeConfig) -> None:
 def _embedded_s3(data_dir: Path, secrets: MachineSecrets) -> Iterator[BucketConfig]:
     from storage.embedded import EmbeddedS3
 
-    server = EmbeddedS3(data_dir / "s3", access_key=secrets.s3_access_key, secret_key=secrets.s3_secret_key)
+    try:
+        server = EmbeddedS3(data_dir / "s3", access_key=secrets.s3_access_key, secret_key=secrets.s3_secret_key)
+    except ValueError:
+        raise unreadable(data_dir / "secrets") from None
     with server:
         yield server.config
 
@@ -174,6 +186,7 @@ def _ray_folder(node: NodeConfig) -> Path:
     from actors.sandbox import NodeLayout
 
     folder = Path(tempfile.gettempdir()) / f"holdfast-{NodeLayout(node).identity()[:12]}"
+    start_failures.check_socket_paths(folder / "ray")
     ray_head.end_leftovers(folder)
     shutil.rmtree(folder, ignore_errors=True)
     try:

@@ -8,16 +8,21 @@ Ray is compiled to .pyc and the modules below are imported by a worker before it
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import signal
 import sys
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from actors.config import NODE_DATA_DIR
+from gateway.embedded.start_failures import ray_did_not_start
 
 PRELOADED = (
     "ray._common.pydantic_compat",
@@ -46,6 +51,9 @@ def start(folder: Path, token_file: Path, *, slots: int) -> RayHead:
     """Starts a cluster that lives as long as this process; its files go to `folder`, `slots` sandboxes fit in.
 
     Has to be called before anything imports Ray, which reads its environment once.
+
+    Raises:
+        ServiceUnavailableError: it did not start. Processes of it may be left: see `end_leftovers`.
     """
     os.environ.update(
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
@@ -59,17 +67,38 @@ def start(folder: Path, token_file: Path, *, slots: int) -> RayHead:
     for name in ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE", NODE_DATA_DIR):
         os.environ.pop(name, None)
     ray = _ray()
-    context = ray.init(
-        namespace="holdfast",
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        object_store_memory=_OBJECT_STORE_BYTES,
-        resources={"sandbox_slots": slots},
-        _temp_dir=str(folder),
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    try:
+        with _free_agent_port():
+            context = ray.init(
+                namespace="holdfast",
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                object_store_memory=_OBJECT_STORE_BYTES,
+                resources={"sandbox_slots": slots},
+                _temp_dir=str(folder),
+                log_to_driver=False,
+                configure_logging=False,
+            )
+    except Exception as e:
+        raise ray_did_not_start(e) from e
     return RayHead(address=context.address_info["gcs_address"], jobs_url=f"http://{context.address_info['webui_url']}")
+
+
+@contextlib.contextmanager
+def _free_agent_port() -> Iterator[None]:
+    """Has the cluster that is started within the block take a free port for its dashboard agent, which runs the jobs.
+
+    `ray.init` always asks for 52365, and has no argument for it. Where another Ray has that port, its agent gets our
+    jobs: it refuses them, or runs them in the wrong cluster. An agent that is told 0 takes a port of its own and makes
+    it known. Source: ray._private.parameter.RayParams and ray.dashboard.agent of Ray 2.60.
+    """
+    parameter: Any = import_module("ray._private.parameter")
+    theirs = parameter.RayParams
+    parameter.RayParams = functools.partial(theirs, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = theirs
 
 
 def join(address: str) -> RayHead:

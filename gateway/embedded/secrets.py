@@ -8,7 +8,11 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, SecretStr, field_serializer
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_serializer
+
+from actors.errors import InvalidRequestError
+
+_FILE = "secrets.json"
 
 
 class MachineSecrets(BaseModel):
@@ -49,15 +53,31 @@ def load_or_make(
 ) -> MachineSecrets:
     """The secrets kept in `folder`, which only root can enter; made on the first call.
 
-    `fit` has the last word on fresh ones, before they are kept. Raises what that raises.
+    `fit` has the last word on fresh ones, before they are kept.
+
+    Raises:
+        InvalidRequestError: they are there, and damaged. New ones are never made over them.
+        Exception: what `fit` raises.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = folder / "secrets.json"
+    file = folder / _FILE
     with contextlib.suppress(FileNotFoundError):
-        return MachineSecrets.model_validate_json(file.read_bytes())
+        try:
+            return MachineSecrets.model_validate_json(file.read_bytes())
+        except ValidationError:
+            raise unreadable(folder) from None
     made = fit(MachineSecrets.make())
     write_private(file, made.model_dump_json())
     return made
+
+
+def unreadable(folder: Path) -> InvalidRequestError:
+    """The error for secrets that are not those which a service once wrote."""
+    return InvalidRequestError(
+        f"The service's own secrets are damaged: {folder / _FILE}.",
+        hint="Put a copy of the file back. Without one, move it away: the service makes new keys, its clients need the "
+        "new API key, and it did not sign the backups that are there.",
+    )
 
 
 def write_private(file: Path, text: str) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.acceptance.http_box import HttpBox
-from tests.support.service import PROGRAMS, Service, clean_environment, read_or_empty, workers
+from tests.support.service import PROGRAMS, Service, clean_environment, read_or_empty, running, workers
 
 JOB_S = 120
+RAY_S_AGENT, RAY_S_DASHBOARD = 52_365, 8265
+"""The ports that the first Ray on a machine takes."""
 
 
 def submit(service: Service, entrypoint: str, *options: str) -> tuple[int, str]:
@@ -78,6 +82,20 @@ def test_a_sandbox_that_a_job_makes_gets_nothing_of_the_job(service: Service, tm
     for pid in actors:
         assert b"JOB_SECRET" not in read_or_empty(Path(f"/proc/{pid}/environ"))
         assert not list(Path(f"/proc/{pid}/cwd").glob("of-the-job.txt"))
+
+
+@pytest.mark.timeout(600)
+def test_a_job_reaches_its_own_cluster_beside_another_ray(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for port in (RAY_S_AGENT, RAY_S_DASHBOARD):
+            with suppress(OSError):  # another Ray has it already: just as good
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        beside = stack.enter_context(running(tmp_path / "home", tmp_path / "data"))
+
+        status, said = submit(beside, "holdfast exec of-the-job -- hostname --json; holdfast list --json")
+
+        assert status == 0, said
+        assert documents(said)[-1]["sandboxes"][0]["id"] == "of-the-job"
 
 
 @pytest.fixture(autouse=True)

@@ -226,6 +226,8 @@ class Refused:
     status: int
     stdout: str
     stderr: str
+    service: Service
+    """What it would have been, to look for what is left of it."""
 
 
 def start(
@@ -287,17 +289,25 @@ def running(
     shutil.rmtree(service.ray_folder, ignore_errors=True)
 
 
-def refused(home: Path, data_dir: Path, *, port: int = 0, env: Mapping[str, str] | None = None) -> Refused:
-    """Runs a `serve` that is expected to give up at once."""
+def refused(
+    home: Path,
+    data_dir: Path,
+    *,
+    port: int = 0,
+    env: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
+) -> Refused:
+    """Runs a `serve` that is expected to give up at once. `before` is a command that becomes it."""
     home.mkdir(exist_ok=True)
-    process, stdout, stderr = _launch(home, data_dir, env=env, port=port)
+    process, stdout, stderr = _launch(home, data_dir, env=env, port=port, before=before)
     try:
         status = process.wait(START_S)
     except subprocess.TimeoutExpired:
         process.terminate()
         process.wait(STOP_S)
         raise
-    return Refused(status, stdout.read_text(), stderr.read_text())
+    service = Service(process, home, data_dir, "", "", stdout, stderr)
+    return Refused(status, stdout.read_text(), stderr.read_text(), service)
 
 
 def _launch(
