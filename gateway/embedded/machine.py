@@ -134,7 +134,8 @@ def _check_node(node: NodeConfig) -> None:
     found = checks(node.data_dir, uid=node.sandbox_uid, network=node.network)
     failed = [check for check in found if check.required and not check.ok]
     if failed:
-        fixes = dict.fromkeys(check.fix or check.detail for check in failed)
+        by_fix = {check.fix: check for check in reversed(failed)}
+        fixes = [f"{check.detail}: {check.fix}" if check.fix else check.detail for check in reversed(by_fix.values())]
         raise InvalidRequestError(
             f"This machine cannot run sandboxes: {', '.join(check.name for check in failed)}.", hint="; ".join(fixes)
         )
