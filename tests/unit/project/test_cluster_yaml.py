@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,59 @@ def test_the_variant_for_ones_own_machines_satisfies_it_too(config: dict[str, An
 
 def test_every_command_of_the_project_that_the_file_names_exists(config: dict[str, Any]) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert "make -C /opt/holdfast setup" in " ".join(config["setup_commands"])
-    assert "\nsetup:" in makefile
-    assert config["file_mounts"] == {"/opt/holdfast": "."}
+    assert "make -C /opt/holdfast install" in " ".join(config["setup_commands"])
+    assert "\ninstall:" in makefile
+    (unit,) = re.findall(r"/opt/holdfast/(\S+\.service)", " ".join(config["head_setup_commands"]))
+    assert (ROOT / unit).is_file()
+
+
+def test_ray_copies_the_project_to_where_its_user_may_write(config: dict[str, Any]) -> None:
+    ((target, source),) = config["file_mounts"].items()
+    assert target.startswith("~/") and source == "."
+    (copy,) = (command for command in config["setup_commands"] if "rsync --" in command)
+    assert copy.startswith("sudo ") and f" {target}/ /opt/holdfast/" in copy
+
+
+def test_files_that_are_gone_here_go_from_the_nodes(config: dict[str, Any], tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for file in (here / "kept", there / "gone", there / ".venv" / "kept", there / "holdfast.egg-info" / "kept"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (copy,) = (command for command in config["setup_commands"] if "rsync --" in command)
+    copy = copy.removeprefix("sudo ").replace("~/holdfast/", f"{here}/").replace("/opt/holdfast/", f"{there}/")
+
+    subprocess.run(["sh", "-ec", copy.replace("--chown=root:root", "")], check=True)
+
+    left = {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()}
+    assert left == {"kept", ".venv/kept", "holdfast.egg-info/kept"}
+
+
+def test_a_node_without_the_token_stops_before_anything_of_ray_starts(config: dict[str, Any], tmp_path: Path) -> None:
+    (check,) = (command for command in config["setup_commands"] if "ray_token" in command)
+    check = check.removeprefix("sudo ").replace("/etc/holdfast/ray_token", str(tmp_path / "ray_token"))
+
+    without = subprocess.run(["sh", "-c", check], capture_output=True, text=True, check=False)
+    (tmp_path / "ray_token").write_text("token")
+
+    assert without.returncode == 1 and "ray_token on this node" in without.stderr
+    assert subprocess.run(["sh", "-c", check], check=False).returncode == 0
+
+
+def test_a_second_ray_up_restarts_the_gateway_and_never_doubles_it(config: dict[str, Any]) -> None:
+    commands = config["head_start_ray_commands"]
+    assert commands[0] == "sudo systemctl stop holdfast-gateway"
+    assert commands[-1].startswith("sudo systemctl start holdfast-gateway")
+    assert not any("nohup" in command for command in commands)
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.read(ROOT / "scripts" / "holdfast-gateway.service")
+    assert unit["Service"]["ExecStart"].startswith("/opt/holdfast/.venv/bin/holdfast serve --address auto ")
+    assert unit["Service"]["EnvironmentFile"] == "/etc/holdfast/env"
+
+
+def test_no_node_is_open_to_the_world(config: dict[str, Any]) -> None:
+    assert config["provider"]["use_internal_ips"] is True
+    for node in config["available_node_types"].values():
+        assert node["node_config"]["SecurityGroupIds"], "Ray's own group lets everybody try SSH"
 
 
 def test_the_head_offers_no_room_for_sandboxes_and_the_workers_do(config: dict[str, Any]) -> None:
