@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_FOR_DEVELOPERS := $(VENV)/.installed-for-developers
 TESTS ?= tests
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
-.PHONY: demo test check lint types imports setup system bench lock format clean
+.PHONY: demo test check lint types imports setup install system system-for-tests bench lock format clean
 
 demo: setup ## run the main job on real input
 	$(BIN)/python examples/demo.py
@@ -29,19 +31,22 @@ imports: setup
 bench: setup ## the figures of DESIGN.md, on this machine
 	$(BIN)/python examples/bench.py
 
-setup: system $(INSTALLED)
+setup: system-for-tests $(INSTALLED_FOR_DEVELOPERS) ## what a developer needs
+
+install: system $(INSTALLED) ## what a node needs: nothing of the tests
 
 system:
 	@scripts/install-system-packages
 
-# pip compiles to .pyc as it installs: without them every Ray worker compiles Ray anew, and starts in 850 ms, not 330.
+system-for-tests:
+	@scripts/install-system-packages --for-tests
+
 $(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-	  || { echo "error: $(PYTHON) is not Python 3.11 or 3.12; install one and run: make PYTHON=python3.11 …" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing the Python packages of requirements.lock (about a minute)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@PYTHON=$(PYTHON) scripts/install-python-packages $(VENV) requirements.lock
+	@touch $@
+
+$(INSTALLED_FOR_DEVELOPERS): requirements-dev.lock pyproject.toml
+	@PYTHON=$(PYTHON) scripts/install-python-packages $(VENV) requirements-dev.lock
 	@touch $@
 
 format: setup
@@ -49,8 +54,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 lock: ## after a change of the dependencies
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-	  --extra dev pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra build pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra dev pyproject.toml --constraint requirements.lock --output-file requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info

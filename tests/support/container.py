@@ -1,0 +1,260 @@
+"""Containers as Docker and Kubernetes make them, without either: for tests of what the service does in one.
+
+A container has namespaces of its own, a root file system that is an overlay over a tree, a /dev of few devices, and the
+privileges that are named. It reaches nobody, and nobody it, but through `client`, which enters its network.
+Not simulated: AppArmor, the device control group, Docker and Kubernetes themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpcore
+import httpx
+
+from actors.node import seccomp
+from actors.node.cgroup import Hierarchies
+from tests.support.mount_leaks import wait_until
+from tests.support.service import PROGRAMS, PROJECT, STOP_S
+
+DOCKER = ("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
+          "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE")  # fmt: skip
+"""Docker's default. Source: moby's daemon/pkg/oci/caps/defaults.go."""
+FEWEST = ("SYS_ADMIN", "NET_ADMIN", "CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL")
+"""What the service needs."""
+DATA = "/var/lib/holdfast"
+HOME = "/home/service"
+PORT = 8484
+KEY = "key-of-the-container-000"
+_INIT = Path(__file__).with_name("container_init.py")
+_FIRST_ID, _IDS = 200_000, 65_536
+_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Privileges:
+    """What a container may do. The defaults are `docker run`'s."""
+
+    capabilities: tuple[str, ...] | None = DOCKER
+    """None: all of them."""
+    devices: tuple[str, ...] = ()
+    host_devices: bool = False
+    masked: bool = True
+    cgroup_writable: bool = False
+    volume: bool = True
+    """Whether the data folder is a volume, or lies in the container's own overlay."""
+    user_namespace: bool = False
+    seccomp: bool = False
+    uid: int = 0
+
+    def words(self) -> list[str]:
+        """The command line that gives up the others."""
+        words = ["setpriv"]
+        if self.capabilities is not None:
+            kept = ",".join(f"+{name.lower()}" for name in self.capabilities)
+            words += [f"--bounding-set=-all{',' if kept else ''}{kept}", "--inh-caps=-all"]
+        if self.uid:
+            words += [f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--no-new-privs"]
+        return [*words, "--"]
+
+
+def loops(count: int = 64) -> tuple[str, ...]:
+    """The names of the loop devices."""
+    return ("loop-control", *(f"loop{number}" for number in range(count) if Path(f"/dev/loop{number}").exists()))
+
+
+@dataclass(slots=True)
+class Container:
+    """A running container."""
+
+    process: subprocess.Popen[bytes]
+    data_dir: Path
+    stdout: Path
+    stderr: Path
+    cgroup: Path
+    _backend: list[httpcore.NetworkBackend] = field(default_factory=list)
+
+    @property
+    def first(self) -> int:
+        """Its process 1, as seen from outside."""
+        (pid,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(pid)
+
+    def client(self) -> httpx.Client:
+        """A client that connects from within the container's network."""
+        transport = httpx.HTTPTransport()
+        transport._pool = httpcore.ConnectionPool(network_backend=_Within(Path(f"/proc/{self.first}/ns/net")))
+        headers = {"Authorization": f"Bearer {KEY}"}
+        return httpx.Client(base_url=f"http://127.0.0.1:{PORT}", headers=headers, timeout=120, transport=transport)
+
+    def stop(self) -> int:
+        """Ends it as `docker stop` does, and returns its status."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_S)
+
+
+class _Within(httpcore.SyncBackend):
+    """Connects from within another network namespace. The connection stays there; the thread comes back."""
+
+    def __init__(self, namespace: Path) -> None:
+        self._namespace = namespace
+
+    def connect_tcp(self, *args: object, **kwargs: object) -> httpcore.NetworkStream:
+        made: list[httpcore.NetworkStream | BaseException] = []
+
+        def connect() -> None:
+            try:
+                with self._namespace.open() as namespace:
+                    if _libc.setns(namespace.fileno(), _NEWNET) != 0:
+                        raise httpcore.ConnectError("the container's network is gone")
+                made.append(httpcore.SyncBackend.connect_tcp(self, *args, **kwargs))  # type: ignore[arg-type]
+            except OSError as e:
+                made.append(httpcore.ConnectError(str(e)))
+            except Exception as e:
+                made.append(e)
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        thread.join()
+        if isinstance(made[0], BaseException):
+            raise made[0]
+        return made[0]
+
+
+@contextmanager
+def running(
+    folder: Path,
+    privileges: Privileges,
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    tree: Path = Path("/"),
+    as_init: bool = False,
+    binds: Sequence[tuple[str, str]] = (),
+) -> Iterator[Container]:
+    """A container for the block, that runs `argv`; after it nothing of it is left.
+
+    Args:
+        folder: the volume and the output of it, on a file system of the machine.
+        tree: the root file system under the container's own overlay; this machine's, unless named.
+        as_init: the command is process 1 itself.
+        binds: further paths of this machine, and where they are shown.
+    """
+    data_dir = folder / "data"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    owner = _FIRST_ID if privileges.user_namespace else 0
+    os.chown(data_dir, privileges.uid, privileges.uid)
+    shown = [*binds]
+    if tree == Path("/"):
+        shown.append((str(PROJECT), str(PROJECT)))
+    if privileges.volume:
+        shown.append((str(data_dir), DATA))
+    with _own_group(owner) as group, _scratch() as scratch:
+        wanted = {
+            "scratch": str(scratch),
+            "tree": str(tree),
+            "binds": shown,
+            "folders": [HOME, *(() if privileges.volume else (DATA,))],
+            "devices": privileges.devices,
+            "host_devices": privileges.host_devices,
+            "privileged": privileges.host_devices,
+            "masked": privileges.masked,
+            "cgroup": str(group),
+            "cgroup_writable": privileges.cgroup_writable,
+            "first_id": owner,
+            "ids": _IDS,
+            "privileges": privileges.words(),
+            "seccomp": seccomp.program().hex() if privileges.seccomp else "",
+            "as_init": as_init,
+            "argv": list(argv),
+            "environment": {
+                "PATH": f"{PROGRAMS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME": HOME,
+                "LANG": "C.UTF-8",
+                **(environment or {}),
+            },
+        }
+        stdout, stderr = folder / "stdout", folder / "stderr"
+        with stdout.open("wb") as out, stderr.open("wb") as err:
+            process = subprocess.Popen(
+                [
+                    "unshare",
+                    "--mount",
+                    "--propagation",
+                    "private",
+                    "--",
+                    sys.executable,
+                    "-I",
+                    _INIT,
+                    json.dumps(wanted),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+        container = Container(process, data_dir, stdout, stderr, group)
+        try:
+            yield container
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="hf-container-"))
+    try:
+        yield folder
+    finally:
+        folder.rmdir()
+
+
+@contextmanager
+def _own_group(owner: int) -> Iterator[Path]:
+    """A control group of the container's own, as runtimes make one; what is left in it is ended afterwards."""
+    group = Hierarchies.find().v2 / Path(tempfile.mktemp(prefix="hf-container-")).name
+    group.mkdir()
+    for path in (group, *(group / name for name in ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads"))):
+        os.chown(path, owner, owner)
+    try:
+        yield group
+    finally:
+        (group / "cgroup.kill").write_text("1")
+        wait_until(lambda: "populated 0" in (group / "cgroup.events").read_text(), timeout_s=20)
+        for folder, _, _ in os.walk(group, topdown=False):
+            os.rmdir(folder)
+
+
+def serving(
+    folder: Path, privileges: Privileges, *, environment: Mapping[str, str] | None = None
+) -> contextlib.AbstractContextManager[Container]:
+    """A container that runs `holdfast serve` of this project."""
+    argv = [str(PROGRAMS / "holdfast"), "serve", "--data-dir", DATA, "--port", str(PORT)]
+    return running(folder, privileges, argv, environment={"SANDBOX_API_KEY": KEY, **(environment or {})})
+
+
+def doctor(folder: Path, privileges: Privileges) -> tuple[int, str]:
+    """What `holdfast doctor` says in such a container, and its status."""
+    argv = [str(PROGRAMS / "holdfast"), "doctor", "--data-dir", DATA, "--json"]
+    with running(folder, privileges, argv) as container:
+        status = container.process.wait(60)
+        shutil.copyfileobj(container.stderr.open("rb"), sys.stderr.buffer)
+        return status, container.stdout.read_text()

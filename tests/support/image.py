@@ -1,0 +1,255 @@
+"""Builds the Dockerfile's image step by step in folders, where there is no Docker to build it.
+
+An interpreter of the few instructions that the file has. `FROM` a Debian is a tree that debootstrap makes, of the
+smallest variant, as Docker's own slim images are. Steps run as root in a chroot with namespaces of its own and the
+network of this machine. So that apt and pip find packages here, the machine's configuration of both, and its
+certificates, are lent to each step: bound over the image's, so that nothing of them stays in it.
+
+Not like Docker: no layers and no cache; the sizes are those of the last tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_RELEASES = {"debian:12-slim": "bookworm"}
+_STEP_S = 1200
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LENT = ("/etc/resolv.conf", "/etc/hosts", "/etc/apt", "/etc/pip.conf", "/etc/xdg/pip")
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_LENT_CERTIFICATES = "/run/lent/certificates.crt"
+_LENT_VARIABLES = re.compile(r"PIP_|SSL_CERT_FILE$|.*_(proxy|PROXY)$")
+_NAMESPACES = (
+    "setpriv",
+    "--pdeathsig",
+    "KILL",
+    "--",
+    "unshare",
+    "--mount",
+    "--propagation",
+    "private",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--",
+)
+_BIND_AND_RUN = """
+mount -t proc proc "$0/proc"
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$0/dev/pts"
+while [ "$1" != -- ]; do mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; shift 2; done
+shift
+exec "$@"
+"""
+"""A shell's whole program. `$0` is the tree; pairs of paths to bind stand before `--`, the command after it.
+
+Read-only, because a step's packages write to folders like these, and what is bound there is this machine's own.
+"""
+
+
+@dataclass(slots=True)
+class Image:
+    """A stage's tree and what the Dockerfile says of how it is run."""
+
+    root: Path
+    environment: dict[str, str] = field(default_factory=lambda: {"PATH": _PATH})
+    folder: str = "/"
+    entrypoint: list[str] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+    volumes: list[str] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """The disk space that the tree takes."""
+        said = subprocess.run(["du", "-s", "-B1", self.root], check=True, capture_output=True, text=True)
+        return int(said.stdout.split()[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One of the Dockerfile, its words still in one."""
+
+    name: str
+    rest: str
+
+
+def instructions(text: str) -> list[Instruction]:
+    """The instructions of a Dockerfile: comments left out, lines that go on joined."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [
+        Instruction(name, rest.strip())
+        for name, _, rest in (line.partition(" ") for line in joined.splitlines() if line)
+    ]
+
+
+def sent(context: Path) -> list[Path]:
+    """What the .dockerignore lets through: the files of the build's context, relative to it."""
+    patterns = [line for line in (context / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    found = []
+    for folder, _, names in os.walk(context):
+        for name in names:
+            path = Path(folder, name).relative_to(context)
+            if not _ignored(path, patterns):
+                found.append(path)
+    return found
+
+
+def _ignored(path: Path, patterns: list[str]) -> bool:
+    ignored = False
+    names = [str(path), *(str(parent) for parent in path.parents)][:-1]
+    for pattern in patterns:
+        wanted = pattern.removeprefix("!")
+        deep = wanted.startswith("**/")
+        if any(fnmatch.fnmatchcase(Path(name).name if deep else name, wanted.removeprefix("**/")) for name in names):
+            ignored = not pattern.startswith("!")
+    return ignored
+
+
+def debian(folder: Path, release: str) -> Path:
+    """A Debian tree of the smallest variant."""
+    subprocess.run(["debootstrap", "--variant=minbase", release, folder], check=True, stdout=subprocess.DEVNULL)
+    for leftover in (folder / "var/cache/apt/archives").glob("*.deb"):
+        leftover.unlink()
+    return folder
+
+
+def build(context: Path, scratch: Path) -> Image:
+    """Runs the Dockerfile of `context`; the trees are made below `scratch`. Returns the last stage's image."""
+    bases: dict[str, Path] = {}
+    stages: dict[str, Image] = {}
+    image: Image | None = None
+    for number, step in enumerate(instructions((context / "Dockerfile").read_text())):
+        if step.name == "FROM":
+            name, _, alias = step.rest.partition(" AS ")
+            if name not in bases:
+                bases[name] = debian(scratch / f"base-{len(bases)}", _RELEASES[name])
+            image = Image(scratch / f"stage-{number}")
+            subprocess.run(["cp", "-a", bases[name], image.root], check=True)
+            stages[alias] = image
+        else:
+            assert image is not None, "a Dockerfile begins with FROM"
+            _run_step(step, image, stages, context)
+    assert image is not None
+    return image
+
+
+def _run_step(step: Instruction, image: Image, stages: Mapping[str, Image], context: Path) -> None:
+    match step.name:
+        case "RUN":
+            run(image, ["/bin/sh", "-c", step.rest])
+        case "COPY":
+            _copy(step.rest, image, stages, context)
+        case "ENV":
+            name, _, value = step.rest.partition("=")
+            image.environment[name] = re.sub(r"\$(\w+)", lambda found: image.environment[found[1]], value)
+        case "WORKDIR":
+            image.folder = step.rest
+            _inside(image, step.rest).mkdir(parents=True, exist_ok=True)
+        case "ENTRYPOINT":
+            image.entrypoint = json.loads(step.rest)
+        case "CMD":
+            image.command = json.loads(step.rest)
+        case "VOLUME":
+            image.volumes.append(step.rest)
+            _inside(image, step.rest).mkdir(parents=True, exist_ok=True)
+        case "EXPOSE":
+            pass
+        case _:
+            raise NotImplementedError(f"{step.name} {step.rest}")
+
+
+def _copy(words: str, image: Image, stages: Mapping[str, Image], context: Path) -> None:
+    *options, source, target = shlex.split(words)
+    to = _inside(image, target)
+    if options:
+        (option,) = options
+        tree = stages[option.removeprefix("--from=")].root
+        subprocess.run(["cp", "-a", "--no-target-directory", tree / source.lstrip("/"), to], check=True)
+        return
+    for path in sent(context):
+        if path.is_relative_to(source):
+            here = to / path.relative_to(source) if source == "." else to / path.name
+            here.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(context / path, here)
+
+
+def _inside(image: Image, path: str) -> Path:
+    return image.root / os.path.join(image.folder, path).lstrip("/")
+
+
+def run(image: Image, argv: list[str]) -> str:
+    """Runs a command in the image, as a step of a build; returns what it printed. Fails where it fails."""
+    with _lent(image.root) as (binds, variables), image.root.with_suffix(".log").open("ab") as log:
+        inside = ["chroot", str(image.root), "/bin/sh", "-c", 'cd "$0" && exec "$@"', image.folder, *argv]
+        done = subprocess.run(
+            [*_NAMESPACES, "/bin/sh", "-ec", _BIND_AND_RUN, str(image.root), *binds, "--", *inside],
+            env={**variables, **image.environment, "DEBIAN_FRONTEND": "noninteractive"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            timeout=_STEP_S,
+            check=False,
+        )
+    assert done.returncode == 0, f"{argv}: {done.stdout}{Path(log.name).read_text(errors='replace')[-4000:]}"
+    return done.stdout
+
+
+@contextmanager
+def _lent(root: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """What a step is lent: pairs of paths to bind, the second within the tree, and variables.
+
+    What had to be made in the tree, to be bound over, is gone afterwards. The certificates lie at a place of their own:
+    those of the image are its package's.
+    """
+    binds: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for path in (path for path in map(Path, _LENT) if path.exists()):
+            binds += [str(path.resolve()), stack.enter_context(_place(root, str(path), is_folder=path.is_dir()))]
+        for folder in _local_indexes():
+            binds += [folder, stack.enter_context(_place(root, folder, is_folder=True))]
+        variables = {name: value for name, value in os.environ.items() if _LENT_VARIABLES.match(name)}
+        if _CERTIFICATES.exists():
+            binds += [str(_CERTIFICATES), stack.enter_context(_place(root, _LENT_CERTIFICATES, is_folder=False))]
+            variables = {name: value for name, value in variables.items() if value != str(_CERTIFICATES)}
+            variables |= dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE"), _LENT_CERTIFICATES)
+        yield binds, variables
+
+
+@contextmanager
+def _place(root: Path, path: str, *, is_folder: bool) -> Iterator[str]:
+    """Something in the tree to bind over; gone afterwards where it was not there before."""
+    target = root / path.lstrip("/")
+    made = [place for place in (target, *target.parents) if place.is_relative_to(root) and not place.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if made:
+        target.mkdir() if is_folder else target.touch()
+    try:
+        yield str(target)
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):  # a step has put something of its own beside it
+                place.rmdir() if place.is_dir() else place.unlink()
+
+
+def _local_indexes() -> list[str]:
+    """Folders of this machine that its pip takes packages from."""
+    said = " ".join([*os.environ.values(), *_pip_configuration()])
+    folders = {found[1] for found in re.finditer(r"(?:file://|^|\s|=)(/opt/[\w.-]+)", said)}
+    return sorted(folder for folder in folders if Path(folder).is_dir())
+
+
+def _pip_configuration() -> list[str]:
+    files = [Path("/etc/pip.conf"), *Path("/etc/xdg/pip").glob("*")]
+    return [file.read_text() for file in files if file.is_file()]
