@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import httpcore
 import httpx
 
 from actors.node import seccomp
-from actors.node.cgroup import Hierarchies
+from actors.node.hierarchies import Hierarchies
 from tests.support.mount_leaks import wait_until
 from tests.support.service import PROGRAMS, PROJECT, STOP_S
 
@@ -256,5 +255,4 @@ def doctor(folder: Path, privileges: Privileges) -> tuple[int, str]:
     argv = [str(PROGRAMS / "holdfast"), "doctor", "--data-dir", DATA, "--json"]
     with running(folder, privileges, argv) as container:
         status = container.process.wait(60)
-        shutil.copyfileobj(container.stderr.open("rb"), sys.stderr.buffer)
-        return status, container.stdout.read_text()
+        return status, container.stdout.read_text() or container.stderr.read_text()

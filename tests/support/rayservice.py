@@ -30,10 +30,18 @@ TOKEN = "ray-token-of-tests-0123456789abcdef0123456789abcdef"
 _DRIVER = PROJECT / "tests" / "acceptance" / "drivers" / "cluster_of_groups.py"
 
 
-def manifest() -> dict[str, Any]:
-    """The file."""
-    loaded: dict[str, Any] = yaml.safe_load((PROJECT / "rayservice.yaml").read_text())
-    return loaded
+IN_A_USER_NAMESPACE = "rayservice-userns.yaml"
+
+
+def objects(name: str = "rayservice.yaml") -> list[dict[str, Any]]:
+    """All that the file describes."""
+    return list(yaml.safe_load_all((PROJECT / name).read_text()))
+
+
+def manifest(name: str = "rayservice.yaml") -> dict[str, Any]:
+    """The file's RayService."""
+    (service,) = (described for described in objects(name) if described["kind"] == "RayService")
+    return service
 
 
 def serve_config(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from actors.settings import SECRET_SETTINGS, Settings
 from gateway.embedded.ray_head import PRELOADED
 from gateway.serve_app import application
 from tests.support import rayservice
+from tests.support.container import FEWEST
 from tests.unit.project.test_cluster_yaml import ROOT
 from tests.unit.project.test_readme import setting_names
 
@@ -168,3 +169,100 @@ def test_all_nodes_run_the_one_image_that_the_dockerfile_makes(groups: dict[str,
     (folder,) = set(re.findall(r"^WORKDIR (.+)$", dockerfile, re.MULTILINE))
     assert f"ENV PATH={folder}/.venv/bin:$PATH" in dockerfile
     assert "scripts/install-python-packages .venv requirements.lock" in dockerfile and "wget" in dockerfile
+
+
+def sandboxes_pod(manifest: dict[str, Any]) -> dict[str, Any]:
+    return dict(rayservice.groups(manifest)["sandboxes"]["template"]["spec"])
+
+
+def test_the_namespace_admits_privileged_pods_and_holds_everything(manifest: dict[str, Any]) -> None:
+    described = rayservice.objects()
+    (namespace,) = (found for found in described if found["kind"] == "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
+    own = [found for found in described if found["kind"] not in ("Namespace", "PriorityClass")]
+    assert {found["metadata"]["namespace"] for found in own} == {namespace["metadata"]["name"]}
+    assert described[0] is namespace, "kubectl makes them in the order of the file"
+
+
+def test_no_disruption_takes_all_pods_of_a_kind_at_once(groups: dict[str, dict[str, Any]]) -> None:
+    budgets = [found["spec"] for found in rayservice.objects() if found["kind"] == "PodDisruptionBudget"]
+    selected = {next(iter(budget["selector"]["matchLabels"].values())): budget["minAvailable"] for budget in budgets}
+    assert selected.keys() == groups.keys()
+    for name in ("gateways", "sandboxes"):
+        assert 0 < selected[name] < groups[name]["replicas"], "or no node could ever be drained"
+
+
+def test_sandboxes_have_nodes_of_their_own_and_never_share_one(manifest: dict[str, Any]) -> None:
+    pod = sandboxes_pod(manifest)
+    ((key, value),) = pod["nodeSelector"].items()
+    assert {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"} in pod["tolerations"]
+    (apart,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["namespaceSelector"] == {}, "the folder is the node's, whatever the pod's Kubernetes namespace"
+    (priority,) = (found for found in rayservice.objects() if found["kind"] == "PriorityClass")
+    assert pod["priorityClassName"] == priority["metadata"]["name"]
+
+
+def test_no_autoscaler_takes_nodes_whose_sandboxes_sleep(
+    manifest: dict[str, Any], groups: dict[str, dict[str, Any]]
+) -> None:
+    assert manifest["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"] is False
+    assert groups["sandboxes"]["idleTimeoutSeconds"] >= 24 * 3600
+
+
+def test_every_pod_has_a_first_process_that_reaps_and_pulls_its_image(groups: dict[str, dict[str, Any]]) -> None:
+    for group in groups.values():
+        assert group["template"]["spec"]["shareProcessNamespace"] is True
+        assert rayservice.container(group)["imagePullPolicy"] == "Always"
+
+
+def test_others_reach_the_gateways_port_alone_and_no_pod_the_clouds_keys(manifest: dict[str, Any]) -> None:
+    policies = {
+        found["metadata"]["name"]: found["spec"] for found in rayservice.objects() if found["kind"] == "NetworkPolicy"
+    }
+    gateways = policies.pop("holdfast-gateways")
+    port = rayservice.serve_config(manifest)["http_options"]["port"]
+    assert gateways["ingress"] == [{"ports": [{"port": port}]}]
+    (others,) = policies.values()
+    assert all("from" in rule for rule in others["ingress"])
+    blocks = [to["ipBlock"] for rule in others["egress"] for to in rule["to"]]
+    assert "169.254.169.254/32" in blocks[0]["except"]
+
+
+def test_the_variant_in_user_namespaces_differs_in_nothing_else() -> None:
+    first, second = rayservice.objects(), rayservice.objects(rayservice.IN_A_USER_NAMESPACE)
+    pod = sandboxes_pod(rayservice.manifest(rayservice.IN_A_USER_NAMESPACE))
+    (container,) = pod["containers"]
+    context = container["securityContext"]
+
+    assert pod["hostUsers"] is False
+    assert "privileged" not in context
+    assert context["procMount"] == "Unmasked"
+    assert context["capabilities"] == {"drop": ["ALL"], "add": list(FEWEST)}
+    assert context["seccompProfile"] == context["appArmorProfile"] == {"type": "Unconfined"}
+    assert container["resources"]["limits"]["squat.ai/fuse"] == 1
+    assert container["lifecycle"]["postStart"]["exec"]["command"] == [
+        "mount",
+        "-o",
+        "remount,bind,rw",
+        "/sys/fs/cgroup",
+    ]
+    assert [volume["name"] for volume in pod["volumes"]] == ["data"]
+
+    for described in (first, second):
+        for changed in described:
+            if changed["kind"] == "RayService":
+                spec = sandboxes_group(changed)["template"]["spec"]
+                (box,) = spec["containers"]
+                for where, names in (
+                    (spec, ("hostUsers", "volumes")),
+                    (box, ("securityContext", "lifecycle", "volumeMounts")),
+                ):
+                    for name in names:
+                        where.pop(name, None)
+                box["resources"]["limits"].pop("squat.ai/fuse", None)
+    assert first == second
+
+
+def sandboxes_group(service: dict[str, Any]) -> dict[str, Any]:
+    (found,) = (g for g in service["spec"]["rayClusterConfig"]["workerGroupSpecs"] if g["groupName"] == "sandboxes")
+    return dict(found)
