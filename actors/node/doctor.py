@@ -124,13 +124,16 @@ def _failed(name: str, failure: str, here: Surroundings, *, required: bool = Tru
 
 
 def _boxes(uid: int, here: Surroundings, *, network: bool) -> list[Finding]:
-    """One finding for each kind of box that is ever built."""
-    return [
-        Finding(tried.trial.name, ok=True, required=True, detail=tried.trial.purpose)
-        if tried.obstacle is None
-        else _failed(tried.trial.name, tried.obstacle, here, otherwise=_BOX_FIX)
-        for tried in tried_boxes(uid, network=network)
-    ]
+    """One finding for each kind of box that is ever built; a single one where none can be tried."""
+    try:
+        return [
+            Finding(tried.trial.name, ok=True, required=True, detail=tried.trial.purpose)
+            if tried.obstacle is None
+            else _failed(tried.trial.name, tried.obstacle, here, otherwise=_BOX_FIX)
+            for tried in tried_boxes(uid, network=network)
+        ]
+    except OSError as e:
+        return [_failed("sandbox", f"no box can be tried: {e.strerror}", here, otherwise=_BOX_FIX)]
 
 
 def _cgroup(here: Surroundings) -> list[Finding]:
