@@ -8,13 +8,16 @@ INSTALLED_FOR_DEVELOPERS := $(VENV)/.installed-for-developers
 TESTS ?= tests
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
-.PHONY: demo test check lint types imports setup install system system-for-tests bench lock format clean
+.PHONY: demo test test-in-container check lint types imports setup install system system-for-tests bench lock format clean
 
 demo: setup ## run the main job on real input
 	$(BIN)/python examples/demo.py
 
 test: setup ## every test; the kernel's and FUSE's really run
 	$(BIN)/python -m pytest $(TESTS)
+
+test-in-container: setup ## the acceptance tests once more, in a container with the fewest privileges
+	$(BIN)/python -m tests.support.in_container tests/acceptance
 
 check: lint types imports test ## what CI runs
 

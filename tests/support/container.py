@@ -144,7 +144,7 @@ def running(
     environment: Mapping[str, str] | None = None,
     tree: Path = Path("/"),
     as_init: bool = False,
-    binds: Sequence[tuple[str, str]] = (),
+    folder_of_work: str = "/",
 ) -> Iterator[Container]:
     """A container for the block, that runs `argv`; after it nothing of it is left.
 
@@ -152,13 +152,13 @@ def running(
         folder: the volume and the output of it, on a file system of the machine.
         tree: the root file system under the container's own overlay; this machine's, unless named.
         as_init: the command is process 1 itself.
-        binds: further paths of this machine, and where they are shown.
+        folder_of_work: where the command starts.
     """
     data_dir = folder / "data"
     data_dir.mkdir(parents=True, exist_ok=True)
     owner = _FIRST_ID if privileges.user_namespace else 0
     os.chown(data_dir, privileges.uid, privileges.uid)
-    shown = [*binds]
+    shown: list[tuple[str, str]] = []
     if tree == Path("/"):
         shown.append((str(PROJECT), str(PROJECT)))
     if privileges.volume:
@@ -180,6 +180,7 @@ def running(
             "privileges": privileges.words(),
             "seccomp": seccomp.program().hex() if privileges.seccomp else "",
             "as_init": as_init,
+            "folder_of_work": folder_of_work,
             "argv": list(argv),
             "environment": {
                 "PATH": f"{PROGRAMS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

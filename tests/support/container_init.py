@@ -228,6 +228,7 @@ def filter_calls(program: bytes) -> None:
 def start(wanted: dict[str, Any]) -> None:
     """Becomes the command, or waits for it as an indifferent process 1."""
     argv = [*wanted["privileges"], *wanted["argv"]]
+    os.chdir(wanted["folder_of_work"])
     if wanted["seccomp"]:
         filter_calls(bytes.fromhex(wanted["seccomp"]))
     if wanted["as_init"]:
