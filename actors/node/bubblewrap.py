@@ -115,10 +115,10 @@ def outer(binds: Sequence[Bind]) -> list[str]:
     Its pid namespace is for the end: when the actor dies, so does the namespace's first process, and with it all that
     runs inside. `--die-with-parent` alone ends there, since the outer bwrap gives up the right to signal another uid.
 
-    /proc is where that first process mounts the /proc of its namespace, over the caller's own. That one would show other
-    processes under the pids that the inner bwrap knows, and yet has to be there: in a container with a user namespace the
-    kernel mounts a new one only where another is in sight. bwrap's `--proc` is of no use: it covers parts of what it
-    mounts, and then the kernel lets no user namespace inside mount a whole one.
+    /proc is where that first process mounts the /proc of its namespace, over the caller's own. That one would show
+    other processes under the pids that the inner bwrap knows, and yet has to be there: in a container with a user
+    namespace the kernel mounts a new one only where another is in sight. bwrap's `--proc` is of no use: it covers parts
+    of what it mounts, and then the kernel lets no user namespace inside mount a whole one.
     Source: mount_too_revealing in fs/namespace.c.
     """
     args = [
