@@ -382,12 +382,12 @@ class Sandbox:
         return self.calls.create_backup(options, idempotency_key=idempotency_key).result()
 
     def restore_backup(
-        self, backup: DirectoryBackup, *, dir: str | None = None, mode: RestoreMode | str = RestoreMode.OVERLAY
+        self, backup: DirectoryBackup, *, dir: str | None = None, mode: RestoreMode | str | None = None
     ) -> RestoreBackupResult:
-        """Restores a backup; into another directory with `dir`."""
+        """Restores a backup; into another directory with `dir`. Without a mode, see `RestoreOptions`."""
         if not isinstance(backup, DirectoryBackup):
             raise InvalidBackupConfigError("The backup must be the handle that create_backup returned.")
-        values = {"id": backup.id, "dir": dir if dir is not None else backup.dir, "mode": mode}
+        values = {"id": backup.id, "dir": dir if dir is not None else backup.dir} | ({"mode": mode} if mode else {})
         return self.calls.restore_backup(validated(RestoreOptions, values, InvalidBackupConfigError)).result()
 
     def exec(

@@ -13,7 +13,7 @@ from storage.config import BucketConfig, TransferConfig
 GIB = 1024**3
 MIB = 1024**2
 
-DriverChoice = Literal["auto", "kernel", "mixed", "fuse"]
+DriverChoice = Literal["auto", "kernel", "mixed", "rootless", "fuse", "none"]
 OnSleep = Literal["keep", "backup"]
 """Whether a sandbox's files stay on their node while it sleeps, or go into the bucket so that it can wake anywhere."""
 NODE_DATA_DIR = "HOLDFAST_NODE_DATA_DIR"

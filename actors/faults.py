@@ -20,6 +20,7 @@ from actors.errors import (
 from actors.logs import log
 from actors.node.errors import (
     ArchiveError,
+    ArchiveRefusedError,
     BoxError,
     CgroupError,
     CorruptRecordError,
@@ -83,6 +84,7 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
     ToolError: ("TOOL_FAILED", "a tool of the node failed"),
     CgroupError: ("PROCESSES_STUCK", "the sandbox's processes could not be paused or ended"),
     DriverUnavailableError: ("NO_MOUNT_DRIVER", "the node cannot mount archives"),
+    ArchiveRefusedError: ("SIGNS_REFUSED", "the node's mount driver would show some of the files wrongly"),
     LayerMismatchError: ("LAYER_MISMATCH", "the layer was made with another archive or driver"),
     CorruptRecordError: ("CORRUPT_RECORD", "the sandbox's record on the node cannot be read"),
     MountError: ("MOUNT_FAILED", "the archive could not be mounted"),
@@ -101,7 +103,7 @@ _NUMBERED = {
 _SAID_TO_CALLERS = (TreeError, PathError)
 """Errors whose message is about the caller's own tree, and may be shown as it is."""
 _LOGGED = (StorageError, TreeError, PathError, ArchiveError, ToolError, BoxError)
-_HINTS_SAID_TO_CALLERS = (StorageError, TreeError, DriverUnavailableError, BoxError)
+_HINTS_SAID_TO_CALLERS = (StorageError, TreeError, DriverUnavailableError, ArchiveRefusedError, BoxError)
 
 
 def reason_of(error: Exception) -> tuple[str, str]:

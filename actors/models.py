@@ -197,11 +197,19 @@ class RestoreMode(StrEnum):
 
 
 class RestoreOptions(Model):
-    """What `restore_backup` is asked for: the handle, and how to restore it."""
+    """What `restore_backup` is asked for: the handle, and how to restore it.
+
+    Without a mode the backup is restored as an overlay, and as a copy on a node that cannot mount.
+    """
 
     id: BackupId
     dir: BackupDir
     mode: Annotated[RestoreMode, Field(strict=False)] = RestoreMode.OVERLAY
+
+    @property
+    def asks_for_overlay(self) -> bool:
+        """Whether the caller named the mode, and it is an overlay: a copy would not do then."""
+        return self.mode is RestoreMode.OVERLAY and "mode" in self.model_fields_set
 
 
 class ForgetOptions(Model):
@@ -216,11 +224,15 @@ class ForgetOptions(Model):
 
 
 class RestoreBackupResult(Model):
-    """The answer to a restore that succeeded; one that did not raises."""
+    """The answer to a restore that succeeded; one that did not raises.
+
+    `mode` is there only where none was asked for and the node can make copies only.
+    """
 
     success: Literal[True] = True
     dir: str
     id: str
+    mode: RestoreMode | None = None
 
 
 class NotKept(Model):

@@ -46,8 +46,8 @@ _NOT_BY_A_RETRY = {
 }
 """Causes that lie in the bucket, not on the node: a retry alone meets them again."""
 _STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
-_NAMES_REFUSED = ("NAME_TOO_LONG", "NAME_REFUSED")
-"""Reasons for which a backup can be restored by copy only."""
+_COPY_ONLY = ("NAME_TOO_LONG", "NAME_REFUSED", "SIGNS_REFUSED", "NO_MOUNT_DRIVER")
+"""Reasons for which a backup can be restored here by copy only."""
 _MAKES_NO_COPY = "PATH"
 """The reason for which a directory inside an overlay can be restored by an overlay only: the fuse driver renames none.
 """
@@ -244,7 +244,7 @@ class DirectoryRecovery:
 
 
 def _other_mode(mode: RestoreMode, reason: str) -> RestoreMode | None:
-    if mode is RestoreMode.OVERLAY and reason in _NAMES_REFUSED:
+    if mode is RestoreMode.OVERLAY and reason in _COPY_ONLY:
         return RestoreMode.COPY
     if mode is RestoreMode.COPY and reason == _MAKES_NO_COPY:
         return RestoreMode.OVERLAY

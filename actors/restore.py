@@ -38,8 +38,8 @@ from actors.fetch import ArchiveFetch
 from actors.logs import log
 from actors.models import Phase, RestoreBackupResult, RestoreMode, RestoreOptions
 from actors.node.archiver import Archiver
-from actors.node.drivers import Driver
-from actors.node.errors import NodeError, PathError
+from actors.node.drivers import Limit
+from actors.node.errors import DriverUnavailableError, NodeError, PathError
 from actors.node.layers import Layers
 from actors.node.squashfs import superblock
 from actors.node.tree import Tree
@@ -59,7 +59,6 @@ class BackupRestoration:
 
     tenant: str
     sandbox: str
-    driver: Driver
     catalog: BackupCatalog
     archiver: Archiver
     fetch: ArchiveFetch
@@ -86,12 +85,13 @@ class BackupRestoration:
         archive: CachedArchive | None = None
         try:
             with failing_as(BackupRestoreError, "restored"):
+                mode = self._mode(options)
                 work.mkdir(parents=True, mode=0o711)
                 with step(RestoreStep.METADATA):
                     record = self._metadata(options)
                 with step(RestoreStep.FETCH):
                     archive = self._fetch(record, work / "archive.sqsh", progress)
-                if options.mode is RestoreMode.OVERLAY:
+                if mode is RestoreMode.OVERLAY:
                     self._overlay(options, record, archive, progress)
                 else:
                     self._copy(options, record, archive, progress)
@@ -101,8 +101,19 @@ class BackupRestoration:
                     self.verified.unlink(archive.path, archive.sha256)
             shutil.rmtree(work, ignore_errors=True)
             self.restored.drop_unused_archives()
-        log.info("backup_restored", backup=options.id, dir=options.dir, mode=options.mode.value)
-        return RestoreBackupResult(dir=options.dir, id=options.id)
+        log.info("backup_restored", backup=options.id, dir=options.dir, mode=mode.value)
+        return RestoreBackupResult(dir=options.dir, id=options.id, mode=None if mode is options.mode else mode)
+
+    def _mode(self, options: RestoreOptions) -> RestoreMode:
+        """The mode that was asked for; a copy for an overlay that nobody asked for and the node cannot make."""
+        if options.mode is RestoreMode.COPY or self.layers.can_mount:
+            return options.mode
+        if options.asks_for_overlay:
+            raise DriverUnavailableError(
+                "This node restores backups as copies only.",
+                hint='Leave "mode" out or set it to "copy", or let the operator run `holdfast doctor` on the node.',
+            )
+        return RestoreMode.COPY
 
     def _metadata(self, options: RestoreOptions) -> BackupRecord:
         missing = BackupNotFoundError("There is no such backup.", context={"backup": options.id})
@@ -153,7 +164,7 @@ class BackupRestoration:
                         mode="overlay",
                         restored_at=datetime.now(UTC),
                         taken_at=record.created_at,
-                        driver=self.driver,
+                        driver=self.layers.driver,
                         layer=layer.id,
                         archive_sha256=archive.sha256,
                     )
@@ -169,21 +180,21 @@ class BackupRestoration:
             raise
 
     def _check_names(self, record: BackupRecord, archive: CachedArchive, progress: Progress) -> None:
-        longest = self.driver.max_name_bytes
+        driver, longest = self.layers.driver, self.layers.driver.max_name_bytes
         hint = 'Restore it with mode "copy", or on a node with kernel mounts.'
         if (record.max_name_bytes or 0) > longest:
             raise BackupRestoreError(
-                f"The backup holds names of {record.max_name_bytes} bytes; the {self.driver} driver stands {longest}.",
+                f"The backup holds names of {record.max_name_bytes} bytes; the {driver} driver stands {longest}.",
                 hint=hint,
                 context={"reason": "NAME_TOO_LONG"},
             )
-        if self.driver is Driver.FUSE:
+        if Limit.NAMES in driver.limits:
             found = self.archiver.find_name(
-                archive.path, lambda name: not self.driver.stands(name), cancelled=progress.cancelled
+                archive.path, lambda name: not driver.stands(name), cancelled=progress.cancelled
             )
             if found is not None:
                 raise BackupRestoreError(
-                    f"The backup holds names that the {self.driver} driver cannot show: over {longest} bytes,"
+                    f"The backup holds names that the {driver} driver cannot show: over {longest} bytes,"
                     " or beginning with .wh.",
                     hint=hint,
                     context={"reason": "NAME_REFUSED"},

@@ -152,13 +152,17 @@ class Record(BaseModel):
     recovery: RecoveryPlan | None = None
 
 
-def recorded_driver(file: Path) -> Driver | None:
-    """The driver of the layers that a record speaks of: an upper layer never changes its driver."""
+def kept_driver(file: Path, offered: Driver | None) -> Driver | None:
+    """The driver for a sandbox's layers: that of the layers in its record, or else the one that its node offers.
+
+    An upper layer never changes its driver, but for those of fuse-overlayfs, which `Layers.open` converts.
+    """
     with contextlib.suppress(CorruptRecordError):
         record, _ = _twin(file).read()
         entries = record.entries if record else ()
-        return next((entry.driver for entry in entries if entry.is_mounted and entry.driver), None)
-    return None
+        recorded = [entry.driver for entry in entries if entry.is_mounted and entry.driver is not Driver.FUSE]
+        return next((driver for driver in recorded if driver is not None), offered)
+    return offered
 
 
 def _twin(file: Path) -> TwinFile[Record]:
@@ -247,6 +251,7 @@ class RestoredDirectories:
                 archive = self._kept.check(entry.archive_sha256)
                 self._open[entry.layer] = self._layers.open(entry.layer, archive, entry.archive_sha256)
         self.unmounted = None
+        self._note_conversions()
         self._show(self._mounted)
         leftovers = [layer_id for layer_id in self._layers.ids() if layer_id not in self._open]
         for layer_id in leftovers:
@@ -258,6 +263,15 @@ class RestoredDirectories:
         if not self._is_on_record:
             self._save(self.record)
         self._is_mounted = True
+
+    def _note_conversions(self) -> None:
+        """Writes into the record that layers of fuse-overlayfs were opened with the driver of this node."""
+        entries = tuple(
+            entry.model_copy(update={"driver": self._layers.driver}) if entry.is_mounted else entry
+            for entry in self.record.entries
+        )
+        if entries != self.record.entries:
+            self._save(self.record.model_copy(update={"entries": entries}))
 
     @property
     def _mounted(self) -> list[Entry]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from actors.bucket import configured
 from actors.cache import ArchiveCache
@@ -75,7 +75,7 @@ from actors.node.archiver import Archiver
 from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup, announce_entry
 from actors.node.driver_choice import choose
-from actors.node.drivers import Driver
+from actors.node.drivers import Driver, setting_of
 from actors.node.errors import CorruptRecordError, MountBusyError, MountError, NodeError, PathError, ToolError
 from actors.node.identity import identity
 from actors.node.kept import KeptArchives
@@ -89,7 +89,7 @@ from actors.operations import Operations
 from actors.presence import Presence
 from actors.published import public_recovery
 from actors.recovery import DIRECTORY_MISSING, DirectoryRecovery
-from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, recorded_driver
+from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, kept_driver
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated
@@ -109,7 +109,6 @@ _AGAIN = "Try again."
 _FIRST_LOOK_S, _LOOK_S = 1.0, 30.0
 """How soon, and how often at least, it is looked what a command that runs has written."""
 _SLEEP_TTL_S = 36_500 * 86_400.0
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class NodeLayout:
@@ -170,7 +169,7 @@ class LocalSandbox:
         sandbox_id: str,
         config: SandboxConfig,
         *,
-        driver: Driver,
+        driver: Driver | None,
         catalog: BackupCatalog | None,
         cluster_node: str | None = None,
         is_lost: Callable[[str, str | None], bool] = lambda identity, cluster_node: False,
@@ -191,7 +190,6 @@ class LocalSandbox:
         self._presence = Presence(layout.presence(tenant, sandbox_id))
         self._layout = layout
         record = self._home / "sandbox.json"
-        self._driver = recorded_driver(record) or driver
         root, uid = self._home / "root", config.node.sandbox_uid
         self._tree = Tree(root, tops=WRITABLE_ROOTS, uid=uid)
         binds = tuple(Bind(root / top.lstrip("/"), top, writable=True) for top in WRITABLE_ROOTS)
@@ -213,7 +211,9 @@ class LocalSandbox:
         self._transfers = Transfers(self._tree, self._commands, self._gate)
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         layout.lowers.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._layers = Layers(self._home / "layers", layout.lowers, driver=self._driver, on_lost=self._revive)
+        self._layers = Layers(
+            self._home / "layers", layout.lowers, driver=kept_driver(record, driver), on_lost=self._revive
+        )
         self._verified = Verified(layout.verified)
         self._kept = KeptArchives(self._home / "archives", self._verified)
         self._restored = RestoredDirectories(record, self._tree, self._layers, self._kept)
@@ -342,7 +342,6 @@ class LocalSandbox:
         return BackupRestoration(
             tenant=self.tenant,
             sandbox=self.id,
-            driver=self._driver,
             catalog=catalog,
             archiver=self._archiver,
             fetch=self._fetch(catalog),
@@ -1033,16 +1032,6 @@ def _moved() -> SandboxUnavailableError:
     )
 
 
-def choose_driver(node: NodeConfig) -> Driver:
-    """The node's mount driver, tried once after each boot. Raises DriverUnavailableError where none works."""
-    setting: Literal["auto"] | Driver = "auto" if node.driver == "auto" else Driver(node.driver)
-    folder = NodeLayout(node).driver
-    tried = folder / f"{setting}-{_BOOT_ID.read_text().strip()}"
-    with contextlib.suppress(OSError, ValueError):  # there is none, or something else
-        return Driver(os.readlink(tried))
-    chosen = choose(setting, folder)
-    with contextlib.suppress(OSError, ToolError):  # the next process finds out by itself
-        if tried.exists() or tried.is_symlink():
-            remove_tree(tried)
-        os.symlink(chosen.value, tried)
-    return chosen
+def choose_driver(node: NodeConfig) -> Driver | None:
+    """The node's mount driver, or None where backups are restored as copies only; see `driver_choice.choose`."""
+    return choose(setting_of(node.driver), NodeLayout(node).driver)

@@ -40,14 +40,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=list(Driver))
 def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    """Every mount driver in turn. One that does not work here fails the test, unless the node is allowed to lack it."""
+    """Every mount driver in turn. One that cannot mount here fails the test, unless the node is allowed to lack it.
+
+    That includes one that is not offered because it fails a trial: what surrounds it has to be right all the same.
+    """
     driver = Driver(request.param)
-    obstacle = driver_choice.obstacle(driver, tmp_path_factory.getbasetemp().resolve())
+    obstacle = driver_choice.verdict(driver, tmp_path_factory.getbasetemp().resolve() / "verdicts").obstacle
     if obstacle is not None:
         if ALLOW_MISSING_DRIVERS in os.environ:
             pytest.skip(obstacle)
         pytest.fail(obstacle)
     return driver
+
+
+@pytest.fixture(scope="session")
+def best_driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """The best mount driver that is offered here."""
+    best = driver_choice.choose("auto", tmp_path_factory.getbasetemp().resolve() / "verdicts")
+    assert best is not None, "no mount driver is offered here; `holdfast doctor` says why"
+    return best
 
 
 @pytest.fixture
@@ -75,7 +86,7 @@ def node(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Node]:
 
 
 @pytest.fixture
-def kernel_node(scratch: Path, bucket: BucketConfig) -> Iterator[Node]:
+def kernel_node(scratch: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[Node]:
     """A node with the best driver, for what does not depend on the driver."""
-    with Node(scratch / "data", bucket, driver_choice.choose("auto", scratch / "probe")) as made:
+    with Node(scratch / "data", bucket, best_driver) as made:
         yield made.alone_in_the_bucket()

@@ -11,7 +11,8 @@ from actors.node import process
 from actors.node.box_trials import tried_boxes
 from actors.node.causes import NOT_ROOT, USES, brief, cgroup_cause, explain, foreseen, lacking, option
 from actors.node.cgroup import Cgroup, Limits
-from actors.node.driver_choice import available
+from actors.node.driver_choice import Verdict, advice, available, verdict
+from actors.node.drivers import Driver, Setting
 from actors.node.errors import NodeError
 from actors.node.surroundings import Surroundings
 
@@ -49,11 +50,17 @@ class Finding:
     fix: str | None = None
 
 
-def examine(data_dir: Path, uid: int, *, network: bool = False) -> list[Finding]:
-    """Tries everything that sandboxes on this machine need. Leaves nothing behind.
+def examine(
+    data_dir: Path, uid: int, *, network: bool = False, driver: Setting = "auto", thorough: bool = True
+) -> list[Finding]:
+    """Tries everything that sandboxes on this machine need. Leaves nothing behind but verdicts on mount drivers.
 
     Says all that is wrong at once, so that a manifest need not be changed line by line: without root, too.
-    `network` says whether commands are to have the node's network.
+
+    Args:
+        network: whether commands are to have the node's network.
+        driver: the mount driver that is set; it is required then.
+        thorough: tries every mount driver anew, and not only those that may be chosen and have no verdict.
     """
     here = Surroundings.read(data_dir)
     tools = _tools()
@@ -61,7 +68,8 @@ def examine(data_dir: Path, uid: int, *, network: bool = False) -> list[Finding]
     if not here.root:
         findings += [Finding(name, ok=False, required=False, detail=c.why, fix=c.fix) for name, c in foreseen(here)]
     if all(finding.ok for finding in tools if finding.required):
-        findings += [*_boxes(uid, here, network=network), *_cgroup(here), *_drivers(data_dir, here)]
+        findings += [*_boxes(uid, here, network=network), *_cgroup(here)]
+        findings += _drivers(data_dir, here, driver, thorough=thorough)
     return findings
 
 
@@ -159,12 +167,45 @@ def _limits(limits: Limits) -> Finding:
     return Finding("limits", ok=False, required=False, detail=f"not all in force: {limits.obstacle}", fix=fix)
 
 
-def _drivers(data_dir: Path, here: Surroundings) -> list[Finding]:
-    obstacles = available(data_dir / "node" / "driver")
-    any_works = any(obstacle is None for obstacle in obstacles.values())
-    return [
-        Finding(f"driver {driver}", ok=True, required=not any_works, detail="mounts")
-        if obstacle is None
-        else _failed(f"driver {driver}", obstacle, here, required=not any_works, otherwise=None)
-        for driver, obstacle in obstacles.items()
-    ]
+def _drivers(data_dir: Path, here: Surroundings, setting: Setting, *, thorough: bool) -> list[Finding]:
+    folder = data_dir / "node" / "driver"
+    verdicts = available(folder) if thorough else _until_one_is_offered(folder, setting)
+    findings = [line for driver, found in verdicts.items() for line in _driver(driver, found, here, setting)]
+    return [*findings, _restores(setting, [driver for driver, found in verdicts.items() if found.reason is None])]
+
+
+def _until_one_is_offered(folder: Path, setting: Setting) -> dict[Driver, Verdict]:
+    verdicts: dict[Driver, Verdict] = {}
+    for driver in [] if setting == "none" else list(Driver) if setting == "auto" else [setting]:
+        verdicts[driver] = verdict(driver, folder)
+        if verdicts[driver].reason is None:
+            break
+    return verdicts
+
+
+def _driver(driver: Driver, found: Verdict, here: Surroundings, setting: Setting) -> list[Finding]:
+    """One line for a driver that is offered or cannot mount, and one for each trial that it failed."""
+    name, required = f"driver {driver}", driver is setting
+    fix = advice(driver) if required else None
+    if found.failed:
+        return [Finding(name, ok=False, required=required, detail=f"refused: {line}", fix=fix) for line in found.failed]
+    if found.obstacle is not None:
+        return [_failed(name, found.obstacle, here, required=required, otherwise=fix)]
+    but = "".join(f"; {limit}" for limit in sorted(driver.limits))
+    return [Finding(name, ok=True, required=required, detail=f"mounts, and behaves like a plain directory{but}")]
+
+
+def _restores(setting: Setting, offered: list[Driver]) -> Finding:
+    """How backups come back here: as overlays, or as copies where no driver is offered, which is no failure."""
+    if setting == "none":
+        return Finding("restores", ok=True, required=False, detail="as copies only, as HOLDFAST_DRIVER=none says")
+    chosen = [driver for driver in offered if setting in ("auto", driver)]
+    if chosen:
+        return Finding("restores", ok=True, required=False, detail=f"as overlays, with the driver {chosen[0]}")
+    return Finding(
+        "restores",
+        ok=False,
+        required=False,
+        detail="as copies only: no mount driver is offered here",
+        fix="give the node /dev/fuse or loop devices, CAP_SYS_ADMIN, and a data folder on a volume that is no overlay",
+    )

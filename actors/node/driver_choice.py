@@ -1,81 +1,220 @@
-"""Which drivers work on this node: found out by really mounting a small archive with each.
+"""Which drivers are offered on this node: those that mount, and then behave like a plain directory.
 
 Looking for modules, capabilities and device nodes one by one would never be complete: containers, seccomp filters
-and the file system under the data folder all have a say.
+and the file system under the data folder all have a say. So each driver is tried: `proofs` mounts an archive with it
+and does what some overlay somewhere gets wrong.
+
+A verdict is kept beside the layers, so that a sandbox starts quickly, and believed only while nothing has changed that
+it may depend on: the boot, the container, the kernel, the installed packages, the driver's options, the trials. That a
+driver cannot mount is believed for five minutes, since that may have been for want of memory.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import hashlib
+import os
+import re
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
-from actors.node import mounting, process
-from actors.node.drivers import Driver
+from fasteners import InterProcessLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from actors.logs import log
+from actors.node import process, proofs, trials
+from actors.node.drivers import Driver, Setting
 from actors.node.errors import DriverUnavailableError, NodeError
-from actors.node.layers import Layer, Layers
 
 _NEEDS = {
     Driver.KERNEL: "It needs CAP_SYS_ADMIN, loop devices, the squashfs and overlay modules, and ext4 or xfs under it.",
-    Driver.MIXED: "It needs CAP_SYS_ADMIN, /dev/fuse, the overlay module, and ext4 or xfs under it.",
+    Driver.MIXED: "It needs CAP_SYS_ADMIN outside of a user namespace, /dev/fuse, the overlay module, and ext4 or xfs"
+    " under it.",
+    Driver.ROOTLESS: "It needs CAP_SYS_ADMIN, /dev/fuse, the overlay module, Linux 5.11, and ext4 or xfs under it.",
     Driver.FUSE: "It needs CAP_SYS_ADMIN and /dev/fuse.",
 }
+_SHA256 = "0" * 64
+_OBSTACLE_S = 300.0
+_LOCK_TIMEOUT_S = 120.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STARTED = 19
+"""The place of a process's start time after its name. Source: proc_pid_stat(5), field 22."""
+_PACKAGES = Path("/var/lib/dpkg/status")
+_DEVICES = (Path("/dev/fuse"), Path("/dev/loop-control"))
 
 
-def available(folder: Path) -> dict[Driver, str | None]:
-    """What each driver lacks to keep layers under `folder`, in a sentence; None for those that work."""
-    return {driver: obstacle(driver, folder) for driver in Driver}
+class Verdict(BaseModel):
+    """What trying a driver has shown: an obstacle to mounting, in a sentence, or a line for each trial that failed."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    obstacle: str | None = None
+    failed: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str | None:
+        """Why the driver is not offered; None if it is."""
+        if self.failed:
+            names = ", ".join(line.partition(":")[0] for line in self.failed)
+            return f"It mounts, but files would be lost or come back: it failed the trials {names}."
+        return self.obstacle
 
 
-def choose(setting: Literal["auto"] | Driver, folder: Path) -> Driver:
-    """The driver to use for layers under `folder`: the one that was asked for, or the best that works.
+def available(folder: Path) -> dict[Driver, Verdict]:
+    """Tries every driver for layers under `folder`, whatever was found before."""
+    return {driver: prove(driver, folder) for driver in Driver}
+
+
+def choose(setting: Setting, folder: Path) -> Driver | None:
+    """The driver to use for layers under `folder`: the one that was set, or the best that is offered.
+
+    Returns:
+        None when backups can be restored as copies only: no driver is offered here, or that was set.
 
     Raises:
-        DriverUnavailableError: it does not work here, or none does.
+        DriverUnavailableError: the driver that was set is not offered here.
     """
-    candidates = list(Driver) if setting == "auto" else [Driver(setting)]
-    obstacles = {}
-    for driver in candidates:
-        obstacles[driver] = obstacle(driver, folder)
-        if obstacles[driver] is None:
-            return driver
+    if setting == "none":
+        return None
+    if setting == "auto":
+        return next((driver for driver in Driver if verdict(driver, folder).reason is None), None)
+    found = verdict(setting, folder)
+    if found.reason is None:
+        return setting
     raise DriverUnavailableError(
-        f"This node cannot mount with the driver {' or '.join(candidates)}.",
-        hint=" ".join(f"{driver}: {reason}" for driver, reason in obstacles.items()),
+        f"The mount driver {setting}, which is set, is not offered on this node. {found.reason}", hint=advice(setting)
     )
 
 
-@functools.cache
+def advice(driver: Driver) -> str:
+    """What to do where a driver that was set is not offered."""
+    others = ", ".join(other for other in Driver if other is not driver)
+    return (
+        f"Set HOLDFAST_DRIVER to auto (it takes the best of {others} that works here), or to none (restores are"
+        " copies); `holdfast doctor` tries them all."
+    )
+
+
 def obstacle(driver: Driver, folder: Path) -> str | None:
-    """What keeps `driver` from working under `folder`; tried once per process."""
+    """Why a driver is not offered for layers under `folder`; None if it is."""
+    return verdict(driver, folder).reason
+
+
+def verdict(driver: Driver, folder: Path) -> Verdict:
+    """What trying a driver under `folder` has shown, or shows now."""
+    file = folder / f"{driver}-{_circumstances(driver, folder)}.json"
+    found = _read(file)
+    if found is None:
+        with _locked(folder):
+            found = _read(file) or prove(driver, folder)  # another process may have been quicker
+    return found
+
+
+def prove(driver: Driver, folder: Path) -> Verdict:
+    """Tries a driver under `folder`, and keeps what that has shown."""
+    found = _try(driver, folder)
+    file = folder / f"{driver}-{_circumstances(driver, folder)}.json"
+    with contextlib.suppress(OSError):  # a folder that cannot be written has its verdict already
+        for earlier in folder.glob(f"{driver}-*.json"):
+            earlier.unlink(missing_ok=True)
+        temporary = folder / f".{file.name}-{os.getpid()}"
+        temporary.write_text(found.model_dump_json())
+        temporary.rename(file)
+    if found.failed:
+        log.warning("driver_refused", driver=driver.value, trials=[line.partition(":")[0] for line in found.failed])
+    return found
+
+
+def _try(driver: Driver, folder: Path) -> Verdict:
     path = process.ENVIRONMENT["PATH"]
     for program, package in {**driver.programs, "mksquashfs": "squashfs-tools"}.items():
         if shutil.which(program, path=path) is None:
-            return f"{program} is missing: install the package {package}."
+            return Verdict(obstacle=f"{program} is missing: install the package {package}.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".driver-", dir=folder) as scratch:
-            _try(driver, Path(scratch))
+            return Verdict(failed=tuple(proofs.failures(driver, Path(scratch), _SHA256)))
     except (NodeError, OSError) as e:
-        return f"{e} {_NEEDS[driver]}"
-    return None
+        return Verdict(obstacle=f"{_short(str(e))} {_NEEDS[driver]}{_if_on_an_overlay(folder)}")
 
 
-def _try(driver: Driver, scratch: Path) -> None:
-    """Mounts an archive, writes to the layer and removes it again; raises what goes wrong."""
-    archive = scratch / "tiny.sqsh"
-    (scratch / "tree").mkdir()
-    process.check(["mksquashfs", "tree", archive.name, "-quiet", "-no-progress"], cwd=str(scratch))
-    layers = Layers(scratch / "layers", scratch / "lowers", driver=driver, on_lost=_ignore)
+def _short(complaint: str) -> str:
+    """A tool's complaint without the trial's own paths, and without what follows its first line."""
+    return (
+        re.sub(rf"\S*/\.driver-[^/\s]+/|mount: ({_SHA256}|merged): ", "", complaint).split("\\n")[0].rstrip(".") + "."
+    )
+
+
+def _if_on_an_overlay(folder: Path) -> str:
+    """The sentence for a data folder on an overlay, as in a container without a volume."""
+    with contextlib.suppress(NodeError):
+        kind = process.check(["stat", "-f", "-c", "%T", str(folder)]).decode().strip()
+        if kind in ("overlayfs", "fuseblk", "fuse"):
+            return (
+                f" The data folder lies on {kind}, which cannot be an overlay's upper: give the container a volume"
+                " for it that is not an overlay (a hostPath, a persistent volume, docker run -v)."
+            )
+    return ""
+
+
+def _read(file: Path) -> Verdict | None:
     try:
-        layer = layers.create(archive, "0" * 64)
-        (layer.merged / "written").touch()
-        layers.discard(layer)
+        found = Verdict.model_validate_json(file.read_bytes())
+        if found.obstacle is not None and time.time() - file.stat().st_mtime > _OBSTACLE_S:
+            return None
+        return found
+    except (OSError, ValidationError):
+        return None
+
+
+def _circumstances(driver: Driver, folder: Path) -> str:
+    """A digest of everything that a verdict may depend on, and that can be looked at quickly."""
+    own = Path("/proc/self/status").read_text()
+    facts = [
+        _BOOT_ID.read_text(),
+        os.uname().release,
+        Path("/proc/1/stat").read_text().rpartition(")")[2].split()[_STARTED],
+        os.readlink("/proc/self/ns/user"),
+        *re.findall(r"^(?:CapEff|CapBnd|NoNewPrivs|Seccomp):.*$", own, re.MULTILINE),
+        driver.overlay_options,
+        *(_identity(device) for device in _DEVICES),
+        *(_identity(Path(name)) for name in (trials.__file__, proofs.__file__)),
+        *(_identity(Path(shutil.which(name, path=process.ENVIRONMENT["PATH"]) or name)) for name in driver.programs),
+        _identity(_PACKAGES),
+        _place(folder),
+    ]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+
+
+def _place(folder: Path) -> str:
+    """The folder itself: a verdict that was copied with it to another file system means nothing there."""
+    found = folder.stat() if folder.exists() else None
+    return f"{found.st_dev} {found.st_ino}" if found else ""
+
+
+def _identity(path: Path) -> str:
+    """What changes with a file's content, or with the kind of a device."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{found.st_mode:o} {found.st_rdev} {found.st_size} {found.st_mtime_ns if not found.st_rdev else ''}"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lets one process of the node try at a time; the others then read what it found."""
+    lock = None
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = InterProcessLock(folder / ".lock")
+        if not lock.acquire(timeout=_LOCK_TIMEOUT_S):
+            lock = None
+    try:
+        yield
     finally:
-        mounting.sweep(scratch)
-
-
-def _ignore(layer: Layer) -> None:
-    """The trial's layer is gone in a moment anyway."""
+        if lock is not None:
+            lock.release()

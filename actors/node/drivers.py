@@ -1,12 +1,14 @@
-"""The three ways to lay a writable layer over an archive, and the exact words that ask for them.
+"""The four ways to lay a writable layer over an archive, and the exact words that ask for them.
 
-    driver   archive                    overlay          what does not work
-    kernel   squashfs on a loop device  overlay
-    mixed    squashfuse_ll              overlay          a hard link that was changed is a file of its own after the
-                                                         next mount (FUSE gives the index no file handles)
-    fuse     squashfuse_ll              fuse-overlayfs   renaming a restored directory (EXDEV; mv and shutil.move copy
-                                                         instead), changing a restored fifo (EIO), names over 251 bytes
-                                                         or that begin with .wh.
+    driver     archive                    overlay          needs                 limits
+    kernel     squashfs on a loop device  overlay          loop devices
+    mixed      squashfuse_ll              overlay          /dev/fuse             links
+    rootless   squashfuse_ll              overlay          /dev/fuse; works in   links, directories, signs
+                                                           a user namespace
+    fuse       squashfuse_ll              fuse-overlayfs   /dev/fuse             directories, fifos, names
+
+A `Limit` is what a driver is known not to do. Everything else has to be as in a plain directory: `proofs` shows that
+before a driver is used, and fuse-overlayfs 1.10 is refused by it, because it brings deleted files back.
 
 All of it is run in the layer's folder and named relative to it, because a kernel overlay shows its options to
 whoever reads mountinfo, inside a sandbox too.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 LOWER, UPPER, WORK, MERGED = "lower", "upper", "work", "merged"
 
@@ -23,22 +26,51 @@ _FLAGS = "nosuid,nodev"
 _DIRECTORIES = f"lowerdir={LOWER},upperdir={UPPER},workdir={WORK}"
 
 
+class Limit(StrEnum):
+    """One thing that a driver is known not to do, with the sentence that says so."""
+
+    DIRECTORIES = "renaming a restored directory gives EXDEV (mv and shutil.move copy instead)"
+    LINKS = "a restored hard link is a file of its own once it is changed, at once or after the next mount"
+    FIFOS = "changing a restored fifo gives EIO"
+    NAMES = "names over 251 bytes, and names that begin with .wh., are refused"
+    SIGNS = "restored user xattrs that begin with user.overlay. are refused"
+
+
 class Driver(StrEnum):
     """How layers are mounted, best first."""
 
     KERNEL = "kernel"
     MIXED = "mixed"
+    ROOTLESS = "rootless"
     FUSE = "fuse"
 
     @property
     def overlay_options(self) -> str:
         """What shapes the upper directory: another driver or other options would misread it.
 
-        redirect_dir makes directories renameable; index keeps hard links across a copy-up and lets only one
-        overlay use an upper; xino keeps inode numbers constant. Without writeback=0 a killed fuse-overlayfs loses
-        whole files that were not yet synced. Source: kernel Documentation/filesystems/overlayfs.rst; our benchmark.
+        redirect_dir makes directories renameable; index keeps hard links across a copy-up, and lets only one overlay
+        use an upper, even where the file systems have no file handles to keep links by; xino keeps inode numbers
+        constant. userxattr keeps the overlay's signs where a user namespace may write them, and excludes
+        redirect_dir. Without writeback=0 a killed fuse-overlayfs loses whole files that were not yet synced.
+        Source: kernel Documentation/filesystems/overlayfs.rst, ovl_report_in_use in fs/overlayfs/super.c; our
+        benchmark.
         """
-        return "writeback=0" if self is Driver.FUSE else "redirect_dir=on,index=on,xino=on"
+        return {
+            Driver.KERNEL: "redirect_dir=on,index=on,xino=on",
+            Driver.MIXED: "redirect_dir=on,index=on,xino=on",
+            Driver.ROOTLESS: "userxattr,index=on,xino=on",
+            Driver.FUSE: "writeback=0",
+        }[self]
+
+    @property
+    def limits(self) -> frozenset[Limit]:
+        """Everything in which it may differ from a plain directory."""
+        return {
+            Driver.KERNEL: frozenset[Limit](),
+            Driver.MIXED: frozenset({Limit.LINKS}),
+            Driver.ROOTLESS: frozenset({Limit.LINKS, Limit.DIRECTORIES, Limit.SIGNS}),
+            Driver.FUSE: frozenset({Limit.DIRECTORIES, Limit.FIFOS, Limit.NAMES}),
+        }[self]
 
     @property
     def max_name_bytes(self) -> int:
@@ -56,8 +88,18 @@ class Driver(StrEnum):
         return {
             Driver.KERNEL: {"mount": "mount"},
             Driver.MIXED: {"mount": "mount", **squashfuse},
+            Driver.ROOTLESS: {"mount": "mount", **squashfuse},
             Driver.FUSE: {"fuse-overlayfs": "fuse-overlayfs", **squashfuse},
         }[self]
+
+
+Setting = Literal["auto", "none"] | Driver
+"""What an operator can set: a driver, the best one that is offered, or none, which leaves copies."""
+
+
+def setting_of(choice: str) -> Setting:
+    """The setting that a word stands for. Raises ValueError for any other word."""
+    return "auto" if choice == "auto" else "none" if choice == "none" else Driver(choice)
 
 
 def kernel_squashfs(archive: Path, point: Path) -> list[str]:
@@ -65,9 +107,9 @@ def kernel_squashfs(archive: Path, point: Path) -> list[str]:
     return ["mount", "-t", "squashfs", "-o", f"loop,ro,{_FLAGS}", str(archive), str(point)]
 
 
-def kernel_overlay() -> list[str]:
+def kernel_overlay(driver: Driver) -> list[str]:
     """`mount` of the overlay, to be run in the layer's folder."""
-    options = f"{_FLAGS},{_DIRECTORIES},{Driver.KERNEL.overlay_options}"
+    options = f"{_FLAGS},{_DIRECTORIES},{driver.overlay_options}"
     return ["mount", "-t", "overlay", "-o", options, "overlay", MERGED]
 
 

@@ -19,6 +19,7 @@ NodeError
 ├── MountError                a mount could not be made or removed
 │   └── MountBusyError        because something still uses it
 ├── DriverUnavailableError    the node cannot mount in the way that was asked for
+├── ArchiveRefusedError       an archive holds what the driver of the node would show wrongly
 ├── LayerMismatchError        a layer was made with another archive or driver
 └── CorruptRecordError        a record on the node's disk cannot be read
 """
@@ -114,6 +115,10 @@ class MountBusyError(MountError):
 
 class DriverUnavailableError(NodeError):
     """The node cannot mount in the way that was asked for."""
+
+
+class ArchiveRefusedError(NodeError):
+    """An archive holds what the driver of the node would show wrongly. It can be unpacked."""
 
 
 class LayerMismatchError(NodeError):

@@ -2,8 +2,9 @@
 
 A layer's writes are in its `upper` and nowhere else, so they survive an unmount, a dead daemon and a dead actor:
 `open` mounts the same upper again. An upper means something only to the driver, the options and the archive it was
-made with, so layer.json records them and `open` refuses any other. It is written last: a folder without it is a
-layer whose creation did not finish.
+made with, so layer.json records them and `open` refuses any other. The one exception is a layer of fuse-overlayfs on
+a node that does not offer it: it is converted first. layer.json is written last: a folder without it is a layer
+whose creation did not finish.
 """
 
 from __future__ import annotations
@@ -20,9 +21,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actors.node import daemons, mountinfo, mounting
-from actors.node.drivers import LOWER, MERGED, UPPER, WORK, Driver
-from actors.node.errors import LayerMismatchError, MountBusyError, MountError, ToolError
+from actors.logs import log
+from actors.node import daemons, fuse_uppers, mountinfo, mounting, overlay_signs
+from actors.node.drivers import LOWER, MERGED, UPPER, WORK, Driver, Limit
+from actors.node.errors import (
+    ArchiveRefusedError,
+    DriverUnavailableError,
+    LayerMismatchError,
+    MountBusyError,
+    MountError,
+    ToolError,
+)
 from actors.node.lowers import Lowers
 from actors.node.removal import remove_tree
 from actors.node.stacks import READY_S, Stack
@@ -69,18 +78,33 @@ class Layers:
     Args:
         root: where they are kept; a file system that can be an overlay's upper (ext4, xfs, tmpfs; not an overlay).
         lowers: where the kernel's mounts of archives are, shared by all sandboxes of the node.
-        driver: the driver of every layer here.
+        driver: the driver of every layer here; None where the node offers none, and no layer can be mounted.
         on_lost: is told, in a thread of its own, that a daemon of a layer has died and the layer is no longer
             mounted. It ends the processes that use it, removes bind mounts of it, and calls `revive`.
     """
 
-    def __init__(self, root: Path, lowers: Path, *, driver: Driver, on_lost: Callable[[Layer], None]) -> None:
+    def __init__(self, root: Path, lowers: Path, *, driver: Driver | None, on_lost: Callable[[Layer], None]) -> None:
         self._root = Path(os.path.realpath(root))
         self._lowers = Lowers(Path(os.path.realpath(lowers)))
-        self._driver = driver
+        self._offered = driver
         self._on_lost = on_lost
         self._daemons = daemons.of_this_process()
         self._stacks: dict[str, Stack] = {}
+
+    @property
+    def can_mount(self) -> bool:
+        """Whether there is a driver, so that layers can be made."""
+        return self._offered is not None
+
+    @property
+    def driver(self) -> Driver:
+        """The driver of every layer here. Raises DriverUnavailableError where there is none."""
+        if self._offered is None:
+            raise DriverUnavailableError(
+                "No mount driver is offered here, so no layer can be mounted. What is in the layers is kept.",
+                hint="Run `holdfast doctor` on the node, and give it what it lacks.",
+            )
+        return self._offered
 
     def create(self, archive: Path, sha256: str) -> Layer:
         """Mounts an archive under a new, empty upper. All or nothing.
@@ -88,6 +112,8 @@ class Layers:
         The archive's hash is taken as given: the kernel parses the archive, so verify it first.
 
         Raises:
+            ArchiveRefusedError: the driver would show something in it wrongly.
+            DriverUnavailableError: there is no driver.
             MountError: it cannot be mounted; no mount, process or folder was left.
         """
         layer = self._layer(uuid.uuid4().hex, archive, sha256)
@@ -98,6 +124,7 @@ class Layers:
                 for name in (UPPER, WORK, MERGED):
                     (layer.folder / name).mkdir()
                 stack.mount_lower(archive, sha256)
+                self._check_signs(layer)
                 _copy_root(layer.folder / LOWER, layer.folder / UPPER)
                 stack.mount_merged()
                 stack.serve()
@@ -116,13 +143,16 @@ class Layers:
 
         Raises:
             LayerMismatchError: the layer was made with another archive, driver or options; nothing was changed.
+            DriverUnavailableError: there is no driver; nothing was changed.
             MountBusyError: a stale mount is in use.
             MountError: the layer cannot be mounted; its upper is intact.
         """
         layer = self._layer(layer_id, archive, sha256)
         with _as_mount_error("The layer cannot be opened"):
-            self._check_record(layer)
-            self._mount(layer)
+            converting = self._is_to_convert(layer)
+            if not converting:
+                self._check_record(layer)
+            self._mount(layer, converting=converting)
         return layer
 
     def revive(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
@@ -215,21 +245,27 @@ class Layers:
     def _stack(self, layer: Layer) -> Stack:
         return Stack(
             layer.folder,
-            driver=self._driver,
+            driver=self.driver,
             lowers=self._lowers,
             daemons=self._daemons,
             on_lost=lambda: self._on_lost(layer),
         )
 
-    def _mount(self, layer: Layer) -> None:
+    def _mount(self, layer: Layer, *, converting: bool = False) -> None:
         if layer.id in self._stacks:
             raise MountError("The layer is open already.")
         stack = self._stack(layer)
-        adopted = self._adoptable(layer)
+        adopted = not converting and self._adoptable(layer)
         if not adopted and mounting.sweep(layer.folder, deadline_s=_UNMOUNT_S):
             raise MountBusyError(f"A stale mount of layer {layer.id} is still in use.")
+        if converting:  # the kernel driver has a link in the place of the first; the second holds leftovers
+            for name in (LOWER, WORK):
+                remove_tree(layer.folder / name)
+            (layer.folder / WORK).mkdir()
         try:
             stack.mount_lower(layer.archive, layer.sha256)
+            if converting:
+                self._convert(layer)
             if not adopted:
                 stack.mount_merged()
             stack.serve()
@@ -239,7 +275,7 @@ class Layers:
         self._stacks[layer.id] = stack
 
     def _adoptable(self, layer: Layer) -> bool:
-        if self._driver is not Driver.KERNEL:
+        if self.driver is not Driver.KERNEL:
             return False
         mount = mountinfo.find(layer.merged)
         return (
@@ -248,11 +284,33 @@ class Layers:
             and mountinfo.probe(layer.merged, timeout_s=READY_S) is None
         )
 
-    def _expected(self, sha256: str) -> LayerRecord:
-        return LayerRecord(driver=self._driver, options=self._driver.overlay_options, archive_sha256=sha256)
+    def _is_to_convert(self, layer: Layer) -> bool:
+        """Whether it is a layer of fuse-overlayfs, and this node has another driver."""
+        return self.driver is not Driver.FUSE and self._read_record(layer) == _record(Driver.FUSE, layer.sha256)
+
+    def _convert(self, layer: Layer) -> None:
+        """Makes a layer of fuse-overlayfs, whose archive alone is mounted, one of this node's driver."""
+        upper, lower = (os.open(layer.folder / name, os.O_RDONLY | os.O_DIRECTORY) for name in (UPPER, LOWER))
+        try:
+            fuse_uppers.convert(upper, lower, self.driver)
+        finally:
+            os.close(upper)
+            os.close(lower)
+        self._write_record(layer)
+        log.warning("layer_converted", layer=layer.id, driver=self.driver.value)
+
+    def _check_signs(self, layer: Layer) -> None:
+        if Limit.SIGNS not in self.driver.limits:
+            return
+        name = overlay_signs.first_sign(layer.archive, layer.folder / LOWER)
+        if name is not None:
+            raise ArchiveRefusedError(
+                "The archive holds user xattrs that begin with user.overlay., which the driver would not show.",
+                hint='Restore it with mode "copy".',
+            )
 
     def _write_record(self, layer: Layer) -> None:
-        text = self._expected(layer.sha256).model_dump_json(by_alias=True)
+        text = _record(self.driver, layer.sha256).model_dump_json(by_alias=True)
         temporary = layer.folder / f"{_RECORD}.tmp"
         with temporary.open("w") as file:
             file.write(text)
@@ -261,12 +319,14 @@ class Layers:
         temporary.rename(layer.folder / _RECORD)
         _sync_folder(layer.folder)
 
-    def _check_record(self, layer: Layer) -> None:
+    def _read_record(self, layer: Layer) -> LayerRecord:
         try:
-            found = LayerRecord.model_validate_json((layer.folder / _RECORD).read_bytes())
+            return LayerRecord.model_validate_json((layer.folder / _RECORD).read_bytes())
         except (FileNotFoundError, ValidationError) as e:
             raise LayerMismatchError(f"Layer {layer.id} has no readable {_RECORD}.") from e
-        expected = self._expected(layer.sha256)
+
+    def _check_record(self, layer: Layer) -> None:
+        found, expected = self._read_record(layer), _record(self.driver, layer.sha256)
         if found != expected:
             raise LayerMismatchError(
                 f"Layer {layer.id} was made as {found!r} and cannot be opened as {expected!r}.",
@@ -284,6 +344,10 @@ class Layers:
             remove_tree(folder)
         except ToolError as e:
             raise MountError(f"Layer {folder.name} cannot be deleted: {e.message}") from e
+
+
+def _record(driver: Driver, sha256: str) -> LayerRecord:
+    return LayerRecord(driver=driver, options=driver.overlay_options, archive_sha256=sha256)
 
 
 def _copy_root(lower: Path, upper: Path) -> None:

@@ -24,6 +24,8 @@ BLOCK = "256K"
 """Read blocks at random from 256 KiB ones, and the archive is as small as with 1 MiB (165 of 482 MB)."""
 
 _SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQ")
+_XATTR_TABLE_AT = 56
+_NO_TABLE = b"\xff" * 8
 _MAGIC = 0x73717368
 _PERCENT = re.compile(rb"(\d{1,3})%")
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_/-" + bytes(range(0x80, 0x100)))
@@ -57,6 +59,17 @@ def superblock(archive: Path) -> Superblock:
     if bytes_used > size:
         raise ArchiveError(f"the archive is torn: {size} of {bytes_used} bytes")
     return Superblock(inodes, bytes_used)
+
+
+def has_xattrs(archive: Path) -> bool:
+    """Whether anything in an archive has an xattr: it has a table of them then. Raises ArchiveError as `superblock`.
+
+    Source: xattr_id_table_start, the second word after the superblock's common part; kernel fs/squashfs/squashfs_fs.h.
+    """
+    superblock(archive)
+    with archive.open("rb") as file:
+        file.seek(_XATTR_TABLE_AT)
+        return file.read(len(_NO_TABLE)) != _NO_TABLE
 
 
 def mksquashfs(

@@ -76,7 +76,7 @@ class Stack:
         if self._driver is Driver.FUSE:
             self._start("fuse-overlayfs", drivers.fuse_overlay(), self._merged)
         else:
-            mounting.mount(drivers.kernel_overlay(), cwd=self._folder, deadline_s=READY_S)
+            mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=READY_S)
 
     def serve(self) -> None:
         """Proves that the merged directory answers; from here on a daemon's death is a loss.
@@ -147,7 +147,7 @@ class Stack:
 
     def _prove_unused(self, deadline: float) -> None:
         """Waits until no mount namespace has the overlay: with index=on the kernel gives an upper to one at a time."""
-        mounting.mount(drivers.kernel_overlay(), cwd=self._folder, deadline_s=_left(deadline))
+        mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=_left(deadline))
         mounting.unmount(self._merged, deadline_s=_KILLED_S)
 
     def _resume(self, before: _State) -> None:

@@ -76,15 +76,20 @@ def restore(
     dir: Annotated[
         str | None, typer.Argument(metavar="[DIR]", help="Where to; where it came from if not given.")
     ] = None,
-    mode: Annotated[RestoreMode, typer.Option(help="A writable layer over the archive, or plain files.")] = (
-        RestoreMode.OVERLAY
-    ),
+    mode: Annotated[
+        RestoreMode | None,
+        typer.Option(help="A writable layer over the archive, or plain files; if not given, what the node can."),
+    ] = None,
 ) -> None:
     """Restore a backup. What the directory holds now is replaced; commands in the sandbox are stopped."""
     from gateway.cli.progress import supervised
 
     placeholder = dir if dir is not None else "/workspace"
-    options = validated(RestoreOptions, {"id": backup_id, "dir": placeholder, "mode": mode}, InvalidBackupConfigError)
+    options = validated(
+        RestoreOptions,
+        {"id": backup_id, "dir": placeholder} | ({"mode": mode} if mode else {}),
+        InvalidBackupConfigError,
+    )
     if dir is None:
         options = options.model_copy(update={"dir": session.service().backup(options.id).result().dir})
     calls = session.sandbox(box).calls

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.node import driver_choice
+from actors.node.drivers import Driver
 from storage.config import BucketConfig
 from tests.support.s3 import moto_s3
 from tests.support.sandboxes import Node
@@ -21,9 +21,9 @@ def moto_config() -> Iterator[BucketConfig]:
 
 @pytest.fixture(params=["rclone", "moto"])
 def any_store(
-    request: pytest.FixtureRequest, bucket: BucketConfig, moto_config: BucketConfig, scratch: Path
+    request: pytest.FixtureRequest, bucket: BucketConfig, moto_config: BucketConfig, scratch: Path, best_driver: Driver
 ) -> Iterator[Node]:
     """A node with each kind of store in turn, alone in its bucket."""
     config = {"rclone": bucket, "moto": moto_config}[request.param]
-    with Node(scratch / "data", config, driver_choice.choose("auto", scratch / "probe")) as made:
+    with Node(scratch / "data", config, best_driver) as made:
         yield made.alone_in_the_bucket()

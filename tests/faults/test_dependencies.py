@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from actors import steps
 from actors.errors import BackupCreateError, BackupRestoreError, HoldfastError, MountLostError
 from actors.models import DirectoryBackup, RestoreMode
-from actors.node import driver_choice, mountinfo
+from actors.node import mountinfo
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from actors.steps import CreateStep, RestoreStep
@@ -77,9 +77,9 @@ def server(scratch: Path) -> Iterator[MortalS3]:
 
 
 @pytest.fixture
-def on_mortal(scratch: Path, server: MortalS3) -> Iterator[Node]:
+def on_mortal(scratch: Path, server: MortalS3, best_driver: Driver) -> Iterator[Node]:
     """A node whose S3 server can be killed."""
-    with Node(scratch / "data", server.config, driver_choice.choose("auto", scratch / "probe")) as made:
+    with Node(scratch / "data", server.config, best_driver) as made:
         made.adjust(transfer=ONCE)
         yield made
 

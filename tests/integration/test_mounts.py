@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.node import binds, daemons, driver_choice, drivers, mountinfo, mounting
+from actors.node import binds, daemons, drivers, mountinfo, mounting
 from actors.node.daemons import Daemon
-from actors.node.drivers import Driver
-from actors.node.errors import DriverUnavailableError, MountBusyError, MountError, ToolMissingError
+from actors.node.errors import MountBusyError, MountError, ToolMissingError
 from tests.support.mount_leaks import nothing_leaks, wait_until
 
 LONG_S = 60.0
@@ -201,22 +200,3 @@ def test_unbind_of_a_bind_in_use_fails_after_its_deadline(scratch: Path) -> None
         binds.unbind(target, deadline_s=0.1)
     assert mountinfo.find(target) is not None
     binds.unbind(target, deadline_s=1)
-
-
-def test_every_driver_is_available_and_the_best_is_chosen(tmp_path: Path) -> None:
-    if "HOLDFAST_ALLOW_MISSING_DRIVERS" in os.environ:
-        pytest.skip("this node is allowed to lack drivers")
-    with nothing_leaks(tmp_path):
-        assert driver_choice.available(tmp_path) == dict.fromkeys(Driver)
-        assert driver_choice.choose("auto", tmp_path) is Driver.KERNEL
-        assert driver_choice.choose(Driver.FUSE, tmp_path) is Driver.FUSE
-        assert wait_until(lambda: os.listdir(tmp_path) == [])
-
-
-def test_a_driver_that_cannot_work_in_a_folder_is_refused_with_the_reason(scratch: Path) -> None:
-    full = tmpfs(scratch / "full", "nr_inodes=2")
-    with pytest.raises(DriverUnavailableError) as raised:
-        driver_choice.choose(Driver.KERNEL, full)
-    assert "No space left" in (raised.value.hint or "")
-    with pytest.raises(DriverUnavailableError):
-        driver_choice.choose("auto", full)

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from actors.models import DirectoryBackup
-from actors.node import driver_choice, mounting
+from actors.node import mounting
+from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from storage.config import BucketConfig
 from tests.support.mount_leaks import nothing_leaks
@@ -141,12 +142,13 @@ class History:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory, bucket: BucketConfig) -> Iterator[dict[str, Node]]:
+def nodes(
+    tmp_path_factory: pytest.TempPathFactory, bucket: BucketConfig, best_driver: Driver
+) -> Iterator[dict[str, Node]]:
     folder = tmp_path_factory.mktemp("history")
     with nothing_leaks(folder):
-        driver = driver_choice.choose("auto", folder / "probe")
         with ExitStack() as stack:
-            yield {name: stack.enter_context(Node(folder / name, bucket, driver, identity=name)) for name in NODES}
+            yield {name: stack.enter_context(Node(folder / name, bucket, best_driver, identity=name)) for name in NODES}
         mounting.sweep(folder)
 
 

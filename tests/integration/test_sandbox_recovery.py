@@ -23,7 +23,7 @@ from actors.errors import (
     StorageUnavailableError,
 )
 from actors.models import DirectoryBackup
-from actors.node import driver_choice, mountinfo
+from actors.node import mountinfo
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from storage.config import BucketConfig
@@ -93,8 +93,8 @@ def pair(scratch: Path, bucket: BucketConfig, driver: Driver, *, conditional: bo
 
 
 @pytest.fixture
-def nodes(scratch: Path, bucket: BucketConfig) -> Iterator[Pair]:
-    yield from pair(scratch, bucket, driver_choice.choose("auto", scratch / "probe"), conditional=False)
+def nodes(scratch: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[Pair]:
+    yield from pair(scratch, bucket, best_driver, conditional=False)
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +104,12 @@ def moto() -> Iterator[BucketConfig]:
 
 
 @pytest.fixture(params=["conditional", "unconditional"])
-def either(request: pytest.FixtureRequest, scratch: Path, bucket: BucketConfig, moto: BucketConfig) -> Iterator[Pair]:
+def either(
+    request: pytest.FixtureRequest, scratch: Path, bucket: BucketConfig, moto: BucketConfig, best_driver: Driver
+) -> Iterator[Pair]:
     """Nodes with a bucket that has conditional writes, and with one that has not."""
     conditional = request.param == "conditional"
-    driver = driver_choice.choose("auto", scratch / "probe")
-    yield from pair(scratch, moto if conditional else bucket, driver, conditional=conditional)
+    yield from pair(scratch, moto if conditional else bucket, best_driver, conditional=conditional)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class Node:
-    """One node: a data folder, a driver, a bucket. Closes what it made, and leaves no control group.
+    """One node: a data folder, a driver (or none), a bucket. Closes what it made, and leaves no control group.
 
     All have one identity, since the tests of a session share a bucket, and use the same names in it. What tells it from
     those of other sessions is `session`, since the machine's control groups are shared by all.
@@ -56,16 +56,16 @@ class Node:
         self,
         data_dir: Path,
         bucket: BucketConfig,
-        driver: Driver,
+        driver: Driver | None,
         *,
         identity: str = "node",
         session: int | None = None,
     ) -> None:
         self.data_dir = data_dir.absolute()
-        self.driver = driver
+        self.offered = driver
         self.bucket = bucket
         self.config = SandboxConfig(
-            node=NodeConfig(data_dir=self.data_dir, driver=driver.value),
+            node=NodeConfig(data_dir=self.data_dir, driver=driver.value if driver else "none"),
             transfer=FAST,
             bucket=bucket,
             signing_key=SIGNING_KEY,
@@ -77,6 +77,12 @@ class Node:
 
     def _unique(self, identity: str) -> str:
         return f"{identity}-{self.session}"
+
+    @property
+    def driver(self) -> Driver:
+        """The node's driver, in a test that needs one."""
+        assert self.offered is not None
+        return self.offered
 
     @property
     def layout(self) -> NodeLayout:
@@ -115,7 +121,7 @@ class Node:
             tenant,
             sandbox_id,
             self.config,
-            driver=self.driver,
+            driver=self.offered,
             catalog=catalog or self.catalog(),
             cluster_node=f"cluster-{self.layout.identity()}",
             is_lost=lambda identity, _: identity in gone,

@@ -17,7 +17,7 @@ def test_kernel_squashfs_is_read_only_without_setuid_and_devices() -> None:
 
 
 def test_kernel_overlay_names_no_path_of_the_node() -> None:
-    assert drivers.kernel_overlay() == [
+    assert drivers.kernel_overlay(Driver.KERNEL) == [
         "mount", "-t", "overlay", "-o",
         "nosuid,nodev,lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=on,index=on,xino=on",
         "overlay", "merged",
@@ -43,9 +43,10 @@ def test_recorded_options_tell_kernel_uppers_from_fuse_uppers() -> None:
     assert [(driver, driver.overlay_options) for driver in Driver] == [
         ("kernel", "redirect_dir=on,index=on,xino=on"),
         ("mixed", "redirect_dir=on,index=on,xino=on"),
+        ("rootless", "userxattr,index=on,xino=on"),
         ("fuse", "writeback=0"),
     ]
 
 
 def test_only_the_fuse_driver_limits_names() -> None:
-    assert [driver.max_name_bytes for driver in Driver] == [255, 255, 251]
+    assert [driver.max_name_bytes for driver in Driver] == [255, 255, 255, 251]

@@ -1,0 +1,106 @@
+"""Converts an upper directory of fuse-overlayfs into one of the kernel's overlay.
+
+Both hide a restored name by a character device 0:0 of that name. For the rest fuse-overlayfs has signs of its own:
+
+    sign of fuse-overlayfs                                   of the kernel
+    a file .wh.NAME beside NAME's place                      a character device 0:0
+    a file .wh..wh..opq in a directory, or an xattr          {trusted,user}.overlay.opaque = y
+    user.fuseoverlayfs.origin and other xattrs of its own    none, so they go
+
+fuse-overlayfs understands the kernel's signs too, and each of them is made before the one it replaces goes. So a
+conversion that is cut short leaves a layer of fuse-overlayfs, and can be repeated.
+Source: fuse-overlayfs 1.10, main.c; kernel Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from actors.node.drivers import Driver
+
+_HIDES = ".wh."
+_OPAQUE_FILE = ".wh..wh..opq"
+_OWN = ("user.fuseoverlayfs.", "user.overlay.")
+"""How the xattrs begin that fuse-overlayfs keeps to itself, and nobody sees through it."""
+_OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
+
+
+def convert(upper: int, lower: int | None, driver: Driver) -> None:
+    """Converts a directory of an upper, of which no overlay may be mounted, for `driver`. Repeatable.
+
+    Args:
+        upper, lower: descriptors of the directory and of the one that it is laid over; None if that is not shown.
+            A sign that hides nothing goes, since the kernel lists it as a name.
+    """
+    before = os.fstat(upper)
+    opaque = "user.overlay.opaque" if driver is Driver.ROOTLESS else "trusted.overlay.opaque"
+    with os.scandir(upper) as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    if _OPAQUE_FILE in found or any(_has(upper, name) for name in _OPAQUE_XATTRS):
+        os.setxattr(upper, opaque, b"y")
+        lower = None
+    for name, status in found.items():
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            if not _exists(lower, name):
+                os.unlink(name, dir_fd=upper)
+        elif name.startswith(_HIDES):
+            _convert_sign(upper, lower, name, found)
+        elif stat.S_ISDIR(status.st_mode):
+            with _directory(upper, name) as child, _directory(lower, name) as child_of_lower:
+                assert child is not None
+                convert(child, child_of_lower, driver)
+        elif stat.S_ISREG(status.st_mode):
+            _remove_own_xattrs(f"/proc/self/fd/{upper}/{name}", but=opaque)
+    _remove_own_xattrs(f"/proc/self/fd/{upper}", but=opaque)
+    os.utime(upper, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _convert_sign(upper: int, lower: int | None, name: str, found: dict[str, os.stat_result]) -> None:
+    hidden = name.removeprefix(_HIDES)
+    if hidden not in found and _exists(lower, hidden):
+        with contextlib.suppress(FileExistsError):
+            os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=upper)
+    os.unlink(name, dir_fd=upper)
+
+
+@contextlib.contextmanager
+def _directory(folder: int | None, name: str) -> Iterator[int | None]:
+    """A descriptor of the directory `name` within the block; None if there is none."""
+    if folder is None or not stat.S_ISDIR(_status(folder, name)):
+        yield None
+        return
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _exists(folder: int | None, name: str) -> bool:
+    return folder is not None and _status(folder, name) != 0
+
+
+def _status(folder: int, name: str) -> int:
+    """The mode of a name in a folder; 0 if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    return 0
+
+
+def _has(folder: int, attribute: str) -> bool:
+    try:
+        return os.getxattr(folder, attribute) == b"y"
+    except OSError as e:
+        if e.errno in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):  # a user namespace may not see trusted ones
+            return False
+        raise
+
+
+def _remove_own_xattrs(path: str, *, but: str) -> None:
+    for attribute in os.listxattr(path):
+        if attribute.startswith(_OWN) and attribute != but:
+            os.removexattr(path, attribute)

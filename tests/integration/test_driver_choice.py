@@ -1,0 +1,160 @@
+"""A mount driver proves itself before it is used, and its verdict is believed no longer than it may be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.node import doctor, driver_choice, mounting, process, proofs, trials
+from actors.node.driver_choice import Verdict
+from actors.node.drivers import Driver
+from actors.node.errors import DriverUnavailableError
+from tests.conftest import ALLOW_MISSING_DRIVERS
+from tests.support.mount_leaks import nothing_leaks
+from tests.support.user_namespace import in_a_user_namespace
+
+OFFERED = (Driver.KERNEL, Driver.MIXED, Driver.ROOTLESS)
+BROKEN_BY_FUSE_OVERLAYFS_1_10 = {
+    "replaced_by_rename", "replaced_by_link", "directory_by_file", "file_by_directory", "restored_links",
+    "many_names", "flagged_renames", "open_files",
+}  # fmt: skip
+
+CHOOSE = """
+import sys
+from pathlib import Path
+from actors.node import driver_choice
+print(driver_choice.choose("auto", Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _every_driver_can_mount() -> None:
+    if ALLOW_MISSING_DRIVERS in os.environ:
+        pytest.skip("this node is allowed to lack drivers")
+
+
+def tmpfs(point: Path, *options: str) -> Path:
+    point.mkdir()
+    mounting.mount(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(point)], cwd=point.parent)
+    return point
+
+
+def overlay(folder: Path) -> Path:
+    """A folder on an overlay, as the data folder of a container without a volume."""
+    for name in ("lower", "upper", "work", "container"):
+        (folder / name).mkdir()
+    options = "lowerdir=lower,upperdir=upper,workdir=work"
+    mounting.mount(["mount", "-t", "overlay", "-o", options, "overlay", "container"], cwd=folder)
+    return folder / "container"
+
+
+def test_each_driver_is_offered_only_if_it_behaves_like_a_plain_directory(scratch: Path) -> None:
+    found = driver_choice.available(scratch)
+    assert {driver: verdict for driver, verdict in found.items() if driver in OFFERED} == dict.fromkeys(
+        OFFERED, Verdict()
+    )
+    failed = {line.partition(":")[0] for line in found[Driver.FUSE].failed}
+    assert failed == BROKEN_BY_FUSE_OVERLAYFS_1_10
+    assert driver_choice.choose("auto", scratch) is Driver.KERNEL
+    assert driver_choice.choose("none", scratch) is None
+
+
+def test_a_driver_that_is_refused_names_its_trials_and_what_to_use_instead(scratch: Path) -> None:
+    with pytest.raises(DriverUnavailableError, match="replaced_by_rename") as raised:
+        driver_choice.choose(Driver.FUSE, scratch)
+    assert "HOLDFAST_DRIVER to auto" in (raised.value.hint or "")
+
+
+def test_the_doctor_has_a_readable_line_for_each_trial_that_failed(scratch: Path) -> None:
+    lines = [line for line in doctor.examine(scratch, 61_184, driver=Driver.FUSE) if line.name == "driver fuse"]
+    assert len(lines) == len(BROKEN_BY_FUSE_OVERLAYFS_1_10)
+    assert all(line.required and not line.ok and "\n" not in line.detail and line.fix for line in lines)
+    assert any(
+        "replaced_by_rename: directory/inner is there again. Wanted: A restored" in line.detail for line in lines
+    )
+
+
+def test_every_trial_says_in_a_sentence_what_it_wants() -> None:
+    for trial in trials.TRIALS:
+        assert (trial.__doc__ or "").rstrip().endswith("."), trial.__name__
+
+
+def test_a_verdict_is_not_made_again_while_nothing_has_changed(scratch: Path) -> None:
+    with nothing_leaks(scratch):
+        driver_choice.verdict(Driver.KERNEL, scratch)
+        before = {file.name: file.stat().st_mtime_ns for file in scratch.glob("*.json")}
+        assert driver_choice.obstacle(Driver.KERNEL, scratch) is None
+        assert {file.name: file.stat().st_mtime_ns for file in scratch.glob("*.json")} == before
+
+
+@pytest.mark.parametrize("change", ["tool", "packages", "boot"])
+def test_a_verdict_is_made_again_after_a_change(scratch: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    lie = Verdict(failed=("lie: it is not so.",))
+    driver_choice.verdict(Driver.MIXED, scratch)
+    (kept,) = scratch.glob("mixed-*.json")
+    kept.write_text(lie.model_dump_json())
+    assert driver_choice.verdict(Driver.MIXED, scratch) == lie
+    if change == "tool":
+        tools = scratch / "bin"
+        tools.mkdir()
+        (tools / "squashfuse_ll").write_text('#!/bin/sh\nexec /usr/bin/squashfuse_ll "$@"\n')
+        (tools / "squashfuse_ll").chmod(0o755)
+        monkeypatch.setitem(process.ENVIRONMENT, "PATH", f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin")
+    else:
+        other = scratch / "other"
+        other.write_text("other")
+        monkeypatch.setattr(driver_choice, "_PACKAGES" if change == "packages" else "_BOOT_ID", other)
+    assert driver_choice.verdict(Driver.MIXED, scratch) == Verdict()
+    assert not kept.exists()
+
+
+def test_an_obstacle_is_believed_for_some_minutes_only(scratch: Path) -> None:
+    place = overlay(scratch)
+    assert driver_choice.verdict(Driver.KERNEL, place).obstacle is not None
+    (kept,) = place.glob("kernel-*.json")
+    kept.write_text(Verdict(obstacle="It was for want of memory.").model_dump_json())
+    assert driver_choice.obstacle(Driver.KERNEL, place) == "It was for want of memory."
+    os.utime(kept, (1, 1))
+    assert driver_choice.obstacle(Driver.KERNEL, place) != "It was for want of memory."
+
+
+def test_a_driver_that_cannot_work_in_a_folder_is_refused_with_the_reason(scratch: Path) -> None:
+    full = tmpfs(scratch / "full", "nr_inodes=2")
+    with pytest.raises(DriverUnavailableError, match="No space left"):
+        driver_choice.choose(Driver.KERNEL, full)
+    assert driver_choice.choose("auto", full) is None
+
+
+def test_on_an_overlay_there_are_copies_only_and_the_doctor_advises_a_volume(scratch: Path) -> None:
+    place = overlay(scratch)
+    assert driver_choice.choose("auto", place) is None
+    lines = doctor.examine(place, 61_184)
+    (restores,) = [line for line in lines if line.name == "restores"]
+    assert not restores.ok and not restores.required
+    assert "copies only" in restores.detail
+    (kernel,) = [line for line in lines if line.name == "driver kernel"]
+    assert "give the container a volume" in kernel.detail
+    mounting.sweep(scratch)
+
+
+def test_a_failed_trial_is_found_where_the_overlay_has_a_limit_that_nobody_declared(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Driver, "limits", property(lambda driver: frozenset()))
+    failed = proofs.failures(Driver.ROOTLESS, scratch, "0" * 64)
+    assert [line.partition(":")[0] for line in failed] == ["renamed_directory", "restored_links"]
+
+
+def test_in_a_user_namespace_the_rootless_driver_is_chosen(scratch: Path) -> None:
+    ended = in_a_user_namespace([sys.executable, "-c", CHOOSE, str(scratch)])
+    assert (ended.returncode, ended.stdout) == (0, "rootless\n"), ended.stderr
+
+
+def test_without_the_right_to_mount_nothing_is_offered(scratch: Path) -> None:
+    argv = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", CHOOSE, str(scratch)]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=Path.cwd())
+    assert (ended.returncode, ended.stdout) == (0, "None\n"), ended.stderr
