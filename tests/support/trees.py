@@ -63,10 +63,11 @@ def make_interesting_tree(path: Path, uid: int, *, max_name_bytes: int = 255) ->
         os.chmod(os.path.join(root, name), mode)
 
 
-def fingerprint(path: Path) -> dict[bytes, Entry]:
-    """Everything below `path`, and `path` itself under the empty name."""
+def fingerprint(path: Path, *, ignored: bytes | None = None) -> dict[bytes, Entry]:
+    """Everything below `path` but files of the name `ignored`, and `path` itself under the empty name."""
     root = os.fsencode(path)
-    statuses = {name: os.lstat(os.path.join(root, name) if name else root) for name in _walk(root)}
+    names = [name for name in _walk(root) if os.path.basename(name) != ignored]
+    statuses = {name: os.lstat(os.path.join(root, name) if name else root) for name in names}
     names_of: dict[tuple[int, int], list[bytes]] = {}
     for name, status in statuses.items():
         if not stat.S_ISDIR(status.st_mode):

@@ -1,0 +1,128 @@
+"""Random changes to a tree, as hypothesis draws them, and a description of a tree to compare two by.
+
+All draw from a few names, so that what is changed, replaced, deleted and made anew is often the same, and often one
+that was restored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hypothesis import strategies as st
+
+from tests.support.trees import Entry, fingerprint
+
+Kind = Literal[
+    "write", "append", "truncate", "replace", "rename", "unlink", "rmtree", "rmdir", "mkdir", "symlink", "link",
+    "chmod", "setxattr", "removexattr", "fifo",
+]  # fmt: skip
+_NAMES = st.sampled_from(["a", "b", "c", "x" * 255])
+PATHS = st.lists(_NAMES, min_size=1, max_size=3).map("/".join)
+TEMPORARY = ".temporary"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change. `other` is the second path of those that have two; `number` is content, mode or value."""
+
+    kind: Kind
+    path: str
+    other: str
+    number: int
+
+
+def changes(*kinds: Kind) -> st.SearchStrategy[Change]:
+    """One change of one of the kinds."""
+    return st.builds(Change, st.sampled_from(kinds), PATHS, PATHS, st.integers(0, 999))
+
+
+def populate(root: Path) -> None:
+    """Makes the tree that all changes begin with, in the new directory `root`."""
+    for path in ("a/a/a", "a/a/b", "a/b", "a/c/a", "b/a", "b/b/a", f"b/{'x' * 255}", f"{'x' * 255}/a"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(f"restored {path[:9]}")
+    (root / "c").write_text("restored c")
+    (root / "b" / "c").symlink_to("a")
+    os.setxattr(root / "c", "user.value", b"restored")
+
+
+def apply(change: Change, root: Path) -> bool:
+    """Does one change; whether it was done, since many make no sense in the tree as it is."""
+    try:
+        _apply(change, root / change.path, root / change.other)
+    except (OSError, shutil.Error):
+        return False
+    return True
+
+
+def described(root: Path, *, ignored: bytes | None = None) -> dict[bytes, Entry]:
+    """The tree without what differs for good reason: owners (a backup gives all to the sandbox), and times."""
+    return {
+        name: dataclasses.replace(entry, uid=0, gid=0, mtime_s=0)
+        for name, entry in fingerprint(root, ignored=ignored).items()
+        if name != b""
+    }
+
+
+def _apply(change: Change, path: Path, other: Path) -> None:
+    match change.kind:
+        case "write":
+            path.write_text(f"written {change.number}")
+        case "append":
+            with path.open("r+") as file:
+                file.seek(0, os.SEEK_END)
+                file.write(f" and {change.number}")
+        case "truncate":
+            os.truncate(path, change.number)
+        case "replace":
+            temporary = path.parent / TEMPORARY
+            temporary.write_text(f"replaced {change.number}")
+            try:
+                temporary.rename(path)
+            except OSError:
+                temporary.unlink()
+                raise
+        case "rename":
+            _rename(path, other)
+        case "unlink":
+            path.unlink()
+        case "rmtree":
+            shutil.rmtree(path)
+        case "rmdir":
+            path.rmdir()
+        case "mkdir":
+            path.mkdir()
+        case "symlink":
+            path.symlink_to(change.other)
+        case "link":
+            os.link(path, other, follow_symlinks=False)
+        case "chmod":
+            if not path.is_symlink():
+                path.chmod([0o600, 0o755, 0o2770, 0o444][change.number % 4])
+        case "setxattr":
+            if not path.is_symlink():
+                os.setxattr(path, "user.value", b"%d" % change.number)
+        case "removexattr":
+            if not path.is_symlink():
+                os.removexattr(path, "user.value")
+        case "fifo":
+            os.mkfifo(path)
+
+
+def _rename(path: Path, other: Path) -> None:
+    """Renames; a directory that the driver cannot rename is copied and deleted, as mv does."""
+    try:
+        path.rename(other)
+    except OSError as e:
+        if e.errno != errno.EXDEV:
+            raise
+        if other.exists():
+            other.rmdir()
+        shutil.copytree(path, other, symlinks=True)
+        shutil.rmtree(path)
