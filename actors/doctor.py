@@ -6,8 +6,10 @@ from pathlib import Path
 
 from actors.config import DEFAULT_UID, DriverChoice
 from actors.models import Check
-from actors.node.doctor import examine
+from actors.node.doctor import RESTORES, examine
 from actors.node.drivers import setting_of
+
+__all__ = ["RESTORES", "checks"]
 
 
 def checks(

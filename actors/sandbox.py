@@ -76,7 +76,7 @@ from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup, announce_entry
 from actors.node.driver_choice import choose
 from actors.node.drivers import Driver, setting_of
-from actors.node.errors import CorruptRecordError, MountBusyError, MountError, NodeError, PathError, ToolError
+from actors.node.errors import CorruptRecordError, MountBusyError, MountError, NodeError, PathError
 from actors.node.identity import identity
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
@@ -1034,4 +1034,7 @@ def _moved() -> SandboxUnavailableError:
 
 def choose_driver(node: NodeConfig) -> Driver | None:
     """The node's mount driver, or None where backups are restored as copies only; see `driver_choice.choose`."""
-    return choose(setting_of(node.driver), NodeLayout(node).driver)
+    chosen = choose(setting_of(node.driver), NodeLayout(node).driver)
+    if chosen is None and node.driver != "none":
+        log.warning("restores_are_copies")
+    return chosen

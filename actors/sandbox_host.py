@@ -101,7 +101,7 @@ class SandboxHost:
         from actors.bucket import open_catalog
         from actors.config import on_this_node
         from actors.node import actor_group
-        from actors.node.errors import NodeError
+        from actors.node.errors import DriverUnavailableError, NodeError
         from actors.sandbox import LocalSandbox, NodeLayout, choose_driver
 
         configure_logging()
@@ -124,7 +124,7 @@ class SandboxHost:
             log.error("sandbox_not_made", error=type(e).__name__)
             raise SandboxUnavailableError(
                 "This node cannot run sandboxes.",
-                hint="Run `holdfast doctor` on it.",
+                hint=(e.hint if isinstance(e, DriverUnavailableError) else None) or "Run `holdfast doctor` on it.",
                 context={"outcome": "not_executed"},
             ) from None
 

@@ -306,7 +306,7 @@ class Service:
     def doctor(self) -> list[Check]:
         """What this node offers."""
         node = self._config.node
-        return checks(node.data_dir, uid=node.sandbox_uid, network=node.network)
+        return checks(node.data_dir, uid=node.sandbox_uid, network=node.network, driver=node.driver)
 
     def _configured(self) -> BackupCatalog:
         return configured(self._catalog, self._config)

@@ -32,6 +32,8 @@ PACKAGES = {
 _NEEDED_BY_ONE_DRIVER = ("squashfuse_ll", "fuse-overlayfs", "fusermount3")
 
 
+RESTORES = "restores"
+"""The name of the finding that says how backups come back here."""
 _SHARED_MEMORY_BYTES = 600 * 1024**2
 """Room for Ray's object store of 512 MiB, of which it wants a tenth to spare."""
 _OPEN_FILES = 8192
@@ -186,7 +188,7 @@ def _until_one_is_offered(folder: Path, setting: Setting) -> dict[Driver, Verdic
 def _driver(driver: Driver, found: Verdict, here: Surroundings, setting: Setting) -> list[Finding]:
     """One line for a driver that is offered or cannot mount, and one for each trial that it failed."""
     name, required = f"driver {driver}", driver is setting
-    fix = advice(driver) if required else None
+    fix = f"{found.reason} {advice(driver)}" if required else None
     if found.failed:
         return [Finding(name, ok=False, required=required, detail=f"refused: {line}", fix=fix) for line in found.failed]
     if found.obstacle is not None:
@@ -198,12 +200,12 @@ def _driver(driver: Driver, found: Verdict, here: Surroundings, setting: Setting
 def _restores(setting: Setting, offered: list[Driver]) -> Finding:
     """How backups come back here: as overlays, or as copies where no driver is offered, which is no failure."""
     if setting == "none":
-        return Finding("restores", ok=True, required=False, detail="as copies only, as HOLDFAST_DRIVER=none says")
+        return Finding(RESTORES, ok=True, required=False, detail="as copies only, as HOLDFAST_DRIVER=none says")
     chosen = [driver for driver in offered if setting in ("auto", driver)]
     if chosen:
-        return Finding("restores", ok=True, required=False, detail=f"as overlays, with the driver {chosen[0]}")
+        return Finding(RESTORES, ok=True, required=False, detail=f"as overlays, with the driver {chosen[0]}")
     return Finding(
-        "restores",
+        RESTORES,
         ok=False,
         required=False,
         detail="as copies only: no mount driver is offered here",

@@ -24,7 +24,6 @@ from pathlib import Path
 from fasteners import InterProcessLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from actors.logs import log
 from actors.node import process, proofs, trials
 from actors.node.drivers import Driver, Setting
 from actors.node.errors import DriverUnavailableError, NodeError
@@ -123,8 +122,6 @@ def prove(driver: Driver, folder: Path) -> Verdict:
         temporary = folder / f".{file.name}-{os.getpid()}"
         temporary.write_text(found.model_dump_json())
         temporary.rename(file)
-    if found.failed:
-        log.warning("driver_refused", driver=driver.value, trials=[line.partition(":")[0] for line in found.failed])
     return found
 
 

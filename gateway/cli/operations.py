@@ -52,7 +52,12 @@ def doctor(session: Session) -> None:
     from actors.doctor import checks
 
     configured = settings()
-    found = checks(session.data_dir or configured.data_dir, uid=configured.sandbox_uid, network=configured.network)
+    found = checks(
+        session.data_dir or configured.data_dir,
+        uid=configured.sandbox_uid,
+        network=configured.network,
+        driver=configured.driver,
+    )
     session.output.rows(
         {"checks": found},
         ("result", "check", "detail", "fix"),

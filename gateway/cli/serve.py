@@ -117,6 +117,7 @@ def _banner(machine: Machine, url: str, data_dir: Path) -> str:
         )
     if machine.missing_settings:
         lines.append(f"warning: backup and restore are off; missing: {', '.join(machine.missing_settings)}")
+    lines += [f"warning: {warning}" for warning in machine.warnings]
     return "\n".join(
         [
             *lines,

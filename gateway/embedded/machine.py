@@ -41,6 +41,8 @@ class Machine:
     token_file: Path | None
     signing_key_file: Path | None = None
     """Where the key is that was made to sign the backups in the operator's bucket; None where the operator gave one."""
+    warnings: tuple[str, ...] = ()
+    """What works here, but worse than it could, each in a sentence with what to change."""
 
 
 @contextmanager
@@ -76,7 +78,7 @@ def _running(settings: Settings) -> Iterator[Machine]:
         token_file = folder / "ray_token"
         write_private(token_file, secrets.ray_token.get_secret_value())
         take_secrets_out_of_the_environment()
-        _check_node(settings.node_config())
+        warnings = _check_node(settings.node_config())
         stack.callback(_clean_node, settings.node_config())
         _clean_node(settings.node_config())
         bucket, store = settings.bucket(), f"the bucket {settings.backup_bucket_name}"
@@ -99,7 +101,9 @@ def _running(settings: Settings) -> Iterator[Machine]:
         if not keys:
             keys, key_file = {DEFAULT_TENANT: secrets.api_key}, folder / "api_key"
             write_private(key_file, secrets.api_key.get_secret_value())
-        yield Machine(keys, key_file, store, config.missing_settings, head, token_file, signing_key_file)
+        yield Machine(
+            keys, key_file, store, config.missing_settings, head, token_file, signing_key_file, warnings=warnings
+        )
 
 
 @contextmanager
@@ -128,17 +132,20 @@ def _alone(data_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_node(node: NodeConfig) -> None:
-    from actors.doctor import checks
+def _check_node(node: NodeConfig) -> tuple[str, ...]:
+    """What it does worse than it could, but does; see `Machine.warnings`. Raises where it cannot run sandboxes."""
+    from actors.doctor import RESTORES, checks
 
-    found = checks(node.data_dir, uid=node.sandbox_uid, network=node.network)
+    found = checks(node.data_dir, uid=node.sandbox_uid, network=node.network, driver=node.driver, thorough=False)
     failed = [check for check in found if check.required and not check.ok]
     if failed:
         by_fix = {check.fix: check for check in reversed(failed)}
         fixes = [f"{check.detail}: {check.fix}" if check.fix else check.detail for check in reversed(by_fix.values())]
         raise InvalidRequestError(
-            f"This machine cannot run sandboxes: {', '.join(check.name for check in failed)}.", hint="; ".join(fixes)
+            f"This machine cannot run sandboxes: {', '.join(dict.fromkeys(check.name for check in failed))}.",
+            hint="; ".join(fixes),
         )
+    return tuple(f"{c.name} {c.detail}; to change that, {c.fix}" for c in found if c.name == RESTORES and not c.ok)
 
 
 def _clean_node(node: NodeConfig) -> None:
