@@ -119,7 +119,12 @@ class Crashing:
         # An overlay is three mounts: the archive, the layer, and the layer in the tree.
         assert len(mountinfo.mounts_under(node.tree(box))) == len(overlays)
         assert len(mountinfo.mounts_under(node.data_dir)) == 3 * len(overlays)
-        daemons = {Driver.KERNEL: [], Driver.MIXED: ["squashfuse_ll"], Driver.FUSE: ["fuse-overlayfs", "squashfuse_ll"]}
+        daemons = {
+            Driver.KERNEL: [],
+            Driver.MIXED: ["squashfuse_ll"],
+            Driver.ROOTLESS: ["squashfuse_ll"],
+            Driver.FUSE: ["fuse-overlayfs", "squashfuse_ll"],
+        }
         assert wait_until(lambda: sorted(node.processes().values()) == daemons[node.driver] * len(overlays))
 
     def check_end(self, box: LocalSandbox, scratch: Path) -> None:
@@ -162,7 +167,7 @@ def test_a_crash_after_any_step_of_a_copy_over_plain_files_leaves_the_old_conten
 
 
 @pytest.mark.parametrize("step", RestoreStep)
-@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.FUSE], indirect=True)
+@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS, Driver.FUSE], indirect=True)
 def test_a_crash_after_any_step_of_a_restore_with_fuse_leaves_the_old_content_or_the_new(
     node: Node, scratch: Path, step: RestoreStep
 ) -> None:

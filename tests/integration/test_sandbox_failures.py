@@ -321,7 +321,7 @@ def test_a_full_disk_at_a_restore_changes_nothing_and_frees_everything(
             assert sh(box, "cat here") == "here"
 
 
-@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.FUSE], indirect=True)
+@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS, Driver.FUSE], indirect=True)
 def test_a_layer_whose_daemon_dies_before_it_is_shown_is_no_empty_directory(
     node: Node, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_a_restore_whose_record_is_written_but_not_synced_has_succeeded(
     assert sh(again, "cat file ~/data/later; ls") == "1\nlater\nfile\n"
 
 
-@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.FUSE], indirect=True)
+@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS, Driver.FUSE], indirect=True)
 def test_no_backup_is_made_of_a_directory_whose_layer_could_not_be_mounted_again(node: Node) -> None:
     store = AwayStore(node.catalog().store)
     box, _, _ = restored_twice(node, node.catalog(store))
@@ -116,7 +116,7 @@ def test_no_backup_is_made_of_a_directory_whose_layer_could_not_be_mounted_again
     assert sh(box, SHOW) == CONTENT
 
 
-@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.FUSE], indirect=True)
+@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS, Driver.FUSE], indirect=True)
 def test_one_layer_that_is_mounted_again_does_not_stand_for_another_that_is_not(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
