@@ -26,7 +26,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actors.node import process, proofs, trials
 from actors.node.drivers import Driver, Setting
-from actors.node.errors import DriverUnavailableError, NodeError
+from actors.node.errors import DriverUnavailableError, NodeError, ToolError
+from actors.node.removal import remove_tree
 
 _NEEDS = {
     Driver.KERNEL: "It needs CAP_SYS_ADMIN, loop devices, the squashfs and overlay modules, and ext4 or xfs under it.",
@@ -116,9 +117,9 @@ def prove(driver: Driver, folder: Path) -> Verdict:
     """Tries a driver under `folder`, and keeps what that has shown."""
     found = _try(driver, folder)
     file = folder / f"{driver}-{_circumstances(driver, folder)}.json"
-    with contextlib.suppress(OSError):  # a folder that cannot be written has its verdict already
+    with contextlib.suppress(OSError, ToolError):  # where it cannot be written, the next process finds out by itself
         for earlier in folder.glob(f"{driver}-*.json"):
-            earlier.unlink(missing_ok=True)
+            remove_tree(earlier)
         temporary = folder / f".{file.name}-{os.getpid()}"
         temporary.write_text(found.model_dump_json())
         temporary.rename(file)

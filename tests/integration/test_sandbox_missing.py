@@ -20,7 +20,6 @@ from actors.errors import (
     SandboxUnavailableError,
 )
 from actors.models import DirectoryBackup, DirectoryStatus, ForgetOptions
-from actors.node import driver_choice
 from actors.node.drivers import Driver
 from actors.published import public_recovery
 from actors.sandbox import LocalSandbox
@@ -37,8 +36,8 @@ Fault = Callable[[Node, pytest.MonkeyPatch], Any]
 
 
 @pytest.fixture
-def nodes(scratch: Path, bucket: BucketConfig) -> Iterator[Pair]:
-    yield from pair(scratch, bucket, driver_choice.choose("auto", scratch / "probe"), conditional=False)
+def nodes(scratch: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[Pair]:
+    yield from pair(scratch, bucket, best_driver, conditional=False)
 
 
 @pytest.fixture

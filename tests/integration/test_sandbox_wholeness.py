@@ -347,17 +347,18 @@ def test_a_sandbox_whose_record_was_damaged_wakes_with_everything(kernel_node: N
         assert sh(box, SHOW) == CONTENT
 
 
-@pytest.mark.parametrize("result", ["empty link", "nonsense", "a file", "a directory"])
+@pytest.mark.parametrize("result", ["empty", "nonsense", "a link", "a directory"])
 def test_a_result_of_trying_the_drivers_that_is_damaged_is_found_out_anew(tmp_path: Path, result: str) -> None:
     node = NodeConfig(data_dir=tmp_path)
     chosen = choose_driver(node)
-    (tried,) = NodeLayout(node).driver.glob("auto-*")
+    (tried,) = NodeLayout(node).driver.glob(f"{chosen}-*.json")
+    whole = tried.read_text()
     tried.unlink()
-    if result == "a file":
-        tried.write_text("kernel")
-    elif result == "a directory":
+    if result == "a directory":
         (tried / "inside").mkdir(parents=True)
+    elif result == "a link":
+        tried.symlink_to("kernal")
     else:
-        tried.symlink_to("\n" if result == "empty link" else "kernal")
+        tried.write_text("" if result == "empty" else "kernel")
     assert choose_driver(node) is chosen
-    assert os.readlink(tried) == chosen.value
+    assert tried.read_text() == whole
