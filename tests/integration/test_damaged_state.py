@@ -111,7 +111,7 @@ def test_a_call_goes_on_and_the_state_is_written_anew(used: Used, damage: str, a
     assert sh(box, "cat a/file b/file new") == "3\n2\n4\n"
     latest = backup(box, "/workspace")
     state = used.state
-    assert (state.node, state.created_at) == ("node", before.created_at)
+    assert (state.node, state.created_at) == (before.node, before.created_at)
     assert [(row.dir, row.backup_id) for row in state.restored] == [("/workspace/a", used.restored.id)]
     assert [(row.dir, row.backup_id) for row in state.checkpoints] == [("/workspace", latest.id)]
     assert state.epoch > before.epoch if asleep else state.epoch == before.epoch
