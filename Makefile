@@ -6,15 +6,21 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_FOR_DEVELOPERS := $(VENV)/.installed-for-developers
 TESTS ?= tests
+SOAK_S ?= 300
+SOAK_SEED ?=
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
-.PHONY: demo test test-in-container check lint types imports setup install system system-for-tests bench lock format clean
+.PHONY: demo test soak test-in-container check lint types imports setup install system system-for-tests bench lock format \
+  clean
 
 demo: setup ## run the main job on real input
 	$(BIN)/python examples/demo.py
 
 test: setup ## every test; the kernel's and FUSE's really run
 	$(BIN)/python -m pytest $(TESTS)
+
+soak: setup ## random calls under random kills: SOAK_S for each mount driver that is offered
+	SOAK_S=$(SOAK_S) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest tests/soak -m soak -s
 
 test-in-container: setup ## the acceptance tests once more, in a container with the fewest privileges
 	$(BIN)/python -m tests.support.in_container tests/acceptance

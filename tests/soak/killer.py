@@ -1,0 +1,85 @@
+"""SIGKILL at random moments, for random processes of a service: its sandboxes' actors, daemons, boxes and tools."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from tests.support.service import Service, comm_of, workers
+
+ACTORS, DAEMONS, BOXES, TOOLS = "actors", "daemons", "boxes", "tools"
+_TITLE = b"ray::SandboxHost"
+_PROGRAMS: Mapping[str, frozenset[str]] = {
+    DAEMONS: frozenset({"squashfuse_ll", "fuse-overlayfs"}),
+    BOXES: frozenset({"bwrap"}),
+    TOOLS: frozenset({"mksquashfs", "unsquashfs", "tar"}),
+}
+_SHORT_LIVED_S = 1.0
+
+
+class Killer:
+    """Kills from a thread of its own, within the block.
+
+    Args:
+        every_s: the mean time between two kills.
+    """
+
+    def __init__(self, service: Service, rng: random.Random, *, every_s: float) -> None:
+        self.killed: Counter[str] = Counter()
+        self.log: list[str] = []
+        self._service = service
+        self._rng = rng
+        self._every_s = every_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="killer", daemon=True)
+
+    @property
+    def kills(self) -> int:
+        """How many processes it has killed so far."""
+        return self.killed.total()
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Returns when it kills nothing any more. Repeatable."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(min(self._rng.expovariate(1 / self._every_s), 5 * self._every_s)):
+            kind = self._rng.choice([ACTORS, ACTORS, DAEMONS, BOXES, TOOLS])
+            victim = self._victim(kind) or self._victim(ACTORS)
+            if victim is not None:
+                self._kill(*victim)
+
+    def _victim(self, kind: str) -> tuple[str, int] | None:
+        """A process of that kind; of those that live for an instant only the next one is waited for."""
+        deadline = time.monotonic() + (_SHORT_LIVED_S if kind in (BOXES, TOOLS) else 0)
+        while True:
+            if kind == ACTORS:
+                found = sorted(workers(self._service, _TITLE))
+            else:
+                found = sorted(pid for pid in self._service.pids() if comm_of(pid) in _PROGRAMS[kind])
+            if found:
+                return kind, self._rng.choice(found)
+            if time.monotonic() > deadline or self._stopping.is_set():
+                return None
+
+    def _kill(self, kind: str, pid: int) -> None:
+        name = comm_of(pid)
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.killed[kind] += 1
+        self.log.append(f"{time.monotonic():.3f} killed {kind} {name} {pid}")
