@@ -959,7 +959,7 @@ class LocalSandbox:
             self.custody.check()  # a bucket that is away should cost no command a pause
         with self._gate.alone(), self._unavailable_unless("handed over", outcome="not_executed", hint="Try again."):
             with self._commands.paused():
-                in_bed = self._backed_up(contextlib.nullcontext)
+                in_bed = self._backed_up(self._undamaged)
                 self._stop(_moved())
             self.sleep(in_bed)
 
@@ -988,10 +988,14 @@ class LocalSandbox:
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
-        with self._gate.alone(), self._commands.paused():
-            self._check_archives()
+        with self._gate.alone(), self._commands.paused(), self._undamaged():
             yield
-            self._check_archives()
+
+    @contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        self._check_archives()
+        yield
+        self._check_archives()
 
     def _check_archives(self) -> None:
         """Raises BackupCreateError if what is archived now may not be what was restored."""

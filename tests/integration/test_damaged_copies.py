@@ -291,6 +291,18 @@ def test_a_backup_over_a_damaged_archive_holds_right_data_or_fails(node: Node, m
     assert_whole(fork, noise)
 
 
+def test_a_sandbox_over_a_damaged_archive_is_not_handed_over_before_it_is_mended(node: Node) -> None:
+    box, _, noise = layered(node)
+    (archive,) = kept(node)
+    act_at("archive", "before", lambda: flip(archive))
+    with pytest.raises(BackupCreateError) as raised:
+        box.hand_over()
+    assert raised.value.context == {"reason": "DAMAGED_COPY"}
+    run(box, "true")
+    box.hand_over()
+    assert_whole(node.sandbox(), noise)
+
+
 # --- where it cannot be fetched
 
 
