@@ -28,7 +28,7 @@ from actors.node.bubblewrap import Box
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits, Survey
 from actors.node.tree import Tree
-from actors.sandbox import NodeLayout
+from actors.node_layout import NodeLayout
 from storage import keys
 from storage.catalog import BackupCatalog
 from storage.config import TransferConfig

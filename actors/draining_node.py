@@ -18,8 +18,9 @@ from actors.config import SandboxConfig
 from actors.drain import Occupant
 from actors.errors import SandboxUnavailableError
 from actors.guard import guarded
+from actors.node_layout import NodeLayout, choose_driver
 from actors.rpc import NAMESPACE, awake_sandboxes, sandbox_actor_name, unwrapped
-from actors.sandbox import LocalSandbox, NodeLayout, choose_driver
+from actors.sandbox import LocalSandbox
 from storage.catalog import BackupCatalog
 
 _ANSWER_S = 2.0

@@ -9,20 +9,17 @@ must not change.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
-import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.bucket import configured
 from actors.cache import ArchiveCache
 from actors.commands import Commands
-from actors.config import NodeConfig, SandboxConfig
+from actors.config import SandboxConfig
 from actors.custody import (
     Custody,
     after_forgetting,
@@ -74,10 +71,8 @@ from actors.node import actor_group, holders
 from actors.node.archiver import Archiver
 from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup, announce_entry
-from actors.node.driver_choice import choose
-from actors.node.drivers import Driver, setting_of
+from actors.node.drivers import Driver
 from actors.node.errors import CorruptRecordError, MountBusyError, MountError, NodeError, PathError
-from actors.node.identity import identity
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
@@ -85,6 +80,7 @@ from actors.node.removal import remove_tree
 from actors.node.survey import Limits
 from actors.node.tree import Tree
 from actors.node.verified import Verified
+from actors.node_layout import NodeLayout
 from actors.operations import Operations
 from actors.presence import Presence
 from actors.published import public_recovery
@@ -93,7 +89,7 @@ from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, kept_driv
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated
-from actors.unsaved import lost_with, unsaved_roots
+from actors.unsaved import UnsavedWatch, lost_with, unsaved_roots
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 from storage.metadata import Checkpoint
@@ -106,58 +102,7 @@ if TYPE_CHECKING:
 _LISTED = 10_000
 _UNMOUNT_S = 10.0
 _AGAIN = "Try again."
-_FIRST_LOOK_S, _LOOK_S = 1.0, 30.0
-"""How soon, and how often at least, it is looked what a command that runs has written."""
 _SLEEP_TTL_S = 36_500 * 86_400.0
-
-
-class NodeLayout:
-    """Where the service keeps what on a node."""
-
-    def __init__(self, node: NodeConfig) -> None:
-        self.data_dir = node.data_dir
-        self.root = node.data_dir / "node"
-        self.cache = self.root / "cache"
-        self.lowers = self.root / "lowers"
-        self.trash = self.root / "trash"
-        self.verified = node.data_dir / "verified"
-        self.driver = self.root / "driver"
-        self.mounting = (self.root / "boxes", self.lowers, self.driver)
-        """The folders below which anything is ever mounted."""
-
-    @property
-    def cgroup(self) -> str:
-        """The control group, below the service's own, that holds those of all sandboxes of this node."""
-        return f"holdfast-{self.identity()}"
-
-    def identity(self) -> str:
-        """What tells this data folder from that of every other node. Raises CorruptRecordError."""
-        return identity(self.root)
-
-    def box(self, tenant: str, sandbox_id: str) -> Path:
-        """One sandbox's folder."""
-        return self.root / "boxes" / tenant / sandbox_id
-
-    def sandbox_cgroup(self, tenant: str, sandbox_id: str) -> str:
-        """The control group of one sandbox."""
-        return f"{self.cgroup}/{hashlib.sha256(f'{tenant}/{sandbox_id}'.encode()).hexdigest()[:24]}"
-
-    def discard(self, folder: Path) -> Path:
-        """Takes a sandbox's folder away in one step; returns where it is, to be deleted."""
-        self.trash.mkdir(parents=True, exist_ok=True, mode=0o700)
-        doomed = self.trash / uuid.uuid4().hex
-        folder.rename(doomed)
-        return doomed
-
-    def remove(self, folder: Path) -> None:
-        """Takes a sandbox's folder away in one step, and deletes it. Raises NodeError, OSError."""
-        doomed = self.discard(folder)
-        Verified(self.verified).unlink_all(doomed / "archives")
-        remove_tree(doomed)
-
-    def presence(self, tenant: str, sandbox_id: str) -> Path:
-        """The lock of whoever has the sandbox awake. Outside of its folder, which comes and goes."""
-        return self.root / "presence" / f"{tenant}.{sandbox_id}"
 
 
 class LocalSandbox:
@@ -225,11 +170,7 @@ class LocalSandbox:
         self._safe_in: frozenset[str] | None = None
         """The backups that hold everything, as long as nothing was touched since they were restored."""
         self._waking = threading.Lock()
-        self._watching = threading.Lock()
-        self._counting = threading.Lock()
-        self._followed = 0
-        """How many commands are being followed to their end."""
-        self._to_look = threading.Event()
+        self._unsaved = UnsavedWatch(self._look)
         self.custody = Custody(
             catalog,
             tenant,
@@ -452,41 +393,7 @@ class LocalSandbox:
     def exec(self, command_id: str, request: ExecRequest) -> Iterator[ExecEvent]:
         """See `SandboxCalls.exec`."""
         self._wake_to_change()
-        return self._looking_after(self._commands.run(command_id, request))
-
-    def _looking_after(self, events: Iterator[ExecEvent]) -> Iterator[ExecEvent]:
-        """A command's events; what it leaves behind is taken note of when it ends, and now and then before."""
-        with self._counting:
-            self._followed += 1
-        self._watch_tree()
-        try:
-            yield from events
-        finally:
-            with self._counting:
-                self._followed -= 1
-            self._look_soon()
-
-    def _look_soon(self) -> None:
-        """Looks in the background: the gate may be taken for as long as an archive takes."""
-        self._to_look.set()
-        self._watch_tree()
-
-    def _watch_tree(self) -> None:
-        if self._watching.acquire(blocking=False):
-            threading.Thread(target=self._keep_looking, name="unsaved", daemon=True).start()
-
-    def _keep_looking(self) -> None:
-        pause_s = _FIRST_LOOK_S
-        try:
-            while self._followed or self._to_look.is_set():
-                if not self._to_look.wait(pause_s):
-                    pause_s = min(2 * pause_s, _LOOK_S)
-                self._to_look.clear()
-                self._look()
-        finally:
-            self._watching.release()
-        if self._to_look.is_set():  # somebody has asked for a look just now
-            self._watch_tree()
+        return self._unsaved.following(self._commands.run(command_id, request))
 
     def _look(self) -> None:
         """Takes note of what is in no backup, so that it can be named should it be lost with the node."""
@@ -523,7 +430,7 @@ class LocalSandbox:
     def commit(self, transfer_id: str) -> None:
         """Ends a transfer well."""
         self._transfers.commit(transfer_id)
-        self._look_soon()
+        self._unsaved.look_soon()
 
     def abort(self, transfer_id: str) -> None:
         """Throws a transfer away."""
@@ -540,7 +447,7 @@ class LocalSandbox:
         inside = writable_path(path)
         with self._gate.shared(), translated(inside):
             self._tree.remove(inside)
-        self._look_soon()
+        self._unsaved.look_soon()
 
     def list_files(self, path: str) -> list[FileEntry]:
         """See `SandboxCalls.list_files`."""
@@ -1034,11 +941,3 @@ def _moved() -> SandboxUnavailableError:
         hint="Look at the sandbox's state before you repeat the call.",
         context={"outcome": "unknown", "reason": DRAINING},
     )
-
-
-def choose_driver(node: NodeConfig) -> Driver | None:
-    """The node's mount driver, or None where backups are restored as copies only; see `driver_choice.choose`."""
-    chosen = choose(setting_of(node.driver), NodeLayout(node).driver)
-    if chosen is None and node.driver != "none":
-        log.warning("restores_are_copies")
-    return chosen

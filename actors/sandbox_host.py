@@ -102,7 +102,8 @@ class SandboxHost:
         from actors.config import on_this_node
         from actors.node import actor_group
         from actors.node.errors import DriverUnavailableError, NodeError
-        from actors.sandbox import LocalSandbox, NodeLayout, choose_driver
+        from actors.node_layout import NodeLayout, choose_driver
+        from actors.sandbox import LocalSandbox
 
         configure_logging()
         tenant, sandbox_id, config = self._address

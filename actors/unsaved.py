@@ -2,13 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TypeVar
 
 from actors.models import WRITABLE_ROOTS
 from actors.node.bubblewrap import HOME
 from actors.node.errors import PathError
 from actors.node.tree import Tree
 from storage.metadata import SandboxState
+
+_FIRST_LOOK_S, _LOOK_S = 1.0, 30.0
+"""How soon, and how often at least, somebody looks what a command that runs has written."""
+
+T = TypeVar("T")
+
+
+class UnsavedWatch:
+    """Has somebody look at the tree in the background: while a command runs, and after each change.
+
+    In the background because the gate, which a look needs, may be taken for as long as an archive takes.
+    """
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+        self._watching = threading.Lock()
+        self._counting = threading.Lock()
+        self._followed = 0
+        """How many commands are being followed to their end."""
+        self._to_look = threading.Event()
+
+    def following(self, events: Iterator[T]) -> Iterator[T]:
+        """The events of a command; a look follows its end, and now and then before."""
+        with self._counting:
+            self._followed += 1
+        self._begin()
+        try:
+            yield from events
+        finally:
+            with self._counting:
+                self._followed -= 1
+            self.look_soon()
+
+    def look_soon(self) -> None:
+        """Something has changed in the tree. Returns at once."""
+        self._to_look.set()
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._watching.acquire(blocking=False):
+            threading.Thread(target=self._run, name="unsaved", daemon=True).start()
+
+    def _run(self) -> None:
+        pause_s = _FIRST_LOOK_S
+        try:
+            while self._followed or self._to_look.is_set():
+                if not self._to_look.wait(pause_s):
+                    pause_s = min(2 * pause_s, _LOOK_S)
+                self._to_look.clear()
+                self._look()
+        finally:
+            self._watching.release()
+        if self._to_look.is_set():  # somebody has asked for a look just now
+            self._begin()
 
 
 def unsaved_roots(tree: Tree, saved: Collection[str]) -> list[str]:

@@ -24,8 +24,8 @@ from actors.node.lowers import Lowers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.verified import Verified
+from actors.node_layout import NodeLayout
 from actors.presence import Presence
-from actors.sandbox import NodeLayout
 from actors.scrub import Scrub
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError

@@ -158,7 +158,7 @@ def _clean_node(node: NodeConfig) -> None:
     from actors.node.errors import NodeError
     from actors.node.mounting import sweep
     from actors.node.removal import remove_tree
-    from actors.sandbox import NodeLayout
+    from actors.node_layout import NodeLayout
 
     layout = NodeLayout(node)
     Cgroup.remove_tree(layout.cgroup)
@@ -191,7 +191,7 @@ def _ray_folder(node: NodeConfig) -> Path:
     the folder for temporary files in common with this one. Ray opens its own folder to everybody, so that folder lies
     in one that only we can enter.
     """
-    from actors.sandbox import NodeLayout
+    from actors.node_layout import NodeLayout
 
     folder = Path(tempfile.gettempdir()) / f"holdfast-{NodeLayout(node).identity()[:12]}"
     start_failures.check_socket_paths(folder / "ray")

@@ -20,7 +20,7 @@ from actors.config import NodeConfig
 from actors.node import former_groups
 from actors.node.cgroup import Cgroup, Limits
 from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies
-from actors.sandbox import NodeLayout
+from actors.node_layout import NodeLayout
 from actors.upkeep import Upkeep
 from tests.support.mount_leaks import wait_until
 from tests.support.namespaces import PROJECT

@@ -31,7 +31,8 @@ from actors.node.errors import MountBusyError, MountError, ToolError
 from actors.node.hierarchies import Hierarchies
 from actors.node.layers import Layer
 from actors.node.stacks import Stack
-from actors.sandbox import LocalSandbox, NodeLayout, choose_driver
+from actors.node_layout import NodeLayout, choose_driver
+from actors.sandbox import LocalSandbox
 from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
 from tests.support.damage import DAMAGE

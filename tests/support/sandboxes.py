@@ -32,7 +32,8 @@ from actors.models import (
 from actors.node.cgroup import Cgroup
 from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
-from actors.sandbox import LocalSandbox, NodeLayout
+from actors.node_layout import NodeLayout
+from actors.sandbox import LocalSandbox
 from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore

@@ -1,0 +1,72 @@
+"""Where the service keeps what on a node, and the names of its control groups."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from pathlib import Path
+
+from actors.config import NodeConfig
+from actors.logs import log
+from actors.node.driver_choice import choose
+from actors.node.drivers import Driver, setting_of
+from actors.node.identity import identity
+from actors.node.removal import remove_tree
+from actors.node.verified import Verified
+
+
+class NodeLayout:
+    """The folders, files and control groups of one node."""
+
+    def __init__(self, node: NodeConfig) -> None:
+        self.data_dir = node.data_dir
+        self.root = node.data_dir / "node"
+        self.cache = self.root / "cache"
+        self.lowers = self.root / "lowers"
+        self.trash = self.root / "trash"
+        self.verified = node.data_dir / "verified"
+        self.driver = self.root / "driver"
+        self.mounting = (self.root / "boxes", self.lowers, self.driver)
+        """The folders below which anything is ever mounted."""
+
+    @property
+    def cgroup(self) -> str:
+        """The control group, below the service's own, that holds those of all sandboxes of this node."""
+        return f"holdfast-{self.identity()}"
+
+    def identity(self) -> str:
+        """What tells this data folder from that of every other node. Raises CorruptRecordError."""
+        return identity(self.root)
+
+    def box(self, tenant: str, sandbox_id: str) -> Path:
+        """One sandbox's folder."""
+        return self.root / "boxes" / tenant / sandbox_id
+
+    def sandbox_cgroup(self, tenant: str, sandbox_id: str) -> str:
+        """The control group of one sandbox."""
+        return f"{self.cgroup}/{hashlib.sha256(f'{tenant}/{sandbox_id}'.encode()).hexdigest()[:24]}"
+
+    def discard(self, folder: Path) -> Path:
+        """Takes a sandbox's folder away in one step; returns where it is, to be deleted."""
+        self.trash.mkdir(parents=True, exist_ok=True, mode=0o700)
+        doomed = self.trash / uuid.uuid4().hex
+        folder.rename(doomed)
+        return doomed
+
+    def remove(self, folder: Path) -> None:
+        """Takes a sandbox's folder away in one step, and deletes it. Raises NodeError, OSError."""
+        doomed = self.discard(folder)
+        Verified(self.verified).unlink_all(doomed / "archives")
+        remove_tree(doomed)
+
+    def presence(self, tenant: str, sandbox_id: str) -> Path:
+        """The lock of whoever has the sandbox awake. Outside of its folder, which comes and goes."""
+        return self.root / "presence" / f"{tenant}.{sandbox_id}"
+
+
+def choose_driver(node: NodeConfig) -> Driver | None:
+    """The node's mount driver, or None where backups are restored as copies only; see `driver_choice.choose`."""
+    chosen = choose(setting_of(node.driver), NodeLayout(node).driver)
+    if chosen is None and node.driver != "none":
+        log.warning("restores_are_copies")
+    return chosen
