@@ -25,7 +25,7 @@ from fasteners import InterProcessLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actors.node import process, proofs, trials
-from actors.node.drivers import Driver, Setting
+from actors.node.drivers import MERGED, Driver, Setting
 from actors.node.errors import DriverUnavailableError, NodeError, ToolError
 from actors.node.removal import remove_tree
 
@@ -141,9 +141,8 @@ def _try(driver: Driver, folder: Path) -> Verdict:
 
 def _short(complaint: str) -> str:
     """A tool's complaint without the trial's own paths, and without what follows its first line."""
-    return (
-        re.sub(rf"\S*/\.driver-[^/\s]+/|mount: ({_SHA256}|merged): ", "", complaint).split("\\n")[0].rstrip(".") + "."
-    )
+    own = rf"(mount: )?\S*({MERGED}|{_SHA256}): |\S*/\.driver-[^/\s]+/"
+    return re.sub(own, "", complaint).split("\\n")[0].rstrip(".") + "."
 
 
 def _if_on_an_overlay(folder: Path) -> str:

@@ -137,7 +137,8 @@ def test_on_an_overlay_there_are_copies_only_and_the_doctor_advises_a_volume(scr
     assert not restores.ok and not restores.required
     assert "copies only" in restores.detail
     (kernel,) = [line for line in lines if line.name == "driver kernel"]
-    assert "give the container a volume" in kernel.detail
+    assert "wrong fs type" in kernel.detail and "merged" not in kernel.detail
+    assert "a volume" in (kernel.fix or "")
     mounting.sweep(scratch)
 
 
