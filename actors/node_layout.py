@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from actors.node.drivers import Driver, setting_of
 from actors.node.identity import identity
 from actors.node.removal import remove_tree
 from actors.node.verified import Verified
+
+
+_FILE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
 
 class NodeLayout:
@@ -32,7 +36,13 @@ class NodeLayout:
     @property
     def cgroup(self) -> str:
         """The control group, below the service's own, that holds those of all sandboxes of this node."""
-        return f"holdfast-{self.identity()}"
+        return f"holdfast-{self.name}"
+
+    @property
+    def name(self) -> str:
+        """The identity as a file's name, which one that an operator has given need not be."""
+        found = self.identity()
+        return found if _FILE_NAME.fullmatch(found) else hashlib.sha256(found.encode()).hexdigest()[:32]
 
     def identity(self) -> str:
         """What tells this data folder from that of every other node. Raises CorruptRecordError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -193,7 +194,7 @@ def _ray_folder(node: NodeConfig) -> Path:
     """
     from actors.node_layout import NodeLayout
 
-    folder = Path(tempfile.gettempdir()) / f"holdfast-{NodeLayout(node).identity()[:12]}"
+    folder = Path(tempfile.gettempdir()) / f"holdfast-{hashlib.sha256(NodeLayout(node).name.encode()).hexdigest()[:12]}"
     start_failures.check_socket_paths(folder / "ray")
     ray_head.end_leftovers(folder)
     shutil.rmtree(folder, ignore_errors=True)

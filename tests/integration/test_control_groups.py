@@ -220,3 +220,17 @@ def test_the_doctor_says_which_limits_are_not_in_force_and_why(parent: Path) -> 
     hidden = "".join(f"umount {path}; " for path in {str(p) for p in Hierarchies.find().roots[1:]})
     out = said(parent, program, "unshare", "--mount", "sh", "-c", f'{hidden}exec "$@"', "sh")
     assert "('limits', False, False, 'not all in force: this control group has no controller for memory and proc" in out
+
+
+@pytest.mark.parametrize("given", ["sandbox-node-1", "rack 4/node 1", "../../elsewhere"])
+def test_a_node_whose_name_an_operator_has_given_has_one_group(tmp_path: Path, given: str) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "id").write_text(given)
+    layout = NodeLayout(NodeConfig(data_dir=tmp_path))
+    assert layout.identity() == given
+    assert Path(layout.cgroup).parts == (layout.cgroup,)
+    group = Cgroup(layout.sandbox_cgroup("default", "box"), memory_bytes=2**28, processes=20)
+    group.prepare()
+    assert (Hierarchies.find().v2 / layout.cgroup).is_dir()
+    Cgroup.remove_tree(layout.cgroup)
+    assert not (Hierarchies.find().v2 / layout.cgroup).exists()

@@ -7,6 +7,7 @@ service's control group.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import os
@@ -92,7 +93,8 @@ class Service:
     @property
     def ray_folder(self) -> Path:
         """Where Ray keeps its sockets and logs."""
-        return Path(tempfile.gettempdir()) / f"holdfast-{identity(self.data_dir)[:12]}"
+        name = hashlib.sha256(identity(self.data_dir).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"holdfast-{name}"
 
     @property
     def cgroup(self) -> Path:
