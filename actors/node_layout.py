@@ -15,7 +15,6 @@ from actors.node.identity import identity
 from actors.node.removal import remove_tree
 from actors.node.verified import Verified
 
-
 _FILE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
 

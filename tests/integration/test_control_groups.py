@@ -161,6 +161,8 @@ def test_what_an_earlier_run_left_elsewhere_is_ended_and_anothers_is_not(parent:
         group.mkdir(parents=True)
     with started_in(parent, "sleep", "1000") as old, started_in(parent, "sleep", "1000") as foreign:
         try:
+            arrived = parent / PROCS  # before they move on, lest they come back
+            assert wait_until(lambda: {str(old.pid), str(foreign.pid)} <= set(arrived.read_text().split()))
             (earlier / PROCS).write_text(str(old.pid))
             (other / PROCS).write_text(str(foreign.pid))
             (earlier / "cgroup.freeze").write_text("1")
@@ -169,6 +171,7 @@ def test_what_an_earlier_run_left_elsewhere_is_ended_and_anothers_is_not(parent:
             assert not earlier.parent.exists()
             assert foreign.poll() is None
         finally:
+            old.kill()
             foreign.kill()
 
 
@@ -214,7 +217,9 @@ def test_a_group_of_the_earlier_layout_is_left_to_another_service_at_its_path(fo
 
 
 def test_the_doctor_says_which_limits_are_not_in_force_and_why(parent: Path) -> None:
-    program = "from actors.node.doctor import _cgroup\nprint([(f.name, f.ok, f.required, f.detail) for f in _cgroup()])"
+    program = "from actors.node.doctor import _cgroup; from actors.node.surroundings import Surroundings\n"
+    program += "found = _cgroup(Surroundings.read(Path('/var/tmp')))\n"
+    program += "print([(one.name, one.ok, one.required, one.detail) for one in found])"
     ok = said(parent, program)
     assert "('limits', True, False, 'memory and processes of commands are limited')" in ok
     hidden = "".join(f"umount {path}; " for path in {str(p) for p in Hierarchies.find().roots[1:]})
