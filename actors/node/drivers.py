@@ -2,10 +2,11 @@
 
     driver     archive                    overlay          needs                 limits
     kernel     squashfs on a loop device  overlay          loop devices
-    mixed      squashfuse_ll              overlay          /dev/fuse             links
-    rootless   squashfuse_ll              overlay          /dev/fuse; works in   links, directories, signs
-                                                           a user namespace
-    fuse       squashfuse_ll              fuse-overlayfs   /dev/fuse             directories, fifos, names
+    mixed      squashfuse_ll              overlay          /dev/fuse             links, empty xattrs
+    rootless   squashfuse_ll              overlay          /dev/fuse; works in   links, directories, signs,
+                                                           a user namespace      empty xattrs
+    fuse       squashfuse_ll              fuse-overlayfs   /dev/fuse             directories, fifos, names,
+                                                                                 empty xattrs
 
 A `Limit` is what a driver is known not to do. Everything else has to be as in a plain directory: `proofs` shows that
 before a driver is used, and fuse-overlayfs 1.10 is refused by it, because it brings deleted files back.
@@ -34,6 +35,7 @@ class Limit(StrEnum):
     FIFOS = "changing a restored fifo gives EIO"
     NAMES = "names over 251 bytes, and names that begin with .wh., are refused"
     SIGNS = "restored user xattrs that begin with user.overlay. are refused"
+    EMPTY_XATTRS = "restored xattrs without a value are refused"
 
 
 class Driver(StrEnum):
@@ -67,9 +69,9 @@ class Driver(StrEnum):
         """Everything in which it may differ from a plain directory."""
         return {
             Driver.KERNEL: frozenset[Limit](),
-            Driver.MIXED: frozenset({Limit.LINKS}),
-            Driver.ROOTLESS: frozenset({Limit.LINKS, Limit.DIRECTORIES, Limit.SIGNS}),
-            Driver.FUSE: frozenset({Limit.DIRECTORIES, Limit.FIFOS, Limit.NAMES}),
+            Driver.MIXED: frozenset({Limit.LINKS, Limit.EMPTY_XATTRS}),
+            Driver.ROOTLESS: frozenset({Limit.LINKS, Limit.DIRECTORIES, Limit.SIGNS, Limit.EMPTY_XATTRS}),
+            Driver.FUSE: frozenset({Limit.DIRECTORIES, Limit.FIFOS, Limit.NAMES, Limit.EMPTY_XATTRS}),
         }[self]
 
     @property

@@ -22,8 +22,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from actors.logs import log
-from actors.node import daemons, fuse_uppers, mountinfo, mounting, overlay_signs
-from actors.node.drivers import LOWER, MERGED, UPPER, WORK, Driver, Limit
+from actors.node import daemons, fuse_uppers, mountinfo, mounting, refused_xattrs
+from actors.node.drivers import LOWER, MERGED, UPPER, WORK, Driver
 from actors.node.errors import (
     ArchiveRefusedError,
     DriverUnavailableError,
@@ -124,7 +124,7 @@ class Layers:
                 for name in (UPPER, WORK, MERGED):
                     (layer.folder / name).mkdir()
                 stack.mount_lower(archive, sha256)
-                self._check_signs(layer)
+                self._check_xattrs(layer)
                 _copy_root(layer.folder / LOWER, layer.folder / UPPER)
                 stack.mount_merged()
                 stack.serve()
@@ -299,13 +299,11 @@ class Layers:
         self._write_record(layer)
         log.warning("layer_converted", layer=layer.id, driver=self.driver.value)
 
-    def _check_signs(self, layer: Layer) -> None:
-        if Limit.SIGNS not in self.driver.limits:
-            return
-        name = overlay_signs.first_sign(layer.archive, layer.folder / LOWER)
-        if name is not None:
+    def _check_xattrs(self, layer: Layer) -> None:
+        limit = refused_xattrs.first_limit(layer.archive, layer.folder / LOWER, self.driver.limits)
+        if limit is not None:
             raise ArchiveRefusedError(
-                "The archive holds user xattrs that begin with user.overlay., which the driver would not show.",
+                f"The archive holds what the {self.driver} driver would show wrongly: {limit}.",
                 hint='Restore it with mode "copy".',
             )
 

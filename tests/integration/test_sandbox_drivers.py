@@ -136,3 +136,25 @@ def test_attributes_that_the_rootless_driver_takes_for_its_signs_are_copied_inst
         restore(box, backup(box))
         assert sh(box, "ls d") == "hidden\nshown\n"
         box.destroy()
+
+
+@pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS])
+@pytest.mark.parametrize("place", [".", "folder", "file", "folder/file"])
+def test_attributes_without_a_value_that_squashfuse_cannot_show_are_copied_instead(
+    scratch: Path, bucket: BucketConfig, driver: Driver, place: str
+) -> None:
+    with Node(scratch / "data", bucket, driver) as node:
+        box = node.sandbox()
+        sh(box, "mkdir folder; echo data > file; echo data > folder/file")
+        os.setxattr(node.tree(box) / "workspace" / place, "user.empty", b"")
+        handle = backup(box)
+        with pytest.raises(BackupRestoreError) as raised:
+            restore(box, handle)
+        assert raised.value.context["reason"] == "SIGNS_REFUSED"
+        restore(box, handle, mode="copy")
+        assert os.getxattr(node.tree(box) / "workspace" / place, "user.empty") == b""
+        sh(box, "echo more >> folder/file")
+        os.removexattr(node.tree(box) / "workspace" / place, "user.empty")
+        restore(box, backup(box))
+        assert sh(box, "cat folder/file") == "data\nmore\n"
+        box.destroy()

@@ -339,6 +339,10 @@ ATTRIBUTES: Mapping[str, Attribute] = {
         ],
         _xattrs("user."),
     ),
+    "xattrs user.* without a value": Attribute(lambda at: _set(_file(at / "file"), user_empty=b""), _xattrs("user.")),
+    "xattrs user.* that begin with user.overlay.": Attribute(
+        lambda at: os.setxattr(_file(at / "file"), "user.overlay.opaque", b"y"), _xattrs("user."), absent={}
+    ),
     "xattrs user.* of the directory itself": Attribute(
         lambda at: _set(at, user_root=b"r"), _root_xattrs, is_of_root=True
     ),
