@@ -19,11 +19,11 @@
     │   ├── ExecTimeoutError            it ran longer than its limit
     │   ├── ExecOutputLimitError        it wrote more than its limit
     │   ├── ExecStoppedError            a restore, a cancel or the sandbox's end stopped it
-    │   └── MountLostError              a FUSE daemon under its directory died
+    │   └── MountLostError              what its directory was mounted from died, or was damaged
     ├── TooManyCallsError               as many calls wait for the sandbox as may; nothing was changed
-    ├── StorageUnavailableError         the bucket did not answer; nothing was changed
+    ├── StorageUnavailableError         the bucket did not answer; the context says whether anything was changed
     ├── DocumentDamagedError            a document in the bucket cannot be used; nothing was changed
-    ├── SandboxUnavailableError         the actor went away in mid-call: the outcome may be unknown
+    ├── SandboxUnavailableError         the sandbox cannot serve the call now: the outcome may be unknown
     ├── ServiceUnavailableError         no Holdfast service answers in this cluster
     └── InternalError                   a defect of Holdfast's own
 
@@ -41,8 +41,6 @@ LEAVING = "leaving"
 """In the context of the error of an actor that is about to leave, and serves nothing any more."""
 DRAINING = "DRAINING"
 """The reason in the context of an error that a node causes which is being drained."""
-
-
 RETRYABLE = "retryable"
 """In the context of an error whose circumstance says, and not its class alone, whether a retry may help."""
 
@@ -189,7 +187,7 @@ class ExecStoppedError(ExecError):
 
 
 class MountLostError(ExecError):
-    """A file system daemon died under the command; the directory has been mounted anew, with its writes."""
+    """A daemon died under a restored directory, or its archive was damaged; it is mounted anew, with its writes."""
 
     code = "MOUNT_LOST"
     retryable = True
@@ -203,7 +201,7 @@ class TooManyCallsError(HoldfastError):
 
 
 class StorageUnavailableError(HoldfastError):
-    """The bucket did not answer, or refused to; nothing was changed."""
+    """The bucket did not answer, or refused to; nothing was changed, unless `context.outcome` is "unknown"."""
 
     code = "STORAGE_UNAVAILABLE"
     retryable = True
@@ -216,7 +214,10 @@ class DocumentDamagedError(HoldfastError):
 
 
 class SandboxUnavailableError(HoldfastError):
-    """The sandbox's actor went away during the call; `context.outcome` is "unknown" or "not_executed"."""
+    """The sandbox cannot serve the call now; `context.outcome` is "unknown" or "not_executed".
+
+    Its actor went away, its node fails or is being drained, or a directory is missing: `context.reason` says which.
+    """
 
     code = "SANDBOX_UNAVAILABLE"
     retryable = True
