@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.acceptance.http_box import HttpBox
-from tests.support.service import Service, nothing_left, start
+from tests.support.service import Service, running
 
 
 @contextmanager
@@ -17,13 +16,8 @@ def service_at(seen_at: Path, folder: Path) -> Iterator[Service]:
     folder.mkdir(parents=True)
     mount = f'mount --bind {folder} {seen_at}; exec "$@"'
     before = ("unshare", "--mount", "sh", "-c", mount, "sh")
-    service = start(folder.parent / "home", folder, before=before, seen_at=seen_at)
-    try:
+    with running(folder.parent / "home", folder, before=before, seen_at=seen_at) as service:
         yield service
-    finally:
-        service.stop()
-        nothing_left(service)
-        shutil.rmtree(service.ray_folder, ignore_errors=True)
 
 
 def test_a_second_service_with_the_same_path_disturbs_nothing_of_the_first(tmp_path: Path) -> None:
@@ -31,8 +25,8 @@ def test_a_second_service_with_the_same_path_disturbs_nothing_of_the_first(tmp_p
     seen_at.mkdir()
     with service_at(seen_at, tmp_path / "a" / "data") as first, first.client() as client:
         box = HttpBox(client, "box")
-        running = box.start("sh", "-c", "echo started; until [ -e go ]; do sleep 0.1; done; cat go")
-        running.said(b"started")
+        command = box.start("sh", "-c", "echo started; until [ -e go ]; do sleep 0.1; done; cat go")
+        command.said(b"started")
         assert box.info()["limits"] == {"memory_bytes": 4 * 2**30, "processes": 1024}
         with service_at(seen_at, tmp_path / "b" / "data") as second, second.client() as other_client:
             other = HttpBox(other_client, "box")
@@ -40,5 +34,5 @@ def test_a_second_service_with_the_same_path_disturbs_nothing_of_the_first(tmp_p
             other.restore(other.backup())
             assert first.cgroup != second.cgroup
         box.write("/workspace/go", b"undisturbed")
-        ended = running.result()
+        ended = command.result()
         assert (ended.exit_code, ended.text) == (0, "started\nundisturbed")

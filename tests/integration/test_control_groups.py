@@ -23,7 +23,7 @@ from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies
 from actors.node_layout import NodeLayout
 from actors.upkeep import Upkeep
 from tests.support.mount_leaks import wait_until
-from tests.support.namespaces import PROJECT
+from tests.support.service import PROJECT
 
 ROOT = Hierarchies.find().roots[0]
 DOMAIN = next(name for name in ("memory", "hugetlb") if name in (ROOT / "cgroup.controllers").read_text())

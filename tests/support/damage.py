@@ -1,10 +1,10 @@
-"""Ways in which a disk, or somebody on the node, can damage an archive."""
+"""Ways in which a disk, or somebody on the node, can damage a file."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from actors.node.removal import remove_tree
@@ -35,6 +35,15 @@ def flip_unseen(path: Path, sha256: str, verified: Verified) -> None:
     verified.note(path, sha256, as_of=stamp_of(path))
 
 
+def flipped(data: bytes) -> Iterator[bytes]:
+    """The same with one bit flipped, each in turn."""
+    for position in range(len(data)):
+        for bit in range(8):
+            other = bytearray(data)
+            other[position] ^= 1 << bit
+            yield bytes(other)
+
+
 def _truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -47,7 +56,8 @@ def _replace(path: Path) -> None:
     other.replace(path)
 
 
-def _by_directory(path: Path) -> None:
+def by_directory(path: Path) -> None:
+    """Puts a directory there."""
     path.unlink()
     (path / "inside").mkdir(parents=True)
 
@@ -66,7 +76,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "empty": lambda path: os.truncate(path, 0),
     "replaced": _replace,
     "missing": remove_tree,
-    "a directory": _by_directory,
+    "a directory": by_directory,
     "a symbolic link": _by_link,
     "open to all": lambda path: path.chmod(0o666),
 }

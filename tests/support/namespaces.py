@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-PROJECT = Path(__file__).parents[2]
+from tests.support.service import PROJECT
+
 _ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), "LC_ALL": "C.UTF-8"}
 _NAMESPACES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
 MASKS = """

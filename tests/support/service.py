@@ -279,10 +279,16 @@ def is_ready(service: Service) -> bool:
 
 @contextmanager
 def running(
-    home: Path, data_dir: Path, *, env: Mapping[str, str] | None = None, key: str | None = None
+    home: Path,
+    data_dir: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    key: str | None = None,
+    before: Sequence[str] = (),
+    seen_at: Path | None = None,
 ) -> Iterator[Service]:
-    """A service for the block; after it nothing of the service may be left."""
-    service = start(home, data_dir, env=env, key=key)
+    """A service for the block, as `start` starts it; after it nothing of the service may be left."""
+    service = start(home, data_dir, env=env, key=key, before=before, seen_at=seen_at)
     try:
         yield service
     finally:

@@ -13,29 +13,19 @@ from actors.node.errors import CorruptRecordError
 from actors.node.identity import identity
 from actors.node.records import TwinFile, sealed, unsealed
 from actors.node.removal import remove_tree
+from tests.support.damage import by_directory, flip, flipped
 
 VALUE = {"version": 1, "dir": "/workspace"}
 TEXT = json.dumps(VALUE, separators=(",", ":"))
-
-
-def _by_directory(path: Path) -> None:
-    path.unlink()
-    (path / "inside").mkdir(parents=True)
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "empty": lambda path: path.write_bytes(b""),
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "no text": lambda path: path.write_bytes(b"\xff\xfe\x00" * 30),
-    "one flipped bit": _flip,
+    "one flipped bit": flip,
     "missing": remove_tree,
-    "a directory": _by_directory,
+    "a directory": by_directory,
 }
 
 
@@ -76,7 +66,7 @@ def test_a_record_of_which_one_file_is_damaged_is_right_and_mended_by_a_write(
 
 def test_a_record_of_which_both_files_are_damaged_is_an_error(twin: TwinFile[Any], tmp_path: Path) -> None:
     for name in ("record.json", "record.json.copy"):
-        _flip(tmp_path / name)
+        flip(tmp_path / name)
     with pytest.raises(CorruptRecordError) as raised:
         twin.read()
     assert raised.value.hint
@@ -94,18 +84,14 @@ def test_a_record_without_a_checksum_is_read(twin: TwinFile[Any], tmp_path: Path
     assert twin.read() == (VALUE, True)
 
 
-def test_no_flipped_bit_of_a_record_is_taken_for_another_value(twin: TwinFile[Any], file: Path) -> None:
+def test_noflipped_bit_of_a_record_is_taken_for_another_value(twin: TwinFile[Any], file: Path) -> None:
     (file.parent / "record.json.copy").unlink()
-    whole = file.read_bytes()
-    for position in range(len(whole)):
-        for bit in range(8):
-            data = bytearray(whole)
-            data[position] ^= 1 << bit
-            file.write_bytes(data)
-            try:
-                assert twin.read()[0] == VALUE
-            except CorruptRecordError:
-                continue
+    for data in flipped(file.read_bytes()):
+        file.write_bytes(data)
+        try:
+            assert twin.read()[0] == VALUE
+        except CorruptRecordError:
+            continue
 
 
 def test_a_seal_is_undone() -> None:
@@ -126,7 +112,7 @@ def test_an_identity_of_which_one_file_is_damaged_stays_and_is_mended(tmp_path: 
     assert identity(tmp_path / "node") == made, "both had been right again"
 
 
-def test_no_flipped_bit_of_an_identity_makes_another_node(tmp_path: Path) -> None:
+def test_noflipped_bit_of_an_identity_makes_another_node(tmp_path: Path) -> None:
     node = tmp_path / "node"
     made = identity(node)
     for position in range(len(made)):

@@ -14,6 +14,7 @@ import pytest
 
 from actors.node.errors import DamagedCopyError
 from actors.node.verified import GoOn, Verified, read_digest, stamp_of
+from tests.support.damage import flip, flip_with_old_times, flipped
 
 CONTENT = b"an archive" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -51,14 +52,6 @@ def records(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "verified").iterdir() if not path.name.startswith(".")]
 
 
-def flip(path: Path, position: int = 100) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.chmod(0o600)
-    with path.open("r+b") as file:
-        file.write(data)
-
-
 def test_an_archive_is_read_once_and_then_only_looked_at(verified: Verified, archive: Path, counted: Counted) -> None:
     assert not verified.holds(archive, SHA256)
     for _ in range(3):
@@ -75,12 +68,6 @@ def test_after_a_reboot_an_archive_is_read_again(verified: Verified, archive: Pa
     for _ in range(2):
         rebooted.check(archive, SHA256)
     assert counted.count == 1
-
-
-def written_with_its_old_time(path: Path) -> None:
-    status = path.stat()
-    flip(path)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def replaced_with_its_old_time(path: Path) -> None:
@@ -107,7 +94,7 @@ def turned_into_a_pipe(path: Path) -> None:
 
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "one flipped bit": flip,
-    "a flipped bit and the old time": written_with_its_old_time,
+    "a flipped bit and the old time": flip_with_old_times,
     "truncated": lambda path: os.truncate(path, 5000),
     "empty": lambda path: os.truncate(path, 0),
     "longer": lambda path: os.truncate(path, len(CONTENT) + 1),
@@ -234,12 +221,9 @@ def test_no_flipped_bit_of_a_record_makes_another_file_good(verified: Verified, 
     verified.check(archive, SHA256)
     (record,) = records(tmp_path)
     whole = record.read_bytes()
-    for position in range(len(whole)):
-        for bit in range(8):
-            data = bytearray(whole)
-            data[position] ^= 1 << bit
-            record.write_bytes(data)
-            assert not verified.holds(archive, SHA256)
+    for data in flipped(whole):
+        record.write_bytes(data)
+        assert not verified.holds(archive, SHA256)
     record.write_bytes(whole)
     assert verified.holds(archive, SHA256)
 
