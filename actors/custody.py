@@ -1,4 +1,4 @@
-"""Whose the sandbox is: from the question where its files are, to the epoch under which this actor writes its state.
+"""An actor's claim to its sandbox: from the question where the files are, to the epoch under which it writes the state.
 
 An actor takes the epoch soon after it has taken the sandbox up, in the background: commands and files need none. What
 is durable (a backup, a restore, a recovery) waits for it. One that has been replaced is told so at its next write, and
@@ -9,46 +9,33 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from actors import takeover
-from actors.durable_state import (
-    MAX_ROWS,
-    Change,
-    DurableState,
-    Found,
-    Place,
-    SupersededError,
-    happened,
-    with_backup,
-    with_checkpoint,
-)
+from actors.durable_state import Change, DurableState, Found, Place, SupersededError, with_backup, with_checkpoint
 from actors.errors import LEAVING, SandboxUnavailableError, StorageUnavailableError
 from actors.faults import damaged
 from actors.logs import log
 from actors.moments import MOMENTS_S, answered_in_moments, within_moments
 from actors.remade_state import remade_state
-from actors.restored import Entry, Record
+from actors.restored import Record
+from actors.state_changes import (
+    asleep_nowhere,
+    begun_takeover,
+    checkpoint_in,
+    taken_over,
+    taken_up,
+    without_pending,
+    without_sleep_backups,
+)
 from actors.takeover import Origin
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import CorruptMetadataError, DocumentError, StorageError, StoreUnavailableError
-from storage.metadata import (
-    BackupRecord,
-    Checkpoint,
-    Event,
-    RecoveredDirectory,
-    Recovery,
-    RestoredDirectory,
-    SandboxState,
-)
+from storage.metadata import BackupRecord, Checkpoint, SandboxState
 
-TAKEN_OVER = "taken_over"
-_MISSING = "missing"
-_BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
-"""Events that say where the sandbox's files are from then on."""
 _SOON_S = 0.2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 
@@ -175,9 +162,9 @@ class Custody:
         durable = self._durable
         assert durable is not None
         with self._taking, _told():
-            self._take(durable, self._last_found(durable), self._taken_over)
+            self._take(durable, self._last_found(durable), lambda state: taken_over(state, node=self._place.identity))
             state = durable.state
-            begun = _begun_takeover(state) if state is not None else None
+            begun = begun_takeover(state) if state is not None else None
             assert state is not None and begun is not None
             return begun.node, state
 
@@ -193,16 +180,7 @@ class Custody:
         except CorruptMetadataError as e:
             log.error("state_damaged", sandbox=self._sandbox, detail=str(e))
             assert self._catalog is not None
-            record = self._record()
-            checkpoints = [_checkpoint_in(entry) for entry in _latest(record)]
-            state = remade_state(
-                self._catalog,
-                self._tenant,
-                self._sandbox,
-                self._place,
-                created_at=record.created_at,
-                restored=list(zip(restored_in(record), checkpoints, strict=True)),
-            )
+            state = remade_state(self._catalog, self._tenant, self._sandbox, self._place, self._record())
             return durable.replace_damaged(state)
 
     def _take(self, durable: DurableState, found: StoredState | None, change: Change) -> None:
@@ -257,30 +235,7 @@ class Custody:
         self._settle(durable)
 
     def _taken_up(self, state: SandboxState) -> SandboxState:
-        """The state of a sandbox whose files are here: the node's record knows best what is restored where."""
-        record = self._record()
-        restored = restored_in(record)
-        rows = sorted(zip(restored, _latest(record), strict=True), key=lambda pair: pair[0].restored_at)
-        for entry in [entry for row, entry in rows if not _is_told(state, row)]:  # by the actor before this one
-            state = with_checkpoint(state, _checkpoint_in(entry))
-        created_at = min(state.created_at, record.created_at)
-        state = state.model_copy(update={"restored": restored, "created_at": created_at})
-        if self._unsaved is not None:
-            state = state.model_copy(update={"unsaved": self._unsaved})
-        recovered = recovery_in(record, state.recovery)
-        if recovered is not None and recovered != state.recovery:  # likewise
-            return after_recovery(state, record)
-        return happened(state, "created" if state.epoch == 0 else "woke", node=self._place.identity)
-
-    def _taken_over(self, state: SandboxState) -> SandboxState:
-        """The state of a sandbox that is to be recovered here, with an event that says which node had its files.
-
-        A second try on this node finds the event of the first, and knows no better.
-        """
-        state = state.model_copy(update={"restored": []})
-        if state.node == self._place.identity and _begun_takeover(state) is not None:
-            return state
-        return happened(state, TAKEN_OVER, node=state.node)
+        return taken_up(state, self._record(), node=self._place.identity, unsaved=self._unsaved)
 
     def _settle(self, durable: DurableState) -> None:
         """Finds out what became of the backups that earlier actors have begun. Raises StorageError: to be repeated.
@@ -305,12 +260,12 @@ class Custody:
         def change(state: SandboxState) -> SandboxState:
             for backup_id, record in settled.items():
                 if record is None:
-                    state = _without(state, backup_id)
+                    state = without_pending(state, backup_id)
                 else:
-                    state = with_backup(_without(state, backup_id), record)
+                    state = with_backup(without_pending(state, backup_id), record)
                     for entry in self._record().entries:
                         if entry.restored_at > record.created_at:  # later, and not covered by it
-                            state = with_checkpoint(state, _checkpoint_in(entry))
+                            state = with_checkpoint(state, checkpoint_in(entry))
             return state
 
         self._inherited = []
@@ -491,7 +446,7 @@ class Custody:
             try:
                 durable.change(lambda state: state)  # now the bucket names none of them, and nobody has replaced us
                 self._delete(unneeded)
-                durable.change(lambda state: state.model_copy(update={"sleep_backups": _left(state, unneeded)}))
+                durable.change(lambda state: without_sleep_backups(state, unneeded))
             except (StorageError, SupersededError) as e:  # the list is in the state: it goes the next time
                 log.warning("old_sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
 
@@ -571,7 +526,7 @@ class SandboxLedger:
     def committed(self, record: BackupRecord) -> None:
         """From here on the directory is recovered from it."""
         try:
-            self._write(lambda state: with_backup(_without(state, record.id), record))
+            self._write(lambda state: with_backup(without_pending(state, record.id), record))
         except SandboxUnavailableError as e:
             log.warning("state_not_written", error=type(e).__name__)
             if not self._custody.is_superseded:  # put down meanwhile; who has taken over has settled it, and found it
@@ -583,7 +538,7 @@ class SandboxLedger:
 
     def abandoned(self, backup_id: str) -> None:
         """Nothing is left of it. Raises SandboxUnavailableError if another actor has taken over."""
-        self._write(lambda state: _without(state, backup_id))
+        self._write(lambda state: without_pending(state, backup_id))
 
     def _write(self, change: Change) -> None:
         try:
@@ -598,167 +553,6 @@ def _found_or_damaged(durable: DurableState) -> Found | DocumentError:
         return Found(durable.find())
     except DocumentError as e:
         return e
-
-
-def _begun_takeover(state: SandboxState) -> Event | None:
-    """The event of a takeover that has not come to its end yet."""
-    last = next((event for event in reversed(state.events) if event.kind in _BEGINNINGS), None)
-    return last if last is not None and last.kind == TAKEN_OVER else None
-
-
-def _without(state: SandboxState, backup_id: str) -> SandboxState:
-    return state.model_copy(update={"pending": [other for other in state.pending if other != backup_id]})
-
-
-def _left(state: SandboxState, deleted: Sequence[str]) -> list[str]:
-    return [backup_id for backup_id in state.sleep_backups if backup_id not in deleted]
-
-
-def _latest(record: Record) -> tuple[Entry, ...]:
-    """The directories of which there is room in the state."""
-    return record.entries[-MAX_ROWS:]
-
-
-def _is_told(state: SandboxState, row: RestoredDirectory) -> bool:
-    """Whether the checkpoints take account of a restore."""
-    slept_at = next((event.at for event in reversed(state.events) if event.kind == "slept"), None)
-    if state.node is None and slept_at is not None:  # with checkpoints of all there was
-        return row.restored_at <= slept_at
-    return any((row.dir, row.backup_id, row.restored_at) == (r.dir, r.backup_id, r.restored_at) for r in state.restored)
-
-
-def restored_in(record: Record) -> list[RestoredDirectory]:
-    """What is restored where, as the bucket has it: the `MAX_ROWS` that were restored last."""
-    return [
-        RestoredDirectory(
-            dir=entry.dir,
-            backup_id=entry.backup_id,
-            mode=entry.mode,
-            driver=entry.driver.value if entry.driver else None,
-            restored_at=entry.restored_at,
-        )
-        for entry in _latest(record)
-    ]
-
-
-def _checkpoint_in(entry: Entry) -> Checkpoint:
-    """The backup that a directory was restored from, as what it is recovered from."""
-    at = entry.taken_at or entry.restored_at
-    return Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
-
-
-def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxState:
-    """The state of a sandbox in which `entry` has just been restored; the record may be of a later moment."""
-    if entry in record.entries:
-        rows = zip(restored_in(record), _latest(record), strict=True)
-        told = [row for row, other in rows if other == entry or _is_told(state, row)]
-        state = with_checkpoint(state, _checkpoint_in(entry)).model_copy(update={"restored": told})
-    return happened(state, "restored", dir=entry.dir, backup_id=entry.backup_id)
-
-
-def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | None:
-    """What became of a recovery, as the bucket has it: of one after a loss, or of which something is missing.
-
-    Of one after a sleep that went well nothing is told, unless the bucket knows it already, as `known`.
-    """
-    plan = record.recovery
-    if plan is None:
-        return None
-    directories = [
-        RecoveredDirectory(
-            dir=row.dir,
-            backup_id=row.backup_id,
-            taken_at=row.taken_at,
-            error=row.error,
-            status=_MISSING if not row.settled else "forgotten" if row.error else "restored",
-        )
-        for row in plan.directories
-    ]
-    is_news = plan.lost_node is not None or bool(plan.given_up)  # otherwise nobody has to be told
-    lost = list(plan.lost) if plan.lost is not None and is_news else None
-    recovery = Recovery(at=plan.at, lost_node=plan.lost_node, directories=directories, lost=lost)
-    if known is not None and known.at == recovery.at:
-        return recovery.model_copy(update={"told_at": known.told_at})
-    return recovery if plan.lost_node is not None or plan.missing or plan.given_up else None
-
-
-def after_recovery(state: SandboxState, record: Record) -> SandboxState:
-    """The state of a sandbox of which what could be brought back is back; what was given up is no checkpoint any more.
-
-    What is missing still is one: should this node be lost too, the next one brings it back.
-    """
-    plan = record.recovery
-    gone = {(row.dir, row.backup_id) for row in plan.given_up} if plan else set()
-    checkpoints = [row for row in state.checkpoints if (row.dir, row.backup_id) not in gone]
-    known = {(row.dir, row.backup_id) for row in checkpoints}
-    reported = recovery_in(record, state.recovery)
-    changed = {
-        "unsaved": [],
-        "restored": [row for row in restored_in(record) if (row.dir, row.backup_id) in known],
-        "checkpoints": checkpoints,
-        "recovery": reported or _without_missing(state.recovery),
-    }
-    state = state.model_copy(update=changed)
-    if plan is not None and plan.missing:
-        return state
-    if plan is None or reported is None or _has_happened(state, "recovered", since=plan.at):
-        return happened(state, "woke")
-    for root in plan.lost or ():
-        state = happened(state, "lost", dir=root, node=plan.lost_node)
-    return happened(state, "recovered")
-
-
-def _has_happened(state: SandboxState, kind: str, *, since: datetime) -> bool:
-    return any(event.kind == kind and event.at >= since for event in state.events)
-
-
-def with_unmounted(state: SandboxState, entry: Entry, error: str) -> SandboxState:
-    """The state of a sandbox whose files are here, of which one overlay could not be mounted."""
-    recovery = state.recovery or Recovery(at=datetime.now(UTC))
-    row = RecoveredDirectory(
-        dir=entry.dir,
-        backup_id=entry.backup_id,
-        taken_at=entry.taken_at or entry.restored_at,
-        error=error,
-        status=_MISSING,
-    )
-    others = [other for other in recovery.directories if other.dir != entry.dir]
-    return state.model_copy(update={"recovery": recovery.model_copy(update={"directories": [*others, row]})})
-
-
-def missing_in(recovery: Recovery) -> list[RecoveredDirectory]:
-    """What the bucket calls missing."""
-    return [row for row in recovery.directories if row.status == _MISSING]
-
-
-def _without_missing(recovery: Recovery | None) -> Recovery | None:
-    """What the bucket knows of a recovery, once everything is mounted."""
-    if recovery is None or not missing_in(recovery):
-        return recovery
-    left = [row for row in recovery.directories if row.status != _MISSING]
-    return recovery.model_copy(update={"directories": left}) if left or recovery.lost_node else None
-
-
-def after_forgetting(state: SandboxState, record: Record, given_up: Collection[str]) -> SandboxState:
-    """The state of a sandbox of which these directories were just given up."""
-    rows = record.recovery.given_up if record.recovery else []
-    for row in rows:
-        if row.dir in given_up:
-            state = happened(state, "forgotten", dir=row.dir, backup_id=row.backup_id)
-    return after_recovery(state, record).model_copy(update={"unsaved": state.unsaved})
-
-
-def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint], slept_at: datetime) -> SandboxState:
-    """The state of a sandbox whose files are, from a moment on, nowhere but in these checkpoints."""
-    changed = {
-        "node": None,
-        "cluster_node": None,
-        "slept_on": state.node,
-        "restored": [],
-        "checkpoints": list(checkpoints),
-        "unsaved": [],
-    }
-    return happened(state.model_copy(update=changed), "slept", at=slept_at)
 
 
 @contextmanager

@@ -8,59 +8,48 @@ ended are gone; the damaged document is kept aside, for a person who wants to lo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
-from actors.durable_state import STATE_REPLACED, Place, happened, with_backup, with_checkpoint
+from actors.durable_state import STATE_REPLACED, Change, Place, happened, with_backup, with_checkpoint
+from actors.restored import Entry, Record
+from actors.state_changes import checkpoint_in, latest_entries, restored_in
 from storage.catalog import BackupCatalog
-from storage.metadata import BackupRecord, Checkpoint, RestoredDirectory, SandboxState
+from storage.metadata import BackupRecord, SandboxState
 
 
-def remade_state(
-    catalog: BackupCatalog,
-    tenant: str,
-    sandbox: str,
-    place: Place,
-    *,
-    created_at: datetime,
-    restored: Sequence[tuple[RestoredDirectory, Checkpoint]],
-) -> SandboxState:
-    """The state of a sandbox whose files are on this node.
+def remade_state(catalog: BackupCatalog, tenant: str, sandbox: str, place: Place, record: Record) -> SandboxState:
+    """The state of a sandbox whose files are on this node, as `record` has it.
 
     Its epoch is greater than any that the damaged one can have had, so that an earlier actor finds itself replaced.
-
-    Args:
-        restored: what the node's record says is restored, and what it is recovered from.
 
     Raises:
         StorageError: the bucket does not say which backups there are.
     """
-    backups = [record for record in catalog.all_records(tenant, sandbox) if not catalog.is_expired(record)]
+    backups = [backup for backup in catalog.all_records(tenant, sandbox) if not catalog.is_expired(backup)]
     state = SandboxState(
         id=sandbox,
         tenant=tenant,
-        created_at=created_at,
+        created_at=record.created_at,
         epoch=int(time.time()),
         node=place.identity,
         cluster_node=place.cluster_node,
-        restored=[row for row, _ in restored],
-        sleep_backups=[record.id for record in backups if record.of_sleep],
+        restored=restored_in(record),
+        sleep_backups=[backup.id for backup in backups if backup.of_sleep],
     )
-    for _, change in sorted(_changes(backups, restored), key=lambda pair: pair[0]):
+    for _, change in sorted(_changes(backups, latest_entries(record)), key=lambda pair: pair[0]):
         state = change(state)
     return happened(state.model_copy(update={"events": []}), STATE_REPLACED, node=place.identity)
 
 
-def _changes(
-    backups: Sequence[BackupRecord], restored: Sequence[tuple[RestoredDirectory, Checkpoint]]
-) -> list[tuple[datetime, Callable[[SandboxState], SandboxState]]]:
-    def backed_up(record: BackupRecord) -> Callable[[SandboxState], SandboxState]:
-        return lambda state: with_backup(state, record)
+def _changes(backups: Sequence[BackupRecord], restored: Sequence[Entry]) -> list[tuple[datetime, Change]]:
+    def backed_up(backup: BackupRecord) -> Change:
+        return lambda state: with_backup(state, backup)
 
-    def was_restored(checkpoint: Checkpoint) -> Callable[[SandboxState], SandboxState]:
-        return lambda state: with_checkpoint(state, checkpoint)
+    def was_restored(entry: Entry) -> Change:
+        return lambda state: with_checkpoint(state, checkpoint_in(entry))
 
     return [
-        *((record.created_at, backed_up(record)) for record in backups),
-        *((row.restored_at, was_restored(checkpoint)) for row, checkpoint in restored),
+        *((backup.created_at, backed_up(backup)) for backup in backups),
+        *((entry.restored_at, was_restored(entry)) for entry in restored),
     ]

@@ -20,16 +20,7 @@ from actors.bucket import configured
 from actors.cache import ArchiveCache
 from actors.commands import Commands
 from actors.config import SandboxConfig
-from actors.custody import (
-    Custody,
-    after_forgetting,
-    after_recovery,
-    after_restore,
-    missing_in,
-    recovery_in,
-    superseded,
-    with_unmounted,
-)
+from actors.custody import Custody, superseded
 from actors.durable_state import Found, Place, happened
 from actors.errors import (
     DRAINING,
@@ -86,6 +77,14 @@ from actors.presence import Presence
 from actors.published import public_recovery
 from actors.recovery import DIRECTORY_MISSING, DirectoryRecovery
 from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, kept_driver
+from actors.state_changes import (
+    after_forgetting,
+    after_recovery,
+    after_restore,
+    missing_in,
+    recovery_in,
+    with_unmounted,
+)
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated

@@ -13,11 +13,12 @@ from typing import cast
 import pytest
 from pydantic import SecretStr
 
-from actors.custody import Custody, after_restore, restored_in
+from actors.custody import Custody
 from actors.durable_state import MAX_EVENTS, MAX_ROWS, DurableState, Found, SupersededError, happened, with_checkpoint
 from actors.durable_state import Place as NodePlace
 from actors.errors import SandboxUnavailableError
 from actors.restored import Entry, Record, RecoveryPlan, Wanted
+from actors.state_changes import after_restore, restored_in
 from actors.takeover import Origin
 from storage import keys
 from storage.catalog import STATE_BYTES, BackupCatalog, StoredState

@@ -1,0 +1,220 @@
+"""The changes of a sandbox's state: pure functions, from one state in the bucket to the next.
+
+What a node's record says of the same sandbox is brought into the terms of the state here, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+
+from actors.durable_state import MAX_ROWS, happened, with_checkpoint
+from actors.restored import Entry, Record
+from storage.metadata import (
+    Checkpoint,
+    Event,
+    RecoveredDirectory,
+    Recovery,
+    RestoredDirectory,
+    SandboxState,
+)
+
+TAKEN_OVER = "taken_over"
+"""The event of a sandbox that is to be recovered on another node."""
+_MISSING = "missing"
+_BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
+"""Events that say where the sandbox's files are from then on."""
+
+
+def taken_up(state: SandboxState, record: Record, *, node: str, unsaved: Sequence[str] | None) -> SandboxState:
+    """The state of a sandbox whose files are on `node`: the node's record knows best what is restored where.
+
+    `unsaved` are the writable roots that hold anything which is in no checkpoint, if somebody has looked.
+    """
+    restored = restored_in(record)
+    rows = sorted(zip(restored, latest_entries(record), strict=True), key=lambda pair: pair[0].restored_at)
+    for entry in [entry for row, entry in rows if not _is_told(state, row)]:  # by the actor before this one
+        state = with_checkpoint(state, checkpoint_in(entry))
+    created_at = min(state.created_at, record.created_at)
+    state = state.model_copy(update={"restored": restored, "created_at": created_at})
+    if unsaved is not None:
+        state = state.model_copy(update={"unsaved": list(unsaved)})
+    recovered = recovery_in(record, state.recovery)
+    if recovered is not None and recovered != state.recovery:  # likewise
+        return after_recovery(state, record)
+    return happened(state, "created" if state.epoch == 0 else "woke", node=node)
+
+
+def taken_over(state: SandboxState, *, node: str) -> SandboxState:
+    """The state of a sandbox that is to be recovered on `node`, with an event that says which node had its files.
+
+    A second try on this node finds the event of the first, and knows no better.
+    """
+    state = state.model_copy(update={"restored": []})
+    if state.node == node and begun_takeover(state) is not None:
+        return state
+    return happened(state, TAKEN_OVER, node=state.node)
+
+
+def begun_takeover(state: SandboxState) -> Event | None:
+    """The event of a takeover that has not come to its end yet."""
+    last = next((event for event in reversed(state.events) if event.kind in _BEGINNINGS), None)
+    return last if last is not None and last.kind == TAKEN_OVER else None
+
+
+def without_pending(state: SandboxState, backup_id: str) -> SandboxState:
+    """The state of a sandbox of which this backup is settled."""
+    return state.model_copy(update={"pending": [other for other in state.pending if other != backup_id]})
+
+
+def without_sleep_backups(state: SandboxState, deleted: Collection[str]) -> SandboxState:
+    """The state of a sandbox of which these backups, made for a sleep, were deleted."""
+    left = [backup_id for backup_id in state.sleep_backups if backup_id not in deleted]
+    return state.model_copy(update={"sleep_backups": left})
+
+
+def latest_entries(record: Record) -> tuple[Entry, ...]:
+    """The directories of which there is room in the state."""
+    return record.entries[-MAX_ROWS:]
+
+
+def _is_told(state: SandboxState, row: RestoredDirectory) -> bool:
+    """Whether the checkpoints take account of a restore."""
+    slept_at = next((event.at for event in reversed(state.events) if event.kind == "slept"), None)
+    if state.node is None and slept_at is not None:  # with checkpoints of all there was
+        return row.restored_at <= slept_at
+    return any((row.dir, row.backup_id, row.restored_at) == (r.dir, r.backup_id, r.restored_at) for r in state.restored)
+
+
+def restored_in(record: Record) -> list[RestoredDirectory]:
+    """The restored directories, as the bucket has them: the `MAX_ROWS` that were restored last."""
+    return [
+        RestoredDirectory(
+            dir=entry.dir,
+            backup_id=entry.backup_id,
+            mode=entry.mode,
+            driver=entry.driver.value if entry.driver else None,
+            restored_at=entry.restored_at,
+        )
+        for entry in latest_entries(record)
+    ]
+
+
+def checkpoint_in(entry: Entry) -> Checkpoint:
+    """The backup that a directory was restored from, as what it is recovered from."""
+    at = entry.taken_at or entry.restored_at
+    return Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
+
+
+def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxState:
+    """The state of a sandbox in which `entry` has just been restored; the record may be of a later moment."""
+    if entry in record.entries:
+        rows = zip(restored_in(record), latest_entries(record), strict=True)
+        told = [row for row, other in rows if other == entry or _is_told(state, row)]
+        state = with_checkpoint(state, checkpoint_in(entry)).model_copy(update={"restored": told})
+    return happened(state, "restored", dir=entry.dir, backup_id=entry.backup_id)
+
+
+def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | None:
+    """The outcome of a recovery, as the bucket has it: of one after a loss, or of which something is missing.
+
+    Of one after a sleep that went well nothing is told, unless the bucket knows it already, as `known`.
+    """
+    plan = record.recovery
+    if plan is None:
+        return None
+    directories = [
+        RecoveredDirectory(
+            dir=row.dir,
+            backup_id=row.backup_id,
+            taken_at=row.taken_at,
+            error=row.error,
+            status=_MISSING if not row.settled else "forgotten" if row.error else "restored",
+        )
+        for row in plan.directories
+    ]
+    is_news = plan.lost_node is not None or bool(plan.given_up)  # otherwise nobody has to be told
+    lost = list(plan.lost) if plan.lost is not None and is_news else None
+    recovery = Recovery(at=plan.at, lost_node=plan.lost_node, directories=directories, lost=lost)
+    if known is not None and known.at == recovery.at:
+        return recovery.model_copy(update={"told_at": known.told_at})
+    return recovery if plan.lost_node is not None or plan.missing or plan.given_up else None
+
+
+def after_recovery(state: SandboxState, record: Record) -> SandboxState:
+    """The state of a sandbox of which what could be brought back is back; what was given up is no checkpoint any more.
+
+    What is missing still is one: should this node be lost too, the next one brings it back.
+    """
+    plan = record.recovery
+    gone = {(row.dir, row.backup_id) for row in plan.given_up} if plan else set()
+    checkpoints = [row for row in state.checkpoints if (row.dir, row.backup_id) not in gone]
+    known = {(row.dir, row.backup_id) for row in checkpoints}
+    reported = recovery_in(record, state.recovery)
+    changed = {
+        "unsaved": [],
+        "restored": [row for row in restored_in(record) if (row.dir, row.backup_id) in known],
+        "checkpoints": checkpoints,
+        "recovery": reported or _without_missing(state.recovery),
+    }
+    state = state.model_copy(update=changed)
+    if plan is not None and plan.missing:
+        return state
+    if plan is None or reported is None or _has_happened(state, "recovered", since=plan.at):
+        return happened(state, "woke")
+    for root in plan.lost or ():
+        state = happened(state, "lost", dir=root, node=plan.lost_node)
+    return happened(state, "recovered")
+
+
+def _has_happened(state: SandboxState, kind: str, *, since: datetime) -> bool:
+    return any(event.kind == kind and event.at >= since for event in state.events)
+
+
+def with_unmounted(state: SandboxState, entry: Entry, error: str) -> SandboxState:
+    """The state of a sandbox whose files are here, of which one overlay could not be mounted."""
+    recovery = state.recovery or Recovery(at=datetime.now(UTC))
+    row = RecoveredDirectory(
+        dir=entry.dir,
+        backup_id=entry.backup_id,
+        taken_at=entry.taken_at or entry.restored_at,
+        error=error,
+        status=_MISSING,
+    )
+    others = [other for other in recovery.directories if other.dir != entry.dir]
+    return state.model_copy(update={"recovery": recovery.model_copy(update={"directories": [*others, row]})})
+
+
+def missing_in(recovery: Recovery) -> list[RecoveredDirectory]:
+    """The directories that the bucket calls missing."""
+    return [row for row in recovery.directories if row.status == _MISSING]
+
+
+def _without_missing(recovery: Recovery | None) -> Recovery | None:
+    """The recovery as the bucket has it, once everything is mounted."""
+    if recovery is None or not missing_in(recovery):
+        return recovery
+    left = [row for row in recovery.directories if row.status != _MISSING]
+    return recovery.model_copy(update={"directories": left}) if left or recovery.lost_node else None
+
+
+def after_forgetting(state: SandboxState, record: Record, given_up: Collection[str]) -> SandboxState:
+    """The state of a sandbox of which these directories were just given up."""
+    rows = record.recovery.given_up if record.recovery else []
+    for row in rows:
+        if row.dir in given_up:
+            state = happened(state, "forgotten", dir=row.dir, backup_id=row.backup_id)
+    return after_recovery(state, record).model_copy(update={"unsaved": state.unsaved})
+
+
+def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint], slept_at: datetime) -> SandboxState:
+    """The state of a sandbox whose files are, from a moment on, nowhere but in these checkpoints."""
+    changed = {
+        "node": None,
+        "cluster_node": None,
+        "slept_on": state.node,
+        "restored": [],
+        "checkpoints": list(checkpoints),
+        "unsaved": [],
+    }
+    return happened(state.model_copy(update=changed), "slept", at=slept_at)
