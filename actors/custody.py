@@ -20,8 +20,8 @@ from actors.errors import LEAVING, SandboxUnavailableError, StorageUnavailableEr
 from actors.faults import damaged
 from actors.logs import log
 from actors.moments import MOMENTS_S, answered_in_moments, within_moments
+from actors.node_record import Record
 from actors.remade_state import remade_state
-from actors.restored import Record
 from actors.state_changes import (
     asleep_nowhere,
     begun_takeover,

@@ -22,8 +22,9 @@ from actors.logs import log
 from actors.models import OperationKind
 from actors.node.errors import NodeError
 from actors.node.verified import Verified
+from actors.node_record import Entry
 from actors.operations import Progress
-from actors.restored import Entry, RestoredDirectories
+from actors.restored import RestoredDirectories
 from storage.errors import CorruptMetadataError, IntegrityError
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from actors.errors import (
 from actors.faults import SENTENCES
 from actors.logs import log
 from actors.models import OperationKind, RestoreMode, RestoreOptions
+from actors.node_record import Wanted
 from actors.operations import Operations, Progress
-from actors.restored import RestoredDirectories, Wanted
+from actors.restored import RestoredDirectories
 
 if TYPE_CHECKING:
     from actors.restore import BackupRestoration

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from actors.durable_state import STATE_REPLACED, Change, Place, happened, with_backup, with_checkpoint
-from actors.restored import Entry, Record
+from actors.node_record import Entry, Record
 from actors.state_changes import checkpoint_in, latest_entries, restored_in
 from storage.catalog import BackupCatalog
 from storage.metadata import BackupRecord, SandboxState

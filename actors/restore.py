@@ -44,8 +44,9 @@ from actors.node.layers import Layers
 from actors.node.squashfs import superblock
 from actors.node.tree import Tree
 from actors.node.verified import Verified
+from actors.node_record import Entry
 from actors.operations import Progress
-from actors.restored import Entry, RestoredDirectories
+from actors.restored import RestoredDirectories
 from actors.steps import RestoreStep, step
 from storage import keys
 from storage.catalog import BackupCatalog

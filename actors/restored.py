@@ -12,17 +12,12 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from actors.logs import log
-from actors.models import RestoredDirectory, RestoreMode
 from actors.node import mountinfo
 from actors.node.binds import bind, unbind
-from actors.node.drivers import Driver
 from actors.node.errors import (
     CorruptRecordError,
     DamagedCopyError,
@@ -34,139 +29,14 @@ from actors.node.errors import (
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
-from actors.node.records import TwinFile
 from actors.node.removal import remove_tree
 from actors.node.tree import TEMPORARY, Tree, temporary_name
+from actors.node_record import Entry, Record, RecoveryPlan, Wanted, now, twin_file
 from actors.steps import RestoreStep, step
 
 _UNMOUNT_S = 10.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class Entry(BaseModel):
-    """One restored directory. `taken_at` is when its backup was made; `layer` and `archive_sha256` are an overlay's."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    dir: str
-    backup_id: str
-    mode: Literal["overlay", "copy"]
-    restored_at: datetime
-    taken_at: datetime | None = None
-    driver: Driver | None = None
-    layer: str | None = None
-    archive_sha256: str | None = None
-
-    @property
-    def is_mounted(self) -> bool:
-        """Whether it is an overlay, and so a mount."""
-        return self.layer is not None
-
-    def lies_in(self, directory: str) -> bool:
-        """Whether it is `directory`, or lies in it."""
-        return self.dir == directory or self.dir.startswith(directory + "/")
-
-    def public(self) -> RestoredDirectory:
-        """As a caller sees it."""
-        return RestoredDirectory(
-            dir=self.dir,
-            backup_id=self.backup_id,
-            mode=RestoreMode(self.mode),
-            driver=self.driver.value if self.driver else None,
-            restored_at=self.restored_at,
-        )
-
-
-class Wanted(BaseModel):
-    """One directory that a recovery has to bring back. It is missing until it is settled.
-
-    `error` is the code of what kept it from coming back when that was tried last. One that is settled with an error was
-    given up.
-    """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    dir: str
-    backup_id: str
-    taken_at: datetime
-    mode: Literal["overlay", "copy"] = "overlay"
-    settled: bool = False
-    error: str | None = None
-
-    @property
-    def kept_away_by(self) -> str:
-        """Its error; also of one that nobody has tried, because it lies in another that is missing."""
-        return self.error or "NOT_TRIED"
-
-
-class RecoveryPlan(BaseModel):
-    """What has to come back from checkpoints before anybody may see the tree. `lost_node` is absent after a sleep."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    at: datetime
-    lost_node: str | None = None
-    directories: tuple[Wanted, ...] = ()
-    lost: tuple[str, ...] | None = None
-    """The writable roots of which something is in no backup; None in the plan of an earlier release."""
-
-    @property
-    def missing(self) -> list[Wanted]:
-        """What is not settled yet, outer directories before those inside them."""
-        return sorted((wanted for wanted in self.directories if not wanted.settled), key=lambda wanted: wanted.dir)
-
-    @property
-    def given_up(self) -> list[Wanted]:
-        """What will not come back, because a person has said so."""
-        return [wanted for wanted in self.directories if wanted.settled and wanted.error]
-
-    def settled(self, directory: str, *, error: str | None = None) -> RecoveryPlan:
-        """The same, with one directory settled: it is back, or with an error, given up."""
-        return self._changed(directory, settled=True, error=error)
-
-    def failed(self, directory: str, error: str) -> RecoveryPlan:
-        """The same, with what has kept one directory from coming back just now."""
-        return self._changed(directory, settled=False, error=error)
-
-    def _changed(self, directory: str, *, settled: bool, error: str | None) -> RecoveryPlan:
-        changed = {"settled": settled, "error": error}
-        return self.model_copy(
-            update={
-                "directories": tuple(
-                    wanted.model_copy(update=changed) if wanted.dir == directory else wanted
-                    for wanted in self.directories
-                )
-            }
-        )
-
-
-class Record(BaseModel):
-    """sandbox.json on the node's disk."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    version: Literal[1] = 1
-    created_at: datetime
-    entries: tuple[Entry, ...] = ()
-    recovery: RecoveryPlan | None = None
-
-
-def kept_driver(file: Path, offered: Driver | None) -> Driver | None:
-    """The driver for a sandbox's layers: that of the layers in its record, or else the one that its node offers.
-
-    An upper layer never changes its driver, but for those of fuse-overlayfs, which `Layers.open` converts.
-    """
-    with contextlib.suppress(CorruptRecordError):
-        record, _ = _twin(file).read()
-        entries = record.entries if record else ()
-        recorded = [entry.driver for entry in entries if entry.is_mounted and entry.driver is not Driver.FUSE]
-        return next((driver for driver in recorded if driver is not None), offered)
-    return offered
-
-
-def _twin(file: Path) -> TwinFile[Record]:
-    return TwinFile(file, Record.model_validate_json)
 
 
 class RestoredDirectories:
@@ -179,7 +49,7 @@ class RestoredDirectories:
     def __init__(self, file: Path, tree: Tree, layers: Layers, kept: KeptArchives) -> None:
         """`kept` are the archives that the layers are mounted from."""
         self._file = file
-        self._twin = _twin(file)
+        self._twin = twin_file(file)
         self._kept = kept
         self._tree = tree
         self._layers = layers
@@ -194,17 +64,17 @@ class RestoredDirectories:
         """The overlay that could not be mounted when everything was taken up last."""
         self._is_on_record = False
         """Whether the disk has the record, twice."""
-        self.record = Record(created_at=_now())
+        self.record = Record(created_at=now())
         self.read()
 
     def read(self) -> None:
         """Reads the record: another process of this node may have written it since. Nothing of it may be mounted."""
         try:
             found, self._is_on_record = self._twin.read()
-            self.record, self._damage = found or Record(created_at=_now()), None
+            self.record, self._damage = found or Record(created_at=now()), None
             self._is_on_record = self._is_on_record and found is not None
         except CorruptRecordError as e:  # the sandbox can still be destroyed
-            self.record, self._damage = Record(created_at=_now()), e
+            self.record, self._damage = Record(created_at=now()), e
 
     @property
     def is_whole(self) -> bool:
@@ -304,7 +174,7 @@ class RestoredDirectories:
 
     def forget(self) -> None:
         """Begins anew, after the sandbox's files were removed."""
-        self.record, self._damage, self._is_on_record = Record(created_at=_now()), None, False
+        self.record, self._damage, self._is_on_record = Record(created_at=now()), None, False
         self._devices.clear()
 
     def begin_recovery(self, created_at: datetime, recovery: RecoveryPlan) -> None:
@@ -354,7 +224,7 @@ class RestoredDirectories:
             settled=True,
             error=error,
         )
-        plan = self.record.recovery or RecoveryPlan(at=_now())
+        plan = self.record.recovery or RecoveryPlan(at=now())
         others = tuple(other for other in plan.directories if other.dir != row.dir)
         plan = plan.model_copy(update={"directories": (*others, row)})
         entries = tuple(other for other in self.record.entries if other != entry)
@@ -604,12 +474,6 @@ class RestoredDirectories:
         """Writes the record, whole or not at all: once it has its name, nothing here fails any more."""
         self._twin.write(record.model_dump_json())
         self.record, self._is_on_record = record, True
-
-
-def _now() -> datetime:
-    """In whole milliseconds, as the bucket has it."""
-    at = datetime.now(UTC)
-    return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
 def _exchange(one: Path, other: Path) -> None:

@@ -72,11 +72,12 @@ from actors.node.survey import Limits
 from actors.node.tree import Tree
 from actors.node.verified import Verified
 from actors.node_layout import NodeLayout
+from actors.node_record import RecoveryPlan, Wanted, kept_driver
 from actors.operations import Operations
 from actors.presence import Presence
 from actors.published import public_recovery
 from actors.recovery import DIRECTORY_MISSING, DirectoryRecovery
-from actors.restored import RecoveryPlan, RestoredDirectories, Wanted, kept_driver
+from actors.restored import RestoredDirectories
 from actors.state_changes import (
     after_forgetting,
     after_recovery,

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from actors.durable_state import MAX_ROWS, happened, with_checkpoint
-from actors.restored import Entry, Record
+from actors.node_record import Entry, Record
 from storage.metadata import (
     Checkpoint,
     Event,

@@ -17,7 +17,7 @@ from actors.custody import Custody
 from actors.durable_state import MAX_EVENTS, MAX_ROWS, DurableState, Found, SupersededError, happened, with_checkpoint
 from actors.durable_state import Place as NodePlace
 from actors.errors import SandboxUnavailableError
-from actors.restored import Entry, Record, RecoveryPlan, Wanted
+from actors.node_record import Entry, Record, RecoveryPlan, Wanted
 from actors.state_changes import after_restore, restored_in
 from actors.takeover import Origin
 from storage import keys
