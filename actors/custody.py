@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from actors import takeover
@@ -273,10 +272,6 @@ class Custody:
 
     # --- what an actor that has the sandbox writes
 
-    def ledger(self) -> SandboxLedger:
-        """Where a backup is written down."""
-        return SandboxLedger(self)
-
     def leave_behind(self, backup_id: str) -> None:
         """Notes a backup of ours that failed, and that the bucket did not let us remove."""
         with self._taking:
@@ -502,49 +497,6 @@ class Custody:
                 self._catalog.delete_of_sleep(self._tenant, self._sandbox, backup_id)
             except DocumentError as e:  # for a person to look at; a collection names it
                 log.warning("sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxLedger:
-    """What `actors.backup` writes of a backup into the state: see `actors.backup.Ledger`."""
-
-    _custody: Custody
-
-    def begin(self, backup_id: str, *, of_sleep: bool) -> None:
-        """Before anything of it is in the bucket: the next actor would settle it."""
-
-        def begun(state: SandboxState) -> SandboxState:
-            made = [*state.sleep_backups, backup_id] if of_sleep else state.sleep_backups
-            return state.model_copy(update={"pending": [*state.pending, backup_id], "sleep_backups": made})
-
-        self._custody.change(begun, keep=False)
-
-    def check(self) -> None:
-        """Whether this actor may still commit."""
-        self._custody.check()
-
-    def committed(self, record: BackupRecord) -> None:
-        """From here on the directory is recovered from it."""
-        try:
-            self._write(lambda state: with_backup(without_pending(state, record.id), record))
-        except SandboxUnavailableError as e:
-            log.warning("state_not_written", error=type(e).__name__)
-            if not self._custody.is_superseded:  # put down meanwhile; who has taken over has settled it, and found it
-                self._custody.leave_behind(record.id)
-
-    def left_behind(self, backup_id: str) -> None:
-        """Something of it may be left: it is settled before anything else is written."""
-        self._custody.leave_behind(backup_id)
-
-    def abandoned(self, backup_id: str) -> None:
-        """Nothing is left of it. Raises SandboxUnavailableError if another actor has taken over."""
-        self._write(lambda state: without_pending(state, backup_id))
-
-    def _write(self, change: Change) -> None:
-        try:
-            self._custody.change(change)
-        except StorageError as e:
-            log.warning("state_not_written", error=type(e).__name__)
 
 
 def _found_or_damaged(durable: DurableState) -> Found | DocumentError:

@@ -33,6 +33,7 @@ from actors.errors import (
 )
 from actors.faults import reason_of, starvation_told
 from actors.gate import Gate
+from actors.ledger import SandboxLedger
 from actors.logs import log
 from actors.mending import Mending, Watch, disturbed
 from actors.metrics import UNMETERED, WAKES, Meter
@@ -227,7 +228,7 @@ class LocalSandbox:
             spool=self._home / "spool",
             transfer=self._config.transfer,
             pause_s=self._config.backup.pause_s,
-            ledger=self.custody.ledger(),
+            ledger=SandboxLedger(self.custody),
             paused=paused or self._paused,
             of_sleep=of_sleep,
             meter=self._meter,

@@ -17,6 +17,7 @@ from actors.custody import Custody
 from actors.durable_state import MAX_EVENTS, MAX_ROWS, DurableState, Found, SupersededError, happened, with_checkpoint
 from actors.durable_state import Place as NodePlace
 from actors.errors import SandboxUnavailableError
+from actors.ledger import SandboxLedger
 from actors.node_record import Entry, Record, RecoveryPlan, Wanted
 from actors.state_changes import after_restore, restored_in
 from actors.takeover import Origin
@@ -449,7 +450,7 @@ def test_a_backup_that_was_begun_is_settled_by_the_next(world: World, *, of_slee
     old = opened(world.custody("a"))
     committed, open_one = world.record("/workspace", of_sleep=of_sleep), world.record("/app")
     for record in (committed, open_one):
-        old.ledger().begin(record.id, of_sleep=of_sleep)
+        SandboxLedger(old).begin(record.id, of_sleep=of_sleep)
         world.upload(record)
     world.catalog.commit(committed)
     new = world.custody("b", lost=("a",))
@@ -462,9 +463,9 @@ def test_a_backup_that_was_begun_is_settled_by_the_next(world: World, *, of_slee
     assert state.pending == [] and state.to_json() == world.bytes
     assert not world.has(keys.archive(open_one.id))
     with pytest.raises(SandboxUnavailableError) as raised:
-        old.ledger().abandoned(open_one.id)
+        SandboxLedger(old).abandoned(open_one.id)
     assert raised.value.context["reason"] == "SUPERSEDED"
-    old.ledger().committed(committed)
+    SandboxLedger(old).committed(committed)
     assert world.bytes == state.to_json()
     new.clear_sleep()
     new.forget()
@@ -478,11 +479,11 @@ def test_a_settled_backup_covers_what_was_backed_up_inside_it_before_unless_it_i
     old = opened(world.custody("a"))
     inside, outer = world.record("/workspace/a"), world.record("/workspace", partial=partial)
     for record in (inside, outer):
-        old.ledger().begin(record.id, of_sleep=False)
+        SandboxLedger(old).begin(record.id, of_sleep=False)
         world.upload(record)
         world.catalog.commit(record)
         if record is inside:
-            old.ledger().committed(record)
+            SandboxLedger(old).committed(record)
     new = world.custody("b", lost=("a",))  # the old one died between the commit and the checkpoint
     new.locate(has_record=False)
     _, state = new.take()
@@ -491,7 +492,7 @@ def test_a_settled_backup_covers_what_was_backed_up_inside_it_before_unless_it_i
 
 def test_a_settled_backup_leaves_what_was_restored_inside_it_since(world: World) -> None:
     old, outer = opened(world.custody("a")), world.record("/workspace")
-    old.ledger().begin(outer.id, of_sleep=False)
+    SandboxLedger(old).begin(outer.id, of_sleep=False)
     world.upload(outer)
     world.catalog.commit(outer)
     since = NOW + timedelta(minutes=1)
@@ -505,7 +506,7 @@ def test_a_settled_backup_leaves_what_was_restored_inside_it_since(world: World)
 
 def test_a_takeover_waits_until_all_is_settled(world: World) -> None:
     old, record = opened(world.custody("a")), world.record()
-    old.ledger().begin(record.id, of_sleep=False)
+    SandboxLedger(old).begin(record.id, of_sleep=False)
     world.upload(record)
     new = world.custody("b", lost=("a",))
     new.locate(has_record=False)
@@ -650,12 +651,12 @@ def test_a_backup_that_was_committed_as_its_sandbox_was_put_down_is_settled_befo
     custody = opened(world.custody("a"))
     first, second = world.record(), world.record()
     for record in (first, second):
-        custody.ledger().begin(record.id, of_sleep=False)
+        SandboxLedger(custody).begin(record.id, of_sleep=False)
         world.upload(record)
         world.catalog.commit(record)
         if record is first:
             custody.close()
-        custody.ledger().committed(record)
+        SandboxLedger(custody).committed(record)
         custody.locate(has_record=True)
     assert world.stored.pending == []
     assert [row.backup_id for row in world.stored.checkpoints] == [second.id]
@@ -667,7 +668,7 @@ def test_a_restore_that_could_not_be_told_for_want_of_settling_is_told_with_the_
     record = Record(created_at=NOW, entries=(entry,))
     custody = opened(world.custody("a"))
     left = world.record("/app")
-    custody.ledger().begin(left.id, of_sleep=False)
+    SandboxLedger(custody).begin(left.id, of_sleep=False)
     custody.leave_behind(left.id)
     world.faulty.fail("get", keys.metadata(left.id), after=False)
     custody.report(lambda state: after_restore(state, record, entry))
@@ -779,7 +780,7 @@ def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(wo
     made = []
     for _ in range(3):
         record = world.record(of_sleep=True)
-        ledger = custody.ledger()
+        ledger = SandboxLedger(custody)
         ledger.begin(record.id, of_sleep=True)
         world.upload(record)
         world.catalog.commit(record)
