@@ -15,6 +15,7 @@ from actors.errors import (
     InternalError,
     InvalidRequestError,
     OperationCancelledError,
+    SandboxUnavailableError,
     StorageUnavailableError,
 )
 from actors.logs import log
@@ -150,6 +151,25 @@ def failing_as(kind: type[BackupCreateError] | type[BackupRestoreError], verb: s
             f"The backup could not be {verb}: {sentence}.",
             hint=getattr(e, "hint", None) if isinstance(e, _HINTS_SAID_TO_CALLERS) else None,
             context={"reason": reason},
+        ) from None
+
+
+@contextmanager
+def unavailable_unless(sandbox: str, done: str, *, outcome: str, hint: str) -> Iterator[None]:
+    """Raises what goes wrong with the node in the block as SandboxUnavailableError; details go to the log."""
+    try:
+        with starvation_told():
+            yield
+    except (NodeError, OSError, StorageError) as e:
+        reason, sentence = reason_of(e)
+        if isinstance(e, CorruptRecordError) and e.hint:
+            hint = e.hint
+        event = f"sandbox_not_{done.replace(' ', '_')}"
+        log.error(event, sandbox=sandbox, reason=reason, error=type(e).__name__)
+        raise SandboxUnavailableError(
+            f"The sandbox could not be {done}: {sentence}.",
+            hint=hint,
+            context={"outcome": outcome, "reason": reason},
         ) from None
 
 

@@ -8,6 +8,7 @@ or with the backup differs in one thing only: whether a retry may help.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from actors.cache import ArchiveCache
@@ -23,9 +24,11 @@ from actors.errors import (
 from actors.faults import SENTENCES
 from actors.logs import log
 from actors.models import OperationKind, RestoreMode, RestoreOptions
-from actors.node_record import Wanted
+from actors.node_record import RecoveryPlan, Wanted
 from actors.operations import Operations, Progress
 from actors.restored import RestoredDirectories
+from actors.unsaved import lost_with
+from storage.metadata import SandboxState
 
 if TYPE_CHECKING:
     from actors.restore import BackupRestoration
@@ -242,6 +245,21 @@ class DirectoryRecovery:
                     raise
                 if reason in _OF_THE_COPY_HERE:
                     self._cache.forget(options.id)
+
+
+def recovery_plan(state: SandboxState, lost_node: str | None) -> RecoveryPlan:
+    """The plan of a recovery that begins now: everything of which there is a checkpoint, and what is lost for good."""
+    directories = tuple(
+        Wanted(
+            dir=row.dir,
+            backup_id=row.backup_id,
+            taken_at=row.taken_at,
+            mode="copy" if row.mode == "copy" else "overlay",
+        )
+        for row in state.checkpoints
+    )
+    lost = tuple(lost_with(state)) if lost_node is not None else ()
+    return RecoveryPlan(at=datetime.now(UTC), lost_node=lost_node, directories=directories, lost=lost)
 
 
 def _other_mode(mode: RestoreMode, reason: str) -> RestoreMode | None:

@@ -31,7 +31,7 @@ from actors.errors import (
     SandboxUnavailableError,
     StorageUnavailableError,
 )
-from actors.faults import reason_of, starvation_told
+from actors.faults import reason_of, unavailable_unless
 from actors.gate import Gate
 from actors.ledger import SandboxLedger
 from actors.logs import log
@@ -64,7 +64,7 @@ from actors.node.archiver import Archiver
 from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup, announce_entry
 from actors.node.drivers import Driver
-from actors.node.errors import CorruptRecordError, MountBusyError, MountError, NodeError, PathError
+from actors.node.errors import MountBusyError, MountError, NodeError, PathError
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
@@ -73,11 +73,11 @@ from actors.node.survey import Limits
 from actors.node.tree import Tree
 from actors.node.verified import Verified
 from actors.node_layout import NodeLayout
-from actors.node_record import RecoveryPlan, Wanted, kept_driver
+from actors.node_record import Wanted, kept_driver
 from actors.operations import Operations
 from actors.presence import Presence
 from actors.published import public_recovery
-from actors.recovery import DIRECTORY_MISSING, DirectoryRecovery
+from actors.recovery import DIRECTORY_MISSING, DirectoryRecovery, recovery_plan
 from actors.restored import RestoredDirectories
 from actors.state_changes import (
     after_forgetting,
@@ -90,7 +90,7 @@ from actors.state_changes import (
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
 from actors.transfers import Transfers, translated
-from actors.unsaved import UnsavedWatch, lost_with, unsaved_roots
+from actors.unsaved import UnsavedWatch, unsaved_roots
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 from storage.metadata import Checkpoint
@@ -311,7 +311,7 @@ class LocalSandbox:
     def forget(self, options: ForgetOptions) -> ForgetResult:
         """See `SandboxCalls.forget`."""
         self._find_out_what_is_missing(options.dirs)
-        with self._waking, self._gate.repairing(), self._unavailable_unless("changed", outcome="unknown", hint=_AGAIN):
+        with self._waking, self._gate.repairing(), self._unavailable_unless("changed", outcome="unknown"):
             given_up = self._recovery.give_up(options.dirs, given_up_before=self._forgotten())
             if given_up:
                 self._tell_of_giving_up([row.dir for row in given_up])
@@ -356,7 +356,7 @@ class LocalSandbox:
             with self._gate.repairing():
                 self._is_new = False
                 self.custody.check_forgettable()
-                with self._unavailable_unless("destroyed", outcome="unknown", hint=_AGAIN):
+                with self._unavailable_unless("destroyed", outcome="unknown"):
                     self._presence.claim()
                     self._put_down()
                     self._sweep()
@@ -559,7 +559,7 @@ class LocalSandbox:
         """
         if self.is_awake and self._kept.is_disturbed():
             log.error("archive_disturbed", sandbox=self.id)
-            with self._unavailable_unless("taken up", outcome="not_executed", hint="Try again."):
+            with self._unavailable_unless("taken up", outcome="not_executed"):
                 self._stop(disturbed())
                 self._restored.put_down()
 
@@ -673,22 +673,12 @@ class LocalSandbox:
         self._put_aside()
         lost_node, state = self.custody.take()
         log.warning("sandbox_taken_over", sandbox=self.id, origin=origin.value, lost_node=lost_node)
-        wanted = tuple(
-            Wanted(
-                dir=row.dir,
-                backup_id=row.backup_id,
-                taken_at=row.taken_at,
-                mode="copy" if row.mode == "copy" else "overlay",
-            )
-            for row in state.checkpoints
-        )
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lost = tuple(lost_with(state)) if lost_node is not None else ()
-        recovery = RecoveryPlan(at=datetime.now(UTC), lost_node=lost_node, directories=wanted, lost=lost)
-        if lost:
-            log.error("files_lost", sandbox=self.id, lost_node=lost_node, roots=list(lost))
+        recovery = recovery_plan(state, lost_node)
+        if recovery.lost:
+            log.error("files_lost", sandbox=self.id, lost_node=lost_node, roots=list(recovery.lost))
         self._restored.begin_recovery(state.created_at, recovery)
-        return wanted
+        return recovery.directories
 
     def _put_aside(self) -> None:
         """Takes away what this node has of a sandbox whose files are newer elsewhere."""
@@ -734,23 +724,8 @@ class LocalSandbox:
         if recovery_in(self._restored.record, told) != told:
             self.custody.report(lambda state: after_recovery(state, self._restored.record))
 
-    @contextmanager
-    def _unavailable_unless(self, done: str, *, outcome: str, hint: str) -> Iterator[None]:
-        """Raises what goes wrong with the node in the block as SandboxUnavailableError; details go to the log."""
-        try:
-            with starvation_told():
-                yield
-        except (NodeError, OSError, StorageError) as e:
-            reason, sentence = reason_of(e)
-            if isinstance(e, CorruptRecordError) and e.hint:
-                hint = e.hint
-            event = f"sandbox_not_{done.replace(' ', '_')}"
-            log.error(event, sandbox=self.id, reason=reason, error=type(e).__name__)
-            raise SandboxUnavailableError(
-                f"The sandbox could not be {done}: {sentence}.",
-                hint=hint,
-                context={"outcome": outcome, "reason": reason},
-            ) from None
+    def _unavailable_unless(self, done: str, *, outcome: str, hint: str = _AGAIN) -> AbstractContextManager[None]:
+        return unavailable_unless(self.id, done, outcome=outcome, hint=hint)
 
     def close(self) -> None:
         """Ends what runs and unmounts everything; files and layers stay. Raises NodeError; the next call wakes it."""
@@ -859,13 +834,13 @@ class LocalSandbox:
             HoldfastError: it is here still, and the next call finds it with all its files.
         """
         if not self.is_awake:
-            with self._unavailable_unless("handed over", outcome="not_executed", hint="Try again."):
+            with self._unavailable_unless("handed over", outcome="not_executed"):
                 if not self._restored.exists or not self.custody.may_be_here():
                     return
             self.wake()
-        with self._unavailable_unless("handed over", outcome="not_executed", hint="Try again."):
+        with self._unavailable_unless("handed over", outcome="not_executed"):
             self.custody.check()  # a bucket that is away should cost no command a pause
-        with self._gate.alone(), self._unavailable_unless("handed over", outcome="not_executed", hint="Try again."):
+        with self._gate.alone(), self._unavailable_unless("handed over", outcome="not_executed"):
             with self._commands.paused():
                 in_bed = self._backed_up(self._undamaged)
                 self._stop(_moved())
