@@ -16,7 +16,7 @@ _FIRST_CALL_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How much an actor is used: whether it serves a call, and how long ago it served the last one."""
+    """The use of an actor: whether it serves a call, and how long ago it served the last one."""
 
     is_serving: bool
     idle_s: float

@@ -1,4 +1,4 @@
-"""How many calls may wait for one sandbox.
+"""Admission control: bounds the calls that wait for one sandbox.
 
 A sandbox does its backups and restores one after the other, and only so many commands at once; without a bound, a
 client that repeats its calls in a loop would queue work for hours, and fill the memory. Ray's own `max_pending_calls`

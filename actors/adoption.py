@@ -78,7 +78,7 @@ class Adoption:
         log.info("backup_adopted", backup=backup_id, by=owner)
 
     def _record(self, tenant: str, backup_id: str, owner: str) -> BackupRecord | None:
-        """What is to be adopted; None if that was done. Raises BackupNotFoundError, BackupExpiredError."""
+        """The metadata to be adopted; None if that was done. Raises BackupNotFoundError, BackupExpiredError."""
         record = self.catalog.read(backup_id)
         if record.is_signed:
             if record.owner != owner:
@@ -127,7 +127,7 @@ class Adoption:
 
 
 def adoption(config: SandboxConfig, catalog: BackupCatalog) -> Adoption:
-    """What adopts backups on the node that `config` is of."""
+    """The adoption of backups on the node that `config` is of."""
     layout, limits, uid = NodeLayout(config.node), config.backup, config.node.sandbox_uid
     spool = layout.root / "adoptions"
     archiver = Archiver(

@@ -24,7 +24,7 @@ def open_catalog(config: SandboxConfig) -> BackupCatalog | None:
 
 
 def signed_in(bucket: BucketConfig, signing_key: SecretStr, old_keys: Sequence[SecretStr] = ()) -> Signed:
-    """How many backups of a bucket these keys have signed, and how many others did. Raises as `faults.reading`."""
+    """The numbers of a bucket's backups signed by these keys, and by others. Raises as `faults.reading`."""
     with reading("bucket"):
         return signed_backups(BackupCatalog(S3ObjectStore(bucket), signing_key, old_keys=old_keys))
 

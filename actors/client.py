@@ -340,7 +340,7 @@ class Sandbox:
 
     @property
     def notice(self) -> Recovery | None:
-        """How the sandbox came back after the loss of its node, if a call of this object was told; otherwise None."""
+        """The sandbox's recovery after the loss of its node, if a call of this object was told of it; else None."""
         return self.calls.actor.heard
 
     @property

@@ -1,4 +1,4 @@
-"""What the actors are given: groups of settings, frozen, and passed by value. `actors.settings` fills them."""
+"""The groups of settings that actors are given, frozen, and passed by value. `actors.settings` fills them."""
 
 from __future__ import annotations
 

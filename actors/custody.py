@@ -500,7 +500,7 @@ class Custody:
 
 
 def _found_or_damaged(durable: DurableState) -> Found | DocumentError:
-    """What the bucket has, or why that cannot be used. Raises StorageError: it does not answer."""
+    """The state in the bucket, or why that cannot be used. Raises StorageError: it does not answer."""
     try:
         return Found(durable.find())
     except DocumentError as e:

@@ -1,4 +1,4 @@
-"""How a node that is being drained gives its sandboxes away before its deadline: which of them when. Knows no Ray.
+"""The drain of a node: it gives its sandboxes away before its deadline, in the right order. Knows no Ray.
 
 Ray announces that it will take a node away, and waits. So long the node's host asks `Drain.step` every second. Calls
 that are being served get a share of the time to end by themselves; sandboxes that serve nothing are handed over
@@ -49,7 +49,7 @@ class Occupant:
 
     @property
     def name(self) -> str:
-        """What tells it from all others."""
+        """The name that tells it from all others."""
         return f"{self.tenant}/{self.sandbox}"
 
 
@@ -121,7 +121,7 @@ class Drain:
         self._not_before: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
         self._left: tuple[str, ...] | None = None
-        """Who was still to be handed over at the last look; None before the first."""
+        """The names of those still to be handed over at the last look; None before the first."""
         self._has_named = False
 
     @property
@@ -183,7 +183,7 @@ class Drain:
         log.warning("hand_over_failed", tenant=row.tenant, sandbox=row.sandbox, reason=failure, again_in_s=pause_s)
 
     def _pause_s(self, failures: int) -> float:
-        """How long to wait after so many failures before this one: never for more than a tenth of the time left."""
+        """The pause after so many failures before this one: never more than a tenth of the time left."""
         left_s = self._times.ends_at - self._clock()
         longest_s = max(_RETRY_S, min(_LONGEST_RETRY_S, left_s / 10))
         return float(min(_RETRY_S * 2**failures, longest_s))

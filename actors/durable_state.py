@@ -222,7 +222,7 @@ class DurableState:
         raise PreconditionFailedError("write", detail="the state changes all the time")
 
     def _current(self) -> StoredState | None:
-        """What the bucket has; where that is damaged, what this actor has written last takes its place."""
+        """The state in the bucket; where that is damaged, what this actor has written last takes its place."""
         try:
             return self.find()
         except CorruptMetadataError:

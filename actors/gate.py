@@ -1,4 +1,4 @@
-"""What keeps the lanes of a sandbox apart: many touch the tree for an instant, or one alone while it must not change.
+"""The gate between the lanes of a sandbox: many touch the tree for an instant, or one alone while it must not change.
 
 The gate lets nobody in while the tree is not whole, that is while something that was restored is not mounted where it
 belongs: what is read then would be missing the most, and what is written then would disappear under the mount.

@@ -1,4 +1,4 @@
-"""What may leave an actor: our own errors only; any other would carry paths and classes that are not for callers."""
+"""The guard at an actor's edge: lets our own errors out only; any other would carry what is not for callers."""
 
 from __future__ import annotations
 

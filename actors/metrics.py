@@ -1,4 +1,4 @@
-"""What is counted inside the actors: the metrics, and the tallies in which they are kept. A leaf.
+"""The metrics that are counted inside the actors, and the tallies in which they are kept. A leaf.
 
 Labels have few values each, and never name a sandbox, a tenant or a process. Sandboxes come and go with their actors,
 so each hands its counts to the service's actor, which adds them up. (Ray's own metrics would label every count with the

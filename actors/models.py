@@ -197,7 +197,7 @@ class RestoreMode(StrEnum):
 
 
 class RestoreOptions(Model):
-    """What `restore_backup` is asked for: the handle, and how to restore it.
+    """A request to `restore_backup`: the handle, and how to restore it.
 
     Without a mode the backup is restored as an overlay, and as a copy on a node that cannot mount.
     """
@@ -213,7 +213,7 @@ class RestoreOptions(Model):
 
 
 class ForgetOptions(Model):
-    """Which missing directories are to be given up: one, or several."""
+    """The missing directories that are to be given up: one, or several."""
 
     dir: BackupDir | Annotated[list[BackupDir], Field(min_length=1, max_length=128)]
 
@@ -236,7 +236,7 @@ class RestoreBackupResult(Model):
 
 
 class NotKept(Model):
-    """What a squashfs archive cannot hold, counted while the tree was walked.
+    """Counts of what a squashfs archive cannot hold, made while the tree was walked.
 
     `devices` are left out, as `sockets` are. `far_times` are modification times before 1970 or after 2106, which
     change; `flags` files and directories with flags of chattr(1), which are lost.
@@ -379,7 +379,7 @@ class NewSandbox(Model):
 
 
 class DirectoryStatus(StrEnum):
-    """What became of a directory that was to be recovered.
+    """The outcome for a directory that was to be recovered.
 
     `missing`: the sandbox serves nobody until it is there or given up. `forgotten`: it was given up.
     """
@@ -400,7 +400,7 @@ class RecoveredDirectory(Model):
 
 
 class Recovery(Model):
-    """How a sandbox came back after the node with its files was lost: with these directories, and nothing else.
+    """The recovery of a sandbox after the node with its files was lost: with these directories, and nothing else.
 
     Each directory is as it was at its `taken_at`: what was changed in it since is gone. `lost` are the writable roots
     that had held something which was in no backup, and is gone. `told` says whether an answer to a call has carried the

@@ -1,4 +1,4 @@
-"""What asks the bucket on the way to something else, and must not hold it up when the bucket does not answer."""
+"""Questions to the bucket on the way to something else, which they must not hold up when it does not answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the service keeps what on a node, and the names of its control groups."""
+"""The layout of a node: the folders and files of the service there, and the names of its control groups."""
 
 from __future__ import annotations
 

@@ -75,7 +75,10 @@ class Wanted(BaseModel):
 
 
 class RecoveryPlan(BaseModel):
-    """What has to come back from checkpoints before anybody may see the tree. `lost_node` is absent after a sleep."""
+    """The directories that have to come back from checkpoints before anybody may see the tree.
+
+    `lost_node` is absent after a sleep.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -87,12 +90,12 @@ class RecoveryPlan(BaseModel):
 
     @property
     def missing(self) -> list[Wanted]:
-        """What is not settled yet, outer directories before those inside them."""
+        """The directories that are not settled yet, outer ones before those inside them."""
         return sorted((wanted for wanted in self.directories if not wanted.settled), key=lambda wanted: wanted.dir)
 
     @property
     def given_up(self) -> list[Wanted]:
-        """What will not come back, because a person has said so."""
+        """The directories that will not come back, because a person has said so."""
         return [wanted for wanted in self.directories if wanted.settled and wanted.error]
 
     def settled(self, directory: str, *, error: str | None = None) -> RecoveryPlan:

@@ -250,7 +250,7 @@ class Nodes:
         return {node_id for node_id, has in said.items() if has}
 
     def _told(self, asked: dict[Any, str]) -> dict[str, Any]:
-        """What nodes answer within an instant to what they were asked."""
+        """The answers that nodes give within an instant."""
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NEAR_S)
         said = {}
         for answer in ready:

@@ -20,7 +20,7 @@ logger = logging.getLogger("holdfast")
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """How a sandbox came back. `told` is to be called once somebody was told; it returns at once."""
+    """News of a sandbox that came back. `told` is to be called once somebody was told; it returns at once."""
 
     sandbox: str
     recovery: Recovery
@@ -32,7 +32,7 @@ _collected: ContextVar[list[Notice] | None] = ContextVar("holdfast_notices", def
 
 @contextmanager
 def collecting() -> Iterator[list[Notice]]:
-    """What is heard within the block goes into the list that it gives, and nowhere else."""
+    """Collects the notices that are heard within the block in the list that it gives, and nowhere else."""
     heard: list[Notice] = []
     token = _collected.set(heard)
     try:

@@ -1,4 +1,4 @@
-"""How the actors are observed: each of their calls is counted, timed, and logged under the id of its request.
+"""The observation of actors: each of their calls is counted, timed, and logged under the id of its request.
 
 One decorator of an actor's class does it for all its methods. It knows Ray.
 """

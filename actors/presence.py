@@ -1,4 +1,4 @@
-"""Which process of a node has a sandbox awake: a lock file that ends with the process.
+"""The presence of a sandbox on its node: a lock file of the process that has it awake, which ends with the process.
 
 An actor that is restarted may begin before the old process has ended (2 ms apart in a measurement); and the sweep must
 not touch what an actor is about to take up. Both wait here.

@@ -1,4 +1,4 @@
-"""What the bucket knows of a sandbox, as its owner is told: stored documents made into models that travel."""
+"""The bucket's documents of a sandbox as its owner is told of them: made into models that travel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _status(row: metadata.RecoveredDirectory) -> DirectoryStatus:
 
 
 def public_recovery(recovery: metadata.Recovery | None) -> Recovery | None:
-    """How a sandbox came back after its node was lost; None if it never had to."""
+    """The way in which a sandbox came back after its node was lost; None if it never had to."""
     if recovery is None:
         return None
     directories = [

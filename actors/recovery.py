@@ -76,9 +76,9 @@ class DirectoryRecovery:
         self._operations = operations
         self._cache = cache
         self._causes: dict[str, str] = {}
-        """What has kept directories away from here, since a full disk may not let it be recorded."""
+        """The causes that have kept directories away from here, since a full disk may not let them be recorded."""
         self._kept_unmounted = ""
-        """Why the overlay cannot be mounted that `restored` names."""
+        """The cause for which the overlay that `restored` names cannot be mounted."""
 
     def bring_back(self, restoration: Callable[[], BackupRestoration]) -> None:
         """Restores what is missing. What came back stays, whatever else fails.

@@ -1,4 +1,4 @@
-"""Which request is being served: an id that goes with every call to an actor, and into each line that it logs.
+"""The id of the request that is being served: it goes with every call to an actor, and into each line that it logs.
 
 It travels as an argument of its own. A task's name would do too, but Ray counts tasks by their names, and would keep
 some fifteen series in its metrics for each request (measured on Ray 2.60).

@@ -267,7 +267,7 @@ class ActorRef:
         self._repeatable = repeatable
         self._retry_s = retry_s
         self.heard: Recovery | None = None
-        """How the sandbox came back, as its actor has told a call that was made here."""
+        """The sandbox's recovery, as its actor has told a call that was made here."""
 
     def find(self) -> Any | None:
         """The actor's handle, or None when no such actor lives. Blocks for a round trip if not remembered."""

@@ -319,7 +319,7 @@ class LocalSandbox:
         return ForgetResult(forgotten=[forgotten[directory] for directory in dict.fromkeys(options.dirs)])
 
     def _forgotten(self) -> dict[str, RecoveredDirectory]:
-        """What was given up, as the bucket has it and as this node's record does."""
+        """The directories that were given up, by the bucket's state and by this node's record."""
         state = self.custody.last_known
         found = [
             public_recovery(state.recovery if state else None),
@@ -494,7 +494,7 @@ class LocalSandbox:
         return CommandLimits(memory_bytes=found.memory_bytes, processes=found.processes)
 
     def notice(self) -> Recovery | None:
-        """How the sandbox came back, while nobody was told for sure; None if there is nothing to tell."""
+        """The sandbox's recovery, while nobody was told of it for sure; None if there is nothing to tell."""
         state = self.custody.last_known if self.is_awake else None
         untold = state is not None and state.recovery is not None and state.recovery.is_untold
         return public_recovery(state.recovery) if state is not None and untold else None
@@ -564,7 +564,7 @@ class LocalSandbox:
                 self._restored.put_down()
 
     def _look_at_archives(self) -> bool:
-        """What the watch does while anything is mounted; a call that comes would do the same."""
+        """The watch's look while anything is mounted; a call that comes would do the same."""
         if not (self.is_awake and self._kept.is_in_use):
             return False
         if self._kept.is_disturbed():

@@ -228,7 +228,7 @@ class SandboxHost:
 
     @ray.method(concurrency_group="control")
     def usage(self) -> tuple[str, Usage]:
-        """What the cluster calls the node it runs on, and how much it is used."""
+        """The cluster's name for the node it runs on, and how much it is used."""
         return ray.get_runtime_context().get_node_id(), self._activity.usage()
 
     @ray.method(concurrency_group="control")
@@ -349,7 +349,7 @@ class SandboxHost:
 
     @ray.method(concurrency_group="control")
     def notice(self) -> Any:
-        """How the sandbox came back, while nobody was told for sure; None if there is nothing to tell."""
+        """The sandbox's recovery, while nobody was told of it for sure; None if there is nothing to tell."""
         return self._answer(lambda box: box.notice())
 
     @ray.method(concurrency_group="labels")

@@ -23,9 +23,9 @@ from actors.node.errors import DamagedCopyError, NodeError
 from actors.node.verified import SUFFIX, Stamp, Verified, stamp_of
 
 BYTES_PER_S = 32 * 1024 * 1024
-"""How fast archives are read: a cache of the default size in eleven minutes, on a fiftieth of a core."""
+"""The speed at which archives are read: a cache of the default size in eleven minutes, on a fiftieth of a core."""
 ROUND_S = 86_400.0
-"""How much time there is from the beginning of one round to that of the next."""
+"""The time from the beginning of one round to that of the next."""
 _CHUNK_BYTES = 1024 * 1024
 _NICEST = 19
 _AFTER_FAILURE_S = 300.0
@@ -33,7 +33,7 @@ _AFTER_FAILURE_S = 300.0
 
 @dataclass(slots=True)
 class Scrubbed:
-    """What a round has found: how many archives it has read, and the names of those that were damaged."""
+    """The outcome of a round: how many archives it has read, and the names of those that were damaged."""
 
     read: int = 0
     damaged: list[str] = field(default_factory=list)

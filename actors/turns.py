@@ -1,4 +1,4 @@
-"""Who may make a sandbox's actor: one call at a time, and nobody waits for it in the service.
+"""Turns at making a sandbox's actor: one call at a time, and nobody waits for it in the service.
 
 A cluster that is full, or a node that is slow, can take a call half a minute. If all the calls to one such sandbox
 waited in the service, there would be no thread left for the others. So they are sent back, and their callers' side asks

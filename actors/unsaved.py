@@ -1,4 +1,7 @@
-"""What of a sandbox's tree is in no backup, so that its loss can be named. A look costs a few opened directories."""
+"""The parts of a sandbox's tree that are in no backup, so that their loss can be named.
+
+A look costs a few opened directories.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class UnsavedWatch:
         self._watching = threading.Lock()
         self._counting = threading.Lock()
         self._followed = 0
-        """How many commands are being followed to their end."""
+        """The number of commands that are being followed to their end."""
         self._to_look = threading.Event()
 
     def following(self, events: Iterator[T]) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""What keeps a node clean: everything that no living sandbox owns goes, and nothing of a living one is touched.
+"""The upkeep of a node: everything that no living sandbox owns goes, and nothing of a living one is touched.
 
 A sandbox that is awake has its `Presence`, a lock that ends with its process. Whatever is mounted or runs under a
 sandbox without one was left by an actor that was killed. Its files stay: it is only asleep.
@@ -82,7 +82,7 @@ class Upkeep:
         return self._cache.holds(backup_id)
 
     def record_changed_at(self, tenant: str, sandbox: str) -> float | None:
-        """When the record of a sandbox that has its files here was changed last; None if they are not here."""
+        """The time at which the record of a sandbox with its files here was changed last; None if they are not here."""
         home = self._layout.box(tenant, sandbox)
         if (home / _MARK).exists():
             return None

@@ -1,4 +1,4 @@
-"""Who is asking: an API key decides the tenant."""
+"""Authentication: an API key decides the tenant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gateway needs of the cluster, as protocols; and the cluster itself, reached through Ray.
+"""The cluster as the gateway needs it, in protocols; and the cluster itself, reached through Ray.
 
 The protocols are the asynchronous half of `actors.client`: a `Call` is an awaitable, a `Stream` iterates.
 """

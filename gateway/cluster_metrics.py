@@ -1,4 +1,4 @@
-"""What the service knows of the whole cluster, as a part of `GET /metrics`; of one that is away, that it is.
+"""The metrics of the whole cluster, as a part of `GET /metrics`; of one that is away, that it is.
 
 The counts are those of all actors together, so they are the same at every gateway of a cluster.
 """

@@ -1,4 +1,4 @@
-"""What the gateway is configured with; passed in by value, never read from the environment here."""
+"""The configuration of the gateway; passed in by value, never read from the environment here."""
 
 from __future__ import annotations
 

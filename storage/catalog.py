@@ -99,7 +99,7 @@ class StoredState:
 
 @dataclass(frozen=True, slots=True)
 class StoredClaim:
-    """Which backup an idempotency key stands for, and the ETag to hand back when that changes.
+    """The backup that an idempotency key stands for, and the ETag to hand back when that changes.
 
     `backup_id` is None where the claim is damaged: it stands for nothing, and may be replaced.
     """
@@ -154,7 +154,7 @@ class BackupCatalog:
         return Committed(signed, self.write_index_entry(signed))
 
     def sign_in_place(self, record: BackupRecord, *, replacing: str) -> None:
-        """Signs metadata that are in the bucket already, and unsigned. `replacing`, and raises, as `write_state`."""
+        """Signs metadata that is in the bucket already, and unsigned. `replacing`, and raises, as `write_state`."""
         self._write(keys.metadata(record.id), sign(record, self._signing_key), replacing=replacing)
 
     def _find_stored(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored | None:

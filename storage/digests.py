@@ -1,4 +1,4 @@
-"""What is recorded of an archive's bytes, and how S3 derives an ETag from them.
+"""The digests that are recorded of an archive's bytes, and how S3 derives an ETag from them.
 
 squashfs has no checksums of its own, and an ETag is a checksum on some stores only. So the SHA-256 of every
 part and of the whole goes into the metadata, and nothing is mounted that does not have them.

@@ -114,7 +114,7 @@ class Document(BaseModel):
         return _canonical(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     def said(self, *, without: str) -> bytes:
-        """What was set of the document, in canonical form, but for one field.
+        """The fields that were set of the document, in canonical form, but for one.
 
         Of a document that was read this is what stands in it: a field that a later release has come to know, and for
         which it has a default, changes nothing.
@@ -124,7 +124,7 @@ class Document(BaseModel):
 
 
 class NotKept(Document):
-    """What the archive could not hold, counted.
+    """Counts of what the archive could not hold.
 
     Fields that came later have no number by default: it would be among what the signature covers.
     """
@@ -230,7 +230,7 @@ class Checkpoint(Document):
 
 
 class RecoveredDirectory(Document):
-    """What became of one checkpoint when its sandbox was recovered; `error` is the code of what went wrong.
+    """The outcome for one checkpoint when its sandbox was recovered; `error` is the code of what went wrong.
 
     `status` is "restored", "missing" (the sandbox waits for it) or "forgotten" (given up); absent in older documents,
     where an error means the last.
@@ -244,7 +244,7 @@ class RecoveredDirectory(Document):
 
 
 class Recovery(Document):
-    """How a sandbox came back after the node with its files was lost: with these directories, and nothing else.
+    """The recovery of a sandbox after the node with its files was lost: with these directories, and nothing else.
 
     `lost` are the writable roots that had held something which is in no backup; absent where nobody took note of that.
     `told_at` is when a caller was told for sure.
@@ -338,7 +338,7 @@ def _is_newer(data: bytes) -> bool:
 
 
 class _Versioned(BaseModel):
-    """What the documents of all releases have in common."""
+    """The part that documents of all releases have in common."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 

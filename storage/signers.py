@@ -1,4 +1,4 @@
-"""Whose signatures a bucket holds: looked at before a service takes a key for its own."""
+"""The signers of a bucket's backups: looked at before a service takes a key for its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOOKED_AT = 100
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """How many backups the catalog's keys have signed, and how many others did."""
+    """The numbers of backups signed by the catalog's keys, and by others."""
 
     known: int = 0
     unknown: int = 0

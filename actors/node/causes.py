@@ -1,4 +1,4 @@
-"""Why something cannot be done here, and the line to change: an observed failure, explained by the surroundings.
+"""The causes of what cannot be done here, with the line to change: observed failures, explained by the surroundings.
 
 Each row says which words a failure has, what of the surroundings makes it the row's, and the fix: an option of
 `docker run`, a line of a pod's manifest, or a command on a machine. The first row that fits explains the failure.
@@ -36,7 +36,7 @@ USES = {
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why it failed, in a short sentence without its full stop, and what to do."""
+    """The cause of a failure, in a short sentence without its full stop, and what to do."""
 
     why: str
     fix: str
@@ -157,13 +157,13 @@ _ROWS = (
 
 
 def explain(failure: str, here: Surroundings) -> Cause | None:
-    """Why it failed, if that is known."""
+    """The cause of a failure, if that is known."""
     said = failure.lower()
     return next((row.cause for row in _ROWS if row.when(here) and any(word in said for word in row.words)), None)
 
 
 def foreseen(here: Surroundings) -> list[tuple[str, Cause]]:
-    """What the surroundings alone say against this place, each with a name: for a process that cannot try."""
+    """All that the surroundings alone say against this place, each with a name: for a process that cannot try."""
     said = [
         (here.masked_proc, "proc", _PROC),
         (here.cgroup != "rw", "cgroup", cgroup_cause(here)),
@@ -176,7 +176,7 @@ def foreseen(here: Surroundings) -> list[tuple[str, Cause]]:
 
 
 def cgroup_cause(here: Surroundings) -> Cause:
-    """Why no control groups can be made here."""
+    """The cause for which no control groups can be made here."""
     if here.cgroup is None:
         return Cause("no cgroup v2 is mounted", f"mount -t cgroup2 none {here.cgroup_point}")
     if here.cgroup == "ro":

@@ -29,7 +29,7 @@ JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; 
 _THAW_WHEN_ORPHANED = 'read -r _ || echo 0 > "$1"'
 """The guard's program. It is dismissed by a line, because a thaw that comes late would hit the next pause."""
 _NOBODYS_CHILD = ("unshare", "--pid", "--fork", "--")
-"""What keeps the guard from being a child of the actor, which Ray kills all of; and has it reaped, unlike a daemon."""
+"""Keeps the guard from being a child of the actor, which Ray kills all of; and has it reaped, unlike a daemon."""
 _V1_LIMIT = {"memory": "memory.limit_in_bytes", "pids": "pids.max"}
 _V2_LIMIT = {"memory": "memory.max", "pids": "pids.max"}
 

@@ -1,4 +1,4 @@
-"""How the service's group comes to pass its controllers on to the groups below it.
+"""Delegation of controllers: the service's group passes them on to the groups below it.
 
 The kernel lets a group of cgroup v2 do that only while no process is in the group itself ("no internal processes").
 So all that are in it move into a leaf beside the sandboxes' groups, if all of them are the service's own. Whoever else
@@ -24,7 +24,7 @@ _ROUNDS = 50
 _FIRST_NAMESPACES = {"pid": "pid:[4026531836]", "cgroup": "cgroup:[4026531835]"}
 """Those that no container has. Source: include/linux/proc_ns.h."""
 _OF_RAY = "ray-node"
-"""How the groups begin in which Ray keeps its processes itself, where it was told to. Source: Ray 2.60."""
+"""The beginning of the names of groups in which Ray keeps its own processes, where told to. Source: Ray 2.60."""
 _PROC = Path("/proc")
 
 

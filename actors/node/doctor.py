@@ -1,4 +1,4 @@
-"""What this machine offers and lacks, found out by trying."""
+"""The examination of a machine: everything that it offers and lacks, found out by trying."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ PACKAGES = {
     "tar": "tar",
 }
 _NEEDED_BY_ONE_DRIVER = ("squashfuse_ll", "fuse-overlayfs", "fusermount3")
-
-
 RESTORES = "restores"
 """The name of the finding that says how backups come back here."""
 _SHARED_MEMORY_BYTES = 600 * 1024**2

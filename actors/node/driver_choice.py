@@ -1,4 +1,4 @@
-"""Which drivers are offered on this node: those that mount, and then behave like a plain directory.
+"""The drivers that are offered on this node: those that mount, and then behave like a plain directory.
 
 Looking for modules, capabilities and device nodes one by one would never be complete: containers, seccomp filters
 and the file system under the data folder all have a say. So each driver is tried: `proofs` mounts an archive with it
@@ -47,7 +47,7 @@ _DEVICES = (Path("/dev/fuse"), Path("/dev/loop-control"))
 
 
 class Verdict(BaseModel):
-    """What trying a driver has shown: an obstacle to mounting, in a sentence, or a line for each trial that failed."""
+    """The outcome of trying a driver: an obstacle to mounting, in a sentence, or a line for each trial that failed."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -56,7 +56,7 @@ class Verdict(BaseModel):
 
     @property
     def reason(self) -> str | None:
-        """Why the driver is not offered; None if it is."""
+        """The reason why the driver is not offered; None if it is."""
         if self.failed:
             names = ", ".join(line.partition(":")[0] for line in self.failed)
             return f"It mounts, but files would be lost or come back: it failed the trials {names}."
@@ -90,7 +90,7 @@ def choose(setting: Setting, folder: Path) -> Driver | None:
 
 
 def advice(driver: Driver) -> str:
-    """What to do where a driver that was set is not offered."""
+    """Advice where a driver that was set is not offered."""
     others = ", ".join(other for other in Driver if other is not driver)
     return (
         f"Set HOLDFAST_DRIVER to auto (it takes the best of {others} that works here), or to none (restores are"
@@ -99,12 +99,12 @@ def advice(driver: Driver) -> str:
 
 
 def obstacle(driver: Driver, folder: Path) -> str | None:
-    """Why a driver is not offered for layers under `folder`; None if it is."""
+    """The reason why a driver is not offered for layers under `folder`; None if it is."""
     return verdict(driver, folder).reason
 
 
 def verdict(driver: Driver, folder: Path) -> Verdict:
-    """What trying a driver under `folder` has shown, or shows now."""
+    """The verdict on a driver for layers under `folder`: the one that is kept, or a new one."""
     file = folder / f"{driver}-{_circumstances(driver, folder)}.json"
     found = _read(file)
     if found is None:

@@ -96,7 +96,7 @@ class Driver(StrEnum):
 
 
 Setting = Literal["auto", "none"] | Driver
-"""What an operator can set: a driver, the best one that is offered, or none, which leaves copies."""
+"""The choices of an operator: a driver, the best one that is offered, or none, which leaves copies."""
 
 
 def setting_of(choice: str) -> Setting:

@@ -25,7 +25,7 @@ from actors.node.drivers import Driver
 _HIDES = ".wh."
 _OPAQUE_FILE = ".wh..wh..opq"
 _OWN = ("user.fuseoverlayfs.", "user.overlay.")
-"""How the xattrs begin that fuse-overlayfs keeps to itself, and nobody sees through it."""
+"""The beginning of the xattrs that fuse-overlayfs keeps to itself, and nobody sees through it."""
 _OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
 
 

@@ -21,7 +21,7 @@ from actors.node.errors import CgroupError
 SERVICE_LEAF = "holdfast-service"
 """The group, below the one that the service was started in, that its own processes move into."""
 ACTOR = "actor-"
-"""How the groups begin, in the node's own, that each actor's process makes for itself."""
+"""The beginning of the names of groups, in the node's own, that each actor's process makes for itself."""
 PROCS = "cgroup.procs"
 _CONTROLLERS = ("memory", "pids")
 _MOUNTS = Path("/proc/self/mountinfo")

@@ -22,7 +22,7 @@ from actors.node import mountinfo
 _PROC = Path("/proc")
 _BUBBLEWRAP = "bwrap"
 _OLD_ROOT = "/oldroot"
-"""Where bubblewrap has what it is about to put away. Source: bubblewrap.c, pivot_root."""
+"""The folder in which bubblewrap has what it is about to put away. Source: bubblewrap.c, pivot_root."""
 _END_S = 5.0
 _LOOP_CLR_FD = 0x4C01
 """Source: include/uapi/linux/loop.h."""

@@ -1,4 +1,4 @@
-"""What is mounted here, by the kernel's own account, and whether it answers.
+"""The mounts of this process's namespace, by the kernel's own account, and whether they answer.
 
 A mount whose FUSE daemon is dead is invisible to `os.path.exists`, `lexists` and `ismount` alike, and one whose
 daemon hangs blocks every look at it. So the table comes from /proc/self/mountinfo, which asks no daemon, and the

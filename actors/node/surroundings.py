@@ -29,12 +29,12 @@ _CAPABILITIES = {
 _ALL_IDS = 2**32 - 1
 _FILTERED = "2"
 _USUAL_IN_PROC = ("autofs", "binfmt_misc", "nfsd")
-"""What machines mount below /proc themselves, on directories that are always empty."""
+"""File systems that machines mount below /proc themselves, on directories that are always empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What /proc, /dev and the mounts say of this process's environment."""
+    """The environment of this process, as /proc, /dev and the mounts tell it."""
 
     root: bool
     missing: frozenset[str]

@@ -1,4 +1,4 @@
-"""How the command line reaches the cluster: the one its job runs in, or the one that `holdfast serve` started."""
+"""The command line's connection to the cluster: the one its job runs in, or the one that `holdfast serve` started."""
 
 from __future__ import annotations
 

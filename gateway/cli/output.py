@@ -1,4 +1,4 @@
-"""What the commands print: for people, or exactly one JSON document for machines."""
+"""The output of the commands: for people, or exactly one JSON document for machines."""
 
 from __future__ import annotations
 

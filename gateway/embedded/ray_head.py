@@ -32,7 +32,7 @@ PRELOADED = (
     "anyio.to_thread",
     "actors.preload",
 )
-"""What the workers that wait to become a sandbox import; the same in cluster.yaml and rayservice.yaml."""
+"""The module that workers import which wait to become a sandbox; the same in cluster.yaml and rayservice.yaml."""
 SHARED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 """The names that every driver of the cluster needs too, with the values that `start` gives them."""
 _OBJECT_STORE_BYTES = 512 * 1024**2

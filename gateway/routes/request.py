@@ -1,4 +1,4 @@
-"""What the routes take from a request: the sandbox or the service it means, paths and pages."""
+"""The parts of a request that routes take: the sandbox or the service it means, paths and pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `holdfast serve` says and does where a mount driver is refused, or none is offered."""
+"""`holdfast serve` where a mount driver is refused, or none is offered."""
 
 from __future__ import annotations
 

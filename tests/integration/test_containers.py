@@ -1,4 +1,4 @@
-"""What a container does to processes: a pid namespace of its own, a /proc with covered parts."""
+"""Processes in the surroundings of a container: a pid namespace of its own, a /proc with covered parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `persist` and `hydrate` carry over, compared with what GNU tar does with the same tree."""
+"""`persist` and `hydrate` compared with what GNU tar does with the same tree."""
 
 from __future__ import annotations
 

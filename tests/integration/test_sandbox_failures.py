@@ -137,7 +137,7 @@ def tampered(**changes: object) -> Callable[[Node, DirectoryBackup], None]:
 
 
 def swap_archive(node: Node, handle: DirectoryBackup) -> None:
-    """The archive of another backup, and metadata that were made to fit."""
+    """The archive of another backup, and metadata that was made to fit."""
     other = backup(node.sandbox("other"), "/home")
     store = node.catalog().store
     data = store.get(keys.archive(other.id)).data

@@ -1,4 +1,4 @@
-"""What is lost with a node, and was in no backup, is named; and it is told until somebody was told for sure."""
+"""The loss of what was in no backup is named when a node dies, and told until somebody was told for sure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sandbox has to hold, by a model that knows nothing of the product: dictionaries of paths and bytes.
+"""A model of what a sandbox has to hold, which knows nothing of the product: dictionaries of paths and bytes.
 
 While the answer to a call is lost the model has several states, one for each outcome that is allowed; the next look
 at the sandbox has to find one of them, and it alone stays.

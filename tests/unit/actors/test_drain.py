@@ -1,4 +1,4 @@
-"""Who is handed over when, while a node is being drained; with a clock that is stepped by hand."""
+"""The order in which a drained node hands its sandboxes over; with a clock that is stepped by hand."""
 
 from __future__ import annotations
 

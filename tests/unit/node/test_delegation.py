@@ -1,4 +1,4 @@
-"""Who moves into the service's leaf, so that its group can pass controllers on, and when nobody does."""
+"""The service's processes move into a leaf, so that its group can pass controllers on; and where nobody moves."""
 
 from __future__ import annotations
 
