@@ -9,6 +9,9 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from actors.config import NODE_DATA_DIR
+from actors.errors import DRAINING
+from actors.faults import SENTENCES
+from actors.recovery import DIRECTORY_MISSING
 from actors.settings import Settings
 from gateway.status import STATUS
 
@@ -45,3 +48,8 @@ def test_every_error_code_has_a_row_with_its_status(code: str, status: int) -> N
     rows = [line for line in README.splitlines() if line.startswith("|") and f"`{code}`" in line]
     assert rows, f"{code} has no row"
     assert str(int(status)) in rows[0]
+
+
+@pytest.mark.parametrize("reason", sorted({*SENTENCES, DIRECTORY_MISSING, DRAINING}))
+def test_every_reason_has_a_row(reason: str) -> None:
+    assert any(line.startswith("|") and f"`{reason}`" in line for line in README.splitlines())
