@@ -300,7 +300,7 @@ MOVING = wrapped(SandboxUnavailableError("x", context={"outcome": "not_executed"
 BACK = Recovery(at=datetime(2026, 1, 2, tzinfo=UTC), lost=["/tmp"], told=False)
 
 
-def test_a_call_to_a_sandbox_that_moves_off_a_drained_node_waits_longer_than_for_one_that_leaves(
+def test_a_call_waits_longer_for_a_sandbox_that_moves_off_a_drained_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     actor = Actor(*[MOVING] * 6, "done")  # the pauses before these are 0.6 s together
