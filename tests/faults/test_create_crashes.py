@@ -95,9 +95,7 @@ class Crashing:
 
     @property
     def state(self) -> SandboxState:
-        found = self.node.catalog().find_state("default", "crashing")
-        assert found is not None
-        return found.state
+        return self.node.state("crashing")
 
     def made(self, directory: str) -> set[str]:
         """The backups of a directory that were committed since."""

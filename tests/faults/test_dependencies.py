@@ -114,8 +114,7 @@ def check_nothing_is_left(node: Node, expected: set[str]) -> None:
     home = node.home("box")
     assert whole(node) == expected
     assert list(node.catalog().store.list_uploads("")) == []
-    found = node.catalog().find_state("default", "box")
-    assert found is not None and found.state.pending == []
+    assert node.state("box").pending == []
     assert list((home / "spool").iterdir()) == []
     assert list(node.layout.cache.glob(".*.work")) == []
 
@@ -209,8 +208,7 @@ def test_a_restore_whose_store_dies_before_a_step_changes_everything_or_nothing(
     assert sh(box, "sha256sum large small") == content
     box.custody.change(lambda state: state)
     check_nothing_is_left(on_mortal, {handle.id})
-    found = on_mortal.catalog().find_state("default", "box")
-    assert found is not None and [row.backup_id for row in found.state.restored] == [handle.id]
+    assert [row.backup_id for row in on_mortal.state("box").restored] == [handle.id]
 
 
 @pytest.mark.parametrize("mode", RestoreMode)

@@ -99,12 +99,10 @@ class Crashing:
         assert (entry.dir, entry.backup_id) == ("/workspace/data", self.new.id if recorded else self.old.id)
         self.check_nothing_is_left(box)
         box.custody.change(lambda state: state)
-        found = node.catalog().find_state("default", "box")
-        assert found is not None
-        assert [(row.dir, row.backup_id, row.mode) for row in found.state.restored] == [
+        assert [(row.dir, row.backup_id, row.mode) for row in node.state("box").restored] == [
             ("/workspace/data", entry.backup_id, entry.mode)
         ]
-        recovered_from = {row.dir: row.backup_id for row in found.state.checkpoints}
+        recovered_from = {row.dir: row.backup_id for row in node.state("box").checkpoints}
         assert recovered_from["/workspace/data"] == entry.backup_id
         return box
 

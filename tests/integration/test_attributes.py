@@ -17,7 +17,7 @@ from actors.models import NotKept
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from tests.support.attributes import ATTRIBUTES, Attribute
-from tests.support.sandboxes import UID, Node, backup, restore
+from tests.support.sandboxes import UID, Node, backup, hydrate, restore
 from tests.support.service import PROJECT
 
 _ROW = re.compile(r"\| (.+?) \| (.+?) \| (.+?) \| (.+?) \| (?:`(\w+)` )?\|")
@@ -106,14 +106,6 @@ def unflagged(root: Path) -> None:
 def work(node: Node, box: LocalSandbox) -> Path:
     """The sandbox's /workspace, as the node sees it."""
     return node.tree(box) / "workspace"
-
-
-def hydrate(box: LocalSandbox, tar: bytes) -> None:
-    """Unpacks a tar archive as a client does."""
-    transfer = box.open_hydrate()
-    for start in range(0, len(tar), 65_536):
-        box.send(transfer, tar[start : start + 65_536])
-    box.commit(transfer)
 
 
 def test_the_document_has_a_row_for_each_attribute() -> None:

@@ -69,9 +69,7 @@ class Used:
 
     @property
     def state(self) -> SandboxState:
-        found = self.node.catalog().find_state("default", self.name)
-        assert found is not None
-        return found.state
+        return self.node.state(self.name)
 
     @property
     def service(self) -> Service:

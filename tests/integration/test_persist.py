@@ -16,7 +16,7 @@ from actors.errors import InvalidRequestError
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from tests.support.random_trees import random_tree
-from tests.support.sandboxes import UID, Node, backup, restore, run, sh, write
+from tests.support.sandboxes import UID, Node, backup, hydrate, restore, run, sh, write
 from tests.support.trees import Entry, fingerprint, make_interesting_tree
 
 XATTRS = ("--xattrs", "--xattrs-include=user.*")
@@ -29,13 +29,6 @@ def work(node: Node, box: LocalSandbox) -> Path:
 
 def persisted(box: LocalSandbox) -> bytes:
     return b"".join(box.persist(uuid.uuid4().hex))
-
-
-def hydrate(box: LocalSandbox, tar: bytes) -> None:
-    transfer = box.open_hydrate()
-    for start in range(0, len(tar), 65_536):
-        box.send(transfer, tar[start : start + 65_536])
-    box.commit(transfer)
 
 
 def unpacked_by_tar(tar: bytes, folder: Path) -> Path:

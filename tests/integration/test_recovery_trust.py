@@ -10,7 +10,8 @@ import pytest
 from actors.adoption import adoption
 from actors.errors import SandboxUnavailableError
 from storage import keys
-from tests.integration.test_sandbox_recovery import Pair, nodes
+from tests.integration.test_sandbox_recovery import nodes
+from tests.support.node_pair import Pair
 from tests.support.sandboxes import backup, sh
 
 __all__ = ["nodes"]

@@ -39,9 +39,7 @@ class Pair:
 
     @property
     def state(self) -> SandboxState:
-        found = self.other.catalog().find_state("default", self.name)
-        assert found is not None
-        return found.state
+        return self.other.state(self.name)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,34 +16,19 @@ from actors.node import driver_choice
 from actors.sandbox import LocalSandbox
 from storage import keys
 from storage.config import BucketConfig
-from storage.metadata import SandboxState
 from storage.s3 import S3ObjectStore
 from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import wait_until
+from tests.support.node_pair import Pair
 from tests.support.s3 import FAST
 from tests.support.sandboxes import Node, backup, command, restore, run, sh, write
 
 
 @dataclass
-class Nodes:
+class Nodes(Pair):
     """Three nodes with one bucket; the sandbox is on the first, until that is lost."""
 
-    a: Node
-    b: Node
     c: Node
-    name: str
-
-    def on_a(self, **options: Any) -> LocalSandbox:
-        return self.a.sandbox(self.name, **options)
-
-    def on_b(self, **options: Any) -> LocalSandbox:
-        return self.b.sandbox(self.name, **{"lost": ["a"], **options})
-
-    @property
-    def state(self) -> SandboxState:
-        found = self.a.catalog().find_state("default", self.name)
-        assert found is not None
-        return found.state
 
     def noted(self, *roots: str) -> bool:
         """Whether the bucket knows, in a moment, that these roots hold what is in no backup."""
@@ -61,7 +45,7 @@ def nodes(scratch: Path, bucket: BucketConfig) -> Iterator[Nodes]:
     driver = driver_choice.choose("auto", scratch / "probe")
     with ExitStack() as stack:
         a, b, c = (stack.enter_context(Node(scratch / name, bucket, driver, identity=name)) for name in "abc")
-        yield Nodes(a, b, c, f"sb-{uuid.uuid4().hex[:12]}")
+        yield Nodes(a, b, f"sb-{uuid.uuid4().hex[:12]}", False, c)
 
 
 def lost(box: LocalSandbox) -> list[str]:
@@ -179,9 +163,7 @@ def test_a_state_of_an_earlier_release_names_every_root_without_a_backup(nodes: 
     sh(box, "echo kept > file")
     backup(box)
     box.sleep()
-    found = nodes.a.catalog().find_state("default", nodes.name)
-    assert found is not None
-    old = found.state.model_copy(update={"unsaved": None})
+    old = nodes.state.model_copy(update={"unsaved": None})
     S3ObjectStore(nodes.a.bucket, transfer=FAST).put(keys.state("default", nodes.name), old.to_json())
     assert lost(nodes.on_b()) == [root for root in WRITABLE_ROOTS if root != "/workspace"]
 

@@ -27,8 +27,9 @@ from storage import keys
 from storage.config import BucketConfig
 from tests.integration.test_box_failures import UNBUILT
 from tests.integration.test_sandbox_failures import small_disk
-from tests.integration.test_sandbox_recovery import Pair, closed, left_on, pair
+from tests.integration.test_sandbox_recovery import closed, left_on
 from tests.support.node_faults import processes_limited, tools_replaced
+from tests.support.node_pair import Pair, pair
 from tests.support.sandboxes import Node, backup, read, restore, sh, write
 
 CONTENT = "1\n"

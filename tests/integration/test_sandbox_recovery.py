@@ -6,10 +6,7 @@ Two nodes on this machine, with one bucket: "a" has the sandbox first, "b" takes
 from __future__ import annotations
 
 import signal
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,13 +25,13 @@ from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from storage.config import BucketConfig
 from storage.errors import StoreUnavailableError
-from storage.metadata import SandboxState
 from storage.s3 import S3ObjectStore
 from storage.store import ObjectStore
 from tests.support.faulty_store import FaultyStore
 from tests.support.held_store import AwayStore, HeldStore
 from tests.support.mount_leaks import wait_until
-from tests.support.s3 import FAST, moto_s3
+from tests.support.node_pair import Pair, pair
+from tests.support.s3 import moto_s3
 from tests.support.sandboxes import (
     UID,
     Background,
@@ -48,48 +45,6 @@ from tests.support.sandboxes import (
     write,
 )
 from tests.support.trees import Entry, fingerprint, make_interesting_tree
-
-
-@dataclass
-class Pair:
-    """Two nodes, and one name of a sandbox that no other test uses."""
-
-    a: Node
-    b: Node
-    name: str
-    conditional: bool
-
-    def on_a(self, **options: Any) -> LocalSandbox:
-        return self.a.sandbox(self.name, **options)
-
-    def on_b(self, **options: Any) -> LocalSandbox:
-        """As an actor has it after the cluster has lost "a"."""
-        return self.b.sandbox(self.name, **{"lost": ["a"], **options})
-
-    @property
-    def store(self) -> S3ObjectStore:
-        return S3ObjectStore(self.a.bucket, transfer=FAST)
-
-    @property
-    def state(self) -> SandboxState:
-        found = self.a.catalog().find_state("default", self.name)
-        assert found is not None
-        return found.state
-
-    @property
-    def is_known(self) -> bool:
-        return self.a.catalog().find_state("default", self.name) is not None
-
-    @property
-    def backups(self) -> dict[str, str | None]:
-        """The names of the sandbox's backups, by id."""
-        return {row.id: row.name for row in self.a.catalog().page("default", self.name).records}
-
-
-def pair(scratch: Path, bucket: BucketConfig, driver: Driver, *, conditional: bool) -> Iterator[Pair]:
-    with ExitStack() as stack:
-        a, b = (stack.enter_context(Node(scratch / name, bucket, driver, identity=name)) for name in ("a", "b"))
-        yield Pair(a, b, f"sb-{uuid.uuid4().hex[:12]}", conditional)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from actors.node_layout import NodeLayout
 from actors.sandbox import LocalSandbox
 from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
+from storage.metadata import SandboxState
 from storage.s3 import S3ObjectStore
 from storage.store import ObjectStore
 from tests.support.mount_leaks import processes_about, wait_until
@@ -133,6 +134,12 @@ class Node:
             sandbox.wake()
         return sandbox
 
+    def state(self, sandbox_id: str) -> SandboxState:
+        """The state of a sandbox in the bucket, which must have one."""
+        found = self.catalog().find_state("default", sandbox_id)
+        assert found is not None
+        return found.state
+
     def keys(self) -> set[str]:
         """Every key in the bucket."""
         store, found, after = S3ObjectStore(self.bucket, transfer=FAST), set[str](), None
@@ -213,6 +220,14 @@ def write(sandbox: LocalSandbox, path: str, data: bytes | str) -> None:
 def read(sandbox: LocalSandbox, path: str) -> bytes:
     """Reads a file as a client does."""
     return b"".join(sandbox.read_file(uuid.uuid4().hex, path))
+
+
+def hydrate(sandbox: LocalSandbox, tar: bytes) -> None:
+    """Unpacks a tar archive as a client does."""
+    transfer = sandbox.open_hydrate()
+    for start in range(0, len(tar), 65_536):
+        sandbox.send(transfer, tar[start : start + 65_536])
+    sandbox.commit(transfer)
 
 
 def backup(sandbox: LocalSandbox, directory: str = "/workspace", **options: Any) -> DirectoryBackup:
