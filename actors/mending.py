@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from actors.custody import Custody
 from actors.durable_state import happened
 from actors.errors import BackupNotFoundError, MountLostError
+from actors.faults import reason_of
 from actors.logs import log
 from actors.models import OperationKind
 from actors.node.errors import NodeError
@@ -25,7 +26,7 @@ from actors.node.verified import Verified
 from actors.node_record import Entry
 from actors.operations import Progress
 from actors.restored import RestoredDirectories
-from storage.errors import CorruptMetadataError, IntegrityError
+from storage.errors import DocumentError, IntegrityError
 
 if TYPE_CHECKING:
     from actors.fetch import ArchiveFetch
@@ -65,22 +66,32 @@ class Mending:
         self._spool = spool
         self._node = node
 
-    def mend(self, damaged: Sequence[Entry], fetch: ArchiveFetch) -> None:
+    def mend(self, damaged: Sequence[Entry], fetch: ArchiveFetch) -> dict[str, str]:
         """Fetches the archives of these directories anew, and has the sandbox's events say so.
 
-        One that the bucket does not have any more, or not whole, stays damaged: its directory cannot be mounted.
+        One that the bucket does not have any more, or not so that it can be believed, stays damaged: its directory
+        cannot be mounted.
+
+        Returns:
+            The directories that stay damaged, each with the cause that lies in the bucket.
 
         Raises:
             StorageError, NodeError, OSError: one could not be fetched now.
         """
         for entry in damaged:
             self._tell(entry)
+        causes: dict[str, str] = {}
         for entry in damaged:
             try:
                 self._replace(entry, fetch)
                 log.warning("archive_replaced", dir=entry.dir, backup=entry.backup_id)
-            except (BackupNotFoundError, IntegrityError, CorruptMetadataError) as e:
-                log.error("archive_not_replaced", dir=entry.dir, backup=entry.backup_id, error=type(e).__name__)
+            except BackupNotFoundError as e:
+                causes[entry.dir] = e.code
+            except (IntegrityError, DocumentError) as e:
+                causes[entry.dir], _ = reason_of(e)
+            if entry.dir in causes:
+                log.error("archive_not_replaced", dir=entry.dir, backup=entry.backup_id, cause=causes[entry.dir])
+        return causes
 
     def _tell(self, entry: Entry) -> None:
         dir_, backup_id, node = entry.dir, entry.backup_id, self._node

@@ -24,7 +24,7 @@ from actors.errors import (
 from actors.faults import SENTENCES
 from actors.logs import log
 from actors.models import OperationKind, RestoreMode, RestoreOptions
-from actors.node_record import RecoveryPlan, Wanted
+from actors.node_record import Entry, RecoveryPlan, Wanted
 from actors.operations import Operations, Progress
 from actors.restored import RestoredDirectories
 from actors.unsaved import lost_with
@@ -132,16 +132,20 @@ class DirectoryRecovery:
             },
         )
 
-    def unmounted_error(self, cause: str) -> SandboxUnavailableError:
-        """The error of a sandbox whose files are here, of which one overlay cannot be mounted."""
-        entry = self._restored.unmounted
-        assert entry is not None
+    def unmounted_error(self, entry: Entry, cause: str, *, in_bucket: str | None) -> SandboxUnavailableError:
+        """The error of a sandbox whose files are here, of which one overlay cannot be mounted.
+
+        `in_bucket` is the cause for which its archive, damaged on the node, could not be fetched anew.
+        """
         self._kept_unmounted = cause
         log.error("directory_missing", sandbox=self._sandbox, dir=entry.dir, backup=entry.backup_id, cause=cause)
+        sentence, advice = SENTENCES.get(cause, "the node failed"), _ASK_DOCTOR
+        if in_bucket is not None:
+            why, advice = _NOT_BY_A_RETRY[in_bucket]
+            sentence = f"{sentence}, and {why}"
         return SandboxUnavailableError(
-            f"The restored directory {entry.dir} could not be mounted: {SENTENCES.get(cause, 'the node failed')}."
-            " What was written to it is kept.",
-            hint=f"{_ASK_DOCTOR} To go on without it, and without what was written to it: "
+            f"The restored directory {entry.dir} could not be mounted: {sentence}. What was written to it is kept.",
+            hint=f"{advice.format(backup=entry.backup_id)} To go on without it, and without what was written to it: "
             f"`holdfast forget {self._sandbox} {entry.dir}`.",
             context={
                 "outcome": "not_executed",
@@ -150,7 +154,7 @@ class DirectoryRecovery:
                 "backup": entry.backup_id,
                 "cause": cause,
                 "missing": [entry.dir],
-                RETRYABLE: cause != _ANOTHER_LAYER,
+                RETRYABLE: cause != _ANOTHER_LAYER and in_bucket is None,
             },
         )
 

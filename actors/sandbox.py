@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -632,8 +632,7 @@ class LocalSandbox:
         self.expect_command()
         remove_tree(self._home / "spool")
         self._cache.remove_leftovers()
-        self._mend()
-        self._mount_everything()
+        self._mount_everything(unmended=self._mend())
         self._recover(begun=origin.is_elsewhere)
         recovery = self._restored.record.recovery
         if recovery is not None and recovery.given_up:
@@ -641,23 +640,23 @@ class LocalSandbox:
         self._make_home()
         return origin
 
-    def _mount_everything(self) -> None:
+    def _mount_everything(self, unmended: Mapping[str, str]) -> None:
+        """Mounts what the record says. `unmended` are the causes for which archives could not be fetched anew."""
         try:
             self._take_up_mounts()
         except (NodeError, OSError) as e:
             if self._restored.unmounted is None:
                 raise
             reason, _ = reason_of(e)
-            error = self._recovery.unmounted_error(reason)
             entry, known = self._restored.unmounted, self.custody.last_known
+            error = self._recovery.unmounted_error(entry, reason, in_bucket=unmended.get(entry.dir))
             if known is None or with_unmounted(known, entry, reason).recovery != known.recovery:
                 self.custody.report(lambda state: with_unmounted(state, entry, reason))
             raise error from None
 
-    def _mend(self) -> None:
+    def _mend(self) -> Mapping[str, str]:
         damaged = self._restored.damaged()
-        if damaged:
-            self._mending.mend(damaged, self._fetch(configured(self._catalog, self._config)))
+        return self._mending.mend(damaged, self._fetch(configured(self._catalog, self._config))) if damaged else {}
 
     def _take_up_mounts(self) -> None:
         """Mounts what the record says, in spite of what earlier actors of this node have left."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from actors.errors import BackupCreateError, MountLostError, SandboxUnavailableError
 from actors.metrics import DOWNLOADED_BYTES
-from actors.models import DirectoryBackup, RestoreMode
+from actors.models import DirectoryBackup, ForgetOptions, RestoreMode
 from actors.node import verified
 from actors.node.verified import Verified
 from actors.sandbox import LocalSandbox
@@ -355,6 +356,42 @@ def test_a_damaged_archive_whose_backup_is_gone_is_an_error_that_says_the_way_ou
     assert (upper / "later").read_text() == "later\n"
     again.destroy()
     assert sh(again, "ls") == ""
+
+
+METADATA: dict[str, Callable[[bytes], bytes] | None] = {
+    "gone": None,
+    "half": lambda data: data[:40],
+    "tampered with": lambda data: data.replace(b'"ttl":', b'"ttl":1'),
+    "of a later release": lambda data: data.replace(b'"version":1', b'"version":99'),
+    "another backup's": lambda data: data.replace(b'"id":"', b'"id":"00000000-0000-4000-8000-000000000000","was":"'),
+}
+
+
+def lose(node: Node, handle: DirectoryBackup, change: Callable[[bytes], bytes] | None) -> None:
+    """Damages the node's copies of a backup's archive, and the backup's metadata so that none can be fetched."""
+    store, key = node.catalog().store, keys.metadata(handle.id)
+    if change is None:
+        store.delete(key)
+    else:
+        before = store.get(key).data
+        store.put(key, change(before))
+        assert store.get(key).data != before
+    flip(cached(node, handle))
+
+
+@pytest.mark.parametrize("metadata", METADATA)
+def test_a_damaged_archive_whose_metadata_cannot_be_believed_can_be_forgotten(kernel_node: Node, metadata: str) -> None:
+    box, handle, _ = layered(kernel_node)
+    sh(box, "echo other > /tmp/other")
+    lose(kernel_node, handle, METADATA[metadata])
+    with pytest.raises(SandboxUnavailableError) as raised:
+        run(box, "true")
+    told = raised.value
+    assert (told.context["reason"], told.context["dir"]) == ("DIRECTORY_MISSING", "/workspace")
+    assert not told.may_be_retried
+    assert "metadata" in told.message or "bucket" in told.message
+    assert [row.dir for row in box.forget(ForgetOptions(dir="/workspace")).forgotten] == ["/workspace"]
+    assert sh(box, "cat /tmp/other") == "other\n"
 
 
 def test_an_expired_backup_still_heals_what_was_restored_from_it(kernel_node: Node) -> None:
