@@ -5,26 +5,32 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import random
 import tarfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from tests.acceptance.http_box import HttpBox
 from tests.soak import model
+from tests.soak.killer import Killer
 from tests.soak.model import Change, Files, Model, Seen, WrongTreeError
 from tests.support.mount_leaks import wait_until
 
-COMES_BACK_S = 120.0
-"""However it was disturbed, a sandbox answers within this time."""
+T = TypeVar("T")
+IMPATIENT_S = 15.0
+"""After this time without an answer nothing is killed any more until there is one."""
+COMES_BACK_S = 90.0
+"""However it was disturbed, a sandbox answers within this time once nothing is killed any more."""
 _ASLEEP_S = 20.0
 _DIRECTORIES = ("", "a", "b")
 _NAMES = ("f0", "f1", "f2", "f3")
@@ -72,14 +78,14 @@ class Kept:
 class Caller:
     """Acts until it is told to stop. Every choice comes from `rng`."""
 
-    def __init__(self, client: httpx.Client, name: str, rng: random.Random, kills: Callable[[], int]) -> None:
+    def __init__(self, client: httpx.Client, name: str, rng: random.Random, killer: Killer) -> None:
         self.done: Counter[str] = Counter()
         self.unknown = 0
         self.log: list[str] = []
         self._client = client
         self._name = name
         self._rng = rng
-        self._kills = kills
+        self._killer = killer
         self._kept = [Kept(HttpBox(client, f"{name}-{number}")) for number in range(2)]
         self._backups: list[Backup] = []
 
@@ -105,7 +111,7 @@ class Caller:
             self._look(kept)
         act(kept)
         self.done[act.__name__.strip("_")] += 1
-        if self._rng.random() < 0.15 or kept.kills_at_look != self._kills():
+        if self._rng.random() < 0.15 or kept.kills_at_look != self._killer.kills:
             self._look(kept)
 
     def finish(self) -> None:
@@ -224,7 +230,7 @@ class Caller:
 
     def _look(self, kept: Kept) -> None:
         """Compares the whole tree with the model."""
-        kept.kills_at_look = self._kills()
+        kept.kills_at_look = self._killer.kills
         seen = self._until_seen(kept, self._rng.choice([self._listed, self._persisted]))
         try:
             kept.model.saw(seen)
@@ -233,13 +239,7 @@ class Caller:
         self.done["look"] += 1
 
     def _until_seen(self, kept: Kept, look: Callable[[Kept], Seen | None]) -> Seen:
-        deadline = time.monotonic() + COMES_BACK_S
-        while True:
-            seen = look(kept)
-            if seen is not None:
-                return seen
-            if time.monotonic() > deadline:
-                raise self._wrong(kept, f"it could not be looked at for {COMES_BACK_S:g} s")
+        return self._patiently(f"{kept.box.id}: {look.__name__.strip('_')}", lambda: look(kept))
 
     def _listed(self, kept: Kept) -> Seen | None:
         ran = kept.box.exec("sh", "-euc", _LIST)
@@ -291,18 +291,39 @@ class Caller:
             self.unknown += 1
             kept.model.may_have_happened(changes)
 
-    def _until_done(self, verb: str, call: Callable[[], httpx.Response], *, wanted: int = 200) -> Any:
-        """Repeats a call that may be repeated until it succeeds."""
-        deadline = time.monotonic() + COMES_BACK_S
-        while True:
+    def _until_done(self, verb: str, call: Callable[[], httpx.Response], *, wanted: int = 200) -> dict[str, str]:
+        """Repeats a call that may be repeated until it succeeds; returns its document."""
+
+        def attempt() -> dict[str, str] | None:
             self.log.append(f"{time.monotonic():.3f} {verb}")
             response = call()
             if response.status_code == wanted:
-                return response.json() if response.content else None
+                document: dict[str, str] = response.json() if response.content else {}
+                return document
             self._note(f"{response.status_code} {response.text[:300]}")
             self._outcome(response.json())
-            if time.monotonic() > deadline:
-                raise WrongTreeError(f"{verb} has failed for {COMES_BACK_S:g} s: {response.text}\n{self._last()}")
+            return None
+
+        return self._patiently(verb, attempt)
+
+    def _patiently(self, verb: str, attempt: Callable[[], T | None]) -> T:
+        """What an attempt gives, once it gives anything.
+
+        Raises:
+            WrongTreeError: it gives nothing, though nothing has been killed for long.
+        """
+        with ExitStack() as stack:
+            sparing_from, deadline = time.monotonic() + IMPATIENT_S, math.inf
+            while True:
+                found = attempt()
+                if found is not None:
+                    return found
+                now = time.monotonic()
+                if now > deadline:
+                    raise WrongTreeError(f"{verb} has failed for {COMES_BACK_S:g} s\n{self._last()}")
+                if now > sparing_from and deadline == math.inf:
+                    stack.enter_context(self._killer.sparing())
+                    deadline = now + COMES_BACK_S
 
     def _outcome(self, error: dict[str, Any]) -> Outcome:
         """What an error says of its call. A restore that failed has changed nothing."""

@@ -8,9 +8,12 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from pathlib import Path
 
-from tests.support.service import Service, comm_of, workers
+from tests.support.service import Service, comm_of, read_or_empty, workers
 
 ACTORS, DAEMONS, BOXES, TOOLS = "actors", "daemons", "boxes", "tools"
 _TITLE = b"ray::SandboxHost"
@@ -36,12 +39,25 @@ class Killer:
         self._rng = rng
         self._every_s = every_s
         self._stopping = threading.Event()
+        self._sparing = threading.Lock()
+        self._spared = 0
         self._thread = threading.Thread(target=self._run, name="killer", daemon=True)
 
     @property
     def kills(self) -> int:
         """How many processes it has killed so far."""
         return self.killed.total()
+
+    @contextmanager
+    def sparing(self) -> Iterator[None]:
+        """Kills nothing within the block: what is killed again and again before it is up never answers."""
+        with self._sparing:
+            self._spared += 1
+        try:
+            yield
+        finally:
+            with self._sparing:
+                self._spared -= 1
 
     def __enter__(self) -> Killer:
         self._thread.start()
@@ -58,9 +74,10 @@ class Killer:
     def _run(self) -> None:
         while not self._stopping.wait(min(self._rng.expovariate(1 / self._every_s), 5 * self._every_s)):
             kind = self._rng.choice([ACTORS, ACTORS, DAEMONS, BOXES, TOOLS])
-            victim = self._victim(kind) or self._victim(ACTORS)
-            if victim is not None:
-                self._kill(*victim)
+            victim = self._victim(kind)
+            with self._sparing:
+                if victim is not None and not self._spared:
+                    self._kill(*victim)
 
     def _victim(self, kind: str) -> tuple[str, int] | None:
         """A process of that kind; of those that live for an instant only the next one is waited for."""
@@ -69,11 +86,18 @@ class Killer:
             if kind == ACTORS:
                 found = sorted(workers(self._service, _TITLE))
             else:
-                found = sorted(pid for pid in self._service.pids() if comm_of(pid) in _PROGRAMS[kind])
+                found = [pid for pid in _named(_PROGRAMS[kind]) if self._is_ours(pid)]
             if found:
                 return kind, self._rng.choice(found)
             if time.monotonic() > deadline or self._stopping.is_set():
                 return None
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether the service is among the ancestors. Quicker than `Service.pids`: a box lives for a moment only."""
+        while pid > 1 and pid != self._service.process.pid:
+            stat = read_or_empty(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+            pid = int(stat[1]) if stat else 0
+        return pid > 1
 
     def _kill(self, kind: str, pid: int) -> None:
         name = comm_of(pid)
@@ -83,3 +107,9 @@ class Killer:
             return
         self.killed[kind] += 1
         self.log.append(f"{time.monotonic():.3f} killed {kind} {name} {pid}")
+
+
+def _named(names: AbstractSet[str]) -> list[int]:
+    """The processes of the machine that go by one of these names."""
+    pids = sorted(int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if comm_of(pid) in names]

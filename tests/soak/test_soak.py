@@ -49,7 +49,7 @@ def soak(folder: Path, driver: str, length_s: float, record: Callable[[str, obje
                     clients.enter_context(service.client()),
                     f"soak-{number}",
                     random.Random(rng.random()),
-                    lambda: killer.kills,
+                    killer,
                 )
                 for number in range(CALLERS)
             ]
