@@ -16,6 +16,8 @@ from tests.support.sandboxes import Node, backup, crash, described, restore, sh
 
 STARTS = int(os.environ.get("HOLDFAST_TEST_KILLED_STARTS", "60"))
 """How many starts are cut short: enough for CI; a thousand for a soak."""
+STRIDE = int(os.environ.get("HOLDFAST_TEST_STEPS_APART", "101"))
+"""How many of bubblewrap's system calls lie between one death and the next: 1 for a soak."""
 
 ACTORS = """
 import os, random, signal, sys, time
@@ -187,3 +189,64 @@ def test_a_loop_device_of_ours_that_nothing_is_mounted_from_is_detached(kernel_n
     assert loop_devices(kernel_node.data_dir)
     Upkeep(kernel_node.config.node, None).sweep()
     assert wait_until(lambda: not loop_devices(kernel_node.data_dir))
+
+
+AT_EACH_STEP = """
+import os, signal, sys, time
+from actors.node import actor_group, holders, mountinfo
+from actors.upkeep import Upkeep
+from tests.support.mount_leaks import loop_devices
+from tests.support.sandboxes import backup, from_description, run, sh
+from tests.support.stepping import Steps
+told, kind, stride = sys.argv[1], sys.argv[2], int(sys.argv[3])
+node = from_description(told)
+node.catalog()
+
+def live(ready, go):
+    actor_group.enter(node.layout.cgroup)
+    box = node.sandbox("box")
+    os.write(ready, sh(box, "cat data/file data/later").encode())
+    os.read(go, 1)
+    if kind == "command":
+        run(box, "true")
+    else:
+        backup(box, "/workspace/data")
+
+step, ended, seen = 1, False, set()
+while not ended:
+    (reading, ready), (go, going) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        try:
+            live(ready, go)
+        except BaseException as e:
+            os.write(2, f"{e!r} {getattr(e, 'context', '')}\\n".encode())
+        os._exit(0)
+    os.close(ready)
+    content = os.read(reading, 100)
+    assert content == b"original\\nlater\\n", (step, content)
+    steps = Steps(pid, "bwrap")
+    os.write(going, b"x")
+    ended = not steps.kill_at(step)
+    for fd in (reading, go, going):
+        os.close(fd)
+    step += stride
+swept = Upkeep(node.config.node, None).sweep()
+assert not swept.stuck, swept
+assert not [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
+assert not loop_devices(node.data_dir), loop_devices(node.data_dir)
+assert not mountinfo.mounts_under(node.data_dir)
+print(step // stride, "steps", flush=True)
+"""
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["command", "backup"])
+def test_a_sandbox_whose_actor_dies_at_any_step_of_bubblewrap_comes_back(kernel_node: Node, kind: str) -> None:
+    restored_box(kernel_node)
+    ended = crash(
+        AT_EACH_STEP, described(kernel_node), kind, str(STRIDE), timeout_s=1700, before=["unshare", "--mount"]
+    )
+    assert (ended.status, ended.stderr) == (0, ""), ended.stdout[-3000:]
+    assert int(ended.stdout.split()[-2]) > 10
