@@ -240,22 +240,21 @@ def test_the_variant_in_user_namespaces_differs_in_nothing_else() -> None:
     assert context["capabilities"] == {"drop": ["ALL"], "add": list(FEWEST)}
     assert context["seccompProfile"] == context["appArmorProfile"] == {"type": "Unconfined"}
     assert container["resources"]["limits"]["squat.ai/fuse"] == 1
-    assert container["lifecycle"]["postStart"]["exec"]["command"] == [
-        "mount",
-        "-o",
-        "remount,bind,rw",
-        "/sys/fs/cgroup",
-    ]
+    group = sandboxes_group(rayservice.manifest(rayservice.IN_A_USER_NAMESPACE))
+    annotations = group["template"]["metadata"]["annotations"]
+    assert annotations == {"io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw": "true"}
     assert [volume["name"] for volume in pod["volumes"]] == ["data"]
 
     for described in (first, second):
         for changed in described:
             if changed["kind"] == "RayService":
-                spec = sandboxes_group(changed)["template"]["spec"]
+                template = sandboxes_group(changed)["template"]
+                template.pop("metadata", None)
+                spec = template["spec"]
                 (box,) = spec["containers"]
                 for where, names in (
                     (spec, ("hostUsers", "volumes")),
-                    (box, ("securityContext", "lifecycle", "volumeMounts")),
+                    (box, ("securityContext", "volumeMounts")),
                 ):
                     for name in names:
                         where.pop(name, None)
