@@ -25,7 +25,7 @@ soak: setup ## random calls under random kills: SOAK_S for each mount driver tha
 test-in-container: setup ## the acceptance tests once more, in a container with the fewest privileges
 	$(BIN)/python -m tests.support.in_container tests/acceptance
 
-check: lint types imports test ## what CI runs
+check: lint types imports test test-in-container ## what CI runs
 
 lint: setup
 	$(BIN)/ruff format --check .

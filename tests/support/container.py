@@ -54,6 +54,8 @@ class Privileges:
     host_devices: bool = False
     masked: bool = True
     cgroup_writable: bool = False
+    controllers: bool = True
+    """Whether it has the controllers that the machine keeps in control groups of version 1."""
     volume: bool = True
     """Whether the data folder is a volume, or lies in the container's own overlay."""
     user_namespace: bool = False
@@ -163,7 +165,7 @@ def running(
         shown.append((str(PROJECT), str(PROJECT)))
     if privileges.volume:
         shown.append((str(data_dir), DATA))
-    with _own_group(owner) as group, _scratch() as scratch:
+    with _own_groups(owner, controllers=privileges.controllers) as groups, _scratch() as scratch:
         wanted = {
             "scratch": str(scratch),
             "tree": str(tree),
@@ -173,7 +175,8 @@ def running(
             "host_devices": privileges.host_devices,
             "privileged": privileges.host_devices,
             "masked": privileges.masked,
-            "cgroup": str(group),
+            "cgroups": [str(group) for group in (groups.v2, *groups.v1.values())],
+            "controllers": list(groups.v1),
             "cgroup_writable": privileges.cgroup_writable,
             "first_id": owner,
             "ids": _IDS,
@@ -207,7 +210,7 @@ def running(
                 stdout=out,
                 stderr=err,
             )
-        container = Container(process, data_dir, stdout, stderr, group)
+        container = Container(process, data_dir, stdout, stderr, groups.v2)
         try:
             yield container
         finally:
@@ -228,19 +231,29 @@ def _scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def _own_group(owner: int) -> Iterator[Path]:
-    """A control group of the container's own, as runtimes make one; what is left in it is ended afterwards."""
-    group = Hierarchies.find().v2 / Path(tempfile.mktemp(prefix="hf-container-")).name
-    group.mkdir()
-    for path in (group, *(group / name for name in ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads"))):
-        os.chown(path, owner, owner)
+def _own_groups(owner: int, *, controllers: bool) -> Iterator[Hierarchies]:
+    """The container's own control groups, as runtimes make them; what is left in them is ended afterwards.
+
+    Each lies below this process's group in its hierarchy: one of version 2, and on a hybrid machine one of version 1
+    for each controller.
+    """
+    found = Hierarchies.find()
+    name = Path(tempfile.mktemp(prefix="hf-container-")).name
+    groups = Hierarchies(found.v2 / name, {key: group / name for key, group in found.v1.items() if controllers})
+    for group in (groups.v2, *groups.v1.values()):
+        group.mkdir()
+        for path in (group, *(group / file for file in ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads"))):
+            if path.exists():
+                os.chown(path, owner, owner)
     try:
-        yield group
+        yield groups
     finally:
-        (group / "cgroup.kill").write_text("1")
-        wait_until(lambda: "populated 0" in (group / "cgroup.events").read_text(), timeout_s=20)
-        for folder, _, _ in os.walk(group, topdown=False):
-            os.rmdir(folder)
+        (groups.v2 / "cgroup.kill").write_text("1")
+        events = groups.v2 / "cgroup.events"
+        wait_until(lambda: "populated 0" in events.read_text(), timeout_s=20)
+        for top in (groups.v2, *groups.v1.values()):
+            for folder, _, _ in os.walk(top, topdown=False):
+                os.rmdir(folder)
 
 
 def serving(

@@ -153,8 +153,8 @@ def _devices(dev: Path, wanted: dict[str, Any]) -> None:
 
 def enter(wanted: dict[str, Any], root: Path) -> None:
     """Makes the namespaces; this process's children are in the new pid namespace."""
-    group = Path(wanted["cgroup"])
-    (group / "cgroup.procs").write_text("0")
+    for group in wanted["cgroups"]:
+        Path(group, "cgroup.procs").write_text("0")
     if wanted["first_id"]:
         _enter_user_namespace(wanted["first_id"], wanted["ids"])
     _unshare(_NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET | _NEWCGROUP)
@@ -190,8 +190,7 @@ def settle(wanted: dict[str, Any], root: Path) -> None:
     _mount("proc", root / "proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     system = 0 if wanted["privileged"] else _MS_RDONLY
     _mount("sysfs", root / "sys", "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | system)
-    groups = 0 if wanted["cgroup_writable"] else _MS_RDONLY
-    _mount("cgroup2", root / "sys/fs/cgroup", "cgroup2", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | groups)
+    _control_groups(root / "sys/fs/cgroup", wanted)
     if wanted["masked"]:
         _mask(root / "proc")
     _mount(str(root), root, "", _MS_BIND | _MS_REC)
@@ -199,6 +198,22 @@ def settle(wanted: dict[str, Any], root: Path) -> None:
     _check(_libc.syscall(_PIVOT_ROOT[platform.machine()], b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", _MNT_DETACH), "umount of the old root")
     os.chdir("/")
+
+
+def _control_groups(place: Path, wanted: dict[str, Any]) -> None:
+    """Mounts the control groups: version 2 alone, or, on a hybrid machine, beside controllers of version 1."""
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    access = 0 if wanted["cgroup_writable"] else _MS_RDONLY
+    version_2 = place
+    if wanted["controllers"]:
+        _mount("tmpfs", place, "tmpfs", flags, "mode=755")
+        version_2 = place / "unified"
+        for folder in (version_2, *(place / name for name in wanted["controllers"])):
+            folder.mkdir()
+        for name in wanted["controllers"]:
+            _mount("cgroup", place / name, "cgroup", flags | access, name)
+        _mount("", place, "", _MS_REMOUNT | _MS_BIND | _MS_RDONLY | flags)
+    _mount("cgroup2", version_2, "cgroup2", flags | access)
 
 
 def _mask(proc: Path) -> None:

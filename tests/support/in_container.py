@@ -1,39 +1,71 @@
 """Runs tests inside a container with the fewest privileges: `python -m tests.support.in_container tests/acceptance`.
 
 Its first process helps nobody: it reaps only the tests. The tests' folders are on a volume, as a service's data are.
+Further arguments are pytest's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.container import DATA, FEWEST, Privileges, running
+from tests.support.container import DATA, FEWEST, Container, Privileges, running
 from tests.support.service import PROJECT
 
-_MAKE_CONTAINERS = ("test_image.py", "test_container_matrix.py")
+_LEFT_OUT = {
+    "test_container_matrix.py": "it makes containers, which takes the privileges of a machine",
+    "test_image.py": "likewise; and it builds the image, which is the same everywhere",
+}
+"""Modules of the acceptance tests that do not run a second time inside, and why."""
+_EVERY_S = 1.0
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """The exit status of pytest there."""
-    privileges = Privileges(FEWEST, devices=("fuse",), masked=False, cgroup_writable=True)
-    ignored = [f"--ignore={PROJECT}/tests/acceptance/{name}" for name in _MAKE_CONTAINERS]
-    options = ["-p", "no:cacheprovider", f"--basetemp={DATA}/tests", f"--rootdir={PROJECT}", *ignored]
-    tests = [str(PROJECT / name) if (PROJECT / name).exists() else name for name in sys.argv[1:]]
-    argv = [sys.executable, "-m", "pytest", *options, *tests]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing is left then, either
+    for name, reason in _LEFT_OUT.items():
+        print(f"left out: {name}: {reason}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="hf-tests-in-container-"))
-    environment = {"HOLDFAST_ALLOW_MISSING_DRIVERS": "1", "PYTHONPATH": str(PROJECT)}
+    privileges = Privileges(FEWEST, devices=("fuse",), masked=False, cgroup_writable=True)
     try:
+        argv = [sys.executable, "-m", "pytest", *_options(), *map(_inside, arguments)]
+        environment = {"HOLDFAST_ALLOW_MISSING_DRIVERS": "1", "PYTHONPATH": str(PROJECT)}
+        environment |= {"CI": os.environ["CI"]} if "CI" in os.environ else {}
         with running(folder, privileges, argv, environment=environment, folder_of_work=str(PROJECT)) as container:
-            status = container.process.wait()
-            sys.stdout.write(container.stdout.read_text())
-            sys.stderr.write(container.stderr.read_text())
-            return status
+            return _reported(container)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _options() -> list[str]:
+    ignored = (f"--ignore={PROJECT}/tests/acceptance/{name}" for name in _LEFT_OUT)
+    return ["-p", "no:cacheprovider", f"--basetemp={DATA}/tests", f"--rootdir={PROJECT}", *ignored]
+
+
+def _inside(argument: str) -> str:
+    """An argument as the tests in the container are given it: paths are absolute there."""
+    return str(PROJECT / argument) if (PROJECT / argument.partition("::")[0]).exists() else argument
+
+
+def _reported(container: Container) -> int:
+    """Shows what the tests say while they run; returns their exit status."""
+    with container.stdout.open() as said:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                container.process.wait(_EVERY_S)
+            sys.stdout.write(said.read())
+            sys.stdout.flush()
+            if container.process.returncode is not None:
+                sys.stderr.write(container.stderr.read_text())
+                return container.process.returncode
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
