@@ -117,7 +117,7 @@ _DATA_FOLDER = Cause(
 _NO_NAMESPACES = Cause("user namespaces are switched off on this machine", "sysctl user.max_user_namespaces=65536")
 _NESTED = Cause(
     "the kernel mounts no squashfs, and no such overlay, in a user namespace",
-    "nothing to change: the driver `fuse` is the one for user namespaces",
+    "nothing to change: the driver `rootless` is the one for user namespaces",
 )
 _UNMAPPED = Cause(
     "the sandboxes' user does not exist in this user namespace",

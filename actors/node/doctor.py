@@ -163,7 +163,10 @@ def _cgroup(here: Surroundings) -> list[Finding]:
 def _limits(limits: Limits) -> Finding:
     if limits.obstacle is None:
         return Finding("limits", ok=True, required=False, detail="memory and processes of commands are limited")
-    fix = "start the service in a control group of its own: in a container, or by systemd-run --scope -p Delegate=yes"
+    fix = (
+        "start the service in a control group of its own: in a container, or by systemd-run --scope -p Delegate=yes; "
+        "and the machine with its controllers in version 2: systemd.unified_cgroup_hierarchy=1"
+    )
     return Finding("limits", ok=False, required=False, detail=f"not all in force: {limits.obstacle}", fix=fix)
 
 

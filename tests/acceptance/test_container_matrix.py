@@ -1,7 +1,8 @@
-"""What the service does with each set of privileges that a container may have, against what `doctor` says there.
+"""The service with each set of privileges that a container may have, against what `doctor` says there.
 
-Each row either works wholly, or `serve` refuses with the cause and the lines to change, those of `docker run` and of a
-pod's manifest. Nothing is taken for a damaged backup, and no sandbox wakes empty, because a privilege is missing.
+Each row either works wholly, with copies where no mount driver is offered, or `serve` refuses with the cause and the
+lines to change, those of `docker run` and of a pod's manifest. Nothing is taken for a damaged backup, and no sandbox
+wakes empty, because a privilege is missing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from actors.models import RestoreMode
+from actors.node.hierarchies import Hierarchies
 from tests.acceptance.http_box import HttpBox
 from tests.support.container import DOCKER, FEWEST, Container, Privileges, doctor, loops, serving
 from tests.support.service import LAST_WORDS, START_S, eventually
@@ -26,7 +29,7 @@ FUSE = ("fuse",)
 
 @dataclass(frozen=True, slots=True)
 class Works:
-    """A row that starts. `drivers` are those that its doctor finds."""
+    """A row that starts. `drivers` are those that its doctor finds; without one there are copies only."""
 
     drivers: tuple[str, ...]
 
@@ -41,15 +44,16 @@ class Refuses:
 
 _ADD_ADMIN = ("CAP_SYS_ADMIN", "--cap-add SYS_ADMIN", "capabilities.add: [SYS_ADMIN]")
 _WRITABLE = ("remount,bind,rw /sys/fs/cgroup", "writable-cgroups=true")
+_ON_A_VOLUME = ("mixed", "rootless")
 
 ROWS: dict[str, tuple[Privileges, Works | Refuses]] = {
     "everything": (
         Privileges(None, host_devices=True, masked=False, cgroup_writable=True),
-        Works(("kernel", "mixed", "fuse")),
+        Works(("kernel", *_ON_A_VOLUME)),
     ),
     "everything with a /dev of few devices": (
         Privileges(None, devices=(*FUSE, *loops()), masked=False, cgroup_writable=True),
-        Works(("kernel", "mixed", "fuse")),
+        Works(("kernel", *_ON_A_VOLUME)),
     ),
     "SYS_ADMIN with a read-only cgroup": (
         Privileges(ADMIN, devices=FUSE),
@@ -57,19 +61,27 @@ ROWS: dict[str, tuple[Privileges, Works | Refuses]] = {
     ),
     "SYS_ADMIN and NET_ADMIN behind Docker's masks": (
         Privileges(NET_ADMIN, devices=FUSE, cgroup_writable=True),
-        Works(("mixed", "fuse")),
+        Works(_ON_A_VOLUME),
     ),
     "SYS_ADMIN without NET_ADMIN": (
         Privileges(ADMIN, devices=FUSE, masked=False, cgroup_writable=True),
-        Works(("mixed", "fuse")),
+        Works(_ON_A_VOLUME),
     ),
     "SYS_ADMIN without NET_ADMIN or a volume": (
         Privileges(ADMIN, devices=FUSE, volume=False, masked=False, cgroup_writable=True),
-        Works(("fuse",)),
+        Works(()),
     ),
     "the fewest": (
         Privileges(FEWEST, devices=FUSE, masked=False, cgroup_writable=True),
-        Works(("mixed", "fuse")),
+        Works(_ON_A_VOLUME),
+    ),
+    "the fewest with control groups of version 2 alone": (
+        Privileges(FEWEST, devices=FUSE, masked=False, cgroup_writable=True, controllers=False),
+        Works(_ON_A_VOLUME),
+    ),
+    "the fewest without fuse and loop devices": (
+        Privileges(FEWEST, masked=False, cgroup_writable=True),
+        Works(()),
     ),
     "docker's own": (
         Privileges(devices=FUSE),
@@ -93,19 +105,19 @@ ROWS: dict[str, tuple[Privileges, Works | Refuses]] = {
     ),
     "a user namespace with everything in it": (
         Privileges(None, devices=FUSE, user_namespace=True, masked=False, cgroup_writable=True),
-        Works(("fuse",)),
+        Works(("rootless",)),
     ),
     "a user namespace with SYS_ADMIN and NET_ADMIN": (
         Privileges(NET_ADMIN, devices=FUSE, user_namespace=True, masked=False, cgroup_writable=True),
-        Works(("fuse",)),
+        Works(("rootless",)),
     ),
     "a user namespace without NET_ADMIN": (
         Privileges(ADMIN, devices=FUSE, user_namespace=True, masked=False, cgroup_writable=True),
-        Works(("fuse",)),
+        Works(("rootless",)),
     ),
     "a user namespace behind Docker's masks": (
         Privileges(NET_ADMIN, devices=FUSE, user_namespace=True, cgroup_writable=True),
-        Works(("fuse",)),
+        Works(("rootless",)),
     ),
     "an ordinary user": (
         Privileges((), devices=FUSE, uid=1000),
@@ -143,23 +155,38 @@ def test_what_its_doctor_allows_works_wholly(working: tuple[Privileges, Works], 
     assert status == 0, text
     found = tuple(name.removeprefix("driver ") for name, c in checks.items() if name.startswith("driver ") and c["ok"])
     assert found == said.drivers
+    how = f"as overlays, with the driver {found[0]}" if found else "as copies only: no mount driver is offered here"
+    assert (checks["restores"]["ok"], checks["restores"]["detail"]) == (bool(found), how)
+    assert checks["limits"]["ok"] == has_limits(privileges)
+    assert checks["limits"]["ok"] or "unified_cgroup_hierarchy" in checks["limits"]["fix"]
     settings = {"HOLDFAST_ON_SLEEP": "backup", "HOLDFAST_SLEEP_AFTER_S": "3"}
 
     with serving(tmp_path / "serve", privileges, environment=settings) as container, started(container) as client:
+        assert ("warning: restores as copies only" in container.stdout.read_text()) == (not found)
         box = HttpBox(client, "box")
         client.put(f"{box.url}/file/workspace/put", content=b"put").raise_for_status()
         box.sh("mkdir sub; echo kept > sub/file")
+        assert all(limit is not None for limit in box.info()["limits"].values()) == has_limits(privileges)
         handle = box.backup("/workspace")
         box.sh("rm -r sub put")
-        for mode in ("overlay", "copy"):
+        for mode in RestoreMode:
             other = HttpBox(client, mode)
-            other.restore(handle, dir="/workspace", mode=mode)
-            assert other.sh("cat put sub/file; echo more > sub/more") == "putkept\n"
-        box.restore(handle)
+            if mode is RestoreMode.OVERLAY and not found:
+                answer = other.post("restore", **handle, mode=mode)
+                assert answer.json()["context"]["reason"] == "NO_MOUNT_DRIVER"
+            else:
+                other.restore(handle, mode=mode)
+                assert other.sh("cat put sub/file; echo more > sub/more") == "putkept\n"
+        assert box.restore(handle).get("mode") == (None if found else RestoreMode.COPY)
         eventually(lambda: not box.info()["running"], timeout_s=START_S)
         assert box.sh("cat put sub/file; ls -A") == "putkept\nput\nsub\n"
         assert client.delete(box.url).status_code == 204
         assert container.stop() == 0
+
+
+def has_limits(privileges: Privileges) -> bool:
+    """Whether the memory and the processes of commands can be limited in such a container on this machine."""
+    return privileges.controllers or not Hierarchies.find().v1
 
 
 def test_what_its_doctor_forbids_is_refused_with_the_lines_to_change(

@@ -84,7 +84,7 @@ def test_a_failure_is_explained_by_its_cause_with_the_lines_to_change(
     ("failure", "lacks", "fix"),
     [
         (NAMESPACE, {"userns_limit": 0}, "sysctl user.max_user_namespaces"),
-        (MOUNT, {"user_namespace": True}, "fuse"),
+        (MOUNT, {"user_namespace": True}, "`rootless`"),
         ("setpriv: setresuid failed: Invalid argument", {"user_namespace": True}, "HOLDFAST_SANDBOX_UID"),
     ],
 )
