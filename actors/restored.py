@@ -87,6 +87,11 @@ class RestoredDirectories:
         return self._is_mounted
 
     @property
+    def is_open(self) -> bool:
+        """Whether every recorded overlay is mounted, shown or not."""
+        return all(entry.layer in self._open for entry in self.record.entries if entry.is_mounted)
+
+    @property
     def missing(self) -> list[Wanted]:
         """What still has to be recovered."""
         return self.record.recovery.missing if self.record.recovery else []
@@ -101,8 +106,11 @@ class RestoredDirectories:
         """The restored directories, outer ones before those inside them."""
         return tuple(sorted(self.record.entries, key=lambda entry: entry.dir))
 
-    def take_up(self) -> None:
+    def take_up(self, *, but_in: str | None = None) -> None:
         """Brings disk and mounts to what the record says, whatever an earlier process has left.
+
+        Args:
+            but_in: a directory whose overlays, and those inside it, stay unmounted: for who replaces them at once.
 
         Raises:
             NodeError: a recorded layer cannot be mounted, or the record cannot be read; nothing of them is lost.
@@ -116,6 +124,8 @@ class RestoredDirectories:
             raise MountError(f"{len(stuck)} mounts of an earlier process are still in use.")
         self._tree.prepare()  # not before: a mount whose daemon is dead can cover a top folder
         for entry in self.entries:
+            if but_in is not None and entry.lies_in(but_in):
+                continue
             if entry.layer is not None and entry.archive_sha256 is not None:
                 self.unmounted = entry
                 archive = self._kept.check(entry.archive_sha256)
@@ -123,21 +133,26 @@ class RestoredDirectories:
         self.unmounted = None
         self._note_conversions()
         self._show(self._mounted)
-        leftovers = [layer_id for layer_id in self._layers.ids() if layer_id not in self._open]
-        for layer_id in leftovers:
-            self._layers.discard_leftover(layer_id)
-        if leftovers:
-            self.release_lowers()
+        self.discard_leftovers()
         self._remove_stage()
         self.drop_unused_archives()
         if not self._is_on_record:
             self._save(self.record)
         self._is_mounted = True
 
+    def discard_leftovers(self) -> None:
+        """Removes the layers that no recorded directory has. Raises NodeError, OSError."""
+        recorded = {entry.layer for entry in self.record.entries}
+        leftovers = [layer_id for layer_id in self._layers.ids() if layer_id not in recorded]
+        for layer_id in leftovers:
+            self._layers.discard_leftover(layer_id)
+        if leftovers:
+            self.release_lowers()
+
     def _note_conversions(self) -> None:
         """Writes into the record that layers of fuse-overlayfs were opened with the driver of this node."""
         entries = tuple(
-            entry.model_copy(update={"driver": self._layers.driver}) if entry.is_mounted else entry
+            entry.model_copy(update={"driver": self._layers.driver}) if entry.layer in self._open else entry
             for entry in self.record.entries
         )
         if entries != self.record.entries:
@@ -395,11 +410,10 @@ class RestoredDirectories:
     def _mounted_in(self, place: Path, directory: str) -> list[Entry]:
         """The overlays that lie in `directory` by their record, or in `place` by their mounts; outer ones first."""
         found = []
-        for entry in self.entries:
-            if entry.is_mounted:
-                places = self._places(entry)
-                if entry.lies_in(directory) or any(each.is_relative_to(place) for each in places):
-                    found.append((places[0], entry))
+        for entry in self._mounted:
+            places = self._places(entry)
+            if entry.lies_in(directory) or any(each.is_relative_to(place) for each in places):
+                found.append((places[0], entry))
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
     def _show(self, entries: Sequence[Entry]) -> None:

@@ -73,7 +73,7 @@ from actors.node.survey import Limits
 from actors.node.tree import Tree
 from actors.node.verified import Verified
 from actors.node_layout import NodeLayout
-from actors.node_record import Wanted, kept_driver
+from actors.node_record import Entry, Wanted, kept_driver
 from actors.operations import Operations
 from actors.presence import Presence
 from actors.published import public_recovery
@@ -266,6 +266,9 @@ class LocalSandbox:
         None if it would take the place of none; nothing was done then.
         """
         with self._waking, self._gate.repairing():
+            unmounted = self._restored.unmounted
+            if unmounted is not None:
+                return self._restore_over(unmounted, options, catalog) if unmounted.lies_in(options.dir) else None
             settled = self._recovery.settled_by(options)
             if not settled:
                 return None
@@ -274,6 +277,30 @@ class LocalSandbox:
             self._tell_of_giving_up(settled)
             self._is_new, self._safe_in = False, None
             self._make_home()
+        return result
+
+    def _restore_over(self, unmounted: Entry, options: RestoreOptions, catalog: BackupCatalog) -> RestoreBackupResult:
+        """Restores to the place of an overlay that cannot be mounted, or above it; that stays as it is if this fails.
+
+        For who holds the gate: until the restore has succeeded the tree looks whole, and is not.
+        """
+        try:
+            with self._unavailable_unless("taken up", outcome="not_executed", hint=_AGAIN):
+                self._restored.take_up(but_in=options.dir)
+            result = self._restore(options, catalog, self._gate.repairing)
+        except BaseException:
+            with contextlib.suppress(NodeError, OSError):
+                self._restored.put_down()
+            self._restored.unmounted = self._restored.unmounted or unmounted
+            raise
+        with contextlib.suppress(NodeError, OSError):
+            if not self._restored.is_open:  # a symbolic link has led the restore elsewhere
+                self._restored.put_down()
+                return result
+            self._restored.discard_leftovers()
+        self._recover(begun=False)
+        self._is_new, self._safe_in = False, None
+        self._make_home()
         return result
 
     def _restoration(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from actors.errors import BackupCreateError, MountLostError, SandboxUnavailableError
+from actors.errors import BackupCreateError, BackupNotFoundError, MountLostError, SandboxUnavailableError
 from actors.metrics import DOWNLOADED_BYTES
 from actors.models import DirectoryBackup, ForgetOptions, RestoreMode
 from actors.node import verified
@@ -392,6 +393,38 @@ def test_a_damaged_archive_whose_metadata_cannot_be_believed_can_be_forgotten(ke
     assert "metadata" in told.message or "bucket" in told.message
     assert [row.dir for row in box.forget(ForgetOptions(dir="/workspace")).forgotten] == ["/workspace"]
     assert sh(box, "cat /tmp/other") == "other\n"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("place", ["/workspace/in", "/workspace"])
+def test_another_backup_is_restored_over_a_directory_that_cannot_be_mounted(
+    kernel_node: Node, place: str, mode: RestoreMode
+) -> None:
+    box, handle, _ = layered(kernel_node)
+    sh(box, "mkdir /tmp/kept; echo kept > /tmp/kept/file")
+    other = backup(box, "/tmp/kept")
+    restore(box, other)
+    sh(box, "echo written > /tmp/kept/later")
+    restore(box, handle, place)
+    sh(box, "echo upper > upper", cwd=place)
+    lose(kernel_node, handle, None)
+    with pytest.raises(SandboxUnavailableError):
+        run(box, "true")
+    absent = DirectoryBackup(id=str(uuid.uuid4()), dir="/workspace")
+    with pytest.raises(BackupNotFoundError):
+        restore(box, absent)
+    with pytest.raises(SandboxUnavailableError) as raised:
+        run(box, "true")
+    assert raised.value.context["reason"] == "DIRECTORY_MISSING"
+    assert "upper\n" in [file.read_text() for file in (kernel_node.home("box") / "layers").glob("*/upper/upper")]
+
+    restore(box, other, "/workspace", mode)
+    assert sh(box, "ls; cat file; ls /tmp/kept; cat /tmp/kept/later") == "file\nkept\nfile\nlater\nwritten\n"
+    assert len(list((kernel_node.home("box") / "layers").iterdir())) == (2 if mode is RestoreMode.OVERLAY else 1)
+    state = box.custody.last_known
+    assert state is not None and (state.recovery is None or not state.recovery.directories)
+    box.close()
+    assert sh(kernel_node.sandbox(), "cat file /tmp/kept/later") == "kept\nwritten\n"
 
 
 def test_an_expired_backup_still_heals_what_was_restored_from_it(kernel_node: Node) -> None:
