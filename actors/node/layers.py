@@ -2,9 +2,9 @@
 
 A layer's writes are in its `upper` and nowhere else, so they survive an unmount, a dead daemon and a dead actor:
 `open` mounts the same upper again. An upper means something only to the driver, the options and the archive it was
-made with, so layer.json records them and `open` refuses any other. The one exception is a layer of fuse-overlayfs on
-a node that does not offer it: it is converted first. layer.json is written last: a folder without it is a layer
-whose creation did not finish.
+made with, so layer.json records them, with a checksum and once more in layer.json.copy, and `open` refuses any other.
+The one exception is a layer of fuse-overlayfs on a node that does not offer it: it is converted first. layer.json is
+written last: a folder without it is a layer whose creation did not finish.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from actors.logs import log
 from actors.node import daemons, fuse_uppers, mountinfo, mounting, refused_xattrs
 from actors.node.drivers import LOWER, MERGED, UPPER, WORK, Driver
 from actors.node.errors import (
     ArchiveRefusedError,
+    CorruptRecordError,
     DriverUnavailableError,
     LayerMismatchError,
     MountBusyError,
@@ -33,6 +34,7 @@ from actors.node.errors import (
     ToolError,
 )
 from actors.node.lowers import Lowers
+from actors.node.records import TwinFile
 from actors.node.removal import remove_tree
 from actors.node.stacks import READY_S, Stack
 
@@ -308,20 +310,20 @@ class Layers:
             )
 
     def _write_record(self, layer: Layer) -> None:
-        text = _record(self.driver, layer.sha256).model_dump_json(by_alias=True)
-        temporary = layer.folder / f"{_RECORD}.tmp"
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(layer.folder / _RECORD)
-        _sync_folder(layer.folder)
+        _twin(layer).write(_record(self.driver, layer.sha256).model_dump_json(by_alias=True))
 
     def _read_record(self, layer: Layer) -> LayerRecord:
+        """What the layer was made with; mends a record of which one of the two files is damaged."""
+        twin = _twin(layer)
         try:
-            return LayerRecord.model_validate_json((layer.folder / _RECORD).read_bytes())
-        except (FileNotFoundError, ValidationError) as e:
+            found, is_sound = twin.read()
+        except CorruptRecordError as e:
             raise LayerMismatchError(f"Layer {layer.id} has no readable {_RECORD}.") from e
+        if found is None:
+            raise LayerMismatchError(f"Layer {layer.id} has no {_RECORD}.")
+        if not is_sound:
+            twin.write(found.model_dump_json(by_alias=True))
+        return found
 
     def _check_record(self, layer: Layer) -> None:
         found, expected = self._read_record(layer), _record(self.driver, layer.sha256)
@@ -348,6 +350,10 @@ def _record(driver: Driver, sha256: str) -> LayerRecord:
     return LayerRecord(driver=driver, options=driver.overlay_options, archive_sha256=sha256)
 
 
+def _twin(layer: Layer) -> TwinFile[LayerRecord]:
+    return TwinFile(layer.folder / _RECORD, LayerRecord.model_validate_json)
+
+
 def _copy_root(lower: Path, upper: Path) -> None:
     """Gives the upper what an overlay's root shows as its own: owner, mode, user xattrs and times."""
     status = lower.stat()
@@ -365,14 +371,6 @@ def _user_xattrs(path: Path) -> list[str]:
         if e.errno == errno.ENOTSUP:  # what the kernel says of an archive without any
             return []
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

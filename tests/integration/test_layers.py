@@ -20,6 +20,8 @@ from actors.node import mountinfo, mounting
 from actors.node.drivers import Driver, Limit
 from actors.node.errors import LayerMismatchError, MountBusyError, MountError
 from actors.node.layers import Layer, Layers
+from actors.node.records import sealed, unsealed
+from tests.support.damage import DAMAGE
 from tests.support.mount_leaks import child_named, children, loop_devices, nothing_leaks, wait_until
 from tests.support.trees import fingerprint, make_interesting_tree
 
@@ -241,7 +243,7 @@ def test_a_layer_held_by_another_mount_namespace_is_not_deleted(box: Box, archiv
 
 def test_the_record_names_driver_options_and_archive(box: Box, archive: Archive) -> None:
     layer = box.layers.create(*archive)
-    assert json.loads((layer.folder / "layer.json").read_text()) == {
+    assert json.loads(unsealed((layer.folder / "layer.json").read_bytes())) == {
         "version": 1,
         "driver": str(box.driver),
         "options": box.driver.overlay_options,
@@ -255,20 +257,37 @@ def test_a_layer_of_another_making_is_refused(box: Box, archive: Archive, tmp_pa
     layer = box.layers.create(*archive)
     box.layers.close(layer)
     path, sha256 = archive
-    record = layer.folder / "layer.json"
-    text = record.read_text()
-    if mismatch == "archive":
-        sha256 = OTHER_SHA
-    elif mismatch == "driver":
-        other = next(other for other in Driver if other is not box.driver)
-        record.write_text(text.replace(f'"{box.driver}"', f'"{other}"'))
-    elif mismatch == "options":
-        record.write_text(text.replace(box.driver.overlay_options, "something=else"))
-    else:
-        record.unlink()
+    records = [layer.folder / "layer.json", layer.folder / "layer.json.copy"]
+    text = unsealed(records[0].read_bytes()).decode()
+    for record in records:
+        if mismatch == "archive":
+            sha256 = OTHER_SHA
+        elif mismatch == "driver":
+            other = next(other for other in Driver if other is not box.driver)
+            record.write_bytes(sealed(text.replace(f'"{box.driver}"', f'"{other}"')))
+        elif mismatch == "options":
+            record.write_bytes(sealed(text.replace(box.driver.overlay_options, "something=else")))
+        else:
+            record.unlink()
     with pytest.raises(LayerMismatchError):
         box.layers.open(layer.id, path, sha256)
     assert mountinfo.mounts_under(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["layer.json", "layer.json.copy"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_layer_whose_record_is_damaged_opens_with_its_writes(
+    box: Box, archive: Archive, name: str, damage: str
+) -> None:
+    layer = box.layers.create(*archive)
+    (layer.merged / "written").write_text("kept")
+    box.layers.close(layer)
+    before = [(layer.folder / name).read_bytes() for name in ("layer.json", "layer.json.copy")]
+    DAMAGE[damage](layer.folder / name)
+    again = box.layers.open(layer.id, *archive)
+    assert (again.merged / "written").read_text() == "kept"
+    assert [(layer.folder / name).read_bytes() for name in ("layer.json", "layer.json.copy")] == before
+    box.layers.discard(again)
 
 
 @pytest.mark.parametrize("layer_id", ["..", "a/b", "", "A" * 32])
