@@ -462,14 +462,15 @@ def test_a_backup_that_was_tampered_with_is_refused_shown_and_deleted(
     document = json.loads(service.s3_client().get_object(Bucket=BUCKET, Key=key)["Body"].read())
     edited = json.dumps({**document, "tenant": "other", "ttl": 1e9}).encode()
     service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=edited)
-    url, theirs = f"/v1/backup/{handle['id']}", HttpBox(other_client, box.id)
+    url = f"/v1/backup/{handle['id']}"
 
-    for thief in (box, theirs):
-        refused = thief.post("restore", **handle)
-        assert refusal(refused) == (500, "BACKUP_RESTORE_FAILED")
-        assert refused.json()["context"] == {"reason": "TAMPERED_METADATA"}
-        assert refusal(thief.client.post(f"{url}/adopt")) == (500, "BACKUP_RESTORE_FAILED")
-        assert refusal(thief.client.get(url)) == (409, "DOCUMENT_DAMAGED")
+    with HttpBox(other_client, box.id).destroyed_at_the_end() as theirs:
+        for thief in (box, theirs):
+            refused = thief.post("restore", **handle)
+            assert refusal(refused) == (500, "BACKUP_RESTORE_FAILED")
+            assert refused.json()["context"] == {"reason": "TAMPERED_METADATA"}
+            assert refusal(thief.client.post(f"{url}/adopt")) == (500, "BACKUP_RESTORE_FAILED")
+            assert refusal(thief.client.get(url)) == (409, "DOCUMENT_DAMAGED")
     assert refusal(other_client.delete(url)) == (409, "DOCUMENT_DAMAGED")
     listed = box.client.get(f"{box.url}/backups").json()["backups"]
     assert [(row["id"], row["status"]) for row in listed] == [(sound["id"], "ok"), (handle["id"], "tampered")]
