@@ -40,6 +40,8 @@ HOLDFAST = PROGRAMS / "holdfast"
 START_S = 90.0
 STOP_S = 120.0
 _LISTEN = "0A"
+_NO_IDENTITY = "no-identity"
+"""Stands for the identity of a node that never got one, of which no group and no folder can be there."""
 BUCKET = "holdfast"
 LAST_WORDS = "stop with Ctrl-C"
 
@@ -91,17 +93,22 @@ class Service:
         return self.data_dir / "s3" / "holdfast"
 
     @property
+    def has_identity(self) -> bool:
+        """Whether the service has come as far as to give its node the identity that groups and folders are named by."""
+        return any((self.data_dir / name).exists() for name in ("node/id", "node.id"))
+
+    @property
     def ray_folder(self) -> Path:
         """Where Ray keeps its sockets and logs."""
-        name = hashlib.sha256(identity(self.data_dir).encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"holdfast-{name}"
+        found = identity(self.data_dir) if self.has_identity else _NO_IDENTITY
+        return Path(tempfile.gettempdir()) / f"holdfast-{hashlib.sha256(found.encode()).hexdigest()[:12]}"
 
     @property
     def cgroup(self) -> Path:
         """The control group of all sandboxes, by its place under the mount of cgroup v2."""
         from actors.node.hierarchies import Hierarchies
 
-        return Hierarchies.find().v2 / service_cgroup(self.data_dir)
+        return Hierarchies.find().v2 / (service_cgroup(self.data_dir) if self.has_identity else _NO_IDENTITY)
 
     @property
     def jobs_url(self) -> str:
