@@ -19,8 +19,12 @@ LIMIT_S = 120
 def runs(service: Service, argv: list[str], text: str) -> str:
     key_file = service.home / "api_key"
     key_file.write_text(service.api_key)
-    text = text.replace("/var/lib/holdfast/secrets/api_key", str(key_file))
-    text = text.replace("http://127.0.0.1:8484", service.url).replace("/var/lib/holdfast", str(service.data_dir))
+    here = {
+        "/var/lib/holdfast/secrets/api_key": str(key_file),
+        "http://127.0.0.1:8484": service.url,
+        "/var/lib/holdfast": str(service.data_dir),
+    }
+    text = re.sub("|".join(map(re.escape, here)), lambda found: here[found[0]], text)
     left = dict(line.split("=", 1) for line in (service.data_dir / "client.env").read_text().splitlines())
     environment = clean_environment(service.home, {**left, "HOLDFAST_DATA_DIR": str(service.data_dir)})
     ended = subprocess.run(

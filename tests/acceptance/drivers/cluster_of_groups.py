@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
 
 
@@ -23,6 +24,8 @@ def main() -> None:
         "temp_dir": wanted["folder"],
         "env_vars": head["environment"],
     }
+    # Ray's test cluster writes its address there, whatever folder it is given, and fails where no Ray has made it yet.
+    Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)  # type: ignore[no-untyped-call]
     cluster = Cluster(initialize_head=True, head_node_args={**of_head, **head["options"]})
     try:
         for worker in workers:
