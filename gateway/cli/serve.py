@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -51,6 +52,17 @@ def serve(port: Port = None, host: Host = None, data_dir: DataDir = None, addres
             print(f"hint: {e.hint}", file=sys.stderr)
         raise typer.Exit(1) from None
     print("stopped", file=sys.stderr)
+    _leave_without_ray()
+
+
+def _leave_without_ray() -> None:
+    """Ends the process at once if Ray's threads wait for a cluster that is gone: on the way out they would crash it."""
+    from gateway.embedded import ray_head
+
+    if ray_head.is_gone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class _Stopped(BaseException):

@@ -211,7 +211,7 @@ def _stop_service() -> None:
     from actors.service_host import stop_service
 
     try:
-        left = stop_service()
+        left = ray_head.unless_gone(stop_service)
     except Exception as e:
         log.error("service_not_stopped", error=type(e).__name__)
     else:

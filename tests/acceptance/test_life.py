@@ -86,6 +86,18 @@ def test_stopping_leaves_nothing_and_everything_is_there_after_the_next_start(tm
     shutil.rmtree(second.ray_folder, ignore_errors=True)
 
 
+def test_a_service_whose_control_store_has_ended_before_it_leaves_nothing(tmp_path: Path) -> None:
+    """As when all processes of a unit, or of a terminal's job, are told to end at once."""
+    service = start(tmp_path / "home", tmp_path / "data")
+    make_some(service)
+    assert mountinfo.mounts_under(service.data_dir)
+    (store,) = (pid for pid in service.pids() if comm_of(pid) == "gcs_server")
+    os.kill(store, signal.SIGKILL)
+    assert service.stop(signal.SIGTERM) == 0
+    nothing_left(service)
+    shutil.rmtree(service.ray_folder, ignore_errors=True)
+
+
 def test_a_second_service_on_the_same_folder_and_a_busy_port_are_refused_with_a_sentence(
     service: Service, tmp_path: Path
 ) -> None:
