@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from actors.node import mountinfo
 from tests.acceptance.http_box import HttpBox
 from tests.support import container, image
 from tests.support.service import LAST_WORDS, PROJECT, START_S, eventually
@@ -21,7 +23,15 @@ pytestmark = pytest.mark.timeout(2400)
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[image.Image]:
-    yield image.build(PROJECT, tmp_path_factory.mktemp("image"))
+    """The image; what its build has lent of this machine is as it was, and its trees are gone afterwards."""
+    folder = tmp_path_factory.mktemp("image")
+    before = states(image.lent_paths())
+    try:
+        yield image.build(PROJECT, folder)
+        assert states(image.lent_paths()) == before
+        assert mountinfo.mounts_under(folder) == []
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_the_image_is_small_has_no_tests_and_runs_as_its_own_init(built: image.Image, tmp_path: Path) -> None:
@@ -53,6 +63,11 @@ def test_the_image_is_small_has_no_tests_and_runs_as_its_own_init(built: image.I
                 box.sh("true")
         eventually(lambda: not zombies_below(running.first))
         assert running.stop() == 0
+
+
+def states(paths: list[Path]) -> dict[Path, tuple[int, int, int]]:
+    """The inode, the size and the time of the last change of each path."""
+    return {path: (found.st_ino, found.st_size, found.st_ctime_ns) for path in paths if (found := path.lstat())}
 
 
 def zombies_below(first: int) -> list[str]:

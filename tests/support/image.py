@@ -1,9 +1,10 @@
 """Builds the Dockerfile's image step by step in folders, where there is no Docker to build it.
 
 An interpreter of the few instructions that the file has. `FROM` a Debian is a tree that debootstrap makes, of the
-smallest variant, as Docker's own slim images are. Steps run as root in a chroot with namespaces of its own and the
-network of this machine. So that apt and pip find packages here, the machine's configuration of both, and its
-certificates, are lent to each step: bound over the image's, so that nothing of them stays in it.
+smallest variant, as Docker's own slim images are. Steps run as root with Docker's capabilities, in a chroot with
+namespaces of its own and the network of this machine. So that apt and pip find packages here, the machine's
+configuration of both, and its certificates, are lent to each step: bound read-only over the image's, so that nothing of
+them stays in it, and nothing of the machine changes.
 
 Not like Docker: no layers and no cache; the sizes are those of the last tree.
 """
@@ -18,34 +19,34 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.container import Privileges
+
 _RELEASES = {"debian:12-slim": "bookworm"}
 _STEP_S = 1200
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LENT = ("/etc/resolv.conf", "/etc/hosts", "/etc/apt", "/etc/pip.conf", "/etc/xdg/pip")
+_LEFT_BY_DEBOOTSTRAP = ("etc/resolv.conf", "etc/hostname")
+"""What it copies of this machine into a tree."""
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _LENT_CERTIFICATES = "/run/lent/certificates.crt"
 _LENT_VARIABLES = re.compile(r"PIP_|SSL_CERT_FILE$|.*_(proxy|PROXY)$")
+_PLACES_OF_PACKAGES = re.compile(r"(?:find-links|index-url)='(.*)'")
+"""A line of `pip config list`."""
 _NAMESPACES = (
-    "setpriv",
-    "--pdeathsig",
-    "KILL",
-    "--",
-    "unshare",
-    "--mount",
-    "--propagation",
-    "private",
-    "--pid",
-    "--fork",
-    "--kill-child",
-    "--",
-)
+    "setpriv", "--pdeathsig", "KILL", "--",
+    "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
+)  # fmt: skip
+"""What is mounted, and who runs, ends with the command, however that ends."""
 _BIND_AND_RUN = """
 mount -t proc proc "$0/proc"
+mount --bind "$0/proc/sys" "$0/proc/sys"
+mount -o remount,bind,ro "$0/proc/sys"
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$0/dev/pts"
 while [ "$1" != -- ]; do mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; shift 2; done
 shift
@@ -118,9 +119,12 @@ def _ignored(path: Path, patterns: list[str]) -> bool:
 
 def debian(folder: Path, release: str) -> Path:
     """A Debian tree of the smallest variant."""
-    subprocess.run(["debootstrap", "--variant=minbase", release, folder], check=True, stdout=subprocess.DEVNULL)
+    argv = [*_NAMESPACES, "debootstrap", "--variant=minbase", release, str(folder)]
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=_STEP_S)
     for leftover in (folder / "var/cache/apt/archives").glob("*.deb"):
         leftover.unlink()
+    for name in _LEFT_BY_DEBOOTSTRAP:
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 
@@ -191,7 +195,16 @@ def _inside(image: Image, path: str) -> Path:
 def run(image: Image, argv: list[str]) -> str:
     """Runs a command in the image, as a step of a build; returns what it printed. Fails where it fails."""
     with _lent(image.root) as (binds, variables), image.root.with_suffix(".log").open("ab") as log:
-        inside = ["chroot", str(image.root), "/bin/sh", "-c", 'cd "$0" && exec "$@"', image.folder, *argv]
+        inside = [
+            *Privileges().words(),
+            "chroot",
+            str(image.root),
+            "/bin/sh",
+            "-c",
+            'cd "$0" && exec "$@"',
+            image.folder,
+            *argv,
+        ]
         done = subprocess.run(
             [*_NAMESPACES, "/bin/sh", "-ec", _BIND_AND_RUN, str(image.root), *binds, "--", *inside],
             env={**variables, **image.environment, "DEBIAN_FRONTEND": "noninteractive"},
@@ -231,7 +244,9 @@ def _lent(root: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
 def _place(root: Path, path: str, *, is_folder: bool) -> Iterator[str]:
     """Something in the tree to bind over; gone afterwards where it was not there before."""
     target = root / path.lstrip("/")
-    made = [place for place in (target, *target.parents) if place.is_relative_to(root) and not place.exists()]
+    places = [place for place in (target, *target.parents) if place.is_relative_to(root)]
+    assert not any(place.is_symlink() for place in places), f"{path} of the image may lead to this machine's"
+    made = [place for place in places if not place.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     if made:
         target.mkdir() if is_folder else target.touch()
@@ -243,13 +258,18 @@ def _place(root: Path, path: str, *, is_folder: bool) -> Iterator[str]:
                 place.rmdir() if place.is_dir() else place.unlink()
 
 
+def lent_paths() -> list[Path]:
+    """The files of this machine that steps are lent."""
+    found = [path for path in map(Path, _LENT) if path.exists()]
+    return [*found, *(below for path in found if path.is_dir() for below in path.rglob("*"))]
+
+
 def _local_indexes() -> list[str]:
     """Folders of this machine that its pip takes packages from."""
-    said = " ".join([*os.environ.values(), *_pip_configuration()])
-    folders = {found[1] for found in re.finditer(r"(?:file://|^|\s|=)(/opt/[\w.-]+)", said)}
-    return sorted(folder for folder in folders if Path(folder).is_dir())
-
-
-def _pip_configuration() -> list[str]:
-    files = [Path("/etc/pip.conf"), *Path("/etc/xdg/pip").glob("*")]
-    return [file.read_text() for file in files if file.is_file()]
+    said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
+    words = " ".join(_PLACES_OF_PACKAGES.findall(said.stdout)).split()
+    folders = [Path(word.removeprefix("file://")) for word in words]
+    roots = [
+        folder.parent if folder.name == "simple" else folder for folder in folders
+    ]  # an index has its files beside
+    return sorted({str(root) for root in roots if root.is_absolute() and root.is_dir()})
