@@ -473,6 +473,8 @@ class Custody:
     def forget(self) -> None:
         """Deletes the state, and before it the backups that were made to sleep; the user's stay.
 
+        Of a damaged state all backups stay: the sandbox of that name can restore those that were made to sleep, too.
+
         Raises:
             SandboxUnavailableError: another actor has taken over; nothing was done.
             StorageError: call again.
@@ -484,11 +486,11 @@ class Custody:
             self._durable.forget(lambda state: self._delete(self._sleep_backups(state)))
 
     def _sleep_backups(self, state: SandboxState | None) -> Sequence[str]:
-        """The backups that were made to sleep; where the state cannot say, those of the sandbox's list."""
-        if state is not None:
-            return state.sleep_backups
-        assert self._catalog is not None
-        return [record.id for record in self._catalog.all_records(self._tenant, self._sandbox) if record.of_sleep]
+        """The backups that were made to sleep. None where the state cannot say whether the files are in them alone."""
+        if state is None:
+            log.warning("sleep_backups_kept", sandbox=self._sandbox)
+            return ()
+        return state.sleep_backups
 
     def _delete(self, backup_ids: Sequence[str]) -> None:
         assert self._catalog is not None

@@ -28,7 +28,9 @@ from actors.errors import SandboxUnavailableError
 from storage.errors import CorruptMetadataError, DocumentError
 from storage.metadata import SandboxState
 
-DAMAGED_HINT = "Or delete the sandbox, and begin afresh: its backups stay, and can be restored."
+DAMAGED_HINT = (
+    "Or delete the sandbox, and begin afresh under the same name: all its backups stay, and can be restored there."
+)
 
 
 class Origin(StrEnum):

@@ -17,6 +17,7 @@ from actors.errors import (
     SandboxNotFoundError,
     StorageUnavailableError,
 )
+from actors.models import DirectoryBackup
 from actors.sandbox import LocalSandbox
 from actors.service import Service
 from storage import keys
@@ -135,7 +136,7 @@ def test_what_the_directories_are_recovered_from_is_found_again(used: Used) -> N
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_reading_says_what_is_damaged_and_deletion_works_at_once(used: Used, damage: str) -> None:
-    used.box.put_to_bed()
+    asleep = {row.backup_id for row in used.box.put_to_bed()}
     box = used.taken_up_anew()
     used.damage(DAMAGES[damage])
     service = used.service
@@ -160,11 +161,26 @@ def test_reading_says_what_is_damaged_and_deletion_works_at_once(used: Used, dam
     with pytest.raises(SandboxNotFoundError):
         service.describe("default", used.name)
     kept = {row.id for row in used.node.catalog().page("default", used.name).records}
-    assert kept == {used.restored.id, used.made.id}
+    assert kept == {used.restored.id, used.made.id} | asleep
     heir = used.node.sandbox(used.name)
     assert sh(heir, "ls -A") == ""
     restore(heir, used.made)
     assert sh(heir, "cat b/file") == "2\n"
+
+
+def test_a_sandbox_asleep_in_the_bucket_whose_state_is_damaged_is_deleted_and_restored(used: Used) -> None:
+    checkpoints = used.box.put_to_bed()
+    used.box.sleep(checkpoints)
+    used.damage(DAMAGES["half"])
+    box = used.node.sandbox(used.name, awake=False)
+    with pytest.raises(DocumentDamagedError):
+        sh(box, "true")
+    box.destroy()
+    heir = used.node.sandbox(used.name)
+    for row in checkpoints:
+        restore(heir, DirectoryBackup(id=row.backup_id, dir=row.dir))
+    assert sh(heir, "cat a/file b/file new") == "3\n2\n4\n"
+    used.service.delete_backup("default", checkpoints[0].backup_id)
 
 
 @pytest.mark.parametrize("damage", ["empty", "another tenant's"])
