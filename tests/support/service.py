@@ -383,7 +383,8 @@ def workers(service: Service, title: bytes) -> set[int]:
 
 def secrets_of(service: Service) -> dict[str, str]:
     """Every secret of the service by its name, and what a presigned URL cannot do without."""
-    secrets: dict[str, str] = json.loads((service.data_dir / "secrets" / "secrets.json").read_text())
+    kept: dict[str, str | bool] = json.loads((service.data_dir / "secrets" / "secrets.json").read_text())
+    secrets = {name: value for name, value in kept.items() if isinstance(value, str)}
     marks = {"a presigned URL": "X-Amz-Signature", "a presigned URL's credential": "X-Amz-Credential"}
     return {**secrets, "the service's key": service.api_key, **marks}
 
