@@ -23,6 +23,7 @@ import pytest
 from actors.node import driver_choice
 from actors.node.drivers import Driver
 from tests.soak.caller import Caller
+from tests.soak.evidence import evidence
 from tests.soak.killer import Killer
 from tests.support.service import running
 
@@ -62,6 +63,7 @@ def soak(folder: Path, driver: str, length_s: float, record: Callable[[str, obje
                     caller.finish()
                 except BaseException as e:
                     failures.append(e)
+                    print(evidence(service))
                     ending.set()
 
             threads = [threading.Thread(target=act, args=(caller,), daemon=True) for caller in callers]
