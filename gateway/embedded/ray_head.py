@@ -85,9 +85,20 @@ def start(folder: Path, token_file: Path, *, slots: int) -> RayHead:
                 log_to_driver=False,
                 configure_logging=False,
             )
+        _name_cluster(context.address_info["gcs_address"], folder)
     except Exception as e:
         raise ray_did_not_start(e) from e
     return RayHead(address=context.address_info["gcs_address"], jobs_url=f"http://{context.address_info['webui_url']}")
+
+
+def _name_cluster(address: str, folder: Path) -> None:
+    """Writes down which cluster has its files in `folder`, as `ray start` does and `ray.init` does not.
+
+    A job's supervisor looks there for the cluster of its job. Without it, it takes one of those that have processes on
+    this machine, perhaps another's. Source: get_ray_address_from_environment in ray._private.services, Ray 2.60.
+    """
+    utils: Any = import_module("ray._private.utils")
+    utils.write_ray_address(address, str(folder))
 
 
 @contextlib.contextmanager

@@ -96,6 +96,9 @@ def test_a_job_reaches_its_own_cluster_beside_another_ray(tmp_path: Path) -> Non
 
         assert status == 0, said
         assert documents(said)[-1]["sandboxes"][0]["id"] == "of-the-job"
+        for _ in range(4):  # each asks anew which cluster is its own, and could take any on this machine
+            status, said = submit(beside, "echo address=$RAY_ADDRESS")
+            assert status == 0 and f"address={beside.client_env['RAY_ADDRESS']}\n" in said, said
 
 
 @pytest.fixture(autouse=True)
