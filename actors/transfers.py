@@ -172,15 +172,25 @@ class Transfers:
         try:
             with self._gate.shared(), found.lock, translated(""):
                 if found.ended:
-                    raise found.error or ExecStoppedError("A restore stopped the transfer.")
+                    raise self._end_of(found)
                 found.used_at = time.monotonic()
                 act(found.sink)
+        except SandboxUnavailableError:  # the gate lets nobody in, perhaps because what has ended the transfer is done
+            error = self._end_of(found) if found.ended else None
+            self.abort(transfer_id)
+            if error is not None:
+                raise error from None
+            raise
         except BaseException:
             self.abort(transfer_id)
             raise
         if last:
             with self._lock:
                 self._open.pop(transfer_id, None)
+
+    @staticmethod
+    def _end_of(transfer: _Open) -> HoldfastError:
+        return transfer.error or ExecStoppedError("A restore stopped the transfer.")
 
     def _register(self, sink: Sink, transfer_id: str | None = None) -> _Open:
         transfer = _Open(transfer_id or uuid.uuid4().hex, sink)
