@@ -94,7 +94,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         lambda node, _: tools_replaced(node.data_dir, {"bwrap": "prlimit --as=5000000 --pid $$; {real}"}),
         "OUT_OF_MEMORY",
     ),
-    "no process": (lambda node, _: starved(node, 2), "NO_PROCESSES"),
+    "no process": (lambda node, _: starved(node, 1), "NO_PROCESSES"),
     "too slow": (too_slow, "TIMEOUT"),
     "no mount": (lambda node, _: tools_replaced(node.data_dir, {"squashfuse_ll": "exit 1"}), "MOUNT_FAILED"),
     "no overlay": (lambda node, _: tools_replaced(node.data_dir, {"fuse-overlayfs": "exit 1"}), "MOUNT_FAILED"),
@@ -395,6 +395,7 @@ def test_a_restore_that_the_node_fails_in_changes_nothing_and_succeeds_later(
 UNMOUNTABLE = {
     Driver.KERNEL: {"mount": "exit 32"},
     Driver.MIXED: {"squashfuse_ll": "exit 1"},
+    Driver.ROOTLESS: {"squashfuse_ll": "exit 1"},
     Driver.FUSE: {"fuse-overlayfs": "exit 1"},
 }
 

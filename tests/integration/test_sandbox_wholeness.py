@@ -187,7 +187,7 @@ def test_a_destruction_that_stops_halfway_leaves_no_half_of_the_sandbox(
         raise ToolError("injected")
 
     with monkeypatch.context() as patched:
-        patched.setattr("actors.sandbox.remove_tree", fails)
+        patched.setattr("actors.node_layout.remove_tree", fails)
         with pytest.raises(SandboxUnavailableError) as raised:
             box.destroy()
     assert raised.value.context["outcome"] == "unknown"
