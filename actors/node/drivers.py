@@ -3,8 +3,8 @@
     driver     archive                    overlay          needs                 limits
     kernel     squashfs on a loop device  overlay          loop devices
     mixed      squashfuse_ll              overlay          /dev/fuse             links, empty xattrs
-    rootless   squashfuse_ll              overlay          /dev/fuse; works in   links, directories, signs,
-                                                           a user namespace      empty xattrs
+    rootless   squashfuse_ll              overlay          /dev/fuse; works in   links, special links, directories,
+                                                           a user namespace      signs, empty xattrs
     fuse       squashfuse_ll              fuse-overlayfs   /dev/fuse             directories, fifos, names,
                                                                                  empty xattrs
 
@@ -32,6 +32,7 @@ class Limit(StrEnum):
 
     DIRECTORIES = "renaming a restored directory gives EXDEV (mv and shutil.move copy instead)"
     LINKS = "a restored hard link is a file of its own once it is changed, at once or after the next mount"
+    SPECIAL_LINKS = "changing or removing a restored symbolic link or fifo that has several names gives EPERM"
     FIFOS = "changing a restored fifo gives EIO"
     NAMES = "names over 251 bytes, and names that begin with .wh., are refused"
     SIGNS = "restored user xattrs that begin with user.overlay. are refused"
@@ -70,7 +71,9 @@ class Driver(StrEnum):
         return {
             Driver.KERNEL: frozenset[Limit](),
             Driver.MIXED: frozenset({Limit.LINKS, Limit.EMPTY_XATTRS}),
-            Driver.ROOTLESS: frozenset({Limit.LINKS, Limit.DIRECTORIES, Limit.SIGNS, Limit.EMPTY_XATTRS}),
+            Driver.ROOTLESS: frozenset(
+                {Limit.LINKS, Limit.SPECIAL_LINKS, Limit.DIRECTORIES, Limit.SIGNS, Limit.EMPTY_XATTRS}
+            ),
             Driver.FUSE: frozenset({Limit.DIRECTORIES, Limit.FIFOS, Limit.NAMES, Limit.EMPTY_XATTRS}),
         }[self]
 

@@ -21,6 +21,7 @@ from actors.node.layers import Layer, Layers
 _TRIALS_S = 30.0
 _EXCUSED = {
     Limit.LINKS: trials.restored_links.__name__,
+    Limit.SPECIAL_LINKS: trials.special_links.__name__,
     Limit.FIFOS: trials.special_files.__name__,
     Limit.NAMES: trials.strange_names.__name__,
 }

@@ -19,9 +19,10 @@ from pathlib import Path
 from actors.logs import log
 from actors.node import drivers, mountinfo, mounting
 from actors.node.daemons import Daemon, Daemons
-from actors.node.drivers import LOWER, MERGED, Driver
-from actors.node.errors import MountBusyError, MountError
+from actors.node.drivers import LOWER, MERGED, WORK, Driver
+from actors.node.errors import MountBusyError, MountError, ToolError
 from actors.node.lowers import Hold, Lowers
+from actors.node.removal import remove_tree
 
 READY_S = 10.0
 _KILLED_S = 5.0
@@ -75,8 +76,24 @@ class Stack:
         """
         if self._driver is Driver.FUSE:
             self._start("fuse-overlayfs", drivers.fuse_overlay(), self._merged)
-        else:
-            mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=READY_S)
+            return
+        try:
+            self._mount_overlay()
+        except MountBusyError:
+            raise
+        except MountError:
+            if self._driver is not Driver.ROOTLESS:
+                raise
+            # A fifo of several names that was renamed is in the index without its sign, and the kernel mounts no such
+            # index: ENODATA. What a rootless index tells of an earlier mount is stale in any case.
+            try:
+                remove_tree(self._folder / WORK / "index")
+            except ToolError as e:
+                raise MountError(e.message) from e
+            self._mount_overlay()
+
+    def _mount_overlay(self) -> None:
+        mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=READY_S)
 
     def serve(self) -> None:
         """Proves that the merged directory answers; from here on a daemon's death is a loss.

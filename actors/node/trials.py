@@ -107,6 +107,9 @@ def _seed(folder: Folder) -> None:
     (folder / "empty").mkdir()
     for name in ("file", "directory"):
         folder.set_attribute(name, "user.restored", b"value")
+    if folder.path.name == "special_links":
+        for name in ("link", "fifo"):
+            os.link(folder / name, folder / f"second {name}", follow_symlinks=False)
     if folder.path.name == "long_names":
         for shorter in range(4):
             folder.write(folder.long_name("f", shorter), "restored")
@@ -314,6 +317,13 @@ def special_files(folder: Folder) -> None:
     (folder / "fifo").unlink()
 
 
+def special_links(folder: Folder) -> None:
+    """A restored symbolic link or fifo that has several names can be renamed and deleted by each."""
+    for name in ("link", "fifo"):
+        (folder / name).rename(folder / f"moved {name}")
+        (folder / f"second {name}").unlink()
+
+
 def copied_content(folder: Folder) -> None:
     """What was not overwritten of a restored file stays, holes included."""
     with (folder / "large").open("r+b") as file:
@@ -358,7 +368,8 @@ def strange_names(folder: Folder) -> None:
 TRIALS: tuple[Callable[[Folder], None], ...] = (
     replaced_by_rename, renamed_over, replaced_again, replaced_by_link, directory_by_file, file_by_directory,
     made_anew, directory_renamed_over, renamed_directory, new_links, restored_links, long_names, many_names,
-    flagged_renames, attributes, special_files, copied_content, open_files, constant_inodes, strange_names,
+    flagged_renames, attributes, special_files, special_links, copied_content, open_files, constant_inodes,
+    strange_names,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -213,6 +213,34 @@ def test_renaming_a_restored_directory_works_but_where_the_driver_declares_other
         box.layers.close(layer)
         box.layers.open(layer.id, *archive)
         assert (layer.merged / "renamed" / "main.py").read_text() == "print('hello')\n"
+    box.layers.discard(layer)
+
+
+# fuse-overlayfs dies of changed fifos.
+@pytest.mark.parametrize("driver", [driver for driver in Driver if Limit.FIFOS not in driver.limits], indirect=True)
+def test_changing_special_files_of_several_names_does_not_keep_a_layer_from_being_mounted(
+    box: Box, tmp_path: Path
+) -> None:
+    tree = tmp_path / "specials"
+    tree.mkdir()
+    for name in ("renamed", "removed", "changed"):
+        os.mkfifo(tree / name)
+        (tree / f"{name} too").hardlink_to(tree / name)
+    layer = box.layers.create(*(archive := pack(tree, tmp_path / "specials.sqsh")))
+    acts: tuple[Callable[[], object], ...] = (
+        lambda: (layer.merged / "renamed").rename(layer.merged / "moved"),
+        lambda: (layer.merged / "removed").unlink(),
+        lambda: (layer.merged / "changed").chmod(0o600),
+    )
+    refused = (PermissionError,) if Limit.SPECIAL_LINKS in box.driver.limits else ()
+    for act in acts:
+        with contextlib.suppress(*refused):
+            act()
+    (layer.merged / "later").write_text("written")
+    for _ in range(2):
+        box.layers.close(layer)
+        box.layers.open(layer.id, *archive)
+        assert (layer.merged / "later").read_text() == "written"
     box.layers.discard(layer)
 
 
