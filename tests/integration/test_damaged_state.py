@@ -63,6 +63,7 @@ class Used:
         restore(self.box, self.restored)
         self.made = backup(self.box, "/workspace/b")
         sh(self.box, "echo 3 > a/file; echo 4 > new")
+        assert wait_until(lambda: self.state.unsaved == ["/workspace"]), "a note of it is on its way to the bucket"
 
     @property
     def key(self) -> str:
