@@ -17,6 +17,7 @@ from actors.node.errors import ArchiveError
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits, Survey, survey
 from actors.node.tree import Tree
+from actors.node.unpacking import UnpackedSize, half_of_the_disk
 
 _SPOOL = "/spool"
 _EXTRACT_S = 3600.0
@@ -143,7 +144,9 @@ class Archiver:
 
         Raises:
             ArchiveError: it is none, or holds what unsquashfs cannot unpack.
-            BoxError, ToolError, NoSpaceLeftError, TreeError: as in the other methods.
+            TreeError: it holds more than the limits allow; nothing was unpacked.
+            NoSpaceLeftError: it takes more than half of the free disk.
+            BoxError, ToolError: as in the other methods.
                 `work` has to be removed by the caller.
         """
         squashfs.superblock(archive)
@@ -151,12 +154,14 @@ class Archiver:
         content.mkdir()
         for path in (content, archive):
             os.chown(path, self._box.uid, self._box.uid)
+        self._check_unpacked_size(archive, cancelled)
         binds = (Bind(archive, "/archive"), Bind(content, "/content", writable=True))
         command = squashfs.unsquashfs("/archive", "/content/tree", processors=self._processors)
         alone = replace(self._box, binds=(), network=False)
-        ended = run_boxed(
-            alone, command, identity=Identity.COMMAND, binds=binds, timeout_s=_EXTRACT_S, cancelled=cancelled
-        )
+        with half_of_the_disk(content, cancelled) as stop:
+            ended = run_boxed(
+                alone, command, identity=Identity.COMMAND, binds=binds, timeout_s=_EXTRACT_S, cancelled=stop
+            )
         if cancelled.is_set():
             return Made(archive, Survey())
         squashfs.verify_extraction(ended, blamed=ArchiveError)  # nobody has signed what its bytes should be
@@ -171,6 +176,28 @@ class Archiver:
         )
         remove_tree(content)
         return Made(path, found)
+
+    def _check_unpacked_size(self, archive: Path, cancelled: threading.Event) -> None:
+        beyond = threading.Event()
+        size = UnpackedSize(self._limits, beyond)
+
+        def read(output: bytes) -> None:
+            size.read(output)
+            if cancelled.is_set():
+                beyond.set()
+
+        ended = run_boxed(
+            replace(self._box, binds=(), network=False),
+            squashfs.sizes("/archive"),
+            identity=Identity.COMMAND,
+            binds=(Bind(archive, "/archive"),),
+            timeout_s=_LIST_S,
+            on_stdout=read,
+            cancelled=beyond,
+        )
+        size.check()
+        if not beyond.is_set():
+            squashfs.verify_extraction(replace(ended, stdout=b""), blamed=ArchiveError)
 
     def _squash(
         self,

@@ -109,6 +109,11 @@ def listing(archive: str) -> list[str]:
     return ["unsquashfs", "-l", archive]
 
 
+def sizes(archive: str) -> list[str]:
+    """The command that prints every path in an archive with its type, owner and size, each on a line of its own."""
+    return ["unsquashfs", "-lln", archive]
+
+
 class NameReader:
     """Looks through such a listing, piece by piece, for a name."""
 

@@ -158,7 +158,8 @@ class Tree:
         with self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as fd:
             self.canonical(fd)
             rows = []
-            names = os.listdir(fd)
+            with os.scandir(fd) as entries:
+                names = [entry.name for entry in itertools.islice(entries, limit + 1)]
             if len(names) > limit:
                 raise PathTypeError(f"The directory holds more than {limit} entries; list it by a command.")
             for name in sorted(names):
