@@ -100,12 +100,13 @@ class SandboxHost:
     def _make(self) -> LocalSandbox:
         from actors.bucket import open_catalog
         from actors.config import on_this_node
-        from actors.node import actor_group
+        from actors.node import actor_group, memory
         from actors.node.errors import DriverUnavailableError, NodeError
         from actors.node_layout import NodeLayout, choose_driver
         from actors.sandbox import LocalSandbox
 
         configure_logging()
+        memory.take_rank(memory.Rank.SANDBOX)
         tenant, sandbox_id, config = self._address
         config = on_this_node(config)
         self.watch.report(report_to_service)

@@ -21,6 +21,7 @@ from actors.errors import SandboxUnavailableError
 from actors.guard import guarded
 from actors.logs import configure_logging, log
 from actors.metrics import Counts
+from actors.node.memory import Rank, take_rank
 from actors.node_host import node_host_class
 from actors.nodes import SLOTS, Nodes
 from actors.observation import Watch, cluster_metrics, observed
@@ -64,6 +65,7 @@ class ServiceHost:
 
     def __init__(self, config: SandboxConfig) -> None:
         configure_logging()
+        take_rank(Rank.SERVICE)
         self.watch = Watch()
         self._config = config
         self._service = Service(config, open_catalog(config), awake=_awake)

@@ -164,6 +164,8 @@ def inner(
     args += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
     for number, bind in enumerate(binds):
         args += ["--bind" if bind.writable else "--ro-bind", f"{_OUTER}/{number}", bind.target]
+    # A command could write there that the kernel is to end it last. No other file of a process's own is missed.
+    args += ["--remount-ro", "/proc"]
     return [*args, "--remount-ro", "/", "--chdir", cwd, "--seccomp", str(fds["seccomp"])]
 
 

@@ -22,8 +22,12 @@ from pathlib import Path
 from actors.node import delegation, process
 from actors.node.errors import CgroupError
 from actors.node.hierarchies import PROCS, Hierarchies, own_procs
+from actors.node.memory import Rank, share_of_sandboxes
 
-JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
+JOIN = (
+    f"{{ echo {int(Rank.COMMAND)} > /proc/self/oom_score_adj; }} 2> /dev/null; "
+    'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
+)
 """A shell's whole program: enters each group that is named before `--`, then becomes what is named after it."""
 
 _THAW_WHEN_ORPHANED = 'read -r _ || echo 0 > "$1"'
@@ -56,6 +60,8 @@ class Cgroup:
         self._base = found.v2
         self._path = found.v2 / name
         self._v1 = {controller: where / name for controller, where in found.v1.items()}
+        self._node = name.partition("/")[0] if "/" in name else None
+        self._around = found
         self._limits = {"memory": memory_bytes, "pids": processes}
         self._obstacle: str | None = None
 
@@ -66,6 +72,7 @@ class Cgroup:
         for controller in self._limits:
             if not self._limit_v2(controller):
                 self._limit_v1(controller)
+        self._limit_node()
 
     def _limit_v2(self, controller: str) -> bool:
         """Sets a limit, if the service's group passes the controller on."""
@@ -88,6 +95,17 @@ class Cgroup:
             with contextlib.suppress(OSError):
                 path.mkdir(parents=True, exist_ok=True)
                 (path / _V1_LIMIT[controller]).write_text(str(self._limits[controller]))
+
+    def _limit_node(self) -> None:
+        """Limits the memory of the node's group, and so of all sandboxes together."""
+        if self._node is None:
+            return
+        bases = [self._around.v2, *([self._around.v1["memory"]] if "memory" in self._around.v1 else [])]
+        for base, name in zip(bases, (_V2_LIMIT["memory"], _V1_LIMIT["memory"]), strict=False):
+            if (limit := base / self._node / name).exists():
+                with contextlib.suppress(OSError):
+                    limit.write_text(str(share_of_sandboxes(bases)))
+                return
 
     def limits(self) -> Limits:
         """The limits that are in force, by the kernel's own account."""

@@ -25,9 +25,9 @@ from pathlib import Path
 from actors.logs import log
 from actors.node import mountinfo, process
 from actors.node.errors import MountError, NodeError
+from actors.node.memory import Rank
 
 _STDERR_BYTES = 4096
-_OOM_SCORE_ADJ = -900
 _POLL_MS = 20
 
 
@@ -164,7 +164,7 @@ class Daemons:
     def _fork(self, argv: Sequence[str], name: str, cwd: Path, on_exit: Callable[[Daemon], None]) -> Daemon:
         child = process.start(argv, stdout=subprocess.DEVNULL, cwd=str(cwd))
         with contextlib.suppress(OSError):  # needs CAP_SYS_RESOURCE; without it the daemon is as mortal as others
-            Path(f"/proc/{child.pid}/oom_score_adj").write_text(str(_OOM_SCORE_ADJ))
+            Path(f"/proc/{child.pid}/oom_score_adj").write_text(str(int(Rank.DAEMON)))
         daemon = Daemon(child, name, on_exit)
         daemon._watch(self._selector)
         return daemon

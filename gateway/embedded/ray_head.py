@@ -25,6 +25,7 @@ from typing import Any, NoReturn, TypeVar
 
 from actors.config import NODE_DATA_DIR
 from actors.errors import ServiceUnavailableError
+from actors.node.memory import Rank
 from gateway.embedded.start_failures import ray_did_not_start
 
 PRELOADED = (
@@ -68,6 +69,7 @@ def start(folder: Path, token_file: Path, *, slots: int) -> RayHead:
         RAY_USAGE_STATS_ENABLED="0",
         RAY_preload_python_modules=",".join(PRELOADED),
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_worker_oom_score_adjustment=str(int(Rank.SERVICE)),
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     )
     for name in ("RAY_ADDRESS", "PYTHONDONTWRITEBYTECODE", NODE_DATA_DIR):

@@ -13,7 +13,7 @@ import pytest
 
 from actors.node import mountinfo
 from tests.acceptance.http_box import HttpBox, refusal
-from tests.support.service import STOP_S, Service, comm_of, nothing_left, refused, running, start
+from tests.support.service import STOP_S, Service, comm_of, nothing_left, refused, running, start, workers
 
 
 def make_some(service: Service) -> tuple[dict[str, str], dict[str, str]]:
@@ -186,3 +186,15 @@ def is_loopback(address: str) -> bool:
     found = ipaddress.ip_address(address)
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return (mapped or found).is_loopback
+
+
+def test_where_memory_runs_out_the_service_outlives_the_actors_and_these_their_commands(
+    service: Service, box: HttpBox
+) -> None:
+    command = int(box.sh("cat /proc/self/oom_score_adj"))
+
+    def scores(title: bytes) -> set[int]:
+        return {int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in workers(service, title)}
+
+    assert max(scores(b"ray::ServiceHost") | scores(b"ray::NodeHost")) < min(scores(b"ray::SandboxHost"))
+    assert max(scores(b"ray::SandboxHost")) < command

@@ -25,6 +25,7 @@ from actors.bucket import open_catalog
 from actors.config import NODE_DATA_DIR, NodeConfig, SandboxConfig
 from actors.models import DEFAULT_TENANT
 from actors.node.cgroup import Cgroup
+from actors.node.memory import Rank
 from actors.node.mounting import sweep
 from actors.nodes import SLOTS
 from gateway.embedded.ray_head import PRELOADED
@@ -37,6 +38,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_oom_score_adjustment": str(int(Rank.SERVICE)),
     "RAY_preload_python_modules": ",".join(PRELOADED),
     # As in cluster.yaml: a lost node is noticed after seconds.
     "RAY_health_check_period_ms": "500",

@@ -172,7 +172,9 @@ def test_a_commands_box_has_every_lock() -> None:
         "--new-session", "--die-with-parent", "--hostname", "host",
     ]  # fmt: skip
     assert args[13] == "--clearenv"
-    assert args[-9:] == ["--bind", "/sandbox/0", "/w", "--remount-ro", "/", "--chdir", "/w", "--seccomp", "3"]
+    locked = ["--remount-ro", "/proc", "--remount-ro", "/"]
+    assert args[-11:-8] == ["--bind", "/sandbox/0", "/w"]
+    assert args[-8:] == [*locked, "--chdir", "/w", "--seccomp", "3"]
     assert "--cap-add" not in args and "--share-net" not in args and "/n" not in args
 
 
