@@ -4,11 +4,18 @@ A kernel overlay keeps its lower file system alive but does not make the lower's
 take it from under running layers and the next layer would mount the archive again. Each user therefore holds a
 descriptor of the mount: the kernel then answers EBUSY until the last one is closed, and closes those of a dead
 process by itself. Source: our measurement, Linux 6.18.
+
+    <sha256>/     a mount of one file of that content
+    <sha256>.1/   a mount of another file of the same content, while the first is in use
+
+Two backups of one unchanged directory are two files with the same bytes, and a damaged file is replaced by a good one.
+No file's mount takes the place of another's: a layer needs its own until it is closed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -17,7 +24,6 @@ from pathlib import Path
 
 from fasteners import InterProcessLock
 
-from actors.logs import log
 from actors.node import drivers, loops, mountinfo, mounting
 from actors.node.errors import MountBusyError, MountError
 
@@ -36,7 +42,7 @@ class Hold:
 
 
 class Lowers:
-    """The shared mounts, one folder per archive hash. Any number of processes may use the same folder."""
+    """The shared mounts, one folder for each file. Any number of processes may use the same folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -47,10 +53,9 @@ class Lowers:
         Raises:
             MountError: the archive cannot be mounted; nothing was left.
         """
-        point = self._folder / sha256
         with self._locked():
+            point = self._point(archive, sha256)
             point.mkdir(exist_ok=True)
-            self._put_aside_another(archive, point)
             fresh = mountinfo.find(point) is None
             try:
                 if fresh:
@@ -64,15 +69,21 @@ class Lowers:
                     self._unmount(point)
                 raise
 
-    def _put_aside_another(self, archive: Path, point: Path) -> None:
-        """Detaches a mount of another file than `archive`, which was checked; the layers that use that one keep it."""
-        found = mountinfo.find(point)
-        if found is None:
-            return
+    def _point(self, archive: Path, sha256: str) -> Path:
+        """The folder in which `archive`, which was checked, is mounted; else the first one without a mount in use.
+
+        A mount of any other file is neither taken for it nor covered by it.
+        """
         status = archive.stat()
-        if loops.backing_file(found.source) != (status.st_dev, status.st_ino):
-            log.info("lower_put_aside", lower=point.name)
-            mounting.detach(point)
+        mounted = {mount.point: mount.source for mount in mountinfo.mounts()}
+        points = [point for point in self._folder.glob(f"{sha256}*") if point in mounted]
+        for point in points:
+            if loops.backing_file(mounted[point]) == (status.st_dev, status.st_ino):
+                return point
+        names = itertools.chain([sha256], (f"{sha256}.{number}" for number in itertools.count(1)))
+        return next(
+            point for point in (self._folder / name for name in names) if point not in mounted or self._unmount(point)
+        )
 
     def release(self, hold: Hold) -> None:
         """Gives up a claim; the last one to do so unmounts the archive."""

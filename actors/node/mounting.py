@@ -1,5 +1,5 @@
 """The door to mount(8), mount(2) and umount(2). What is unmounted is gone, or an error; nothing is lazy,
-but for what no path leads to any more, because a mount on the way has died, and for read-only mounts of archives.
+but for what no path leads to any more, because a mount on the way has died.
 
 Mounting runs in a child, which can be killed when a file system hangs. Unmounting is one system call that asks
 nothing of the file system, so a hung or dead FUSE mount can be removed; umount(8) would look at it first.
@@ -86,16 +86,6 @@ def unmount(path: Path, *, deadline_s: float) -> None:
             raise MountError(f"{path} cannot be unmounted: {os.strerror(code)}.")
         elif time.monotonic() >= deadline and mountinfo.find(path) is not None:  # else someone was quicker
             raise MountBusyError(f"{path} is covered by another mount.")
-
-
-def detach(path: Path) -> None:
-    """Takes the top-most mount at `path` out of sight at once; it ends when nothing uses it any more.
-
-    Raises:
-        MountError: the kernel refused.
-    """
-    if _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | _MNT_DETACH) != 0:
-        raise MountError(f"{path} cannot be detached: {os.strerror(ctypes.get_errno())}.")
 
 
 def _detach_way_to(path: Path) -> bool:

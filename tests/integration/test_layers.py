@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -458,6 +459,60 @@ def test_a_lower_of_a_killed_actor_is_released_by_another(kernel_box: Box, archi
     kernel_box.layers.discard(layer)
 
 
+@pytest.fixture
+def twin(archive: Archive, tmp_path: Path) -> Archive:
+    """Another file with the same bytes: what a second backup of an unchanged directory is."""
+    return Path(shutil.copy(archive[0], tmp_path / "twin.sqsh")), archive[1]
+
+
+@pytest.mark.parametrize("closed_first", ["the older", "the younger"])
+def test_layers_over_two_files_of_the_same_bytes_close_in_any_order(
+    kernel_box: Box, archive: Archive, twin: Archive, tmp_path: Path, closed_first: str
+) -> None:
+    one, other = kernel_box.layers, kernel_box.another()
+    opened = [(one, one.create(*archive)), (other, other.create(*twin))]
+    assert len(squashfs_mounts(tmp_path)) == len(loop_devices(tmp_path)) == 2
+    for layers, layer in opened if closed_first == "the older" else reversed(opened):
+        (layer.merged / "written").write_text("kept")
+        layers.close(layer)
+    assert squashfs_mounts(tmp_path) == []
+    for layers, layer in opened:
+        again = layers.open(layer.id, layer.archive, layer.sha256)
+        assert (again.merged / "first").read_text() == "linked"
+        assert (again.merged / "written").read_text() == "kept"
+    for layers, layer in opened:
+        layers.discard(layer)
+    assert squashfs_mounts(tmp_path) == []
+    assert not list(kernel_box.lowers.glob("[0-9a-f]*"))
+
+
+def test_layers_over_one_file_share_its_mount_beside_that_of_its_twin(
+    kernel_box: Box, archive: Archive, twin: Archive, tmp_path: Path
+) -> None:
+    users = [kernel_box.another() for _ in range(4)]
+    first, second = users[0].create(*archive), users[1].create(*twin)
+    users[0].discard(first)
+    third, fourth = users[2].create(*archive), users[3].create(*twin)
+    assert len(squashfs_mounts(tmp_path)) == len(loop_devices(tmp_path)) == 2
+    for layers, layer in zip(users[1:], (second, third, fourth), strict=True):
+        assert (layer.merged / "first").read_text() == "linked"
+        layers.discard(layer)
+    assert squashfs_mounts(tmp_path) == []
+
+
+def test_a_mount_that_is_none_of_the_archive_is_not_taken_for_it(
+    kernel_box: Box, archive: Archive, tmp_path: Path
+) -> None:
+    strange = kernel_box.lowers / archive[1]
+    strange.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(strange)], check=True)
+    with occupy(strange):
+        layer = kernel_box.layers.create(*archive)
+        assert (layer.merged / "first").read_text() == "linked"
+        kernel_box.layers.discard(layer)
+    assert wait_until(lambda: kernel_box.layers.release_unused_lowers() == [strange])
+
+
 RACE = """
 import sys
 from pathlib import Path
@@ -473,11 +528,17 @@ for _ in range(5):
 """
 
 
-def test_racing_processes_never_lose_the_shared_lower(kernel_box: Box, archive: Archive, tmp_path: Path) -> None:
-    path, sha256 = archive
+@pytest.mark.parametrize("files", ["one file", "two of the same bytes"])
+def test_racing_processes_never_lose_the_shared_lower(
+    kernel_box: Box, archive: Archive, twin: Archive, tmp_path: Path, files: str
+) -> None:
+    sha256, paths = archive[1], (archive[0], twin[0] if files == "two of the same bytes" else archive[0])
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", RACE, str(tmp_path / f"box{number}"), str(kernel_box.lowers), str(path), sha256]
+            [
+                *(sys.executable, "-c", RACE, str(tmp_path / f"box{number}"), str(kernel_box.lowers)),
+                *(str(paths[number % 2]), sha256),
+            ]
         )
         for number in range(4)
     ]

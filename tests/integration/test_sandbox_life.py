@@ -78,6 +78,27 @@ def test_a_crashed_sandbox_is_taken_up_with_every_write(node: Node) -> None:
     assert box.info().commands == 0
 
 
+@pytest.mark.parametrize("ended", ["the older", "the younger"])
+def test_a_sandbox_goes_on_after_one_with_a_backup_of_the_same_bytes_ended(kernel_node: Node, ended: str) -> None:
+    one, other = kernel_node.sandbox("box"), kernel_node.sandbox("other")
+    sh(one, "mkdir data; echo original > data/file")
+    twins = [backup(one, "/workspace/data") for _ in range(2)]
+    assert len({path.stem.partition("_")[2] for path in kernel_node.layout.cache.glob("*.sqsh")}) == 1
+    for box, handle in zip((one, other), twins, strict=True):
+        restore(box, handle)
+        sh(box, "echo later > data/later")
+    first, second = (one, other) if ended == "the older" else (other, one)
+    first.destroy()
+    second.close()
+    assert sh(second, "cat data/*") == "original\nlater\n"
+    restore(second, twins[0])
+    assert len(os.listdir(kernel_node.home(second.id) / "layers")) == 1
+    second.close()
+    assert sh(second, "cat data/*") == "original\n"
+    second.destroy()
+    assert mountinfo.mounts_under(kernel_node.data_dir) == []
+
+
 def test_taking_up_fails_while_something_holds_a_mount_and_works_afterwards(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
