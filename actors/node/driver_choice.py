@@ -133,10 +133,21 @@ def _try(driver: Driver, folder: Path) -> Verdict:
             return Verdict(obstacle=f"{program} is missing: install the package {package}.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".driver-", dir=folder) as scratch:
-            return Verdict(failed=tuple(proofs.failures(driver, Path(scratch), _SHA256)))
+        with _scratch(folder) as scratch:
+            return Verdict(failed=tuple(proofs.failures(driver, scratch, _SHA256)))
     except (NodeError, OSError) as e:
         return Verdict(obstacle=f"{_short(str(e))} {_NEEDS[driver]}{_if_on_an_overlay(folder)}")
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A new folder for one trial, deleted after it, but for what would still be mounted there."""
+    scratch = Path(tempfile.mkdtemp(prefix=".driver-", dir=folder))
+    try:
+        yield scratch
+    finally:
+        with contextlib.suppress(ToolError):  # the trial's own error is what counts
+            remove_tree(scratch)
 
 
 def _short(complaint: str) -> str:

@@ -7,6 +7,7 @@ there, it may differ.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from actors.node import mounting, process, trials
 from actors.node.drivers import Driver, Limit
+from actors.node.errors import NodeError
 from actors.node.layers import Layer, Layers
 
 _TRIALS_S = 30.0
@@ -40,7 +42,7 @@ class Seen:
 def failures(driver: Driver, scratch: Path, sha256: str) -> list[str]:
     """Mounts a layer below the new folder `scratch`, does all trials, and describes each that failed in a line.
 
-    The archive is taken for one of that hash.
+    The archive is taken for one of that hash. Whatever happens, nothing stays mounted or open.
 
     Raises:
         NodeError, OSError: the driver cannot mount, or is too broken to go on.
@@ -58,6 +60,8 @@ def failures(driver: Driver, scratch: Path, sha256: str) -> list[str]:
         again = _run("look", layers.open(layer.id, archive, sha256).merged, driver)
         layers.discard(layer)
     finally:
+        with contextlib.suppress(NodeError):  # what went wrong first is what counts
+            layers.close_all()
         mounting.sweep(scratch)
     expected = _run("act", plain, driver)
     shutil.rmtree(plain)

@@ -14,7 +14,7 @@ from actors.node.driver_choice import Verdict
 from actors.node.drivers import Driver
 from actors.node.errors import DriverUnavailableError
 from tests.conftest import ALLOW_MISSING_DRIVERS
-from tests.support.mount_leaks import nothing_leaks
+from tests.support.mount_leaks import nothing_leaks, open_files
 from tests.support.user_namespace import in_a_user_namespace
 
 OFFERED = (Driver.KERNEL, Driver.MIXED, Driver.ROOTLESS)
@@ -110,6 +110,33 @@ def test_a_verdict_is_made_again_after_a_change(scratch: Path, monkeypatch: pyte
         monkeypatch.setattr(driver_choice, "_PACKAGES" if change == "packages" else "_BOOT_ID", other)
     assert driver_choice.verdict(Driver.MIXED, scratch) == Verdict()
     assert not kept.exists()
+
+
+TRIALS_THAT_DIE = """#!/bin/sh
+if [ "$4" = {command} ]; then
+    touch "$5/made"
+    kill -KILL $$
+fi
+exec {real} "$@"
+"""
+"""In the place of Python: it is killed in the middle of its trials."""
+
+
+@pytest.mark.parametrize("driver", Driver)
+@pytest.mark.parametrize("command", ["act", "look"])
+def test_a_trial_that_meets_an_error_leaves_nothing_mounted_or_open(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, driver: Driver, command: str
+) -> None:
+    python = scratch / "python"
+    python.write_text(TRIALS_THAT_DIE.format(real=sys.executable, command=command))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    place = scratch / "place"
+    with nothing_leaks(scratch):
+        found = driver_choice.prove(driver, place)
+        assert found.obstacle is not None and "python failed with status -9" in found.obstacle
+        assert [file for file in open_files() if file.startswith(str(scratch))] == []
+    assert [file.suffix for file in place.iterdir()] == [".json"]
 
 
 def test_an_obstacle_is_believed_for_some_minutes_only(scratch: Path) -> None:
