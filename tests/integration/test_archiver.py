@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import stat
@@ -370,6 +371,12 @@ def mksquashfs_of(folder: Path) -> int | None:
     return None
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal by now. Source: proc_pid_status(5), SigCgt."""
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_a_killed_mksquashfs_leaves_no_archive(setup: Setup, how: signal.Signals) -> None:
     setup = Setup(setup.folder / "other", replace(LIMITS, source_bytes=2**40, hole_bytes=2**40))
@@ -385,6 +392,8 @@ def test_a_killed_mksquashfs_leaves_no_archive(setup: Setup, how: signal.Signals
         return bool(seen)
 
     assert wait_until(found)
+    if how is signal.SIGTERM:
+        assert wait_until(lambda: catches(pid[0], how))
     os.kill(pid[0], how)
     assert isinstance(making.error(), ArchiveError if how is signal.SIGTERM else ToolKilledError)
     assert not (spool / "data.sqsh").exists()
