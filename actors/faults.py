@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ from actors.errors import (
     StorageUnavailableError,
 )
 from actors.logs import log
+from actors.node.causes import brief
 from actors.node.errors import (
     ArchiveError,
     ArchiveRefusedError,
@@ -165,7 +167,7 @@ def unavailable_unless(sandbox: str, done: str, *, outcome: str, hint: str) -> I
         if isinstance(e, CorruptRecordError) and e.hint:
             hint = e.hint
         event = f"sandbox_not_{done.replace(' ', '_')}"
-        log.error(event, sandbox=sandbox, reason=reason, error=type(e).__name__)
+        log.error(event, sandbox=sandbox, reason=reason, error=type(e).__name__, detail=_loggable(e))
         raise SandboxUnavailableError(
             f"The sandbox could not be {done}: {sentence}.",
             hint=hint,
@@ -211,5 +213,11 @@ def storage_error(sentence: str, reason: str, hint: str | None) -> HoldfastError
 
 
 def _loggable(error: Exception) -> str:
-    """What the log may say: of an error of the node, which may name paths, only its kind and its tool's words."""
-    return str(error) if isinstance(error, _LOGGED) else type(error).__name__
+    """What the log may say: of errors of the node, which may name paths, a short form, or only their kind."""
+    if isinstance(error, _LOGGED):
+        return str(error)
+    if isinstance(error, MountError):
+        return brief(error.message)
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{type(error).__name__}: {os.strerror(error.errno)}"
+    return type(error).__name__

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actors.logs import log
 from actors.node import daemons, fuse_uppers, mountinfo, mounting, refused_xattrs
+from actors.node.causes import brief
 from actors.node.drivers import LOWER, MERGED, UPPER, WORK, Driver
 from actors.node.errors import (
     ArchiveRefusedError,
@@ -31,6 +32,7 @@ from actors.node.errors import (
     LayerMismatchError,
     MountBusyError,
     MountError,
+    NodeError,
     ToolError,
 )
 from actors.node.lowers import Lowers
@@ -120,7 +122,7 @@ class Layers:
         """
         layer = self._layer(uuid.uuid4().hex, archive, sha256)
         stack = self._stack(layer)
-        with _as_mount_error("The layer cannot be made"):
+        with _attempt("made", layer.id):
             try:
                 layer.folder.mkdir(mode=0o700, parents=True)
                 for name in (UPPER, WORK, MERGED):
@@ -150,7 +152,7 @@ class Layers:
             MountError: the layer cannot be mounted; its upper is intact.
         """
         layer = self._layer(layer_id, archive, sha256)
-        with _as_mount_error("The layer cannot be opened"):
+        with _attempt("opened", layer.id):
             converting = self._is_to_convert(layer)
             if not converting:
                 self._check_record(layer)
@@ -164,8 +166,8 @@ class Layers:
             MountBusyError: processes still use the dead mount; end them and try again.
             MountError: the layer cannot be mounted; its upper is intact.
         """
-        with _as_mount_error("The layer cannot be revived"):
-            self.close(layer, deadline_s=deadline_s)
+        self.close(layer, deadline_s=deadline_s)
+        with _attempt("revived", layer.id):
             self._mount(layer)
 
     def close(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
@@ -185,7 +187,7 @@ class Layers:
             self._close(layer_id, stack, deadline_s=_UNMOUNT_S)
 
     def _close(self, layer_id: str, stack: Stack, *, deadline_s: float) -> None:
-        with _as_mount_error("The layer cannot be closed"):
+        with _attempt("closed", layer_id):
             stack.unmount(deadline_s=deadline_s)
         del self._stacks[layer_id]
 
@@ -207,11 +209,12 @@ class Layers:
             MountError: it could not be deleted.
         """
         folder = self._folder(layer_id)
-        if layer_id in self._stacks:
-            raise MountBusyError("The layer is open.")
-        if mounting.sweep(folder, deadline_s=deadline_s):
-            raise MountBusyError(f"Layer {layer_id} is still in use after {deadline_s:g} s.")
-        self._delete(folder)
+        with _attempt("deleted", layer_id):
+            if layer_id in self._stacks:
+                raise MountBusyError("The layer is open.")
+            if mounting.sweep(folder, deadline_s=deadline_s):
+                raise MountBusyError(f"Layer {layer_id} is still in use after {deadline_s:g} s.")
+            self._delete(folder)
 
     def ids(self) -> list[str]:
         """The layers on disk, open or not, finished or not."""
@@ -370,6 +373,17 @@ def _user_xattrs(path: Path) -> list[str]:
     except OSError as e:
         if e.errno == errno.ENOTSUP:  # what the kernel says of an archive without any
             return []
+        raise
+
+
+@contextlib.contextmanager
+def _attempt(done: str, layer_id: str) -> Iterator[None]:
+    """Raises what goes wrong as MountError, but for other errors of the node; the log says of which layer, and why."""
+    try:
+        with _as_mount_error(f"The layer cannot be {done}"):
+            yield
+    except NodeError as e:
+        log.warning("layer_failed", layer=layer_id, done=done, error=type(e).__name__, detail=brief(e.message))
         raise
 
 

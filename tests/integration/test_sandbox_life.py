@@ -11,9 +11,11 @@ import tarfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from actors.config import ExecLimits
 from actors.errors import (
@@ -112,6 +114,36 @@ def test_taking_up_fails_while_something_holds_a_mount_and_works_afterwards(
             second.wake()
         assert raised.value.context["outcome"] == "not_executed"
         assert str(node.data_dir) not in str(raised.value)
+    first.close()
+    assert read(second, "/workspace/file") == b"kept"
+
+
+@pytest.mark.parametrize("fault", ["no layer", "in use"])
+def test_the_log_says_why_a_sandbox_could_not_be_taken_up(
+    kernel_node: Node, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("actors.restored._UNMOUNT_S", 0.2)
+    first = kernel_node.sandbox()
+    write(first, "/workspace/file", "kept")
+    restore(first, backup(first))
+    (layer,) = (kernel_node.home("box") / "layers").iterdir()
+    with ExitStack() as faults:
+        if fault == "in use":
+            faults.enter_context((kernel_node.tree(first) / "workspace" / "file").open())
+        else:
+            first.close()
+            (layer / "merged").rmdir()
+        second = kernel_node.sandbox(awake=False)
+        with capture_logs() as lines, pytest.raises(SandboxUnavailableError):
+            second.wake()
+    said = {line["event"]: line for line in lines}
+    if fault == "in use":
+        assert said["sandbox_not_taken_up"]["detail"] == "1 mounts of an earlier process are still in use."
+    else:
+        assert (said["layer_failed"]["layer"], said["layer_failed"]["done"]) == (layer.name, "opened")
+        assert "mount point does not exist" in said["layer_failed"]["detail"]
+        (layer / "merged").mkdir()
+    assert str(kernel_node.data_dir) not in str(lines)
     first.close()
     assert read(second, "/workspace/file") == b"kept"
 
