@@ -219,9 +219,25 @@ class SandboxCalls:
 
         return Call(steps)
 
-    def running(self) -> Call[bool]:
+    def awake(self) -> Call[bool]:
         """Whether an actor is awake for it. Neither wakes nor creates it."""
         return Call(lambda: self.actor.call_if_alive(lambda actor: actor.ping.remote(), False))
+
+    def exists(self) -> Call[bool]:
+        """Whether there is a sandbox of this name, awake or not: one whose files the next call finds.
+
+        Neither wakes nor creates it. Raises StorageUnavailableError and SandboxUnavailableError where nobody can tell.
+        """
+
+        def steps() -> Steps[bool]:
+            if (yield from self.actor.call_if_alive(lambda actor: actor.ping.remote(), False)):
+                return True
+            exists: bool = yield from self.service.actor.call(
+                lambda service: service.exists.remote(self.tenant, self.id)
+            )
+            return exists
+
+        return Call(steps)
 
     def operation(self) -> Call[Operation | None]:
         """The backup or restore that runs now, with its progress. Answers in milliseconds."""

@@ -220,6 +220,18 @@ class Nodes:
         with self._lock:
             return self._identities.get(max(changed, key=lambda node_id: changed[node_id]))
 
+    def has_record(self, tenant: str, sandbox: str) -> bool:
+        """Whether a node has a sandbox's files. Raises SandboxUnavailableError: a node that may have them is silent."""
+        nodes = {node["NodeID"] for node in sandbox_nodes()}
+        said = self._told({self._host(node_id).record_changed_at.remote(tenant, sandbox): node_id for node_id in nodes})
+        if any(at is not None for at in said.values()):
+            return True
+        if said.keys() < nodes:
+            raise SandboxUnavailableError(
+                "A node that may have the sandbox's files does not answer.", context={"outcome": "not_executed"}
+            )
+        return False
+
     def _home(self, identity: str) -> str | None:
         """The living node of an identity; None if there is none that has said so."""
         alive = {node["NodeID"] for node in sandbox_nodes()}

@@ -174,6 +174,19 @@ class Service:
         rows = [SandboxRef(id=name, running=name in awake) for name in page.names]
         return SandboxPage(sandboxes=rows, cursor=page.cursor)
 
+    def exists(self, tenant: str, sandbox_id: str) -> bool | None:
+        """Whether the bucket knows a sandbox, though its state may be damaged; None without a bucket.
+
+        Raises StorageUnavailableError.
+        """
+        if self._catalog is None:
+            return None
+        with reading("sandbox"):
+            try:
+                return self._catalog.find_state(tenant, sandbox_id) is not None
+            except DocumentError:
+                return True
+
     def describe(self, tenant: str, sandbox_id: str) -> SandboxInfo:
         """What the bucket knows of a sandbox that is not awake. Raises SandboxNotFoundError."""
         state = self._state(tenant, sandbox_id)

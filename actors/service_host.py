@@ -226,6 +226,13 @@ class ServiceHost:
     def sandboxes(self, tenant: str, limit: int, cursor: str | None) -> Any:
         return guarded(lambda: self._service.sandboxes(tenant, limit, cursor))
 
+    def exists(self, tenant: str, sandbox_id: str) -> bool:
+        def look() -> bool:
+            known = self._service.exists(tenant, sandbox_id)
+            return self._nodes.has_record(tenant, sandbox_id) if known is None else known
+
+        return guarded(look)
+
     def describe(self, tenant: str, sandbox_id: str) -> Any:
         return guarded(lambda: self._service.describe(tenant, sandbox_id))
 

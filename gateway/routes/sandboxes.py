@@ -29,9 +29,13 @@ class Created(Model):
 
 
 class Running(Model):
-    """Whether an actor is awake for the sandbox."""
+    """Whether there is such a sandbox: `running`, as clients of the bridge understand it, whether it sleeps or not.
+
+    The next call to one that sleeps wakes it, with its files. `awake` says whether it is awake now, if there is one.
+    """
 
     running: bool
+    awake: bool | None = None
 
 
 class Cancelled(Model):
@@ -84,8 +88,10 @@ async def set_labels(request: Request, box: Box) -> Response:
 
 @router.get("/{id}/running", response_model=Running)
 async def sandbox_running(box: Box) -> Response:
-    """Whether an actor is awake for the sandbox. Neither wakes nor creates it."""
-    return answer(Running(running=await box.running()))
+    """Whether there is such a sandbox, awake or asleep. Neither wakes nor creates it."""
+    if await box.awake():
+        return answer(Running(running=True, awake=True))
+    return answer(Running(running=True, awake=False) if await box.exists() else Running(running=False))
 
 
 @router.get("/{id}/operation", response_model=Operation | None)

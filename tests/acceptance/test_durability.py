@@ -121,7 +121,7 @@ def test_a_sandbox_that_sleeps_in_the_bucket_leaves_nothing_on_its_node_and_wake
         boxes = tmp_path / "data" / "node" / "boxes"
 
         def is_asleep() -> bool:
-            return not client.get(f"/v1/sandbox/{box.id}/running").json()["running"]
+            return not client.get(f"/v1/sandbox/{box.id}/running").json()["awake"]
 
         box.sh("mkdir -p a/b; echo one > a/b/file; chmod 640 a/b/file; echo home > ~/file; ln -s a link")
         mine = box.backup("/workspace/a")

@@ -24,7 +24,7 @@ def test_labels_are_set_without_waking_and_stay(service: Service, box: HttpBox, 
     client = box.client
     put = client.put(f"{box.url}/labels", json={"team/owner": "anna", "stage": "dev"})
     assert (put.status_code, put.json()) == (200, {"team/owner": "anna", "stage": "dev"})
-    assert not client.get(f"{box.url}/running").json()["running"], "setting labels woke it"
+    assert not client.get(f"{box.url}/running").json()["awake"], "setting labels woke it"
     asleep = box.info()
     assert (asleep["labels"], asleep["running"], asleep["epoch"]) == ({"team/owner": "anna", "stage": "dev"}, False, 0)
     assert refusal(other_client.get(box.url)) == (404, "SANDBOX_NOT_FOUND")
@@ -44,4 +44,4 @@ def test_events_are_read_without_waking(service: Service, boxes: Callable[[], Ht
     box.client.put(f"{box.url}/labels", json={})
     assert box.client.get(f"{box.url}/events").json() == {"events": []}
     assert run_cli(service, "events", box.id, "--json") == {"events": []}
-    assert not box.client.get(f"{box.url}/running").json()["running"], "reading woke it"
+    assert not box.client.get(f"{box.url}/running").json()["awake"], "reading woke it"

@@ -65,6 +65,7 @@ def test_any_valid_name_is_a_sandbox_on_its_first_use(client: httpx.Client, name
     with HttpBox(client, name).destroyed_at_the_end() as box:
         assert box.sh("echo hello") == "hello\n"
         assert box.info()["running"] is True
+        assert client.get(f"{box.url}/running").json() == {"running": True, "awake": True}
         row = {"id": name, "running": True}
         eventually(lambda: row in client.get("/v1/sandbox", params={"limit": 1000}).json()["sandboxes"])
 

@@ -34,7 +34,7 @@ def test_a_sandbox_whose_backup_is_gone_is_told_and_goes_on_when_it_is_given_up(
         box.write("/workspace/file", b"1")
         box.write("/app/file", b"2")
         running_url = f"/v1/sandbox/{box.id}/running"
-        assert wait_until(lambda: not client.get(running_url).json()["running"], timeout_s=60)
+        assert wait_until(lambda: not client.get(running_url).json()["awake"], timeout_s=60)
         (asleep,) = (
             row for row in client.get(f"/v1/sandbox/{box.id}/backups").json()["backups"] if row["dir"] == "/app"
         )

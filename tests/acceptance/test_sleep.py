@@ -34,8 +34,8 @@ def sleeper(sleepy: Service) -> Iterator[HttpBox]:
         yield box
 
 
-def is_running(client: httpx.Client, box: HttpBox) -> bool:
-    answer: bool = client.get(f"/v1/sandbox/{box.id}/running").json()["running"]
+def is_awake(client: httpx.Client, box: HttpBox) -> bool:
+    answer: bool = client.get(f"/v1/sandbox/{box.id}/running").json()["awake"]
     return answer
 
 
@@ -46,11 +46,12 @@ def test_a_sandbox_sleeps_and_wakes_with_its_files_and_its_writes_over_a_restore
     sleeper.restore(sleeper.backup())
     sleeper.write("/workspace/later", b"written over the restore")
 
-    assert wait_until(lambda: not is_running(client, sleeper), timeout_s=30)
+    assert wait_until(lambda: not is_awake(client, sleeper), timeout_s=30)
 
     asleep = client.get(f"/v1/sandbox/{sleeper.id}").json()
     assert (asleep["running"], asleep["restored"][0]["dir"]) == (False, "/workspace")
-    assert not is_running(client, sleeper), "reading woke it"
+    assert client.get(f"{sleeper.url}/running").json() == {"running": True, "awake": False}
+    assert not is_awake(client, sleeper), "reading woke it"
     assert sleeper.read("/workspace/file") == b"backed up"
     assert sleeper.read("/workspace/later") == b"written over the restore"
     assert sleeper.read("/home/sandbox/file") == b"plain"

@@ -106,6 +106,25 @@ def test_labels_make_a_sandbox_known(bucket: Bucket) -> None:
     assert bucket.service.describe("acme", bucket.service.create_sandbox("acme")).labels == {}
 
 
+def test_a_sandbox_exists_whatever_its_state_looks_like(bucket: Bucket) -> None:
+    assert bucket.service.exists("acme", bucket.box) is False
+    bucket.write()
+    assert bucket.service.exists("acme", bucket.box) is True
+    assert bucket.service.exists("other", bucket.box) is False
+    bucket.catalog.store.put(keys.state("acme", bucket.box), b"{")
+    assert bucket.service.exists("acme", bucket.box) is True
+
+
+def test_whether_a_sandbox_exists_is_not_guessed_while_the_bucket_is_away(bucket: Bucket) -> None:
+    class Away(BackupCatalog):
+        def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
+            raise StoreUnavailableError("get", bucket="b", key="k")
+
+    service = bucket.over(Away(bucket.catalog.store, SecretStr("signing key")))
+    with pytest.raises(StorageUnavailableError):
+        service.exists("acme", bucket.box)
+
+
 def test_what_an_actor_writes_meanwhile_is_kept(bucket: Bucket, place: Place) -> None:
     if not place.conditional_writes:
         pytest.skip(f"{place.name} has no conditional writes, so the last writer wins")

@@ -218,7 +218,7 @@ class Caller:
     def _sleep(self, kept: Kept) -> None:
         def is_asleep() -> bool:
             answer = self._client.get(f"{kept.box.url}/running")
-            return answer.status_code == 200 and not answer.json()["running"]
+            return answer.status_code == 200 and not answer.json()["awake"]
 
         asleep = wait_until(is_asleep, timeout_s=_ASLEEP_S)
         self.log.append(f"{time.monotonic():.3f} {kept.box.id} sleep: {asleep}")

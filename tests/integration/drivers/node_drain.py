@@ -71,9 +71,9 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
 
 def put_to_sleep(box: Sandbox) -> bool:
     """Whether the sandbox sleeps, its files on the node's disk."""
-    if box.calls.running().result():
+    if box.calls.awake().result():
         box.calls.actor.find().leave.remote(0.0)  # type: ignore[union-attr]
-    return not box.calls.running().result()
+    return not box.calls.awake().result()
 
 
 def content(box: Sandbox) -> list[str]:

@@ -108,9 +108,9 @@ def put_to_sleep(name: str) -> None:
     calls = get_sandbox(name).calls
 
     def asleep() -> bool:
-        if (actor := calls.actor.find()) is not None and calls.running().result():
+        if (actor := calls.actor.find()) is not None and calls.awake().result():
             actor.leave.remote(0.0)
-        return not calls.running().result()
+        return not calls.awake().result()
 
     eventually(asleep, timeout_s=PATIENCE_S)
 

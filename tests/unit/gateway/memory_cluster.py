@@ -126,6 +126,7 @@ class MemorySandbox:
     failure: BaseException | None = None
     current: Operation | None = None
     used: bool = False
+    asleep: bool = False
     asked: list[Any] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
     missing: list[RecoveredDirectory] = field(default_factory=list)
@@ -231,11 +232,14 @@ class MemorySandbox:
         def act() -> SandboxInfo:
             if not self.used:
                 raise SandboxNotFoundError("No such sandbox.", context={"sandbox": self.id})
-            return SandboxInfo(id=self.id, running=True, created_at=NOW, labels=self.labels)
+            return SandboxInfo(id=self.id, running=not self.asleep, created_at=NOW, labels=self.labels)
 
         return Later(act)
 
-    def running(self) -> Later[bool]:
+    def awake(self) -> Later[bool]:
+        return Later(lambda: self.used and not self.asleep)
+
+    def exists(self) -> Later[bool]:
         return Later(lambda: self.used)
 
     def operation(self) -> Later[Operation | None]:

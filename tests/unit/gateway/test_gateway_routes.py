@@ -49,6 +49,14 @@ def test_reading_a_sandbox_that_was_never_used(gateway: Gateway) -> None:
     assert gateway.request("POST", "/v1/sandbox").json()["id"]
 
 
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_sandbox_that_only_sleeps_is_running(gateway: Gateway, *, asleep: bool) -> None:
+    box = gateway.cluster.sandbox("default", "box")
+    box.used, box.asleep = True, asleep
+    answer = gateway.request("GET", "/v1/sandbox/box/running").json()
+    assert answer == {"running": True, "awake": not asleep}
+
+
 def test_files_go_in_and_out_as_they_are(gateway: Gateway) -> None:
     path = "/v1/sandbox/box/file/workspace/d%20ir/a%2Fb%ff"
     assert gateway.request("PUT", path, content=b"\x00\xff").json() == {"ok": True}
