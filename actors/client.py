@@ -52,6 +52,7 @@ from actors.models import (
     SandboxId,
     SandboxInfo,
     SandboxPage,
+    exclude_patterns,
     validated,
 )
 from actors.rpc import (
@@ -187,9 +188,10 @@ class SandboxCalls:
         """The entries of a directory, by name."""
         return self._call(FILES, lambda actor: actor.list_files.remote(path))
 
-    def persist(self) -> Stream[bytes]:
-        """A tar archive of /workspace."""
-        return self._stream(READS, lambda actor, name: actor.persist.remote(name))
+    def persist(self, *, excludes: Sequence[str] = ()) -> Stream[bytes]:
+        """A tar archive of /workspace, without what the patterns name, as in a backup. Raises InvalidRequestError."""
+        patterns = exclude_patterns(excludes)
+        return self._stream(READS, lambda actor, name: actor.persist.remote(name, patterns))
 
     def hydrate(self) -> Call[Upload]:
         """Begins to unpack a tar archive into /workspace. What was unpacked stays if it ends early."""
@@ -458,9 +460,9 @@ class Sandbox:
         """The entries of a directory, by name."""
         return self.calls.list_files(path).result()
 
-    def persist(self) -> Iterator[bytes]:
-        """A tar archive of /workspace, piece by piece."""
-        return iter(self.calls.persist())
+    def persist(self, *, excludes: Sequence[str] = ()) -> Iterator[bytes]:
+        """A tar archive of /workspace, piece by piece. `excludes` are patterns as in a .gitignore file."""
+        return iter(self.calls.persist(excludes=excludes))
 
     def hydrate(self, tar: bytes | BinaryIO) -> None:
         """Unpacks a tar archive into /workspace."""

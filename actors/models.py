@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -604,3 +604,15 @@ def invalid(e: ValidationError, error: type[InvalidRequestError] = InvalidReques
     }
     sentence = "; ".join(f"{name}: {message}" for name, message in fields.items())
     return error(f"Invalid request: {sentence}.", context={"fields": fields})
+
+
+def exclude_patterns(values: Sequence[str], error: type[InvalidRequestError] = InvalidRequestError) -> list[str]:
+    """The patterns that say what a tar archive leaves out: those of a backup's `excludes`.
+
+    A path that begins with "./", as tar writes them, means one below the directory itself.
+
+    Raises:
+        InvalidRequestError: (as `error`) one of them is none.
+    """
+    anchored = [value[1:] if value.startswith("./") else value for value in values]
+    return validated(BackupOptions, {"dir": WRITABLE_ROOTS[0], "excludes": anchored}, error).excludes

@@ -27,6 +27,7 @@ from actors.errors import (
     BackupCreateError,
     ExecStoppedError,
     HoldfastError,
+    InvalidRequestError,
     MountLostError,
     SandboxUnavailableError,
     StorageUnavailableError,
@@ -64,7 +65,7 @@ from actors.node.archiver import Archiver
 from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup, announce_entry
 from actors.node.drivers import Driver
-from actors.node.errors import MountBusyError, MountError, NodeError, PathError
+from actors.node.errors import MountBusyError, MountError, NodeError, PathError, TreeError
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
@@ -89,6 +90,7 @@ from actors.state_changes import (
 )
 from actors.steps import RestoreStep, step
 from actors.takeover import Origin
+from actors.tar_excludes import tar_excludes
 from actors.transfers import Transfers, translated
 from actors.unsaved import UnsavedWatch, unsaved_roots
 from storage.catalog import BackupCatalog
@@ -464,10 +466,24 @@ class LocalSandbox:
         """Throws a transfer away."""
         self._transfers.abort(transfer_id)
 
-    def persist(self, command_id: str) -> Iterator[bytes]:
+    def persist(self, command_id: str, excludes: Sequence[str] = ()) -> Iterator[bytes]:
         """See `SandboxCalls.persist`."""
         self.wake()
-        return self._transfers.persist(command_id)
+        left_out = self._left_out("/workspace", excludes) if excludes else ()
+        return self._transfers.persist(command_id, tar_excludes(left_out))
+
+    def _left_out(self, directory: str, excludes: Sequence[str]) -> list[bytes]:
+        """The paths that patterns leave out. Commands are paused meanwhile, as they are for a backup."""
+        with (
+            self._unavailable_unless("paused", outcome="not_executed"),
+            self._gate.alone(),
+            self._commands.paused(),
+            translated(directory),
+        ):
+            try:
+                return self._archiver.left_out(directory, excludes, timeout_s=self._config.backup.pause_s)
+            except TreeError as e:
+                raise InvalidRequestError(f"The excludes cannot be applied: {e.message}") from None
 
     def delete_file(self, path: str) -> None:
         """See `SandboxCalls.delete_file`."""

@@ -15,7 +15,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -272,8 +272,8 @@ class SandboxHost:
         yield from self._stream(READS, lambda box: box.read_file(transfer_id, path))
 
     @ray.method(concurrency_group="reads", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
-    def persist(self, command_id: str) -> Iterator[Any]:
-        yield from self._stream(READS, lambda box: box.persist(command_id))
+    def persist(self, command_id: str, excludes: Sequence[str] = ()) -> Iterator[Any]:
+        yield from self._stream(READS, lambda box: box.persist(command_id, excludes))
 
     @ray.method(concurrency_group="files")
     def open_file(self, path: str, mode: int | None) -> str:

@@ -36,6 +36,7 @@ from actors.node.bubblewrap import Identity
 from actors.node.errors import MountError, NoSpaceLeftError, PathError, PathMissingError, PathTypeError
 from actors.node.process import kill_group, printable
 from actors.node.tree import Tree
+from actors.tar_excludes import TarExcludes
 
 _ABANDONED_AFTER_S = 600.0
 _XATTRS = ("--xattrs", "--xattrs-include=user.*")
@@ -45,7 +46,7 @@ _OURS = "--exclude=.holdfast-????????????????"
 _PAX = "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"
 """Nothing of the process, nor of who has read a file, so that equal trees give equal archives."""
 _TAR_OUT = ("tar", "--create", "--file=-", "--format=posix", _PAX, *_XATTRS, "--sparse", "--owner=1000",
-            "--group=1000", "--numeric-owner", "--warning=no-file-ignored", _OURS, ".")  # fmt: skip
+            "--group=1000", "--numeric-owner", "--warning=no-file-ignored", _OURS)  # fmt: skip
 _NO_ATTRIBUTES = re.compile(rb": Warning: Cannot \w*listxattr\w*: Operation not supported$")
 """Said of each file of a restored archive without any attributes, by the file system below it."""
 _MAX_COMPLAINTS_BYTES = 65_536
@@ -151,12 +152,18 @@ class Transfers:
             transfer.error = error
             self._end(transfer)
 
-    def persist(self, command_id: str) -> Iterator[bytes]:
+    def persist(self, command_id: str, excludes: TarExcludes) -> Iterator[bytes]:
         """A tar archive of /workspace."""
-        with self._commands.tool(command_id, _TAR_OUT, identity=Identity.READER, stdin=subprocess.DEVNULL) as tool:
+        argv = (*_TAR_OUT, *excludes.options, ".")
+        stdin = subprocess.DEVNULL if excludes.lines is None else subprocess.PIPE
+        with self._commands.tool(command_id, argv, identity=Identity.READER, stdin=stdin) as tool:
             tar = tool.process
             assert tar.stdout is not None and tar.stderr is not None
             complaints = _Complaints(tar)
+            if tar.stdin is not None and excludes.lines is not None:  # read to its end before anything is written
+                with suppress(BrokenPipeError):  # it has ended, and says why
+                    tar.stdin.write(excludes.lines)
+                    tar.stdin.close()
             while data := tar.stdout.read(TRANSFER_BYTES):
                 yield data
             status = tar.wait()

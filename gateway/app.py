@@ -30,6 +30,7 @@ from gateway.metrics import HttpMetrics
 from gateway.recovery import RecoveryNotices
 from gateway.routes import backups, commands, files, sandboxes, service
 from gateway.routes.request import KEY_REQUIRED
+from gateway.routes.understood import UNDERSTOOD
 from gateway.telemetry import Telemetry, json_log
 
 CLUSTER_THREADS = 128
@@ -72,9 +73,9 @@ def create_app(config: GatewayConfig, *, cluster: Cluster | None = None, log: An
     app.state.config = config
     app.state.cluster = cluster
     app.state.metrics = metrics
-    app.include_router(service.router)
+    app.include_router(service.router, dependencies=[UNDERSTOOD])
     for module in (sandboxes, commands, files, backups):
-        app.include_router(module.router, dependencies=[KEY_REQUIRED])
+        app.include_router(module.router, dependencies=[KEY_REQUIRED, UNDERSTOOD])
     return app
 
 

@@ -5,7 +5,8 @@ HoldfastError
 ├── MethodNotAllowedError       the path knows other methods
 ├── RequestTimeoutError         the body stopped coming
 └── InvalidRequestError
-    └── MalformedBodyError      the body is not JSON at all
+    ├── MalformedBodyError      the body is not JSON at all
+    └── NotUnderstoodError      it asks for what the route does not know
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class RequestTimeoutError(HoldfastError):
 
 class MalformedBodyError(InvalidRequestError):
     """The body is not a JSON document; nothing was changed."""
+
+
+class NotUnderstoodError(InvalidRequestError):
+    """The request asks for something that its route does not know; nothing was changed."""
 
 
 class ErrorDocument(Model):

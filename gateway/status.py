@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from actors.errors import HoldfastError
-from gateway.errors import MalformedBodyError
+from gateway.errors import MalformedBodyError, NotUnderstoodError
 
 STATUS: Mapping[str, int] = MappingProxyType(
     {
@@ -43,7 +43,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
 
 
 def status_of(error: HoldfastError) -> int:
-    """The HTTP status that answers this error. A body that is not JSON is 400 where a bad value is 422."""
-    if isinstance(error, MalformedBodyError):
+    """The HTTP status that answers this error. What cannot be read or is not known is 400, where a bad value is 422."""
+    if isinstance(error, MalformedBodyError | NotUnderstoodError):
         return 400
     return STATUS.get(error.code, 500)

@@ -95,6 +95,17 @@ class Archiver:
             )
         return Made(path, found)
 
+    def left_out(self, directory: str, excludes: Sequence[str], *, timeout_s: float) -> list[bytes]:
+        """The paths in a directory of the sandbox that patterns leave out, relative to it; none below another one.
+
+        Raises:
+            PathError: the directory cannot be used; PathMissingError and PathTypeError say why.
+            TreeError: it is beyond the limits, or could not be walked in time.
+        """
+        with self._tree.directory(directory) as fd:
+            self._tree.canonical(fd)
+            return survey(fd, limits=self._limits, excludes=excludes, timeout_s=timeout_s).excluded
+
     def extract(self, archive: Path, parent: Path, name: str, *, cancelled: threading.Event) -> None:
         """Unpacks an archive of ours into the new directory `name` of `parent`, with owners and modes.
 

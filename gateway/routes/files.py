@@ -11,7 +11,7 @@ from actors.models import TRANSFER_BYTES, FileEntry, Model
 from gateway.answers import NO_CONTENT, answer, done
 from gateway.body import describes_bytes, in_blocks, pieces
 from gateway.cluster import Uploading
-from gateway.routes.request import Box, DirectoryPath, FilePath, config_of
+from gateway.routes.request import Box, DirectoryPath, Excludes, FilePath, config_of
 from gateway.streaming import Source, StreamedAnswer, raw
 
 
@@ -76,9 +76,9 @@ async def list_files(box: Box, path: DirectoryPath) -> Response:
     response_class=Response,
     responses={200: {"description": "A tar archive of /workspace", "content": {TAR: {}}}},
 )
-async def persist(request: Request, box: Box) -> Response:
-    """A tar archive of /workspace."""
-    return await _streamed(request, Source(box.persist()), TAR)
+async def persist(request: Request, box: Box, excludes: Excludes) -> Response:
+    """A tar archive of /workspace, without what `excludes` names."""
+    return await _streamed(request, Source(box.persist(excludes=excludes)), TAR)
 
 
 @router.post("/{id}/hydrate", response_model=Received, openapi_extra=describes_bytes(TAR))

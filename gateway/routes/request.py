@@ -8,10 +8,10 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 
-from actors.models import Model, SandboxId, validated, writable_path
+from actors.models import Model, SandboxId, exclude_patterns, validated, writable_path
 from gateway.cluster import Cluster, SandboxPort, ServicePort
 from gateway.config import GatewayConfig
-from gateway.errors import RouteNotFoundError
+from gateway.errors import NotUnderstoodError, RouteNotFoundError
 
 KEY_REQUIRED = Security(HTTPBearer(auto_error=False, description="The API key; it decides the tenant."))
 """Documents the key in OpenAPI; `gateway.auth` checks it, before any route is looked for."""
@@ -52,13 +52,34 @@ async def _file_path(
 async def _query_path(
     request: Request, path: Annotated[str, Query(description="The directory to list.")] = DEFAULT_DIR
 ) -> str:
-    query = parse_qsl(request.scope["query_string"].decode("latin-1"), errors="surrogateescape")
-    return writable_path(dict(query).get("path", DEFAULT_DIR))
+    return writable_path(_values(request, "path", DEFAULT_DIR)[-1])
+
+
+async def _excludes(
+    request: Request,
+    excludes: Annotated[
+        list[str],
+        Query(
+            default_factory=list,
+            description="What to leave out: patterns as in a .gitignore file, separated by commas. Repeatable.",
+        ),
+    ],
+) -> list[str]:
+    given = [pattern for value in _values(request, "excludes") for pattern in value.split(",") if pattern]
+    return exclude_patterns(given, NotUnderstoodError)
+
+
+def _values(request: Request, name: str, *default: str) -> list[str]:
+    """The values of a query parameter out of the raw query, so that bytes that are not UTF-8 survive."""
+    query = request.scope["query_string"].decode("latin-1")
+    given = [value for key, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape") if key == name]
+    return given or list(default)
 
 
 Box = Annotated[SandboxPort, Depends(_box)]
 Service = Annotated[ServicePort, Depends(_service)]
 FilePath = Annotated[str, Depends(_file_path)]
+Excludes = Annotated[list[str], Depends(_excludes)]
 DirectoryPath = Annotated[str, Depends(_query_path)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="The most rows of a page.")]
 Cursor = Annotated[str | None, Query(max_length=1024, description="The `cursor` of the page before.")]

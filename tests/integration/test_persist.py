@@ -27,8 +27,8 @@ def work(node: Node, box: LocalSandbox) -> Path:
     return node.tree(box) / "workspace"
 
 
-def persisted(box: LocalSandbox) -> bytes:
-    return b"".join(box.persist(uuid.uuid4().hex))
+def persisted(box: LocalSandbox, *excludes: str) -> bytes:
+    return b"".join(box.persist(uuid.uuid4().hex, excludes))
 
 
 def unpacked_by_tar(tar: bytes, folder: Path) -> Path:
@@ -162,3 +162,48 @@ def test_attributes_of_other_name_spaces_are_neither_taken_in_nor_an_error(kerne
     box = kernel_node.sandbox()
     hydrate(box, packed_by_tar(source, "--format=posix", "--xattrs", "--xattrs-include=*"))
     assert os.listxattr(work(kernel_node, box) / "file") == ["user.c"]
+
+
+@pytest.mark.parametrize(
+    "excludes",
+    [
+        ("*.log",),
+        (".venv", "__pycache__/"),
+        ("/build", "!build/keep"),
+        ("a/**/z", "*.log", "!important.log"),
+        ("new\nline*".replace("\n", "?"), "star\\*", "[!-]x", "\udcff*", "\\ lead", "tail\\ "),
+        ("*",),
+    ],
+)
+def test_persist_leaves_out_what_a_backup_would(kernel_node: Node, tmp_path: Path, excludes: tuple[str, ...]) -> None:
+    one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
+    root = work(kernel_node, one)
+    for name in (
+        b"a/b/z", b"a/z", b"build/keep", b"build/x.log", b"important.log", b"x.log", b"d/.venv/bin/p", b".venv/p",
+        b"d/__pycache__/c", b"__pycache__x", b"new\nline", b"newxline", b"newxline2/f", b"star*", b"starx", b"-x",
+        b"#x", b"\xff\xfe", b"\xffdir/f", b" lead", b"lead", b"tail ", b"tail", b"tab\t", b"back\\slash", b"k[a]/x",
+    ):  # fmt: skip
+        path = os.path.join(os.fsencode(root), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(os.fsdecode(path)).write_bytes(name)
+    subprocess.run(["chown", "-R", f"{UID}:{UID}", root], check=True)
+    restore(other, backup(one, excludes=list(excludes)))
+    expected = without_owners(fingerprint(work(kernel_node, other)))
+    found = without_owners(fingerprint(unpacked_by_tar(persisted(one, *excludes), tmp_path / "unpacked")))
+    assert found == expected
+
+
+def test_names_that_no_line_can_hold_are_left_out_alone(kernel_node: Node, tmp_path: Path) -> None:
+    box = kernel_node.sandbox()
+    root = work(kernel_node, box)
+    for name in ("new\nline", "new", "line", "tail ", "tail", "tab\t", "tab"):
+        (root / name).touch()
+    tar = persisted(box, "*[\t ]", "new?line")
+    assert sorted(os.listdir(unpacked_by_tar(tar, tmp_path / "unpacked"))) == ["line", "new", "tab", "tail"]
+
+
+def test_excludes_that_cannot_be_applied_are_an_error_before_the_first_byte(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "d=.; for i in $(seq 600); do d=$d/d; done; mkdir -p $d")
+    with pytest.raises(InvalidRequestError, match="levels deep"):
+        next(box.persist(uuid.uuid4().hex, ["*.log"]))

@@ -222,7 +222,8 @@ class MemorySandbox:
             ]
         )
 
-    def persist(self) -> MemoryStream[bytes]:
+    def persist(self, *, excludes: Sequence[str] = ()) -> MemoryStream[bytes]:
+        self.asked.append(list(excludes))
         return MemoryStream(self.tar)
 
     def hydrate(self) -> Later[MemoryUpload]:

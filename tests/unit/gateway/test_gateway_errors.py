@@ -187,9 +187,10 @@ def test_a_request_id_is_taken_over_if_it_is_sane(gateway: Gateway) -> None:
 
 
 def test_the_log_holds_the_template_and_nothing_that_a_client_chose(gateway: Gateway) -> None:
-    gateway.request("GET", "/v1/sandbox/hidden-name/running?token=hidden-query", headers={"X-Request-Id": "r1"})
+    path = "/v1/sandbox/hidden-name/files?path=/workspace/hidden-query"
+    gateway.request("GET", path, headers={"X-Request-Id": "r1"})
     line = gateway.log.lines[-1]
-    assert line["route"] == "/v1/sandbox/{id}/running"
+    assert line["route"] == "/v1/sandbox/{id}/files"
     assert (line["status"], line["request_id"], line["method"]) == (200, "r1", "GET")
     assert "hidden" not in json.dumps(line)
 
