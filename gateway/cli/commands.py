@@ -12,6 +12,7 @@ from actors.errors import InvalidRequestError
 from actors.models import Exit
 from gateway.cli.arguments import Box
 from gateway.cli.session import Session, with_session
+from gateway.cli.standard_input import holds_data
 
 
 @with_session
@@ -26,8 +27,13 @@ def exec_command(
     """Run a command in a sandbox.
 
     Its output is ours and its exit status too. With --json, the document holds exit_code, and stdout and
-    stderr in base64.
+    stderr in base64. It reads no standard input: what is piped or redirected into us is refused.
     """
+    if holds_data():
+        raise InvalidRequestError(
+            "A command in a sandbox cannot read our standard input.",
+            hint="Copy it into the sandbox first (`holdfast cp - BOX:PATH`), or redirect ours from /dev/null.",
+        )
     events = session.sandbox(box).exec_stream(argv, cwd=cwd, env=_environment(env or []), timeout_s=timeout)
     kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     for event in events:
@@ -35,6 +41,8 @@ def exec_command(
             if session.output.as_json:
                 encoded = {name: base64.b64encode(b"".join(data)).decode("ascii") for name, data in kept.items()}
                 session.output.result({"exit_code": event.exit_code, **encoded})
+            if holds_data():  # it has come meanwhile
+                print("note: the command has read nothing of our standard input", file=sys.stderr)
             raise typer.Exit(event.exit_code)
         if session.output.as_json:
             kept[event.stream].append(event.data)
