@@ -243,9 +243,13 @@ class _Reading:
 
 
 class _TarSink:
-    """A tar process in the sandbox that unpacks what it is fed."""
+    """A tar process in the sandbox that unpacks what it is fed. Its verdict is ours.
+
+    It ends as soon as it has read the archive's end, which padding may follow, or whatever it does not look at.
+    """
 
     def __init__(self, commands: Commands) -> None:
+        self._has_read_all = False
         self._stack = ExitStack()
         self._tool = self._stack.enter_context(
             commands.tool(uuid.uuid4().hex, _TAR_IN, identity=Identity.READER, stdin=subprocess.PIPE)
@@ -256,17 +260,19 @@ class _TarSink:
 
     def write(self, data: bytes) -> None:
         assert self._tar.stdin is not None
+        if self._has_read_all:
+            return
         try:
             self._tar.stdin.write(data)
         except BrokenPipeError:
-            raise self._refused() from None
+            self._check_verdict()
+            self._has_read_all = True
 
     def commit(self) -> None:
         assert self._tar.stdin is not None
         with suppress(BrokenPipeError):
             self._tar.stdin.close()
-        if self._tar.wait() != 0 or self._complaints.of_attributes():
-            raise self._refused()
+        self._check_verdict()
         self._stack.close()
 
     def abort(self) -> None:
@@ -274,8 +280,12 @@ class _TarSink:
         with suppress(ExecError, SandboxUnavailableError):
             self._stack.close()
 
+    def _check_verdict(self) -> None:
+        """Waits for tar's end. Raises the error for which the archive is refused."""
+        if self._tar.wait() != 0 or self._complaints.of_attributes():
+            raise self._refused()
+
     def _refused(self) -> HoldfastError:
-        self._tar.wait()
         try:
             self._tool.check_undisturbed()
         except ExecError as e:

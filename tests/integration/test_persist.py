@@ -207,3 +207,76 @@ def test_excludes_that_cannot_be_applied_are_an_error_before_the_first_byte(kern
     sh(box, "d=.; for i in $(seq 600); do d=$d/d; done; mkdir -p $d")
     with pytest.raises(InvalidRequestError, match="levels deep"):
         next(box.persist(uuid.uuid4().hex, ["*.log"]))
+
+
+BLOCK = 512
+
+
+def variants(tmp_path: Path) -> dict[str, bytes]:
+    """Archives as programs make them, and what becomes of them on their way."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "folder").mkdir()
+    for name, size in (("a", 0), ("b", 1), ("folder/c", BLOCK), ("folder/d", 3 * BLOCK + 1), ("x" * 120, 700)):
+        (source / name).write_bytes(random.Random(name).randbytes(size))
+    (source / "link").symlink_to("folder/d")
+    os.link(source / "b", source / "hard")
+    plain = packed_by_tar(source, "--format=posix")
+    other = packed_by_tar(source / "folder")
+    end = len(plain.rstrip(b"\0")) // BLOCK * BLOCK + BLOCK
+    large = tmp_path / "large"
+    large.mkdir()
+    (large / "file").write_bytes(random.Random(0).randbytes(300_000))
+    long = packed_by_tar(large)
+    made = {
+        **{f"cut after {at}": plain[:at] for at in range(0, len(plain) + 1, BLOCK)},
+        **{f"cut in the block at {at}": plain[: at + 100] for at in range(0, len(plain), 3 * BLOCK)},
+        **{f"a long one, cut after {at}": long[:at] for at in (BLOCK, 65_536, 200_000, 299_520, 300_032, 300_544)},
+        **{f"of {n} blocks a record": packed_by_tar(source, f"-b{n}") for n in (1, 7, 20, 2048)},
+        **{f"followed by {n} zeros": plain + bytes(n) for n in (1, BLOCK, 65_536, 3_000_000)},
+        **{f"with {n} zero blocks at its end": plain[:end] + bytes(n * BLOCK) for n in range(4)},
+        **{f"followed by {n} bytes of garbage": plain + b"garbage!" * (n // 8) for n in (8, 10_240, 3_000_000)},
+        "garbage in place of its end": plain[:end] + b"garbage!" * 200,
+        "one after another": plain + other,
+        "one after another without an end between": plain[:end] + other,
+        "cut, and followed by another": plain[: end - 2 * BLOCK] + other,
+        "cut, and followed by zeros": long[:200_000] + bytes(20 * BLOCK),
+        "damaged in a header": plain[:100] + b"?" + plain[101:],
+        "damaged in the content": long[:70_000] + b"?" + long[70_001:],
+        "nothing but zeros": bytes(20 * BLOCK),
+        "one zero block": bytes(BLOCK),
+        "one zero": b"\0",
+        "text": b"this is no archive\n" * 2000,
+    }
+    packers = (["gzip", "-c"], ["bzip2", "-c"], ["xz", "-c"])
+    packed = {f"by {argv[0]}": subprocess.run(argv, input=plain, capture_output=True).stdout for argv in packers}
+    return made | packed
+
+
+def test_hydrate_gives_the_verdict_of_gnu_tar_on_whatever_comes(kernel_node: Node, tmp_path: Path) -> None:
+    box = kernel_node.sandbox()
+    root, reference, wrong = work(kernel_node, box), tmp_path / "reference", []
+    verdicts = set()
+    for name, tar in variants(tmp_path).items():
+        for folder in (root, reference):
+            subprocess.run(["find", folder, "-mindepth", "1", "-delete"], check=folder is root, capture_output=True)
+        reference.mkdir(exist_ok=True)
+        argv = ["tar", "--extract", "--file=-", "--no-same-owner"]
+        expected = subprocess.run(argv, input=tar, cwd=reference, capture_output=True).returncode == 0
+        try:
+            hydrate(box, tar)
+            found = True
+        except InvalidRequestError:
+            found = False
+        verdicts.add(expected)
+        if found != expected or (expected and content(root) != content(reference)):
+            wrong.append((name, expected, found))
+    assert wrong == []
+    assert verdicts == {True, False}
+
+
+def content(folder: Path) -> dict[str, bytes | str]:
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes() for path in paths
+    }
