@@ -25,6 +25,8 @@ from actors.node.errors import MountError, NoSpaceLeftError, PathError, PathMiss
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
 _AGAIN = 32
+_MAX_LINKS = 40
+"""Links that one path may lead through. Source: path_resolution(7)."""
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 TEMPORARY = re.compile(r"\.holdfast-[0-9a-f]{16}")
 """Names that this service gives to what it is still writing; no archive takes them in."""
@@ -105,12 +107,19 @@ class Tree:
         Raises:
             PathError: it lies outside the tree's top folders.
         """
+        inside = self._inside(fd)
+        if inside is None:
+            raise PathError("The path leads outside the sandbox's writable roots.")
+        return inside
+
+    def _inside(self, fd: int) -> str | None:
         real = os.readlink(f"/proc/self/fd/{fd}")
         root = os.path.realpath(self.root)
         inside = real.removeprefix(root) if real.startswith(root + "/") else ""
-        if not any(inside == top or inside.startswith(top + "/") for top in self._tops):
-            raise PathError("The path leads outside the sandbox's writable roots.")
-        return inside
+        return inside if self._is_inside(inside) else None
+
+    def _is_inside(self, path: str) -> bool:
+        return any(path == top or path.startswith(top + "/") for top in self._tops)
 
     def make_directory(self, path: str) -> list[str]:
         """Makes a directory and its parents; returns those that were made, outermost first.
@@ -179,12 +188,52 @@ class Tree:
                 return [entry.name for entry in itertools.islice(entries, at_most)]
 
     def new_file(self, path: str, mode: int | None) -> NewFile:
-        """Begins to write a file that will replace whatever `path` names. Parents are made."""
-        place = PurePosixPath(path)
+        """Begins to write the file that `path` names. Parents are made.
+
+        A symbolic link is followed, and kept; one that leads outside the top folders, or nowhere, is replaced.
+
+        Raises:
+            PathTypeError: something on the way is not a directory; or the link leads to one of the top folders.
+            PathError: too many links follow each other, or the way leads outside the top folders.
+        """
+        place = PurePosixPath(self._followed(path))
         self.make_directory(str(place.parent))
         with self.directory(str(place.parent)) as parent:
             self.canonical(parent)
             return NewFile(parent, place.name, mode, self._uid)
+
+    def _followed(self, path: str) -> str:
+        """The path that a symbolic link at `path` leads to; `path` itself where there is none, or it leads nowhere."""
+        end = path
+        for _ in range(_MAX_LINKS):
+            try:
+                with self.directory(str(PurePosixPath(end).parent)) as parent:
+                    target = os.path.join(self.canonical(parent), os.readlink(PurePosixPath(end).name, dir_fd=parent))
+            except (PathMissingError, OSError):  # nothing is there, or no link
+                return end
+            found = self._place(target)
+            if found is None:
+                return path
+            end = found
+        raise PathError("Too many symbolic links on the path.")
+
+    def _place(self, target: str) -> str | None:
+        """The place that a link with this absolute target names, its last part not followed.
+
+        None if that is outside the top folders, or in a directory that does not exist.
+        """
+        written = "/" + os.path.normpath(target).lstrip("/")
+        directory, name = os.path.split(target.rstrip("/"))
+        if written in self._tops:
+            raise PathTypeError("The path is a directory.")
+        if name in ("", ".", ".."):
+            return written if self._is_inside(written) else None
+        try:
+            with self.directory(directory) as fd:
+                inside = self._inside(fd)
+        except PathMissingError:
+            return None
+        return f"{inside}/{name}" if inside is not None else None
 
     def remove(self, path: str) -> None:
         """Removes a file, a symbolic link or an empty directory."""

@@ -105,6 +105,12 @@ def test_a_link_out_of_the_sandbox_leads_to_nothing_of_the_node(service: Service
     assert tree_of(service, box) == before
 
 
+def test_a_file_is_written_through_a_link_that_stays_inside(box: HttpBox) -> None:
+    box.sh("mkdir v1; echo old > v1/config; chmod 600 v1/config; ln -s v1 current; ln -s current/config config")
+    box.write("/workspace/config", b"new\n")
+    assert box.sh("readlink config current; stat -c %a v1/config; cat v1/config") == "current/config\nv1\n600\nnew\n"
+
+
 def test_what_is_no_regular_file_is_refused(box: HttpBox) -> None:
     box.sh("mkdir dir; touch dir/file; mkfifo fifo; ln -s loop loop")
 

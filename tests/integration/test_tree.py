@@ -93,6 +93,7 @@ def test_a_swapped_link_never_shows_a_file_of_the_node(tree: Tree, outside: Path
     (work / "dir").mkdir()
     (work / "dir" / "secret").write_text("sandbox's own")
     (work / "link").symlink_to(outside)
+    (work / "through").symlink_to("dir/written")
     stop = threading.Event()
 
     def swap() -> None:
@@ -110,6 +111,10 @@ def test_a_swapped_link_never_shows_a_file_of_the_node(tree: Tree, outside: Path
                     seen += 1
             except PathError:
                 pass
+            with suppress(PathError):
+                file = tree.new_file("/workspace/swap/through", None)
+                file.write(b"new")
+                file.commit()
             try:
                 file = tree.new_file(f"/workspace/swap/dir/new{number}", None)
                 file.write(b"new")
@@ -152,6 +157,74 @@ def test_a_new_file_replaces_a_link_and_not_what_it_names(tree: Tree, outside: P
     file.commit()
     assert (outside / "secret").read_text() == "host secret"
     assert not (tree.root / "workspace" / "file").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("a", "real/inside"),
+        ("a", "/workspace/real/inside"),
+        ("a", "within/inside"),
+        ("a", "within/../real/./inside"),
+        ("a", "real/new"),
+        ("a", "/tmp/elsewhere"),
+        ("a", "../tmp/elsewhere"),
+        ("a", "../../../../../../tmp/elsewhere"),
+        ("real/a", "../b"),
+    ],
+)
+def test_a_new_file_goes_where_a_link_inside_leads_and_keeps_the_link(tree: Tree, link: str, target: str) -> None:
+    work = tree.root / "workspace"
+    (work / "first").symlink_to(link)
+    (work / link).symlink_to(target)
+    file = tree.new_file("/workspace/first", None)
+    file.write(b"written")
+    file.commit()
+    assert (os.readlink(work / "first"), os.readlink(work / link)) == (link, target)
+    with tree.regular_file("/workspace/first") as fd:
+        assert os.read(fd, 100) == b"written"
+    assert [path for path in tree.root.rglob("*") if TEMPORARY.fullmatch(path.name)] == []
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/etc/passwd",
+        "../../outside/secret",
+        "/",
+        "..",
+        "/nowhere",
+        "/var/x",
+        "no/such/folder",
+        "absolute/secret",
+        "chain/secret",
+    ],
+)
+def test_a_link_that_leads_outside_or_nowhere_is_replaced(tree: Tree, outside: Path, target: str) -> None:
+    work = tree.root / "workspace"
+    (work / "out").symlink_to(target)
+    (work / "first").symlink_to("out")
+    for name in ("first", "out"):
+        file = tree.new_file(f"/workspace/{name}", None)
+        file.write(b"mine")
+        file.commit()
+        assert (work / name).read_bytes() == b"mine" and not (work / name).is_symlink()
+    assert (outside / "secret").read_text() == "host secret"
+
+
+@pytest.mark.parametrize("target", ["self", "/workspace", "/tmp/", "real/inside/x"])
+def test_a_link_to_no_place_for_a_file_is_refused_and_stays(tree: Tree, target: str) -> None:
+    (tree.root / "workspace/self").unlink()
+    (tree.root / "workspace/self").symlink_to(target)
+    with pytest.raises(PathError):
+        tree.new_file("/workspace/self", None)
+    assert os.readlink(tree.root / "workspace/self") == target
+
+
+def test_a_link_to_a_directory_is_refused_and_stays(tree: Tree) -> None:
+    with pytest.raises(PathTypeError):
+        tree.new_file("/workspace/within", None).commit()
+    assert os.readlink(tree.root / "workspace/within") == "/workspace/real"
 
 
 def test_a_new_file_in_the_place_of_a_directory_leaves_nothing(tree: Tree) -> None:
