@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path("/var/lib/holdfast")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8484
+    store_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     ray_address: str | None = None
     slots: Annotated[int, Field(gt=0)] = 150
     region: str = "auto"

@@ -12,44 +12,55 @@ What rclone 1.75 does, found by experiment and held by the contract tests:
 * Listing uploads answers NoSuchUpload until one was begun. Keys "a" and "a/b" exclude each other: HTTP 500.
 * It has no lifecycle rules: it answers reading them with a listing and writing them with BucketAlreadyExists.
 * It logs the key pair at DEBUG, and does not see at once what is put into its folder by hand.
+
+A server that ends without being told to is started again, on its port and with its keys. What reads or writes the
+bucket meanwhile gets StoreUnavailableError, and may be repeated.
 """
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import re
 import shutil
-import subprocess
+import signal
+import socket
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 from pydantic import SecretStr
 
 from storage.config import BucketConfig, TransferConfig
 from storage.errors import StorageError, StoreUnavailableError
+from storage.rclone import RcloneEnd, RcloneRun
+from storage.restarts import Backoff
 from storage.s3 import S3ObjectStore
-
-logger = logging.getLogger(__name__)
 
 # Two characters are too few for rclone; and a comma or a quote would end the field in its setting, which is CSV.
 _ACCESS_KEY = re.compile(r"[A-Za-z0-9]{12,128}")
 _SECRET_KEY = re.compile(r"[A-Za-z0-9+/=_-]{12,128}")
-_READY = re.compile(r"Starting s3 server on \[http://127\.0\.0\.1:(\d+)/\]")
 _START_TIMEOUT_S = 30.0
 _SHOWN_CHARACTERS = 200
 # While a client keeps a connection open rclone can take more than 10 s to end by itself.
 _STOP_TIMEOUT_S = 3.0
 
 
-class EmbeddedS3:
-    """An S3 server on 127.0.0.1 that keeps one bucket under `folder` and dies with this process.
+class RestartLog(Protocol):
+    """A logger in the manner of structlog: an event's name, and its details by name. Must not raise."""
 
-    The kernel kills the server when the thread that forked it ends, so a thread of its own forks it and
-    waits for it to end.
+    def warning(self, event: str, **details: Any) -> None: ...
+    def error(self, event: str, **details: Any) -> None: ...
+
+
+class EmbeddedS3:
+    """An S3 server on 127.0.0.1 that keeps one bucket under `folder`, is restarted when it ends, and dies with us.
+
+    The kernel kills the server when the thread that forked it ends, so a thread of its own forks it, waits for it to
+    end, and forks the next one.
     """
 
     def __init__(
@@ -60,8 +71,17 @@ class EmbeddedS3:
         secret_key: SecretStr,
         bucket: str = "holdfast",
         port: int = 0,
+        log: RestartLog | None = None,
     ) -> None:
-        """Prepares the server. A `port` of 0 takes a free one at every start.
+        """Prepares the server.
+
+        Args:
+            folder: where the objects are kept; one server at a time has it.
+            access_key: of 12 to 128 letters and digits.
+            secret_key: of 12 to 128 characters.
+            bucket: the name of the one bucket.
+            port: where it listens; 0 takes a free one at `start`, and keeps it until `stop`.
+            log: is told of each end and each restart.
 
         Raises:
             ValueError: a key that rclone could not be given; its value is not repeated.
@@ -75,19 +95,23 @@ class EmbeddedS3:
         self._secret_key = secret_key
         self._bucket = bucket
         self._port = port
+        self._log = log
         self._lock_fd: int | None = None
-        self._process: subprocess.Popen[str] | None = None
+        self._held_port: socket.socket | None = None
+        self._run: RcloneRun | None = None
         self._keeper: threading.Thread | None = None
-        self._listening_on: int | None = None
+        self._settled = threading.Event()
+        self._stopping = threading.Event()
+        self._first_end: RcloneEnd | None = None
 
     @property
     def config(self) -> BucketConfig:
-        """How to reach the bucket, once the server is started."""
-        if self._listening_on is None:
+        """The way to the bucket, from the start to the stop: a restart changes nothing of it."""
+        if self._held_port is None:
             raise StoreUnavailableError("embedded server", bucket=self._bucket, detail="it is not running")
         return BucketConfig(
             bucket=self._bucket,
-            endpoint_url=f"http://127.0.0.1:{self._listening_on}",
+            endpoint_url=f"http://127.0.0.1:{self._held_port.getsockname()[1]}",
             access_key_id=self._access_key,
             secret_access_key=self._secret_key,
         )
@@ -95,15 +119,15 @@ class EmbeddedS3:
     @property
     def pid(self) -> int | None:
         """The server's process, while it runs."""
-        running = self._process is not None and self._process.poll() is None
-        return self._process.pid if self._process and running else None
+        run = self._run
+        return run.pid if run is not None else None
 
     def start(self) -> Self:
         """Starts the server; returns when it has answered a signed request.
 
         Raises:
             StorageError: rclone or setpriv is not installed, or another server has this folder; permanent.
-            StoreUnavailableError: it did not start, or not in time.
+            StoreUnavailableError: it did not start, or not in time; or its port is in use.
         """
         binary = Path(sys.executable).with_name("rclone")
         rclone = str(binary) if binary.exists() else shutil.which("rclone")
@@ -115,6 +139,7 @@ class EmbeddedS3:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock()
         try:
+            self._held_port = self._taken_port()
             (self._folder / self._bucket).mkdir(mode=0o700, exist_ok=True)
             self._remove_leftovers()
             self._launch([setpriv, "--pdeathsig", "KILL", "--", rclone])
@@ -133,60 +158,86 @@ class EmbeddedS3:
             raise StorageError("embedded server", bucket=self._bucket, detail="another one has this folder") from None
         self._lock_fd = fd
 
+    def _taken_port(self) -> socket.socket:
+        """A socket that has the port and never listens; rclone listens beside it.
+
+        While it is there the kernel gives the port to no client and to nobody who asks for a free one, so that it is
+        there for the next server when this one has died. Two sockets may have one port where both have SO_REUSEADDR,
+        as Go's have, and at most one of them listens. Source: socket(7), and inet_csk_bind_conflict in Linux.
+        """
+        holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind(("127.0.0.1", self._port))
+        except OSError as e:
+            holder.close()
+            raise StoreUnavailableError(
+                "embedded server",
+                bucket=self._bucket,
+                detail=f"it cannot listen on 127.0.0.1 port {self._port}: {e.strerror}",
+                hint="Choose another with HOLDFAST_STORE_PORT; 0 takes a free one.",
+            ) from None
+        return holder
+
     def _remove_leftovers(self) -> None:
         """Unconfirmed uploads of a server that was killed; the lock says that no other one is at work."""
         for leftover in (self._folder / self._bucket).rglob(".rclone_temp_*"):
             leftover.unlink(missing_ok=True)
 
     def _launch(self, rclone: list[str]) -> None:
-        argv = [*rclone, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{self._port}", str(self._folder)]
+        argv = [*rclone, "serve", "s3", "--config", "", "--addr", self.config.host, str(self._folder)]
         pair = f"{self._access_key.get_secret_value()},{self._secret_key.get_secret_value()}"
         # Nothing of this process's environment: neither its secrets nor settings for another rclone.
         environment = {"RCLONE_AUTH_KEY": f'"{pair}"', "HOME": str(self._folder), "PATH": os.defpath}
-        settled = threading.Event()
-        failure: list[OSError] = []
-        last_words: list[str] = []
-
-        def keep() -> None:
-            try:
-                process = self._process = subprocess.Popen(
-                    argv,
-                    env=environment,
-                    umask=0o077,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    errors="replace",
-                    start_new_session=True,
-                )
-            except OSError as e:
-                failure.append(e)
-                settled.set()
-                return
-            assert process.stderr is not None
-            with process.stderr:
-                for line in process.stderr:
-                    last_words[:] = [line.strip()] if line.strip() else last_words
-                    if found := _READY.search(line):
-                        self._listening_on = int(found[1])
-                        settled.set()
-                    logger.debug("rclone: %s", line.rstrip())
-            process.wait()
-            self._listening_on = None
-            settled.set()
-
-        self._keeper = threading.Thread(target=keep, name="embedded-s3", daemon=True)
+        self._settled.clear()
+        self._stopping.clear()
+        self._first_end = None
+        self._keeper = threading.Thread(target=self._keep, args=(argv, environment), name="embedded-s3", daemon=True)
         self._keeper.start()
-        settled.wait(_START_TIMEOUT_S)
-        if self._listening_on is None:
-            detail = failure[0].strerror if failure else self._without_keys("".join(last_words))
+        listens = self._settled.wait(_START_TIMEOUT_S) and self._first_end is None
+        if not listens:
+            said = self._without_keys(self._first_end.last_words) if self._first_end else ""
             raise StoreUnavailableError(
                 "embedded server",
                 bucket=self._bucket,
-                detail=detail or "it did not listen in time",
+                detail=said or "it did not listen in time",
                 hint=f"It is {rclone[-1]}, and keeps its files in {self._folder}: see whether it runs by itself.",
             )
+
+    def _keep(self, argv: list[str], environment: dict[str, str]) -> None:
+        """Runs one server after the other until `stop`. The first has to listen: otherwise `start` fails."""
+        backoff, address, ends = Backoff(), self.config.host, 0
+
+        def listening() -> None:
+            self._settled.set()
+            if ends and self._log is not None:
+                self._log.warning("embedded_store_restarted", address=address, ends=ends)
+
+        while True:
+            began = time.monotonic()
+            self._run = RcloneRun(argv, environment, listening=listening)
+            if self._stopping.is_set():  # by now `stop` ends either this run, or finds the word here
+                return
+            end = self._run.until_end()
+            if not self._settled.is_set():
+                self._first_end = end
+                self._settled.set()
+                return
+            if self._stopping.is_set():
+                return
+            ends += 1
+            pause_s = backoff.after(time.monotonic() - began)
+            if self._log is not None:
+                self._log.error(
+                    "embedded_store_ended",
+                    cause=_cause(end.status),
+                    last_words=self._without_keys(end.last_words),
+                    restart_in_s=pause_s,
+                )
+            if self._stopping.wait(pause_s):
+                return
+            with suppress(OSError):
+                self._remove_leftovers()
 
     def _without_keys(self, text: str) -> str:
         for key in (self._access_key, self._secret_key):
@@ -195,18 +246,15 @@ class EmbeddedS3:
 
     def stop(self) -> None:
         """Ends the server and waits for its end. Idempotent."""
-        process, self._process = self._process, None
-        if process is not None and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(_STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self._stopping.set()
+        if self._run is not None:
+            self._run.end(timeout_s=_STOP_TIMEOUT_S)
         if self._keeper is not None:
             self._keeper.join(_STOP_TIMEOUT_S)
             self._keeper = None
-        self._listening_on = None
+        if self._held_port is not None:
+            self._held_port.close()
+            self._held_port = None
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -216,3 +264,12 @@ class EmbeddedS3:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _cause(status: int | None) -> str:
+    """The end of a process in words."""
+    if status is None:
+        return "it could not be started"
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return f"exit status {status}"

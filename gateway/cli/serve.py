@@ -123,6 +123,8 @@ def _banner(machine: Machine, url: str, data_dir: Path) -> str:
         f"holdfast listens on {url} (API documentation at {url}/docs)",
         f"backups go to {machine.store}",
     ]
+    if access := machine.store_access:
+        lines.append(f"the store speaks S3 at {access.endpoint_url}, bucket {access.bucket}; its keys: {access.file}")
     if machine.signing_key_file:
         lines.append(
             f"backups are signed with the key in {machine.signing_key_file}: nobody can restore them without it"

@@ -10,23 +10,25 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import structlog
 from fasteners import InterProcessLock
 from pydantic import SecretStr
 
 from actors.config import NodeConfig
 from actors.errors import InvalidRequestError
+from actors.logs import configure_logging, log
 from actors.models import DEFAULT_TENANT
 from actors.settings import Settings, take_secrets_out_of_the_environment
 from gateway.cli.connection import CLIENT_ENV
 from gateway.embedded import ray_head, start_failures
 from gateway.embedded.secrets import MachineSecrets, load_or_make, unreadable, write_private
 from gateway.embedded.signing_keys import fit_for_the_bucket, key_ring
+from gateway.embedded.store_access import STORE_ENV, StoreAccess, store_access_file
 from gateway.shared_service import shared_service, start_service
-from storage.config import BucketConfig
 
-log = structlog.get_logger(__name__)
+if TYPE_CHECKING:
+    from storage.embedded import EmbeddedS3
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Machine:
     token_file: Path | None
     signing_key_file: Path | None = None
     """Where the key is that was made to sign the backups in the operator's bucket; None where the operator gave one."""
+    store_access: StoreAccess | None = None
+    """The way into the embedded store for S3's own clients; None where there is none."""
     warnings: tuple[str, ...] = ()
     """What works here, but worse than it could, each in a sentence with what to change."""
 
@@ -54,6 +58,7 @@ def running(settings: Settings) -> Iterator[Machine]:
         InvalidRequestError: this machine lacks something, or another service has the data folder.
         HoldfastError: a part did not start.
     """
+    configure_logging()
     with ExitStack() as stack:
         with start_failures.named():
             machine = stack.enter_context(_running(settings))
@@ -82,9 +87,11 @@ def _running(settings: Settings) -> Iterator[Machine]:
         warnings = _check_node(settings.node_config())
         stack.callback(_clean_node, settings.node_config())
         _clean_node(settings.node_config())
-        bucket, store = settings.bucket(), f"the bucket {settings.backup_bucket_name}"
+        bucket, store, store_access = settings.bucket(), f"the bucket {settings.backup_bucket_name}", None
         if not settings.names_a_bucket:
-            bucket, store = stack.enter_context(_embedded_s3(data_dir, secrets)), f"{data_dir / 's3'} (embedded store)"
+            server = stack.enter_context(_embedded_s3(data_dir, secrets, port=settings.store_port))
+            bucket, store = server.config, f"{data_dir / 's3'} (embedded store)"
+            store_access = stack.enter_context(store_access_file(folder / STORE_ENV, bucket))
         ray_folder = _ray_folder(settings.node_config())
         stack.callback(shutil.rmtree, ray_folder.parent, ignore_errors=True)
         stack.callback(ray_head.end_leftovers, ray_folder.parent)
@@ -103,7 +110,15 @@ def _running(settings: Settings) -> Iterator[Machine]:
             keys, key_file = {DEFAULT_TENANT: secrets.api_key}, folder / "api_key"
             write_private(key_file, secrets.api_key.get_secret_value())
         yield Machine(
-            keys, key_file, store, config.missing_settings, head, token_file, signing_key_file, warnings=warnings
+            keys,
+            key_file,
+            store,
+            config.missing_settings,
+            head,
+            token_file,
+            signing_key_file,
+            store_access=store_access,
+            warnings=warnings,
         )
 
 
@@ -174,15 +189,16 @@ def _clean_node(node: NodeConfig) -> None:
 
 
 @contextmanager
-def _embedded_s3(data_dir: Path, secrets: MachineSecrets) -> Iterator[BucketConfig]:
+def _embedded_s3(data_dir: Path, secrets: MachineSecrets, *, port: int) -> Iterator[EmbeddedS3]:
     from storage.embedded import EmbeddedS3
 
+    access_key, secret_key = secrets.s3_access_key, secrets.s3_secret_key
     try:
-        server = EmbeddedS3(data_dir / "s3", access_key=secrets.s3_access_key, secret_key=secrets.s3_secret_key)
+        server = EmbeddedS3(data_dir / "s3", access_key=access_key, secret_key=secret_key, port=port, log=log)
     except ValueError:
         raise unreadable(data_dir / "secrets") from None
     with server:
-        yield server.config
+        yield server
 
 
 def _ray_folder(node: NodeConfig) -> Path:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,7 +19,7 @@ BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", README, flags=re.MULTILINE |
 LIMIT_S = 120
 
 
-def runs(service: Service, argv: list[str], text: str) -> str:
+def runs(service: Service, argv: list[str], text: str, *, home: Path | None = None) -> str:
     key_file = service.home / "api_key"
     key_file.write_text(service.api_key)
     here = {
@@ -26,7 +29,7 @@ def runs(service: Service, argv: list[str], text: str) -> str:
     }
     text = re.sub("|".join(map(re.escape, here)), lambda found: here[found[0]], text)
     left = dict(line.split("=", 1) for line in (service.data_dir / "client.env").read_text().splitlines())
-    environment = clean_environment(service.home, {**left, "HOLDFAST_DATA_DIR": str(service.data_dir)})
+    environment = clean_environment(home or service.home, {**left, "HOLDFAST_DATA_DIR": str(service.data_dir)})
     ended = subprocess.run(
         [*argv, text], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
@@ -61,5 +64,21 @@ def test_the_command_line_example_runs(service: Service) -> None:
     assert "README.md" in runs(service, ["bash", "-euc"], block("sh", "holdfast cp"))
 
 
+def test_the_example_of_s3s_own_tools_runs(service: Service, client: httpx.Client, tmp_path: Path) -> None:
+    made = client.post("/v1/sandbox/user-123/backup", json={"dir": "/workspace"}).raise_for_status().json()["id"]
+    text, tools = block("sh", "store.env"), ["python3", "rclone", "aws"]
+    aws = shutil.which("aws")
+    if aws is None:
+        warnings.warn("aws is not installed: its line of the example is not run", stacklevel=1)
+        text, tools = re.sub(r"^aws .*\n", "", text, flags=re.MULTILINE), tools[:2]
+    else:
+        text = re.sub(r"^aws ", f"{aws} ", text, flags=re.MULTILINE)
+    assert re.findall(r"^(python3|rclone|\S*aws) ", text, flags=re.MULTILINE)[:2] == tools[:2]
+    # In a home of its own, as an operator's shell: it has the store's keys, which no process of the service may show.
+    printed = runs(service, ["bash", "-euc"], text, home=tmp_path)
+    assert printed.count(f"{made}/meta.json") == len(tools) - 1
+    assert re.match(r"[1-5]\n", printed)
+
+
 def test_every_example_is_run_by_a_test() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4

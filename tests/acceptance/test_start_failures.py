@@ -99,6 +99,13 @@ def test_a_store_that_cannot_be_run_is_named(tmp_path: Path) -> None:
     assert "embedded server" in said and "Permission denied" in said
 
 
+def test_a_port_of_the_store_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        said = refusal_of(tmp_path, tmp_path / "data", env={"HOLDFAST_STORE_PORT": str(port)})
+    assert str(port) in said and "HOLDFAST_STORE_PORT" in said
+
+
 def test_a_user_without_rights_is_told_so(tmp_path: Path) -> None:
     before = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
 

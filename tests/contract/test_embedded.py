@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -17,6 +22,7 @@ from pydantic import SecretStr
 from storage.embedded import EmbeddedS3
 from storage.errors import StorageError, StoreUnavailableError
 from storage.s3 import S3ObjectStore
+from tests.support.mount_leaks import wait_until
 from tests.support.s3 import ACCESS_KEY, BUCKET, FAST, SECRET_KEY, embedded_s3
 
 
@@ -104,3 +110,82 @@ def test_keys_that_rclone_cannot_be_given_are_refused(tmp_path: Path, key: str) 
         with pytest.raises(ValueError, match="key must be") as caught:
             EmbeddedS3(tmp_path, access_key=SecretStr(pair[0]), secret_key=SecretStr(pair[1]))
         assert key not in str(caught.value)
+
+
+@dataclass
+class Told:
+    """A log that keeps what it is told, and lets a test wait for an event."""
+
+    lines: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def warning(self, event: str, **details: Any) -> None:
+        self.lines.append((event, details))
+
+    error = warning
+
+    def count(self, event: str) -> int:
+        return sum(line[0] == event for line in self.lines)
+
+
+@contextmanager
+def told_of(folder: Path, *, port: int = 0) -> Iterator[tuple[EmbeddedS3, Told]]:
+    told = Told()
+    keys = {"access_key": SecretStr(ACCESS_KEY), "secret_key": SecretStr(SECRET_KEY)}
+    with EmbeddedS3(folder, bucket=BUCKET, port=port, log=told, **keys) as server:
+        yield server, told
+
+
+def kill(server: EmbeddedS3, number: signal.Signals = signal.SIGKILL) -> None:
+    assert server.pid is not None
+    os.kill(server.pid, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
+def test_a_server_that_ends_is_restarted_with_its_port_and_keys_and_told_of(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with told_of(tmp_path) as (server, told):
+        before, config = server.pid, server.config
+        store = S3ObjectStore(config, transfer=FAST)
+        store.put("kept", b"x")
+        for ends in (1, 2):
+            kill(server, number)
+            assert wait_until(lambda ends=ends: told.count("embedded_store_restarted") == ends)  # type: ignore[misc]
+            assert store.get("kept").data == b"x"
+        assert server.config == config and server.pid not in (None, before)
+    assert server.pid is None
+    ended, restarted = told.lines[0], told.lines[1]
+    assert ended[0] == "embedded_store_ended" and restarted[0] == "embedded_store_restarted"
+    assert restarted[1]["address"] == config.host
+    assert not any(key in str(told.lines) for key in (ACCESS_KEY, SECRET_KEY))
+
+
+def test_a_server_that_is_killed_again_and_again_is_restarted_ever_less_soon(tmp_path: Path) -> None:
+    with told_of(tmp_path) as (server, told):
+        for ends in range(1, 6):
+            kill(server)
+            assert wait_until(lambda ends=ends: told.count("embedded_store_restarted") == ends)  # type: ignore[misc]
+        S3ObjectStore(server.config, transfer=FAST).check()
+    pauses = [details["restart_in_s"] for event, details in told.lines if event == "embedded_store_ended"]
+    assert len(pauses) == 5 and pauses == sorted(set(pauses))
+
+
+def test_nobody_else_is_given_the_port_while_the_server_is_dead(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with told_of(folder) as (server, told):
+        address = ("127.0.0.1", int(server.config.host.rpartition(":")[2]))
+        kill(server, signal.SIGSTOP)
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(address)
+        kill(server)
+        assert wait_until(lambda: told.count("embedded_store_ended") == 1)
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(address)
+
+
+def test_a_stop_while_the_server_is_dead_starts_none(tmp_path: Path) -> None:
+    with told_of(tmp_path) as (server, told):
+        kill(server)
+        assert wait_until(lambda: told.count("embedded_store_ended") == 1)
+    assert server.pid is None
+    assert not [thread for thread in threading.enumerate() if thread.name == "embedded-s3"]

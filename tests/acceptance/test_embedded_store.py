@@ -1,0 +1,52 @@
+"""The embedded store as its operator sees it: where it is, and what becomes of it when its process ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+from tests.acceptance.http_box import HttpBox
+from tests.support.service import Service, comm_of, eventually, is_ready, running
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def store_pids(service: Service) -> set[int]:
+    return {pid for pid in service.pids() if comm_of(pid) == "rclone"}
+
+
+def events(service: Service) -> list[str]:
+    lines = [line for line in service.stderr.read_text().splitlines() if line.startswith("{")]
+    return [json.loads(line)["event"] for line in lines]
+
+
+def test_the_store_is_where_a_setting_says_and_comes_back_there_when_it_is_killed(tmp_path: Path) -> None:
+    port = free_port()
+    with running(tmp_path / "home", tmp_path / "data", env={"HOLDFAST_STORE_PORT": str(port)}) as service:
+        file = service.data_dir / "secrets" / "store.env"
+        banner = service.stdout.read_text()
+        assert f"the store speaks S3 at http://127.0.0.1:{port}, bucket holdfast; its keys: {file}\n" in banner
+        assert file.stat().st_mode & 0o077 == 0
+        with service.client() as client:
+            box = HttpBox(client, "box")
+            box.sh("echo kept > file")
+            handle = box.backup("/workspace")
+            for times in (1, 2):
+                (killed,) = store_pids(service)
+                os.kill(killed, signal.SIGKILL)
+                eventually(lambda times=times: events(service).count("embedded_store_restarted") == times)  # type: ignore[misc]
+                eventually(lambda: is_ready(service))
+                assert store_pids(service) and killed not in store_pids(service)
+                box.restore(handle)
+                assert box.sh("cat file") == "kept\n"
+                assert box.backup("/workspace")["id"] != handle["id"]
+        assert {at for pid, at in service.listening() if comm_of(pid) == "rclone"} == {("127.0.0.1", port)}
+        assert events(service).count("embedded_store_ended") == 2
+    assert not file.exists()
