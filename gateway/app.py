@@ -37,6 +37,16 @@ CLUSTER_THREADS = 128
 """Finding an actor, and waiting for a stream's first item, blocks a thread each; asyncio's own limit is cores + 4."""
 
 
+class ClusterThreads(ThreadPoolExecutor):
+    """Threads that nobody waits for at the end: one may wait for a cluster that is gone, and for a minute."""
+
+    def __init__(self) -> None:
+        super().__init__(CLUSTER_THREADS, "cluster")
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
 def create_app(config: GatewayConfig, *, cluster: Cluster | None = None, log: Any = None) -> FastAPI:
     """A gateway.
 
@@ -51,7 +61,7 @@ def create_app(config: GatewayConfig, *, cluster: Cluster | None = None, log: An
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CLUSTER_THREADS, "cluster"))
+        asyncio.get_running_loop().set_default_executor(ClusterThreads())
         cluster.connect()
         yield
 

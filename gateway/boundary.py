@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -11,11 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.errors import HoldfastError, InternalError, InvalidRequestError
 from gateway.answers import error_answer
-from gateway.errors import MethodNotAllowedError, RouteNotFoundError
+from gateway.errors import MethodNotAllowedError, RouteNotFoundError, stopping
 
 
 class ErrorBoundary:
-    """Answers errors. An error after the answer has begun cuts the connection: a short body must not look whole."""
+    """Answers errors. An error after the answer has begun cuts the connection: a short body must not look whole.
+
+    A request is cancelled by a server that ends and has waited for it long enough. It is answered like one that failed.
+    """
 
     def __init__(self, app: ASGIApp, *, log: Any) -> None:
         self._app = app
@@ -36,14 +40,16 @@ class ErrorBoundary:
             await self._app(scope, receive, watched)
         except ClientDisconnect:
             return
-        except Exception as e:
+        except (Exception, asyncio.CancelledError) as e:
             error = self._named(e, scope)
             if begun:
                 self._log.warning("answer cut short", request_id=scope["state"]["request_id"], code=error.code)
             else:
                 await error_answer(error, scope)(scope, receive, send)
 
-    def _named(self, e: Exception, scope: Scope) -> HoldfastError:
+    def _named(self, e: Exception | asyncio.CancelledError, scope: Scope) -> HoldfastError:
+        if isinstance(e, asyncio.CancelledError):
+            return stopping(scope["method"])
         if isinstance(e, HoldfastError):
             return e
         self._log.error("unhandled error", request_id=scope["state"]["request_id"], exc_info=e)

@@ -15,8 +15,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from actors.errors import HoldfastError, InvalidRequestError
+from actors.errors import RETRYABLE, HoldfastError, InvalidRequestError, ServiceUnavailableError
 from actors.models import Model
+
+_SAFE_METHODS = ("GET", "HEAD")
 
 
 class RouteNotFoundError(HoldfastError):
@@ -43,6 +45,13 @@ class MalformedBodyError(InvalidRequestError):
 
 class NotUnderstoodError(InvalidRequestError):
     """The request asks for something that its route does not know; nothing was changed."""
+
+
+def stopping(method: str) -> ServiceUnavailableError:
+    """The error for a request that was still under way when the service stopped."""
+    context = {"outcome": "unknown", RETRYABLE: method in _SAFE_METHODS}
+    hint = None if method in _SAFE_METHODS else "Look at the sandbox's state before you repeat the call."
+    return ServiceUnavailableError("The service is stopping.", hint=hint, context=context)
 
 
 class ErrorDocument(Model):

@@ -8,6 +8,7 @@ the limits are tested on asyncio's own loop.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 
 import h11
@@ -20,6 +21,9 @@ STALLED_READER_LIMIT_S = 60.0
 KEEP_ALIVE_S = 10
 MAX_HEADER_BYTES = 64 * 1024
 MAX_CONNECTIONS = 2048
+GRACEFUL_S = 6
+ANSWERING_S = 2.0
+"""How long the requests that are cancelled then may take to write their answers."""
 
 
 class LimitedH11Protocol(H11Protocol):
@@ -80,16 +84,25 @@ class _Deadline:
             self._timer = None
 
 
-def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = 10) -> uvicorn.Server:
+class PatientServer(uvicorn.Server):
+    """A server that lets the requests which it cancels at its end write their answers."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if tasks := set(self.server_state.tasks):
+            await asyncio.wait(tasks, timeout=ANSWERING_S)
+
+
+def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) -> uvicorn.Server:
     """A server that is not running yet; `run` or `serve` it.
 
     Args:
         app: the gateway.
         host: the address to listen on.
         port: 0 takes a free one.
-        graceful_s: how long running requests may take to end after SIGTERM.
+        graceful_s: how long running requests may take to end after SIGTERM; then they are answered with an error.
     """
-    return uvicorn.Server(
+    return PatientServer(
         uvicorn.Config(
             app,
             host=host,

@@ -30,6 +30,11 @@ def encoded(event: ExecEvent) -> bytes:
     return frame(event.stream, base64.b64encode(event.data).decode("ascii"))
 
 
+def failed(error: HoldfastError) -> bytes:
+    """An error, which is the last event of its stream."""
+    return frame("error", json.dumps({"error": error.message, "code": error.code}))
+
+
 async def frames(source: Source[ExecEvent], *, keep_alive_s: float) -> AsyncGenerator[bytes, None]:
     """The whole stream: output as it comes, a comment in every silence, and `exit` or `error` last."""
     while True:
@@ -39,7 +44,7 @@ async def frames(source: Source[ExecEvent], *, keep_alive_s: float) -> AsyncGene
         try:
             event = await source.take()
         except HoldfastError as e:
-            yield frame("error", json.dumps({"error": e.message, "code": e.code}))
+            yield failed(e)
             return
         if event is None:
             return

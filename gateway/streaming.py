@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Generic, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -17,6 +17,8 @@ from starlette.types import Receive, Scope, Send
 from gateway.cluster import ItemStream
 
 T = TypeVar("T")
+_FAREWELL_S = 1.0
+"""How long a client that does not read may keep a server that ends from its last piece."""
 
 
 class Source(Generic[T]):
@@ -76,7 +78,11 @@ class Source(Generic[T]):
 
 
 class StreamedAnswer(Response):
-    """Sends pieces as they come. The source is closed whatever happens: end, error, disconnect, shutdown."""
+    """Sends pieces as they come. The source is closed whatever happens: end, error, disconnect, shutdown.
+
+    A server that ends cancels it. Where the format has a place for errors, `farewell` is then the last piece; otherwise
+    the connection is cut.
+    """
 
     def __init__(
         self,
@@ -85,9 +91,12 @@ class StreamedAnswer(Response):
         *,
         media_type: str,
         headers: Mapping[str, str] | None = None,
+        farewell: bytes | None = None,
     ) -> None:
         self._pieces = pieces
         self._source = source
+        self._farewell = farewell
+        self._has_begun = False
         self.status_code = 200
         self.background = None
         self.media_type = media_type
@@ -101,6 +110,13 @@ class StreamedAnswer(Response):
             if not sending.done():
                 raise ClientDisconnect
             sending.result()
+        except asyncio.CancelledError:
+            await _ended(sending)
+            if self._farewell is None or not self._has_begun:
+                raise
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL_S):
+                    await send({"type": "http.response.body", "body": self._farewell, "more_body": False})
         finally:
             await _ended(gone)
             await _ended(sending)
@@ -108,6 +124,7 @@ class StreamedAnswer(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._has_begun = True
         async with aclosing(self._pieces) as pieces:
             async for piece in pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})

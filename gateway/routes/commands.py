@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from actors.models import ExecRequest
 from gateway import sse
 from gateway.body import describes, parsed
+from gateway.errors import stopping
 from gateway.routes.request import Box, config_of
 from gateway.streaming import Source, StreamedAnswer
 
@@ -29,5 +30,9 @@ async def exec_command(request: Request, box: Box) -> Response:
     source = Source(box.exec(await parsed(request, ExecRequest)))
     await source.begin(request.receive, within_s=keep_alive_s)
     return StreamedAnswer(
-        sse.frames(source, keep_alive_s=keep_alive_s), source, media_type=sse.MEDIA_TYPE, headers=sse.HEADERS
+        sse.frames(source, keep_alive_s=keep_alive_s),
+        source,
+        media_type=sse.MEDIA_TYPE,
+        headers=sse.HEADERS,
+        farewell=sse.failed(stopping(request.method)),
     )

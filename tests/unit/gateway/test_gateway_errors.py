@@ -9,6 +9,7 @@ import pytest
 
 from actors.errors import BackupExpiredError, ServiceUnavailableError, StorageUnavailableError
 from tests.unit.gateway.conftest import DEADLINE_S, Exchange, Gateway, make_gateway
+from tests.unit.gateway.memory_cluster import Silence
 
 BACKUP = "/v1/sandbox/box/backup"
 RESTORE = "/v1/sandbox/box/restore"
@@ -202,3 +203,33 @@ def test_metrics_count_by_template(gateway: Gateway) -> None:
     assert 'holdfast_http_requests_total{method="GET",route="/v1/sandbox/{id}/running",status="200"} 1.0' in text
     assert 'route="unmatched",status="404"' in text
     assert "hidden-name" not in text
+
+
+@pytest.mark.parametrize(("method", "path", "is_safe"), [
+    ("GET", "/ready", True), ("GET", "/v1/sandbox", True), ("POST", "/v1/sandbox", False),
+    ("POST", "/v1/sandbox/box/exec", False), ("GET", "/v1/sandbox/box/file/workspace/a", True),
+    ("PUT", "/v1/sandbox/box/file/workspace/a", False), ("POST", "/v1/sandbox/box/persist", False),
+    ("DELETE", "/v1/sandbox/box", False),
+])  # fmt: skip
+def test_a_request_that_a_stopping_server_cancels_is_answered_with_503(
+    gateway: Gateway, method: str, path: str, is_safe: bool
+) -> None:
+    async def cancelled_after(steps: int) -> Exchange:
+        exchange = Exchange(gateway.app, method, path, more=method != "GET")
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        exchange.task.cancel()
+        await asyncio.wait({exchange.task}, timeout=DEADLINE_S)
+        return exchange
+
+    gateway.cluster.sandbox("default", "box").script = [Silence()]
+    answered = 0
+    for steps in range(1, 12):
+        exchange = asyncio.run(cancelled_after(steps))
+        assert exchange.task.exception() is None
+        if exchange.status == 503:
+            answered += 1
+            document = exchange.document()
+            assert document["code"] == "SERVICE_UNAVAILABLE" and document["request_id"]
+            assert document["context"] == {"outcome": "unknown", "retryable": is_safe}
+    assert answered

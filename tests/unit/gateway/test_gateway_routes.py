@@ -8,7 +8,7 @@ from actors.errors import RETRYABLE, SandboxUnavailableError, StorageUnavailable
 from actors.models import DirectoryStatus, RecoveredDirectory, SandboxEvent
 from actors.request_ids import carrying
 from tests.unit.gateway.conftest import DEADLINE_S, OTHER_KEY, Exchange, Gateway
-from tests.unit.gateway.memory_cluster import NOW
+from tests.unit.gateway.memory_cluster import NOW, Silence
 
 FORGOTTEN = DirectoryStatus.FORGOTTEN
 
@@ -97,6 +97,19 @@ def test_an_answer_that_fails_half_way_does_not_look_whole(gateway: Gateway) -> 
             await exchange.task
         assert (exchange.status, exchange.body, exchange.complete) == (200, b"half", False)
         assert {"answer cut short", "request"} == {line["event"] for line in gateway.log.lines}
+
+    asyncio.run(scenario())
+
+
+def test_an_archive_that_a_stopping_server_cuts_short_does_not_look_whole(gateway: Gateway) -> None:
+    async def scenario() -> None:
+        gateway.cluster.sandbox("default", "box").tar = [b"half", Silence()]
+        exchange = Exchange(gateway.app, "POST", "/v1/sandbox/box/persist")
+        async with asyncio.timeout(DEADLINE_S):
+            await exchange.until_sent(b"half")
+            exchange.task.cancel()
+            await exchange.task
+        assert (exchange.status, exchange.body, exchange.complete) == (200, b"half", False)
 
     asyncio.run(scenario())
 

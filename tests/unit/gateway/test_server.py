@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,7 +15,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from gateway.app import ClusterThreads
+from gateway.boundary import ErrorBoundary
 from gateway.server import LimitedH11Protocol, server
+from tests.unit.gateway.conftest import LogLines
 
 NEVER_S = 3600.0
 AT_ONCE_S = 0.0
@@ -119,3 +125,49 @@ def test_the_server_sets_its_limits_on_purpose() -> None:
     assert config.h11_max_incomplete_event_size
     assert config.timeout_graceful_shutdown
     assert not config.server_header
+
+
+def test_a_request_that_outlasts_the_servers_end_gets_its_answer_from_the_wire() -> None:
+    async def stuck(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        reached.set()
+        await asyncio.Event().wait()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["request_id"] = "an-id"
+        await ErrorBoundary(stuck, log=LogLines())(scope, receive, send)
+
+    async def scenario() -> None:
+        ending = server(app, host="127.0.0.1", port=0, graceful_s=0)
+        ending.config.lifespan = "off"
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            serving = asyncio.ensure_future(ending.serve(sockets=[listening]))
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+            await reached.wait()
+            ending.should_exit = True
+            answer = await reader.read()
+            await serving
+            writer.close()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        document = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert document["code"] == "SERVICE_UNAVAILABLE"
+        assert document["request_id"] == "an-id"
+
+    reached = asyncio.Event()
+    run(scenario)
+
+
+def test_threads_that_wait_for_a_cluster_that_is_gone_keep_no_loop_from_its_end() -> None:
+    released = threading.Event()
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(ClusterThreads())
+        waiting = asyncio.ensure_future(asyncio.to_thread(released.wait))
+        await asyncio.sleep(0)
+        waiting.cancel()
+
+    try:
+        run(scenario)
+    finally:
+        released.set()

@@ -96,3 +96,21 @@ def test_a_client_that_leaves_in_mid_output_stops_the_command(gateway: Gateway) 
         assert [t for t in asyncio.all_tasks() if t is not asyncio.current_task()] == []
 
     asyncio.run(scenario())
+
+
+def test_a_command_that_a_stopping_server_cuts_short_ends_with_an_error_event(gateway: Gateway) -> None:
+    async def scenario() -> None:
+        box = gateway.cluster.sandbox("default", "box")
+        box.script = [Output(stream="stdout", data=b"a"), Silence()]
+        exchange = Exchange(gateway.app, "POST", EXEC, BODY)
+        async with asyncio.timeout(DEADLINE_S):
+            await exchange.until_sent(data(b"a"))
+            exchange.task.cancel()
+            await exchange.task
+        assert exchange.complete
+        last = exchange.body.decode().rstrip("\n").rpartition("\n\n")[2]
+        assert last == 'event: error\ndata: {"error": "The service is stopping.", "code": "SERVICE_UNAVAILABLE"}'
+        assert box.streams[0].closed.is_set()
+        assert [t for t in asyncio.all_tasks() if t is not asyncio.current_task()] == []
+
+    asyncio.run(scenario())
