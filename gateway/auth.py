@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actors.errors import UnauthorizedError
+from gateway.strangers import introduced
 
 PUBLIC_PATHS = frozenset({"/health"})
 
@@ -28,6 +29,7 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in PUBLIC_PATHS:
             scope["state"]["tenant"] = self._tenant(scope)
+            introduced(scope["state"])
         await self._app(scope, receive, send)
 
     def _tenant(self, scope: Scope) -> str:

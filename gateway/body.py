@@ -18,12 +18,12 @@ from gateway.errors import MalformedBodyError, RequestTimeoutError
 M = TypeVar("M", bound=BaseModel)
 
 
-async def pieces(request: Request, *, limit_bytes: int, idle_s: float) -> AsyncIterator[bytes]:
+async def pieces(request: Request, *, limit_bytes: int, idle_s: float, total_s: float) -> AsyncIterator[bytes]:
     """The body as it comes.
 
     Raises:
         RequestTooLargeError: it is, or says it is, longer than `limit_bytes`.
-        RequestTimeoutError: nothing came for `idle_s`.
+        RequestTimeoutError: nothing came for `idle_s`, or the whole took longer than `total_s`.
         ClientDisconnect: the client is gone.
     """
     declared = request.headers.get("content-length", "")
@@ -31,14 +31,14 @@ async def pieces(request: Request, *, limit_bytes: int, idle_s: float) -> AsyncI
         raise _too_large(limit_bytes)
     received = 0
     more = True
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + total_s
     while more:
         try:
-            async with asyncio.timeout(idle_s):
+            async with asyncio.timeout_at(min(loop.time() + idle_s, deadline)):
                 message = await request.receive()
         except TimeoutError:
-            raise RequestTimeoutError(
-                "The request's body stopped coming.", context={"idle_s": idle_s, "received_bytes": received}
-            ) from None
+            raise _too_late(received, None if loop.time() < deadline else total_s, idle_s) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece = message.get("body", b"")
@@ -80,7 +80,8 @@ async def parsed(
     """
     config: GatewayConfig = request.app.state.config
     body = bytearray()
-    async for piece in pieces(request, limit_bytes=config.max_body_bytes, idle_s=config.body_idle_s):
+    limits = {"idle_s": config.body_idle_s, "total_s": config.body_total_s}
+    async for piece in pieces(request, limit_bytes=config.max_body_bytes, **limits):
         body += piece
     if not body and empty is not None:
         return empty
@@ -122,6 +123,13 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
         target = definitions[reference.removeprefix("#/$defs/")]
         return _inlined({**target, **{k: v for k, v in schema.items() if k != "$ref"}}, definitions)
     return {name: _inlined(value, definitions) for name, value in schema.items()}
+
+
+def _too_late(received: int, total_s: float | None, idle_s: float) -> RequestTimeoutError:
+    context: dict[str, float] = {"received_bytes": received}
+    if total_s is None:
+        return RequestTimeoutError("The request's body stopped coming.", context={**context, "idle_s": idle_s})
+    return RequestTimeoutError("The request's body took too long to come.", context={**context, "total_s": total_s})
 
 
 def _too_large(limit_bytes: int) -> RequestTooLargeError:

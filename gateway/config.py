@@ -19,6 +19,8 @@ class GatewayConfig(BaseModel):
         max_body_bytes: the largest JSON body.
         max_upload_bytes: the largest file or tar archive that is sent into a sandbox.
         body_idle_s: how long a body may stop coming before the request is given up.
+        body_total_s: how long a JSON body may take to come as a whole.
+        upload_total_s: the same of a file or a tar archive.
         keep_alive_s: how long an event stream may be silent before a comment is sent to keep proxies from cutting it.
     """
 
@@ -28,6 +30,8 @@ class GatewayConfig(BaseModel):
     max_body_bytes: Annotated[int, Field(gt=0)] = 1024**2
     max_upload_bytes: Annotated[int, Field(gt=0)] = 16 * 1024**3
     body_idle_s: Annotated[float, Field(gt=0)] = 30.0
+    body_total_s: Annotated[float, Field(gt=0)] = 60.0
+    upload_total_s: Annotated[float, Field(gt=0)] = 6 * 3600.0
     keep_alive_s: Annotated[float, Field(gt=0)] = 15.0
 
     @classmethod

@@ -3,7 +3,7 @@
 HoldfastError
 ├── RouteNotFoundError          no such path
 ├── MethodNotAllowedError       the path knows other methods
-├── RequestTimeoutError         the body stopped coming
+├── RequestTimeoutError         the body stopped coming, or came too slowly
 └── InvalidRequestError
     ├── MalformedBodyError      the body is not JSON at all
     └── NotUnderstoodError      it asks for what the route does not know
@@ -34,7 +34,7 @@ class MethodNotAllowedError(HoldfastError):
 
 
 class RequestTimeoutError(HoldfastError):
-    """The client began to send a body and then stopped; nothing was changed."""
+    """The client began to send a body and then stopped, or took too long; nothing was changed."""
 
     code = "REQUEST_TIMEOUT"
 

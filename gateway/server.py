@@ -8,19 +8,28 @@ the limits are tested on asyncio's own loop.
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Collection
+from typing import Any
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from actors.errors import HoldfastError, InvalidRequestError, ServiceUnavailableError
+from gateway.answers import error_answer
+from gateway.strangers import Strangers, introducing
 
 HEADER_LIMIT_S = 10.0
 STALLED_READER_LIMIT_S = 60.0
 KEEP_ALIVE_S = 10
 MAX_HEADER_BYTES = 64 * 1024
 MAX_CONNECTIONS = 2048
+_OTHER_FILES = 512
+"""Descriptors that are not connections: of Ray, of files, of pipes."""
 GRACEFUL_S = 6
 ANSWERING_S = 2.0
 """How long the requests that are cancelled then may take to write their answers."""
@@ -31,9 +40,12 @@ class LimitedH11Protocol(H11Protocol):
 
     header_limit_s = HEADER_LIMIT_S
     stalled_reader_limit_s = STALLED_READER_LIMIT_S
+    strangers = Strangers(MAX_CONNECTIONS // 4)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.strangers.came(self)
+        self.app_state = introducing(self.app_state, lambda: self.strangers.left(self))
         self._sending = _Deadline(self.loop, self.header_limit_s, transport.close)
         self._reading = _Deadline(self.loop, self.stalled_reader_limit_s, transport.abort)
         self._sending.start()
@@ -58,7 +70,22 @@ class LimitedH11Protocol(H11Protocol):
         super().resume_writing()
         self._reading.stop()
 
+    def displace(self) -> None:
+        """Ends the connection at once, for another one that has shown no key either."""
+        self.connections.discard(self)
+        self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP request, and closes the connection."""
+        error = InvalidRequestError("This is no valid HTTP/1.1 request.")
+        body = bytes(error_answer(error, {"state": {"request_id": str(uuid.uuid4())}}).body)
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.strangers.left(self)
         self._sending.stop()
         self._reading.stop()
         super().connection_lost(exc)
@@ -84,6 +111,38 @@ class _Deadline:
             self._timer = None
 
 
+class Doorkeeper:
+    """Refuses, before anything else looks at it, a request that must not be served, and closes its connection.
+
+    That is one that is too many, and one that says its length in two ways: whoever stands between may have believed the
+    other. Source: RFC 9112, section 6.1.
+    """
+
+    def __init__(self, app: ASGIApp, *, most: int) -> None:
+        self._app = app
+        self._most = most
+        self.connections: Collection[Any] = ()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = self._refusal(scope) if scope["type"] == "http" else None
+        if error is None:
+            await self._app(scope, receive, send)
+            return
+        scope["state"]["request_id"] = str(uuid.uuid4())
+        status = 400 if isinstance(error, InvalidRequestError) else None
+        await error_answer(error, scope, status=status, headers={"connection": "close"})(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> HoldfastError | None:
+        if len(self.connections) > self._most:
+            return ServiceUnavailableError(
+                "The service has as many connections as it may.", hint="Try again in a moment."
+            )
+        names = {name for name, _ in scope["headers"]}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            return InvalidRequestError("A request may not have both a Content-Length and a Transfer-Encoding.")
+        return None
+
+
 class PatientServer(uvicorn.Server):
     """A server that lets the requests which it cancels at its end write their answers."""
 
@@ -102,16 +161,17 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) 
         port: 0 takes a free one.
         graceful_s: how long running requests may take to end after SIGTERM; then they are answered with an error.
     """
-    return PatientServer(
+    most = min(MAX_CONNECTIONS, _descriptors() - _OTHER_FILES)
+    doorkeeper = Doorkeeper(app, most=most)
+    made = PatientServer(
         uvicorn.Config(
-            app,
+            doorkeeper,
             host=host,
             port=port,
             loop="asyncio",
-            http=LimitedH11Protocol,
+            http=_protocol(most // 4),
             ws="none",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=graceful_s,
             server_header=False,
@@ -120,3 +180,21 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) 
             log_config=None,
         )
     )
+    doorkeeper.connections = made.server_state.connections
+    return made
+
+
+def _protocol(most_strangers: int) -> type[LimitedH11Protocol]:
+    """The protocol of one server, whose strangers are its own."""
+
+    class Protocol(LimitedH11Protocol):
+        strangers = Strangers(most_strangers)
+
+    return Protocol
+
+
+def _descriptors() -> int:
+    """How many files this process may have open, once it has asked for as many as it may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else MAX_CONNECTIONS + _OTHER_FILES

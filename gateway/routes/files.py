@@ -95,7 +95,9 @@ async def _streamed(request: Request, source: Source[bytes], media_type: str) ->
 
 async def _receive(request: Request, upload: Uploading) -> None:
     config = config_of(request)
-    body = pieces(request, limit_bytes=config.max_upload_bytes, idle_s=config.body_idle_s)
+    body = pieces(
+        request, limit_bytes=config.max_upload_bytes, idle_s=config.body_idle_s, total_s=config.upload_total_s
+    )
     try:
         async for block in in_blocks(body, TRANSFER_BYTES):
             await upload.send(block)

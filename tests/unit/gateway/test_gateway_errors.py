@@ -141,6 +141,27 @@ def test_a_body_that_stops_coming_is_given_up() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "limit"),
+    [
+        ("PUT", "/v1/sandbox/box/file/workspace/a", "upload_total_s"),
+        ("POST", "/v1/sandbox/box/hydrate", "upload_total_s"),
+        ("POST", BACKUP, "body_total_s"),
+    ],
+)
+def test_a_body_that_keeps_coming_for_too_long_is_given_up(method: str, path: str, limit: str) -> None:
+    async def scenario() -> None:
+        gateway = make_gateway(**{limit: 0.01})
+        exchange = Exchange(gateway.app, method, path, b"first", more=True)
+        async with asyncio.timeout(DEADLINE_S):
+            await exchange.task
+        assert (exchange.status, exchange.document()["code"]) == (408, "REQUEST_TIMEOUT")
+        assert "too long" in exchange.document()["error"]
+        assert exchange.document()["context"]["total_s"] == 0.01
+
+    asyncio.run(scenario())
+
+
 def test_an_error_of_the_cluster_keeps_its_code_its_context_and_its_hint(gateway: Gateway) -> None:
     box = gateway.cluster.sandbox("default", "box")
     box.failure = BackupExpiredError("Too old.", hint="Make another.", context={"backup": AN_ID})

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import socket
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import uvicorn
+from pydantic import SecretStr
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from gateway.app import ClusterThreads
+from gateway.auth import Authentication
 from gateway.boundary import ErrorBoundary
 from gateway.server import LimitedH11Protocol, server
 from tests.unit.gateway.conftest import LogLines
@@ -121,7 +125,6 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
 
 def test_the_server_sets_its_limits_on_purpose() -> None:
     config = server(_ok, host="127.0.0.1", port=0).config
-    assert config.limit_concurrency
     assert config.h11_max_incomplete_event_size
     assert config.timeout_graceful_shutdown
     assert not config.server_header
@@ -171,3 +174,109 @@ def test_threads_that_wait_for_a_cluster_that_is_gone_keep_no_loop_from_its_end(
         run(scenario)
     finally:
         released.set()
+
+
+KEY = "a-key-of-forty-characters-for-this-test"
+KEYS = {"default": SecretStr(KEY)}
+
+
+class Listening:
+    """A server on a free port of this machine, in a thread, with room for `connections`."""
+
+    def __init__(self, app: ASGIApp, connections: int) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("gateway.server.MAX_CONNECTIONS", connections)
+            self.server = server(app, host="127.0.0.1", port=0)
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port = self.socket.getsockname()[1]
+        self.clients: list[socket.socket] = []
+        self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
+
+    def __enter__(self) -> Listening:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self.clients:
+            client.close()
+        self.server.should_exit = True
+        self._thread.join()
+        self.socket.close()
+
+    def connect(self) -> socket.socket:
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        self.clients.append(client)
+        return client
+
+    def ask(self, request: bytes, client: socket.socket | None = None) -> http.client.HTTPResponse:
+        client = client or self.connect()
+        client.sendall(request)
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        return response
+
+
+def with_key(app: ASGIApp) -> ASGIApp:
+    async def entered(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["state"]["request_id"] = "an-id"
+        await ErrorBoundary(Authentication(app, keys_by_tenant=KEYS), log=LogLines())(scope, receive, send)
+
+    return entered
+
+
+def request(path: str = "/", *headers: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: h", *headers, "", ""]).encode()
+
+
+WITH_KEY = request("/", f"Authorization: Bearer {KEY}")
+
+
+def documented(response: http.client.HTTPResponse) -> dict[str, object]:
+    document: dict[str, object] = json.loads(response.read())
+    assert {"code", "error", "request_id"} <= document.keys()
+    return document
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"GET / HTTP/1.1\r\nX-Slow: ", request("/health"), request("/", "Authorization: Bearer wrong")]
+)
+def test_clients_without_a_key_displace_each_other_and_nobody_else(first: bytes) -> None:
+    with Listening(with_key(_ok), connections=64) as listening:
+        mine = listening.connect()
+        assert listening.ask(WITH_KEY, mine).read() == b"ok"
+        for _ in range(200):
+            with suppress(OSError):  # what came first is cut off meanwhile
+                listening.connect().sendall(first)
+        assert listening.ask(WITH_KEY, mine).read() == b"ok"
+        assert listening.ask(WITH_KEY).read() == b"ok"
+        assert listening.ask(request("/health")).status == 200
+        assert len(listening.server.server_state.connections) <= 64 // 4 + 2
+
+
+def test_a_connection_too_many_gets_an_error_document_and_is_closed() -> None:
+    with Listening(with_key(_ok), connections=8) as listening:
+        for _ in range(8):
+            assert listening.ask(WITH_KEY, listening.connect()).read() == b"ok"
+        response = listening.ask(WITH_KEY)
+        assert response.status == 503 and response.headers["Connection"] == "close" and response.headers["Retry-After"]
+        assert documented(response)["code"] == "SERVICE_UNAVAILABLE"
+
+
+@pytest.mark.parametrize("wrong", [b"\x00\xff\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
+def test_what_is_no_request_gets_an_error_document_and_is_closed(wrong: bytes) -> None:
+    with Listening(_ok, connections=64) as listening:
+        response = listening.ask(wrong)
+        assert response.status == 400 and response.headers["Connection"] == "close"
+        assert documented(response)["code"] == "INVALID_REQUEST"
+
+
+def test_a_request_of_two_lengths_is_refused_and_its_connection_closed() -> None:
+    with Listening(_ok, connections=64) as listening:
+        client = listening.connect()
+        body = b"5\r\nhello\r\n0\r\n\r\n"
+        head = request("/", "Transfer-Encoding: chunked", f"Content-Length: {len(body)}").replace(b"GET", b"POST")
+        response = listening.ask(head + body + WITH_KEY, client)
+        assert response.status == 400 and response.headers["Connection"] == "close"
+        assert "Content-Length" in str(documented(response)["error"])
+        assert client.recv(1) == b""
