@@ -2,7 +2,8 @@
 
 A mount namespace is born as a copy of another one, with all its mounts, until its maker has put them away. A bubblewrap
 that was cut short in between keeps them for as long as it lives: the kernel then refuses to have an overlay's upper
-mounted again, and the archive's loop device stays. They are found by what they hold.
+mounted again, and the archive's loop device stays. So may the first process of a box whose bubblewrap was killed early.
+They are found by what they hold.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from actors.node import mountinfo
 
 _PROC = Path("/proc")
 _BUBBLEWRAP = "bwrap"
+_FIRST = "unshare"
 _OLD_ROOT = "/oldroot"
 """The folder in which bubblewrap has what it is about to put away. Source: bubblewrap.c, pivot_root."""
 _END_S = 5.0
@@ -41,7 +43,8 @@ class Holder:
 def find(folders: Sequence[Path]) -> list[Holder]:
     """The processes that hold what is mounted below `folders` (absolute, without symlinks), in other namespaces."""
     ours = os.readlink(_PROC / "self" / "ns" / "mnt")
-    seen: dict[str, str | None] = {}
+    origins = [origin for folder in folders if (origin := _origin(folder)) is not None]
+    seen: dict[str, _Held] = {}
     found = []
     for entry in _PROC.glob("[0-9]*"):
         with suppress(OSError):
@@ -49,15 +52,20 @@ def find(folders: Sequence[Path]) -> list[Holder]:
             if namespace == ours:
                 continue
             if namespace not in seen:
-                seen[namespace] = _held(entry, folders)
-            if (mount := seen[namespace]) is not None:
+                seen[namespace] = _held(entry, folders, origins)
+            held = seen[namespace]
+            if held.at is None and held.of is None:
+                continue
+            is_orphan = _is_orphan(int(entry.name))
+            mount = held.at or (held.of if is_orphan else None)
+            if mount is not None:
                 name = (entry / "comm").read_text().strip()
-                found.append(Holder(int(entry.name), name, mount, _is_orphan(int(entry.name), name)))
+                found.append(Holder(int(entry.name), name, mount, is_orphan))
     return found
 
 
 def end_orphans(folders: Sequence[Path]) -> int:
-    """Ends the bubblewraps that nobody waits for and that hold our mounts, and names in the log who else does.
+    """Ends the boxes that nobody waits for and that hold our mounts, and names in the log who else does.
 
     Returns:
         how many processes were ended.
@@ -97,27 +105,54 @@ def detach(device: Path) -> None:
         os.close(fd)
 
 
-def _held(process: Path, folders: Sequence[Path]) -> str | None:
-    """One of the mounts of a process that lie below our folders, as its namespace names it."""
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """One of the mounts of a namespace that are ours, by its place there: `at` our folders, or elsewhere, `of` them."""
+
+    at: str | None = None
+    of: str | None = None
+
+
+def _held(process: Path, folders: Sequence[Path], origins: Sequence[tuple[str, Path]]) -> _Held:
+    """What a process holds: a box that is finished has our mounts in sight below names of its own."""
+    of = None
     for mount in mountinfo.parse((process / "mountinfo").read_bytes()):
         point = mount.point
         if point.is_relative_to(_OLD_ROOT):
             point = Path("/") / point.relative_to(_OLD_ROOT)
         if any(point.is_relative_to(folder) and point != folder for folder in folders):
-            return str(point)
-    return None
+            return _Held(at=str(point))
+        if any(mount.device == device and Path(mount.root).is_relative_to(root) for device, root in origins):
+            of = str(point)
+    return _Held(of=of)
 
 
-def _is_orphan(pid: int, name: str) -> bool:
-    """Whether it is a bubblewrap whose starter is dead: above it are bubblewraps only, and process 1."""
-    if name != _BUBBLEWRAP:
+def _origin(folder: Path) -> tuple[str, Path] | None:
+    """The device of a folder's file system, and the folder's path in it: what a bind mount of it is told by."""
+    above = [mount for mount in mountinfo.mounts() if folder.is_relative_to(mount.point)]
+    if not above:  # in a chroot(2) that is no mount
+        return None
+    mount = sorted(above, key=lambda mount: len(mount.point.parts))[-1]
+    return mount.device, Path(mount.root) / folder.relative_to(mount.point)
+
+
+def _is_orphan(pid: int) -> bool:
+    """Whether it is of a box whose starter is dead: it and all above it, up to process 1, are what boxes consist of."""
+    if pid == 1:
         return False
     while pid > 1:
         stat = (_PROC / str(pid) / "stat").read_text()
-        if stat.partition("(")[2].rpartition(")")[0] != _BUBBLEWRAP:
+        name = stat.partition("(")[2].rpartition(")")[0]
+        if name != _BUBBLEWRAP and not (name == _FIRST and _is_first(pid)):
             return False
         pid = int(stat.rpartition(")")[2].split()[1])
     return True
+
+
+def _is_first(pid: int) -> bool:
+    """Whether an unshare(1) is the first process of one of our boxes: it waits for who drops to the sandbox's user."""
+    words = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    return b"setpriv" in words and any(word.startswith(b"--reuid=") for word in words)
 
 
 def _kill(pid: int) -> None:

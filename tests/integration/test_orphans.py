@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -149,6 +151,52 @@ def test_the_child_of_a_bubblewrap_that_died_half_started_does_not_keep_its_sand
             os.kill(orphan, signal.SIGKILL)
 
 
+FINISHED = """
+import os, subprocess, sys
+from pathlib import Path
+from actors.node import bubblewrap, process
+from actors.node.bubblewrap import Bind, Box, boxed
+from tests.support.mount_leaks import wait_until
+from tests.support.sandboxes import UID, from_description, sh
+node = from_description(sys.argv[1])
+box = node.sandbox()
+assert sh(box, "cat data/later") == "later\\n"
+outer = bubblewrap.outer
+# Its first process lives on, as if its bubblewrap had been killed before it asked to die with it.
+bubblewrap.outer = lambda binds: [option for option in outer(binds) if option != "--die-with-parent"]
+tree = Bind(node.tree(box) / "workspace", "/workspace", writable=True)
+reader, told = Box(uid=UID, hostname="box", binds=(tree,)), subprocess.DEVNULL
+with boxed(reader, ["sleep", "1000"], identity=bubblewrap.Identity.READER) as made:
+    main = process.start(made.argv, pass_fds=made.fds, stdout=told, stderr=told)
+children = Path(f"/proc/{main.pid}/task/{main.pid}/children")
+assert wait_until(lambda: children.read_text() != "")
+first = int(children.read_text())
+assert wait_until(lambda: Path(f"/proc/{first}/comm").read_text() == "unshare\\n")
+assert wait_until(lambda: "/oldroot" not in Path(f"/proc/{first}/mountinfo").read_text())
+print(first, flush=True)
+os.kill(main.pid, 9)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_first_process_of_a_box_that_outlives_its_bubblewrap_does_not_keep_its_sandbox_away(
+    kernel_node: Node,
+) -> None:
+    restored_box(kernel_node)
+    ended = crash(FINISHED, described(kernel_node))
+    assert ended.status == -9, ended.stderr
+    first = int(ended.stdout)
+    try:
+        assert wait_until(lambda: first in [holder.pid for holder in orphans(kernel_node)])
+        box = kernel_node.sandbox()
+        assert sh(box, "cat data/file data/later") == "original\nlater\n"
+        box.close()
+        assert orphans(kernel_node) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(first, signal.SIGKILL)
+
+
 def test_the_sweep_ends_the_child_of_a_bubblewrap_that_died_half_started(kernel_node: Node) -> None:
     restored_box(kernel_node)
     for how in ("grouped", "found by what it holds"):
@@ -179,6 +227,29 @@ def test_a_strangers_process_that_holds_a_mount_is_named_and_left_alone(kernel_n
         finally:
             stranger.kill()
     box.close()
+
+
+def test_process_1_is_no_orphan_whatever_it_holds(tmp_path: Path) -> None:
+    look = f"""
+import pathlib
+from actors.node import holders
+print([(one.pid, one.is_orphan) for one in holders.find([pathlib.Path({str(tmp_path)!r})])])
+"""
+    script = 'mount -t tmpfs none "$1"; mkdir "$1/in"; mount -t tmpfs none "$1/in"; unshare --mount "$2" -c "$3"; :'
+    argv = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "sh",
+        "-euc",
+        script,
+        "sh",
+        str(tmp_path),
+        sys.executable,
+        look,
+    ]
+    assert subprocess.run(argv, check=True, stdout=subprocess.PIPE).stdout == b"[(1, False)]\n"
 
 
 def test_a_loop_device_of_ours_that_nothing_is_mounted_from_is_detached(kernel_node: Node) -> None:
