@@ -85,13 +85,23 @@ class Layers:
         driver: the driver of every layer here; None where the node offers none, and no layer can be mounted.
         on_lost: is told, in a thread of its own, that a daemon of a layer has died and the layer is no longer
             mounted. It ends the processes that use it, removes bind mounts of it, and calls `revive`.
+        is_trial: whether failures are expected, and said by who tries; else the log has them.
     """
 
-    def __init__(self, root: Path, lowers: Path, *, driver: Driver | None, on_lost: Callable[[Layer], None]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        lowers: Path,
+        *,
+        driver: Driver | None,
+        on_lost: Callable[[Layer], None],
+        is_trial: bool = False,
+    ) -> None:
         self._root = Path(os.path.realpath(root))
         self._lowers = Lowers(Path(os.path.realpath(lowers)))
         self._offered = driver
         self._on_lost = on_lost
+        self._is_trial = is_trial
         self._daemons = daemons.of_this_process()
         self._stacks: dict[str, Stack] = {}
 
@@ -122,7 +132,7 @@ class Layers:
         """
         layer = self._layer(uuid.uuid4().hex, archive, sha256)
         stack = self._stack(layer)
-        with _attempt("made", layer.id):
+        with self._attempt("made", layer.id):
             try:
                 layer.folder.mkdir(mode=0o700, parents=True)
                 for name in (UPPER, WORK, MERGED):
@@ -152,7 +162,7 @@ class Layers:
             MountError: the layer cannot be mounted; its upper is intact.
         """
         layer = self._layer(layer_id, archive, sha256)
-        with _attempt("opened", layer.id):
+        with self._attempt("opened", layer.id):
             converting = self._is_to_convert(layer)
             if not converting:
                 self._check_record(layer)
@@ -167,7 +177,7 @@ class Layers:
             MountError: the layer cannot be mounted; its upper is intact.
         """
         self.close(layer, deadline_s=deadline_s)
-        with _attempt("revived", layer.id):
+        with self._attempt("revived", layer.id):
             self._mount(layer)
 
     def close(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
@@ -187,7 +197,7 @@ class Layers:
             self._close(layer_id, stack, deadline_s=_UNMOUNT_S)
 
     def _close(self, layer_id: str, stack: Stack, *, deadline_s: float) -> None:
-        with _attempt("closed", layer_id):
+        with self._attempt("closed", layer_id):
             stack.unmount(deadline_s=deadline_s)
         del self._stacks[layer_id]
 
@@ -209,7 +219,7 @@ class Layers:
             MountError: it could not be deleted.
         """
         folder = self._folder(layer_id)
-        with _attempt("deleted", layer_id):
+        with self._attempt("deleted", layer_id):
             if layer_id in self._stacks:
                 raise MountBusyError("The layer is open.")
             if mounting.sweep(folder, deadline_s=deadline_s):
@@ -236,6 +246,17 @@ class Layers:
         """Unmounts the node's kernel mounts of archives that no process holds, and names them."""
         with _as_mount_error("The archives cannot be unmounted"):
             return self._lowers.release_unused()
+
+    @contextlib.contextmanager
+    def _attempt(self, done: str, layer_id: str) -> Iterator[None]:
+        """Raises what goes wrong as MountError, but for other errors of the node; the log says of which layer."""
+        try:
+            with _as_mount_error(f"The layer cannot be {done}"):
+                yield
+        except NodeError as e:
+            if not self._is_trial:
+                log.warning("layer_failed", layer=layer_id, done=done, error=type(e).__name__, detail=brief(e.message))
+            raise
 
     def _folder(self, layer_id: str) -> Path:
         if not _ID.fullmatch(layer_id):
@@ -373,17 +394,6 @@ def _user_xattrs(path: Path) -> list[str]:
     except OSError as e:
         if e.errno == errno.ENOTSUP:  # what the kernel says of an archive without any
             return []
-        raise
-
-
-@contextlib.contextmanager
-def _attempt(done: str, layer_id: str) -> Iterator[None]:
-    """Raises what goes wrong as MountError, but for other errors of the node; the log says of which layer, and why."""
-    try:
-        with _as_mount_error(f"The layer cannot be {done}"):
-            yield
-    except NodeError as e:
-        log.warning("layer_failed", layer=layer_id, done=done, error=type(e).__name__, detail=brief(e.message))
         raise
 
 

@@ -52,7 +52,7 @@ def failures(driver: Driver, scratch: Path, sha256: str) -> list[str]:
     _run("seed", plain, driver)
     archive = scratch / "trials.sqsh"
     process.check(["mksquashfs", plain.name, archive.name, "-quiet", "-no-progress"], cwd=str(scratch))
-    layers = Layers(scratch / "layers", scratch / "lowers", driver=driver, on_lost=_ignore)
+    layers = Layers(scratch / "layers", scratch / "lowers", driver=driver, on_lost=_ignore, is_trial=True)
     try:
         layer = layers.create(archive, sha256)
         done = _run("act", layer.merged, driver)

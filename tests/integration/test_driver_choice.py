@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from actors.node import doctor, driver_choice, mounting, process, proofs, trials
 from actors.node.driver_choice import Verdict
@@ -133,7 +134,9 @@ def test_a_trial_that_meets_an_error_leaves_nothing_mounted_or_open(
     monkeypatch.setattr(sys, "executable", str(python))
     place = scratch / "place"
     with nothing_leaks(scratch):
-        found = driver_choice.prove(driver, place)
+        with capture_logs() as lines:
+            found = driver_choice.prove(driver, place)
+        assert lines == []
         assert found.obstacle is not None and "python failed with status -9" in found.obstacle
         assert [file for file in open_files() if file.startswith(str(scratch))] == []
     assert [file.suffix for file in place.iterdir()] == [".json"]
