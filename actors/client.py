@@ -383,8 +383,8 @@ class Sandbox:
             dir: absolute, at or under a writable root.
             name: for people; at most 256 characters.
             ttl: seconds until it expires.
-            excludes: patterns as in a .gitignore file.
-            gitignore: also obey the .gitignore files in the tree.
+            excludes: patterns as in a .gitignore file that lies in the directory. They win over git's own.
+            gitignore: also leave out what git ignores; files that git tracks are kept.
             compression: zstd at level 1 if not given.
             idempotency_key: a repeated call with the same key gives the first one's backup.
         """

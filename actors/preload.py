@@ -12,7 +12,7 @@ import threading
 
 _IDLE_S = 1.0
 _NEEDED = ("actors.sandbox", "actors.sandbox_host")
-_REST = ("structlog", "pathspec", "actors.backup", "actors.restore")
+_REST = ("structlog", "re2", "actors.backup", "actors.restore")
 
 
 def _load(modules: tuple[str, ...]) -> None:

@@ -77,7 +77,7 @@ class Archiver:
                 fd,
                 limits=self._limits,
                 excludes=excludes,
-                gitignore=gitignore,
+                gitignore=self._tree if gitignore else None,
                 cancelled=cancelled,
                 timeout_s=timeout_s,
             )

@@ -21,19 +21,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from actors.node import mountinfo
 from actors.node.errors import TreeError
-from actors.node.tree import TEMPORARY
+from actors.node.ignore_rules import Rules, text_of
+from actors.node.ignored import Place, Standing, place_of
+from actors.node.tree import TEMPORARY, Tree
 
-if TYPE_CHECKING:
-    from pathspec import RegexPattern
-
-GITIGNORE = ".gitignore"
-Rules = tuple[str, tuple["RegexPattern", ...]]
-"""The directory that patterns are relative to, with a slash; and the patterns, the last one first."""
-_MAX_IGNORE_FILE_BYTES = 1024 * 1024
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 _ARCHIVED = frozenset({stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO})
 _TIMES_S = range(2**32)
@@ -84,23 +78,26 @@ def survey(
     *,
     limits: Limits,
     excludes: Sequence[str] = (),
-    gitignore: bool = False,
+    gitignore: Tree | None = None,
     cancelled: threading.Event | None = None,
     timeout_s: float = math.inf,
 ) -> Survey:
     """Walks the tree below `root_fd` without leaving it.
 
     Args:
-        excludes: patterns as in a .gitignore file that lies in the root.
-        gitignore: also obey the .gitignore files of the tree.
+        excludes: patterns as in a .gitignore file that lies in the root. They win over those of git's own files, and
+            are about tracked files, too.
+        gitignore: also leave out what git ignores; it reads what it has to know in this sandbox's tree, which the
+            directory lies in.
 
     Raises:
         TreeError: a limit is exceeded (that of time, too), a directory cannot be read, or the tree changed meanwhile.
+        PathError: the tree changed meanwhile.
     """
-    walk = _Walk(limits, excludes, gitignore, cancelled, time.monotonic() + timeout_s)
+    walk = _Walk(limits, excludes, cancelled, time.monotonic() + timeout_s)
     root = os.open(f"/proc/self/fd/{root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        walk.root(root)
+        walk.root(root, gitignore)
     except OSError as e:
         name = errno.errorcode.get(e.errno or 0, "unknown error")
         raise TreeError(f"The directory could not be read completely ({name}).") from None
@@ -114,40 +111,34 @@ class _Walk:
         self,
         limits: Limits,
         excludes: Sequence[str],
-        gitignore: bool,
         cancelled: threading.Event | None,
         deadline: float,
     ) -> None:
         self._deadline = deadline
         self.found = Survey()
-        self.patterns: tuple[Rules, ...] = ()
-        if excludes:
-            self.patterns = (("", _patterns(excludes)),)
+        self._excludes = Rules(map(text_of, excludes), self._check_time) if excludes else None
         self._limits = limits
-        self._gitignore = gitignore
         self._cancelled = cancelled
         self._linked: set[int] = set()
         self._one_name_each = True
 
-    def root(self, fd: int) -> None:
+    def root(self, fd: int, gitignore: Tree | None) -> None:
         """Walks all of it."""
         self._one_name_each = not _shows_a_device_twice(fd)
         self.found.inodes = 1
         self._count_losses(fd, ".", os.fstat(fd))
         self._count_flags(fd)
-        self.directory(fd, "", 1, self.patterns)
+        place = None if gitignore is None else place_of(gitignore, gitignore.canonical(fd), check=self._check_time)
+        self.directory(fd, "", 1, place)
 
-    def directory(self, fd: int, prefix: str, depth: int, patterns: tuple[Rules, ...]) -> None:
+    def directory(self, fd: int, prefix: str, depth: int, place: Place | None) -> None:
         if depth > self._limits.depth:
             raise TreeError(f"The directory is more than {self._limits.depth} levels deep.")
         if self._cancelled is not None and self._cancelled.is_set():
             return
-        if time.monotonic() > self._deadline:
-            raise TreeError("The directory could not be walked in the time that commands may be paused.")
+        self._check_time()
         with os.scandir(fd) as entries:
             names = [entry.name for entry in entries]
-        if self._gitignore and GITIGNORE in names:
-            patterns = (*patterns, *_ignore_file(fd, prefix))
         for name in names:
             path = prefix + name
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -155,7 +146,8 @@ class _Walk:
             if not (is_directory or stat.S_IFMT(found.st_mode) in _ARCHIVED):
                 self._leave_out(path, found)
                 continue
-            if TEMPORARY.fullmatch(name) or (patterns and _is_excluded(path, is_directory, patterns)):
+            standing = self._standing(path, name, is_directory, place)
+            if standing is Standing.IGNORED:
                 self.found.excluded.append(os.fsencode(path))
                 continue
             self._count(fd, name, found)
@@ -163,9 +155,27 @@ class _Walk:
                 child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
                 try:
                     self._count_flags(child)
-                    self.directory(child, path + "/", depth + 1, patterns)
+                    is_ignored = standing is Standing.HOLDS_TRACKED
+                    below = None if place is None else place.below(child, name, is_ignored=is_ignored)
+                    self.directory(child, path + "/", depth + 1, below)
                 finally:
                     os.close(child)
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise TreeError("The directory could not be walked in the time that commands may be paused.")
+
+    def _standing(self, path: str, name: str, is_directory: bool, place: Place | None) -> Standing:
+        if TEMPORARY.fullmatch(name):
+            return Standing.IGNORED
+        asked = None
+        if self._excludes is not None:
+            asked = self._excludes.verdict(text_of(path), is_directory=is_directory)
+        if asked:
+            return Standing.IGNORED
+        if place is None:
+            return Standing.KEPT
+        return place.standing(name, is_directory=is_directory, included=asked is False)
 
     def _leave_out(self, path: str, found: os.stat_result) -> None:
         """A socket is nothing without its server. A device opens nowhere, and 0:0 hides its name in an overlay."""
@@ -254,59 +264,3 @@ def _shows_a_device_twice(fd: int) -> bool:
     )
     shown = Counter(mount.device for mount in (around, *below))
     return max(shown.values()) > 1
-
-
-def _ignore_file(fd: int, prefix: str) -> tuple[Rules, ...]:
-    # A reading would change its time of access, and with it what mksquashfs takes for a hard link.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME
-    try:
-        file = os.open(GITIGNORE, flags, dir_fd=fd)
-    except OSError:
-        return ()
-    with open(file, "rb") as content:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            return ()
-        text = content.read(_MAX_IGNORE_FILE_BYTES + 1)
-    if len(text) > _MAX_IGNORE_FILE_BYTES:
-        raise TreeError("A .gitignore file is larger than 1 MiB.")
-    return ((prefix, _patterns(os.fsdecode(text).splitlines())),)
-
-
-def _patterns(lines: Sequence[str]) -> tuple[RegexPattern, ...]:
-    """The patterns, last one first. Compiled by RE2, whose matching takes linear time: the sandbox may have made them.
-
-    pathspec is loaded by whoever has patterns; most backups have none.
-    """
-    from pathspec import GitIgnoreSpec, RegexPattern
-
-    made = GitIgnoreSpec.from_lines([_text(line) for line in lines], backend="re2").patterns
-    return tuple(row for row in reversed(list(made)) if isinstance(row, RegexPattern) and row.include is not None)
-
-
-def _text(path: str) -> str:
-    """A path as text of one character for each of its bytes, which RE2 takes and git means."""
-    return os.fsencode(path).decode("latin-1")
-
-
-def _is_excluded(path: str, is_directory: bool, patterns: tuple[Rules, ...]) -> bool:
-    """As git decides: the innermost file with a matching pattern wins, and there the last pattern."""
-    for prefix, rules in reversed(patterns):
-        text = _text(path[len(prefix) :]) + ("/" if is_directory else "")
-        for pattern in rules:
-            if _names(pattern, text):
-                return bool(pattern.include)
-    return False
-
-
-def _names(pattern: RegexPattern, text: str) -> bool:
-    """Whether a pattern is about this very path.
-
-    pathspec also lets it match all that lies below a directory it names, and marks where that one ends. The walk
-    prunes directories by itself; a re-included directory does not re-include what other patterns say of its files.
-    """
-    if pattern.regex is None:
-        return False
-    if "ps_d" not in pattern.regex.groupindex:  # "*", or a pattern that ends with "/**" or, for directories, "/**/"
-        only_directories = str(pattern.pattern).endswith("/")
-        return (text.endswith("/") or not only_directories) and pattern.regex.search(text.rstrip("/")) is not None
-    return any(found["ps_d"] is None or found.end("ps_d") == len(text) for found in pattern.regex.finditer(text))

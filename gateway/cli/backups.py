@@ -40,7 +40,7 @@ def backup(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Leave this out, as .gitignore would. Repeatable.")
     ] = None,
-    gitignore: Annotated[bool, typer.Option("--gitignore", help="Leave out what .gitignore files name.")] = False,
+    gitignore: Annotated[bool, typer.Option("--gitignore", help="Leave out what git ignores.")] = False,
     compression: Annotated[str | None, typer.Option(metavar="FORMAT[:LEVEL]", help="zstd, lz4 or gzip.")] = None,
 ) -> None:
     """Back a directory up; prints the backup's id."""

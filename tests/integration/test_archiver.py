@@ -464,9 +464,7 @@ def random_patterns(rng: random.Random) -> list[str]:
     made = []
     for _ in range(rng.randint(1, 5)):
         pattern = "/".join(rng.choice(words) for _ in range(rng.randint(1, 3)))
-        pattern = rng.choice(["", "", "/", "!"]) + pattern + rng.choice(["", "", "/"])
-        if not pattern.endswith("**/"):  # a rare form in which pathspec and git differ
-            made.append(pattern)
+        made.append(rng.choice(["", "", "/", "!"]) + pattern + rng.choice(["", "", "/"]))
     return made
 
 
@@ -493,7 +491,7 @@ def test_gitignore_files_mean_what_git_says(tmp_path: Path, seed: int) -> None:
     expected = {os.fsdecode(line) for line in git.stdout.split(b"\0") if line}
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        found = survey(fd, limits=LIMITS, gitignore=True)
+        found = survey(fd, limits=LIMITS, gitignore=Tree(tmp_path, tops=("/repo",), uid=UID))
     finally:
         os.close(fd)
     dropped = [os.fsdecode(path) for path in found.excluded]

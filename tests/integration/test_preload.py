@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-LATE = {"boto3", "botocore", "httpx", "structlog", "rich", "pathspec", "pydantic_settings", "fastapi"}
+LATE = {"boto3", "botocore", "httpx", "structlog", "rich", "re2", "pydantic_settings", "fastapi"}
 LOADED = "print(*{name.partition('.')[0] for name in sys.modules})"
 
 

@@ -396,6 +396,21 @@ def test_excludes_and_gitignore_leave_out_what_git_would(kernel_node: Node) -> N
     assert found["both"] == everything - ignored - {"./node_modules/x/y", "./we ird*"}
 
 
+def test_files_that_git_tracks_come_back_though_its_rules_above_ignore_them(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(
+        box,
+        "git init -q; mkdir -p app/logs; touch app/main.py app/prod.env app/local.env app/logs/a app/logs/b;"
+        " printf '*.env\\nlogs/\\n' > .gitignore; git add -f app/prod.env app/logs/a",
+    )
+    restore(box, backup(box, "/workspace/app", gitignore=True), "/tmp/app", "copy")
+    assert sh(box, "find . -type f | sort", cwd="/tmp/app").split() == ["./logs/a", "./main.py", "./prod.env"]
+    restore(box, backup(box, gitignore=True), "/tmp/all", "copy")
+    assert sh(box, "git status --porcelain --ignored; git fsck", cwd="/tmp/all").split("\n")[:2] == [
+        "A  app/logs/a", "A  app/prod.env",
+    ]  # fmt: skip
+
+
 WRITER = """
 import os, sqlite3
 base = sqlite3.connect('/workspace/base.db', isolation_level=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.node.survey import _is_excluded, _patterns
+from actors.node.ignore_rules import Rules, lines_of
 
 TABLE = [
     # patterns, path, directory?, excluded?
@@ -43,24 +43,39 @@ TABLE = [
 ]
 
 
+def never() -> None:
+    """There is time."""
+
+
 @pytest.mark.parametrize(("patterns", "path", "is_directory", "excluded"), TABLE)
 def test_a_pattern_means_what_git_says(patterns: list[str], path: str, is_directory: bool, excluded: bool) -> None:
-    assert _is_excluded(path, is_directory, (("", _patterns(patterns)),)) is excluded
+    assert bool(Rules(patterns, never).verdict(path, is_directory=is_directory)) is excluded
 
 
 @pytest.mark.parametrize(
-    ("outer", "inner", "path", "excluded"),
+    ("content", "lines"),
     [
-        (["*.log"], ["!a.log"], "d/a.log", False),
-        (["*.log"], ["!a.log"], "d/b.log", True),
-        (["!a.log"], ["*.log"], "d/a.log", True),
-        ([], ["/a"], "d/a", True),
-        ([], ["/a"], "d/x/a", False),
-        (["/d/a"], ["b"], "d/a", True),
+        (b"", [""]),
+        (b"a", ["a"]),
+        (b"a\n", ["a"]),
+        (b"a\r\nb\r", ["a", "b"]),
+        (b"a\rb\n", ["a\rb"]),
+        (b"a\r\r\n", ["a\r"]),
+        (b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", ["a", "\xef\xbb\xbfb"]),
+        (b"a\0b\nc\n", ["a", "c"]),
+        (b"a\x0bb\x0cc\x85d\n", ["a\x0bb\x0cc\x85d"]),
     ],
 )
-def test_an_inner_file_wins_and_is_anchored_where_it_lies(
-    outer: list[str], inner: list[str], path: str, excluded: bool
-) -> None:
-    rules = (("", _patterns(outer)), ("d/", _patterns(inner)))
-    assert _is_excluded(path, False, rules) is excluded
+def test_a_file_is_divided_into_lines_as_git_does(content: bytes, lines: list[str]) -> None:
+    assert lines_of(content) == lines
+
+
+def test_the_last_of_many_patterns_decides() -> None:
+    patterns = [f"{'!' * (number % 2)}file{number % 300}" for number in range(999)]
+    rules = Rules([*patterns, "x*", "!/x7"], never)
+    for number in range(300):
+        last = max(index for index in range(999) if index % 300 == number)
+        assert rules.verdict(f"a/file{number}", is_directory=False) is (last % 2 == 0)
+    assert rules.verdict("x7", is_directory=False) is False
+    assert rules.verdict("a/x7", is_directory=False) is True
+    assert rules.verdict("other", is_directory=False) is None
