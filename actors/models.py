@@ -1,4 +1,6 @@
-"""The models that travel between clients, the gateway and the actors. Imports pydantic and nothing of ours but errors.
+"""The models that travel between clients, the gateway and the actors.
+
+Imports pydantic, and nothing of ours but errors and the reading of patterns, which import nothing.
 
 Everything here is strict: a number in a string, a boolean where a number is meant, or a field nobody
 knows is refused, at whichever door it comes in.
@@ -19,12 +21,15 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from actors.errors import InvalidRequestError, PathForbiddenError
+from actors.ignore_patterns import find_flaw
 
 WRITABLE_ROOTS = ("/workspace", "/home", "/tmp", "/var/tmp", "/app")
 DEFAULT_TENANT = "default"
 DEFAULT_TTL_S = 259_200
 MAX_NAME_LENGTH = 256
 MAX_PATH_BYTES = 4096
+MAX_EXCLUDES_BYTES = 64 * 1024
+"""Of all patterns of one backup together: each is tried on every path while commands are paused."""
 TRANSFER_BYTES = 1024 * 1024
 """Bytes per message of a file transfer: 5 ms each through Ray (measured), so some 200 MB/s with little memory."""
 
@@ -112,9 +117,22 @@ def _backup_id(value: str) -> str:
 
 
 def _exclude(value: str) -> str:
-    if not value or "\0" in value or "\n" in value or len(value) > 4096:
-        raise ValueError("must be a pattern of 1 to 4096 characters without NUL and newline")
+    try:
+        path = value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError("must be text that UTF-8 can hold") from None
+    if not path or b"\0" in path or b"\n" in path or len(path) > MAX_PATH_BYTES:
+        raise ValueError(f"must be a pattern of 1 to {MAX_PATH_BYTES} bytes without NUL and newline")
+    flaw = find_flaw(path.decode("latin-1"))
+    if flaw is not None:
+        raise ValueError(f'the pattern "{path[:200].decode("utf-8", "backslashreplace")}" is wrong: {flaw}')
     return value
+
+
+def _excludes(values: list[str]) -> list[str]:
+    if sum(len(value.encode("utf-8", "surrogateescape")) for value in values) > MAX_EXCLUDES_BYTES:
+        raise ValueError(f"must be at most {MAX_EXCLUDES_BYTES} bytes together")
+    return values
 
 
 def _idempotency_key(value: str) -> str:
@@ -166,12 +184,18 @@ class Compression(Model):
 
 
 class BackupOptions(Model):
-    """What `create_backup` is asked for. `ttl` is in seconds; `excludes` are patterns as in a .gitignore file."""
+    """What `create_backup` is asked for. `ttl` is in seconds.
+
+    `excludes` are patterns as in a .gitignore file that lies in the directory; a pattern that cannot be meant is
+    refused, where git would ignore it. `gitignore` leaves out what git ignores.
+    """
 
     dir: BackupDir
     name: Annotated[str, AfterValidator(_backup_name)] | None = None
     ttl: Annotated[float, AfterValidator(_ttl)] = DEFAULT_TTL_S
-    excludes: Annotated[list[Annotated[str, AfterValidator(_exclude)]], Field(max_length=1000)] = []
+    excludes: Annotated[
+        list[Annotated[str, AfterValidator(_exclude)]], Field(max_length=1000), AfterValidator(_excludes)
+    ] = []
     gitignore: bool = False
     compression: Compression = Compression()
 

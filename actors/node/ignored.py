@@ -58,7 +58,7 @@ class Place:
     tracked: Tracked = field(default_factory=Tracked)
     levels: tuple[_Level, ...] = ()
     """The innermost last."""
-    size: Size = Size()
+    size: Size = field(default_factory=Size)
     """That of all rules in force."""
     is_ignored: bool = False
     held_bytes: int = 0
