@@ -441,7 +441,7 @@ class Sandbox:
             raise InvalidRequestError("argv must be a list of words; for a shell use ['sh', '-c', ...].")
         values: dict[str, Any] = {"argv": list(argv), "cwd": cwd, "env": dict(env or {})}
         if timeout_s is not None:
-            values["timeout_ms"] = max(1, round(timeout_s * 1000))
+            values["timeout_ms"] = _milliseconds(timeout_s)
         return iter(self.calls.exec(validated(ExecRequest, values)))
 
     def read_file(self, path: str) -> bytes:
@@ -527,6 +527,13 @@ def get_service(*, tenant: str = DEFAULT_TENANT, address: str | None = None) -> 
     """The calls that concern a whole tenant or the bucket. Raises as `get_sandbox`."""
     connect(address)
     return ServiceCalls(tenant=tenant)
+
+
+def _milliseconds(timeout_s: float) -> int:
+    try:
+        return max(1, round(timeout_s * 1000))
+    except (OverflowError, ValueError):  # infinity, a number near it, or none at all
+        raise InvalidRequestError("timeout_s must be a finite number of seconds.") from None
 
 
 def _send(upload: Upload, data: bytes | BinaryIO) -> None:

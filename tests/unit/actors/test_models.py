@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from actors.client import Sandbox
 from actors.errors import InvalidBackupConfigError, InvalidRequestError, PathForbiddenError
 from actors.models import (
+    MAX_STRING_BYTES,
+    MAX_TIMEOUT_MS,
+    MAX_VARIABLES,
     BackupOptions,
     Compression,
     DirectoryBackup,
@@ -119,11 +124,32 @@ def test_a_mode_may_come_as_its_word() -> None:
     [{"argv": []}, {"argv": "ls"}, {"argv": [1]}, {"argv": ["a\0"]}, {"argv": ["a"], "timeout_ms": 0},
      {"argv": ["a"], "timeout_ms": True}, {"argv": ["a"], "cwd": "x"}, {"argv": ["a"], "env": {"A=B": "x"}},
      {"argv": ["a"], "env": {"": "x"}}, {"argv": ["a"], "env": {"A": "x\0"}}, {"argv": ["x" * 1_000_001]},
-     {"argv": ["a"], "other": 1}],
+     {"argv": ["a"], "other": 1}, {"argv": [""]}, {"argv": ["a"], "timeout_ms": 10**309}, {"argv": ["a"] * 4097},
+     {"argv": ["a"], "timeout_ms": MAX_TIMEOUT_MS + 1}, {"argv": ["a"], "timeout_ms": -1},
+     {"argv": ["a", "x" * (MAX_STRING_BYTES + 1)]}, {"argv": ["a", "é" * (MAX_STRING_BYTES // 2 + 1)]},
+     {"argv": ["a"], "env": {"A": "x" * (MAX_STRING_BYTES - 1)}}, {"argv": ["a"], "env": {"x" * MAX_STRING_BYTES: ""}},
+     {"argv": ["a"], "env": {f"V{n}": "x" for n in range(MAX_VARIABLES + 1)}}, {"argv": ["x" * 100_000] * 11}],
 )  # fmt: skip
 def test_commands_that_cannot_be_run_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):
         validated(ExecRequest, bad)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [{"argv": ["a"] * 4096}, {"argv": ["a"], "timeout_ms": MAX_TIMEOUT_MS}, {"argv": ["x" * MAX_STRING_BYTES]},
+     {"argv": ["a"], "env": {"A": "x" * (MAX_STRING_BYTES - 2)}}, {"argv": ["x" * 100_000] * 10},
+     {"argv": ["a"], "env": {f"V{n}": "x" for n in range(MAX_VARIABLES)}}],
+    ids=range(6),
+)  # fmt: skip
+def test_the_longest_commands_are_accepted(good: dict[str, Any]) -> None:
+    assert validated(ExecRequest, good).argv == good["argv"]
+
+
+@pytest.mark.parametrize("timeout_s", [math.inf, -math.inf, math.nan, 1e306, 1e300])
+def test_a_time_that_is_no_number_of_milliseconds_is_refused(timeout_s: float) -> None:
+    with pytest.raises(InvalidRequestError, match="timeout"):
+        Sandbox("box").exec_stream(["true"], timeout_s=timeout_s)
 
 
 @pytest.mark.parametrize(
