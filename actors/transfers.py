@@ -30,12 +30,14 @@ from actors.errors import (
     PathForbiddenError,
     SandboxUnavailableError,
 )
+from actors.faults import reason_of
 from actors.gate import Gate
+from actors.logs import log
 from actors.models import TRANSFER_BYTES, writable_path
 from actors.node.bubblewrap import Identity
-from actors.node.errors import MountError, NoSpaceLeftError, PathError, PathMissingError, PathTypeError
+from actors.node.errors import MountError, NodeError, NoSpaceLeftError, PathError, PathMissingError, PathTypeError
 from actors.node.process import kill_group, printable
-from actors.node.tree import Tree
+from actors.node.tree import DEAD_MOUNT, Tree
 from actors.tar_excludes import TarExcludes
 
 _ABANDONED_AFTER_S = 600.0
@@ -170,6 +172,8 @@ class Transfers:
             complete = not complaints.text() if status == 0 else status == _TAR_DIFFERED and complaints.changed_only()
             if not complete:
                 tool.check_undisturbed()
+                if complaints.of_a_dead_mount():
+                    raise _mount_lost()
                 raise HoldfastError("The archive could not be completed.", context={"tar": complaints.text()})
 
     def _with(self, transfer_id: str, act: Callable[[Sink], None], *, last: bool = False) -> None:
@@ -295,6 +299,8 @@ class _TarSink:
             return InvalidRequestError("The archive holds attributes that cannot be set here.", context={"tar": said})
         if "No space left" in said:
             return NoSpaceError("The disk is full.")
+        if self._complaints.of_a_dead_mount():
+            return _mount_lost()
         return InvalidRequestError("The body is not a tar archive that can be unpacked.", context={"tar": said})
 
     def _drain(self) -> None:
@@ -327,11 +333,20 @@ class _Complaints:
         self._reader.join(5)
         return b"Cannot set '" in self._said or len(self._said) == _MAX_COMPLAINTS_BYTES
 
+    def of_a_dead_mount(self) -> bool:
+        """Whether a file system under the tree did not answer."""
+        self._reader.join(5)
+        return any(os.strerror(number).encode() in self._said for number in DEAD_MOUNT)
+
     def _read(self) -> None:
         assert self._pipe is not None
         for line in self._pipe:
             if not _NO_ATTRIBUTES.search(line):
                 self._said += line[: max(0, _MAX_COMPLAINTS_BYTES - len(self._said))]
+
+
+def _mount_lost() -> MountLostError:
+    return MountLostError("A file system under /workspace does not answer; it is being mounted anew.")
 
 
 @contextmanager
@@ -343,10 +358,18 @@ def translated(path: str) -> Iterator[None]:
     except PathMissingError as e:
         raise FileNotFoundInSandboxError(e.message, context=context) from None
     except PathTypeError as e:
-        raise NotARegularFileError(e.message, context=context) from None
+        raise NotARegularFileError(e.message, hint=e.hint, context=context) from None
     except NoSpaceLeftError:
         raise NoSpaceError("The disk is full.", context=context) from None
     except PathError as e:
         raise PathForbiddenError(e.message, context=context) from None
     except MountError as e:
         raise MountLostError(e.message, context=context) from None
+    except (NodeError, OSError) as e:
+        reason, sentence = reason_of(e)
+        log.error("path_not_served", reason=reason, error=type(e).__name__, number=getattr(e, "errno", None))
+        raise SandboxUnavailableError(
+            f"The path could not be used: {sentence}.",
+            hint="Try again.",
+            context={"outcome": "unknown", "reason": reason, **context},
+        ) from None

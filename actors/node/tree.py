@@ -30,6 +30,11 @@ _MAX_LINKS = 40
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 TEMPORARY = re.compile(r"\.holdfast-[0-9a-f]{16}")
 """Names that this service gives to what it is still writing; no archive takes them in."""
+DEAD_MOUNT = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ESTALE, errno.EIO})
+"""The numbers of a file system that does not answer any more. A request that was under way when its FUSE daemon died
+fails with ECONNABORTED, later ones with ENOTCONN. Source: fs/fuse/dev.c."""
+AS_COPY = 'Restored with "mode": "copy" it is a directory like any other.'
+"""The way out for who has to remove or rename a directory that is mounted."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -157,14 +162,16 @@ class Tree:
     def regular_file(self, path: str) -> Iterator[int]:
         """A readable descriptor of a regular file. A FIFO or device is refused without being waited for."""
         with self.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY) as fd:
-            self.canonical(fd)
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+            with _translated(path):
+                self.canonical(fd)
+                is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            if not is_regular:
                 raise PathTypeError("The path is not a regular file.")
             yield fd
 
     def entries(self, path: str, *, limit: int) -> list[Row]:
         """The entries of a directory, by name. Raises PathTypeError if there are more than `limit`."""
-        with self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as fd:
+        with _translated(path), self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as fd:
             self.canonical(fd)
             rows = []
             with os.scandir(fd) as entries:
@@ -182,7 +189,7 @@ class Tree:
 
     def some_names(self, path: str, *, at_most: int) -> list[str]:
         """The names of a few entries of a directory: of all, if there are no more than `at_most`."""
-        with self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as fd:
+        with _translated(path), self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as fd:
             self.canonical(fd)
             with os.scandir(fd) as entries:
                 return [entry.name for entry in itertools.islice(entries, at_most)]
@@ -198,7 +205,7 @@ class Tree:
         """
         place = PurePosixPath(self._followed(path))
         self.make_directory(str(place.parent))
-        with self.directory(str(place.parent)) as parent:
+        with _translated(path), self.directory(str(place.parent)) as parent:
             self.canonical(parent)
             return NewFile(parent, place.name, mode, self._uid)
 
@@ -330,14 +337,17 @@ def _translated(path: str) -> Iterator[None]:
             case errno.ENOTEMPTY:
                 raise PathTypeError("The directory is not empty.") from None
             case errno.EBUSY:
-                raise PathTypeError("The path is a mount point.") from None
+                raise PathTypeError(
+                    "The path is a directory that was restored, which can be emptied, but not removed or replaced.",
+                    hint=AS_COPY,
+                ) from None
             case errno.ELOOP:
                 raise PathError("Too many symbolic links on the path.") from None
             case errno.ENAMETOOLONG:
                 raise PathError("A name on the path is too long.") from None
             case errno.ENOSPC | errno.EDQUOT:
                 raise NoSpaceLeftError("The disk is full.") from None
-            case errno.ENOTCONN | errno.ESTALE | errno.EIO:
+            case number if number in DEAD_MOUNT:
                 raise MountError("A file system under the path does not answer.") from None
             case _:
                 raise
