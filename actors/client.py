@@ -168,7 +168,10 @@ class SandboxCalls:
         """Runs a command; yields `Output`s as they come and `Exit` last. Closing the stream stops the command.
 
         Raises:
-            ExecError: (or one of its kinds) it could not be started or was ended from outside.
+            InvalidRequestError: argv and env are longer than the node takes.
+            FileNotFoundInSandboxError, PathForbiddenError: the working directory cannot be entered.
+            SandboxUnavailableError: the node could not start it; the context has the reason.
+            ExecError: (or one of its kinds) it was ended from outside.
         """
         return self._stream(EXEC, lambda actor, name: actor.exec.remote(name, request))
 

@@ -14,26 +14,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
+from actors.beginnings import cut_off, not_begun, not_started
 from actors.config import ExecLimits
 from actors.errors import (
     ExecError,
     ExecOutputLimitError,
     ExecStoppedError,
     ExecTimeoutError,
-    FileNotFoundInSandboxError,
     HoldfastError,
-    InvalidRequestError,
     MountLostError,
     SandboxUnavailableError,
 )
 from actors.gate import Gate
-from actors.models import ExecEvent, ExecRequest, Exit, Output, is_writable
+from actors.models import ExecEvent, ExecRequest, Exit, Output
 from actors.node import process
 from actors.node.boxed_tools import is_signalled
 from actors.node.bubblewrap import Box, Identity, boxed, ran
 from actors.node.cgroup import Cgroup
-from actors.node.errors import CgroupError, MountError, PathError
-from actors.node.tree import Tree
+from actors.node.errors import CgroupError, NodeError
+from actors.node.opening import Opening, opened
 
 _PIECE_BYTES = 64 * 1024
 _STOPS_REMEMBERED = 1000
@@ -86,7 +85,6 @@ class Commands:
         self,
         box: Box,
         cgroup: Cgroup,
-        tree: Tree,
         *,
         limits: ExecLimits,
         gate: Gate,
@@ -99,7 +97,6 @@ class Commands:
         """
         self._box = box
         self._cgroup = cgroup
-        self._tree = tree
         self._limits = limits
         self._gate = gate
         self._has_lost_mount = has_lost_mount
@@ -120,17 +117,22 @@ class Commands:
         Abandoning the iterator stops the command.
 
         Raises:
-            FileNotFoundInSandboxError: the working directory does not exist.
+            FileNotFoundInSandboxError, PathForbiddenError: the working directory cannot be entered. This, like all that
+                keeps a command from being started, is raised before any output.
             ExecError: (or one of its kinds) the command could not be started, or was ended from outside.
+            SandboxUnavailableError: no box could be built around it; the context has the reason.
         """
         timeout_s = min((request.timeout_ms or float("inf")) / 1000, self._limits.timeout_s)
-        argv = _command(request.argv)
-        with self._started(command_id, argv, cwd=request.cwd, env=request.env) as running:
+        opening = Opening()
+        with self._started(command_id, opened(request.argv), cwd=request.cwd, env=request.env) as running:
             self._watch(running, timeout_s)
-            yield from self._output(running)
+            yield from self._output(running, opening)
             status = running.process.wait()
             self._check_undisturbed(running)
-            _check_box(running.status)
+            if not ran(running.status):
+                raise cut_off() if opening.is_over else not_begun(opening.rest(), status=status, cwd=request.cwd)
+            if said := opening.rest():
+                yield Output(stream="stderr", data=said)
             yield Exit(exit_code=status if status >= 0 else 128 - status)
 
     @contextmanager
@@ -206,10 +208,17 @@ class Commands:
         files = min(self._limits.open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         limits = ["prlimit", f"--nofile={files}", "--core=0", f"--fsize={self._limits.file_bytes}"]
         with self._gate.shared():
-            self._check_cwd(cwd)
-            with boxed(self._box, argv, identity=identity, cwd=cwd, env=env, with_status=True) as ready:
-                assert ready.status is not None
-                child = self._start([*limits, *ready.argv], ready.fds, stdin)
+            try:
+                with boxed(self._box, argv, identity=identity, cwd=cwd, env=env, with_status=True) as ready:
+                    assert ready.status is not None
+                    entry = self._cgroup.entry([*limits, *ready.argv])
+                    child = process.start_for(self._box.uid, entry, pass_fds=ready.fds, stdin=stdin)
+            except CgroupError:
+                raise SandboxUnavailableError(
+                    "The sandbox was just closed; try again.", context={"outcome": "not_executed"}
+                ) from None
+            except (NodeError, OSError) as e:
+                raise not_started(e) from None
             running = _Running(child, ready.status)
             with self._lock:
                 self._running[name] = running
@@ -228,29 +237,6 @@ class Commands:
             with self._lock:
                 del self._running[name]
 
-    def _check_cwd(self, cwd: str) -> None:
-        if not is_writable(cwd):
-            return
-        try:
-            with self._tree.directory(cwd):
-                pass
-        except MountError as e:
-            raise MountLostError(e.message, context={"cwd": cwd}) from None
-        except PathError as e:
-            raise FileNotFoundInSandboxError(
-                f"The working directory cannot be entered: {e.message}", context={"cwd": cwd}
-            ) from None
-
-    def _start(self, argv: list[str], fds: tuple[int, ...], stdin: int | None) -> subprocess.Popen[bytes]:
-        try:
-            return process.start(self._cgroup.entry(argv), pass_fds=fds, stdin=stdin)
-        except CgroupError:
-            raise SandboxUnavailableError(
-                "The sandbox was just closed; try again.", context={"outcome": "not_executed"}
-            ) from None
-        except OSError as e:
-            raise ExecError("The command could not be started.", context={"cause": type(e).__name__}) from None
-
     def _watch(self, running: _Running, timeout_s: float) -> None:
         """Ends a command when its time is over, whether or not anybody reads its output."""
         error = ExecTimeoutError(
@@ -266,7 +252,7 @@ class Commands:
 
         threading.Thread(target=watch, daemon=True, name="command-watch").start()
 
-    def _output(self, running: _Running) -> Iterator[Output]:
+    def _output(self, running: _Running, opening: Opening) -> Iterator[Output]:
         child, written = running.process, 0
         assert child.stdout is not None and child.stderr is not None
         with selectors.DefaultSelector() as selector:
@@ -286,17 +272,11 @@ class Commands:
                             )
                         )
                         return
-                    yield Output(stream="stdout" if key.data == "stdout" else "stderr", data=data)
+                    if key.data == "stdout":
+                        yield Output(stream="stdout", data=data)
+                    elif passed := opening.passed(data):
+                        yield Output(stream="stderr", data=passed)
 
 
 def _on_request() -> ExecStoppedError:
     return ExecStoppedError("The command was stopped on request.")
-
-
-def _command(argv: Sequence[str]) -> list[str]:
-    """The argv behind a tiny program that gives 127 and 126, as a shell does, for what cannot be executed."""
-    if not argv[0]:
-        raise InvalidRequestError("The first word of argv must not be empty.")
-    if "=" in argv[0]:
-        return ["sh", "-c", 'exec "$@"', "sh", *argv]
-    return ["env", "--", *argv]

@@ -12,7 +12,7 @@
     ├── OperationCancelledError         somebody cancelled the operation; nothing was changed
     ├── SandboxNotFoundError            a read of a sandbox that was never used
     ├── FileNotFoundInSandboxError      no such file
-    ├── PathForbiddenError              a path outside the sandbox's writable roots
+    ├── PathForbiddenError              a path outside the writable roots, or one that a command may not enter
     ├── NotARegularFileError            a directory, socket or device where a file is needed
     ├── NoSpaceError                    the node's disk is full
     ├── ExecError                       a command could not be run, or was ended from outside
@@ -145,7 +145,7 @@ class FileNotFoundInSandboxError(HoldfastError):
 
 
 class PathForbiddenError(HoldfastError):
-    """The path is not at or under one of the sandbox's writable roots."""
+    """The path is not at or under one of the writable roots, or the command's user may not enter its directory."""
 
     code = "PATH_FORBIDDEN"
 

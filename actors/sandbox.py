@@ -151,7 +151,6 @@ class LocalSandbox:
         self._commands = Commands(
             box,
             self._cgroup,
-            self._tree,
             limits=config.exec,
             gate=self._gate,
             has_lost_mount=lambda: self._layers.has_lost or self._kept.is_disturbed(),

@@ -14,12 +14,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO
 
 from actors.node.errors import NoProcessesLeftError, ToolError, ToolMissingError, ToolTimeoutError
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
+_UMASK = 0o022
 _KEPT_BYTES = 64 * 1024
 _POLL_MS = 100
 
@@ -41,8 +43,9 @@ def start(
     stdout: int | None = subprocess.PIPE,
     stderr: int | None = subprocess.PIPE,
     cwd: str | None = None,
+    umask: int = -1,
 ) -> subprocess.Popen[bytes]:
-    """Starts a tool in a session of its own.
+    """Starts a tool in a session of its own. A `umask` of -1 is this process's own.
 
     Raises:
         ToolMissingError: the program is not installed.
@@ -57,9 +60,38 @@ def start(
             env=ENVIRONMENT,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
+            umask=umask,
         )
     except FileNotFoundError:
         raise ToolMissingError(f"{argv[0]} is not installed.", hint="Run `holdfast doctor`.") from None
+
+
+def start_for(
+    owner: int, argv: Sequence[str], *, pass_fds: Sequence[int] = (), stdin: int | None = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Starts a tool whose output goes into pipes of the user `owner`, with the usual umask.
+
+    So a process of that user can open /dev/stdout and /dev/stderr, which is another open(2) of the pipe, and checked
+    like one of a file. Raises ToolMissingError.
+
+    Source: pipe(7) and proc_pid_fd(5).
+    """
+    with ExitStack() as not_started, ExitStack() as given:
+        out, err = _Pipe(owner, not_started, given), _Pipe(owner, not_started, given)
+        child = start(argv, pass_fds=pass_fds, stdin=stdin, stdout=out.given, stderr=err.given, umask=_UMASK)
+        child.stdout, child.stderr = out.file, err.file
+        not_started.pop_all()
+    return child
+
+
+class _Pipe:
+    """A pipe of a user: the file that reads from it, and the descriptor that is given away."""
+
+    def __init__(self, owner: int, not_started: ExitStack, given: ExitStack) -> None:
+        reading, self.given = os.pipe()
+        self.file = not_started.enter_context(os.fdopen(reading, "rb"))
+        given.callback(os.close, self.given)
+        os.fchown(self.given, owner, owner)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

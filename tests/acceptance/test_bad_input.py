@@ -198,17 +198,53 @@ def test_a_body_that_is_too_large_is_refused(unchanged: Unchanged, action: str) 
     [{}, {"argv": []}, {"argv": "ls"}, {"argv": [1]}, {"argv": ["a\0b"]}, {"argv": ["true"], "timeout_ms": 0},
      {"argv": ["true"], "timeout_ms": "1"}, {"argv": ["true"], "timeout_ms": True}, {"argv": ["true"], "cwd": "x"},
      {"argv": ["true"], "cwd": "/a/../b"}, {"argv": ["true"], "env": {"a=b": "c"}}, {"argv": ["true"], "env": ["a"]},
-     {"argv": ["true"], "shell": True}, {"argv": [""]}],
-    ids=json.dumps,
+     {"argv": ["true"], "shell": True}, {"argv": [""]}, {"argv": ["true"], "timeout_ms": 10**309},
+     {"argv": ["true"], "timeout_ms": 1.5}, {"argv": ["true", "x" * 131_072]},
+     {"argv": ["true"], "env": {"A": "x" * 131_070}}, {"argv": ["true"], "env": {f"V{n}": "" for n in range(1025)}},
+     {"argv": ["x" * 100_000] * 11}],
+    ids=lambda body: dump(body)[:60].decode(),
 )  # fmt: skip
 def test_a_bad_command_is_refused(unchanged: Unchanged, body: dict[str, Any]) -> None:
     assert refusal(send(unchanged.box, "exec", dump(body))) == (422, "INVALID_REQUEST")
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "cursor=%21nonsense", f"cursor={'x' * 1025}"])
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "limit=x", f"limit={10**309}", f"limit={'9' * 5000}", "limit=1e309", "limit=nan",
+     "limit=", "limit=-1", "limit=%00", "limit=%ff", "cursor=%21nonsense", "cursor=%00", "cursor=%ff",
+     "cursor=%ed%a0%80", f"cursor={10**309}", f"cursor={'x' * 1025}", f"cursor={'%00' * 1024}"],
+    ids=lambda query: query[:20],
+)  # fmt: skip
 def test_a_bad_page_is_refused(unchanged: Unchanged, query: str) -> None:
     for path in ("/v1/sandbox", f"{unchanged.box.url}/backups"):
         assert refusal(unchanged.box.client.get(f"{path}?{query}")) == (422, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize("query", ["limit=0", f"limit={10**309}", f"limit={'9' * 5000}", "limit=1e309", "limit=%ff"])
+def test_a_bad_number_of_events_is_refused(unchanged: Unchanged, query: str) -> None:
+    assert refusal(unchanged.box.client.get(f"{unchanged.box.url}/events?{query}")) == (422, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize(
+    ("cwd", "expected"),
+    [("/workspace/missing", (404, "FILE_NOT_FOUND")), ("/workspace/top", (404, "FILE_NOT_FOUND")),
+     ("/tmp/dangling", (404, "FILE_NOT_FOUND")), ("/tmp/loop", (404, "FILE_NOT_FOUND")),
+     ("/tmp/closed", (403, "PATH_FORBIDDEN")), ("/usr/bin/env", (404, "FILE_NOT_FOUND")),
+     ("/nowhere", (404, "FILE_NOT_FOUND"))],
+)  # fmt: skip
+def test_a_directory_that_cannot_be_entered_is_an_http_error(
+    kept: Unchanged, cwd: str, expected: tuple[int, str]
+) -> None:
+    kept.box.sh("cd /tmp; mkdir -p -m 0 closed; ln -sfn missing dangling; ln -sfn loop loop")
+    response = send(kept.box, "exec", dump({"argv": ["echo", "begun"], "cwd": cwd}))
+    assert refusal(response) == expected
+    assert response.json()["context"] == {"cwd": cwd}
+
+
+@pytest.mark.parametrize("path", ["", ":", "/nowhere"])
+def test_a_command_is_found_or_not_whatever_its_path_variable(kept: Unchanged, path: str) -> None:
+    assert kept.box.exec("/bin/true", PATH=path).exit_code == 0
+    assert kept.box.exec("no-such-program", PATH=path).exit_code == 127
 
 
 def test_unknown_paths_and_methods_have_the_same_kind_of_error(client: httpx.Client) -> None:
