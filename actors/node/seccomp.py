@@ -3,9 +3,15 @@
 It closes what namespaces and dropped capabilities leave open: system calls that reach large, rarely used
 parts of the kernel, and terminal injection. A deny list, because a sandbox runs arbitrary programs; it adds
 to the namespaces and does not replace them. Refused calls fail with EPERM; `clone3`, whose flags a filter
-cannot see, fails with ENOSYS so that libc falls back to `clone`.
+cannot see, fails with ENOSYS so that libc falls back to `clone`. The families of sockets are an allow list, because
+few are needed and each other one is a part of the kernel, some of which no network namespace holds (AF_VSOCK
+reaches the host of a virtual machine): the rest fail with EAFNOSUPPORT, as on a kernel without them.
 
-Source: seccomp(2), linux/bpf_common.h, linux/audit.h, the system call tables of x86-64 and arm64.
+Devices are refused to the owner of the box's user namespace anyway, all but one: 0:0, an overlay's sign that a file was
+deleted, which the next restore would take for one. Only mknod and a flag of renameat2 make it.
+
+Source: seccomp(2), linux/bpf_common.h, linux/audit.h, the system call tables of x86-64 and arm64; do_mknodat and
+vfs_mknod in fs/namei.c; address_families(7).
 """
 
 from __future__ import annotations
@@ -13,11 +19,14 @@ from __future__ import annotations
 import errno
 import functools
 import platform
+import socket
 import struct
 
 _LD_W_ABS, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
-_NUMBER, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24
+_NUMBER, _ARCH = 0, 4
+_ARG0, _ARG1, _ARG2, _ARG4 = 16, 24, 32, 48
+"""The lower halves of arguments: all of which the filter looks at are 32 bits wide."""
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000
@@ -73,6 +82,17 @@ _DENIED = {
 _CLONE = (56, 220)
 _CLONE3 = (435, 435)
 _IOCTL = (16, 29)
+_SOCKET = (41, 198)
+_SOCKETPAIR = (53, 199)
+_MKNOD = (133, None)
+_MKNODAT = (259, 33)
+_RENAMEAT2 = (316, 276)
+
+_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+"""AF_NETLINK: libc asks it for the interfaces and addresses."""
+_DEVICE_BIT, _NO_DEVICE_BIT = 0x2000, 0x8000
+"""Of the types in a mode, only S_IFCHR and S_IFBLK have the first and not the second. Source: inode(7)."""
+_RENAME_WHITEOUT = 4
 
 
 def _op(code: int, k: int, jt: int = 0, jf: int = 0) -> bytes:
@@ -81,6 +101,9 @@ def _op(code: int, k: int, jt: int = 0, jf: int = 0) -> bytes:
 
 def _refuse(error: int) -> bytes:
     return _op(_RET, _ERRNO | error)
+
+
+_ALLOWED = _op(_RET, _ALLOW)
 
 
 @functools.cache
@@ -104,21 +127,43 @@ def program(machine: str | None = None) -> bytes:
         parts += [_op(_JGE, _X32, 0, 1), _refuse(errno.ENOSYS)]
     for numbers in _DENIED.values():
         parts += [_op(_JEQ, numbers[column], 0, 1), _refuse(errno.EPERM)]
-    parts += [_op(_JEQ, _CLONE3[column], 0, 1), _refuse(errno.ENOSYS)]
-    parts += [
-        _op(_JEQ, _CLONE[column], 0, 4),
-        _op(_LD_W_ABS, _ARG0),
-        _op(_JSET, _CLONE_NEW, 0, 1),
-        _refuse(errno.EPERM),
-        _op(_RET, _ALLOW),
-    ]
-    parts += [
-        _op(_JEQ, _IOCTL[column], 0, 5),
-        _op(_LD_W_ABS, _ARG1),
-        _op(_JEQ, _TIOCSTI, 1, 0),
-        _op(_JEQ, _TIOCLINUX, 0, 1),
-        _refuse(errno.EPERM),
-        _op(_RET, _ALLOW),
-    ]
-    parts.append(_op(_RET, _ALLOW))
+    parts += _when(_CLONE3[column], [_refuse(errno.ENOSYS)])
+    parts += _when(
+        _CLONE[column], [_op(_LD_W_ABS, _ARG0), _op(_JSET, _CLONE_NEW, 0, 1), _refuse(errno.EPERM), _ALLOWED]
+    )
+    parts += _when(
+        _IOCTL[column],
+        [
+            _op(_LD_W_ABS, _ARG1),
+            _op(_JEQ, _TIOCSTI, 1, 0),
+            _op(_JEQ, _TIOCLINUX, 0, 1),
+            _refuse(errno.EPERM),
+            _ALLOWED,
+        ],
+    )
+    for numbers in (_SOCKET, _SOCKETPAIR):
+        parts += _when(numbers[column], _of_a_family())
+    for each, mode in ((_MKNOD, _ARG1), (_MKNODAT, _ARG2)):
+        parts += _when(each[column], _of_no_device(mode))
+    parts += _when(
+        _RENAMEAT2[column],
+        [_op(_LD_W_ABS, _ARG4), _op(_JSET, _RENAME_WHITEOUT, 0, 1), _refuse(errno.EINVAL), _ALLOWED],
+    )
+    parts.append(_ALLOWED)
     return b"".join(parts)
+
+
+def _when(number: int | None, block: list[bytes]) -> list[bytes]:
+    """The block for one system call, which ends with a verdict; None for one that the machine does not have."""
+    return [] if number is None else [_op(_JEQ, number, 0, len(block)), *block]
+
+
+def _of_a_family() -> list[bytes]:
+    to_allowed = range(len(_FAMILIES), 0, -1)
+    tests = [_op(_JEQ, family, jump, 0) for family, jump in zip(_FAMILIES, to_allowed, strict=True)]
+    return [_op(_LD_W_ABS, _ARG0), *tests, _refuse(errno.EAFNOSUPPORT), _ALLOWED]
+
+
+def _of_no_device(mode: int) -> list[bytes]:
+    tests = [_op(_JSET, _DEVICE_BIT, 0, 2), _op(_JSET, _NO_DEVICE_BIT, 1, 0)]
+    return [_op(_LD_W_ABS, mode), *tests, _refuse(errno.EPERM), _ALLOWED]

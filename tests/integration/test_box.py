@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -105,6 +107,9 @@ FORBIDDEN = {
     "chroot": "libc.chroot(b'/workspace')",
     "TIOCSTI": "libc.ioctl(0, 0x5412, b'x')",
     "a device": "libc.mknod(b'/workspace/dev', 0o020666, 0x0103)",
+    "a whiteout": "libc.mknod(b'/workspace/gone', 0o020000, 0)",
+    "a block device": "libc.mknod(b'/workspace/dev', 0o060666, 0x0801)",
+    "a whiteout by mknodat": "libc.syscall(259, -100, b'/workspace/gone', 0o020000, 0)",
     "another uid": "libc.setuid(0)",
     "a file of another": "libc.chown(b'/workspace', 0, 0)",
 }
@@ -124,6 +129,51 @@ def test_a_command_cannot_reach_the_kernels_dangerous_parts(box: Box, what: str,
     result, error = ended.stdout.decode().split()
     assert result == "-1"
     assert error in (("1", "22") if what in ("another uid", "a file of another") else ("1",))
+
+
+FAMILIES = """
+import errno, socket
+for make in (socket.socket, lambda family, kind: socket.socketpair(family, kind)):
+    for family in range(64):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
+            try:
+                make(family, kind)
+            except OSError as e:
+                if e.errno == errno.EAFNOSUPPORT:
+                    continue
+            print(family)
+"""
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_no_socket_is_opened_but_of_four_families(box: Box, network: bool) -> None:
+    ended = inside(dataclasses.replace(box, network=network), PYTHON, "-c", FAMILIES)
+    assert set(map(int, ended.stdout.split())) == {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}
+
+
+def test_sockets_that_programs_need_work(box: Box) -> None:
+    code = (
+        "import socket; a, b = socket.socketpair(); a.send(b'x'); b.recv(1);"
+        "s = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(s.getsockname());"
+        "print(socket.if_nameindex(), socket.getaddrinfo('localhost', 1)[0][4])"
+    )
+    ended = inside(box, PYTHON, "-c", code)
+    assert ended.status == 0 and b"lo" in ended.stdout, ended
+
+
+def test_a_rename_cannot_leave_a_whiteout(box: Box, work: Path) -> None:
+    code = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); open('/workspace/a', 'w');"
+    code += "print(libc.renameat2(-100, b'/workspace/a', -100, b'/workspace/b', 4), ctypes.get_errno());"
+    code += "print(libc.renameat2(-100, b'/workspace/a', -100, b'/workspace/b', 1))"
+    assert inside(box, PYTHON, "-c", code).stdout.decode().split() == ["-1", "22", "0"]
+    assert os.listdir(work) == ["b"]
+
+
+def test_fifos_and_sockets_can_be_made(box: Box) -> None:
+    code = "import os, socket, stat; os.mkfifo('f'); os.mknod('g', 0o600); os.mknod('h', 0o600 | stat.S_IFSOCK);"
+    code += "socket.socket(socket.AF_UNIX).bind('s'); print(sorted(os.listdir()))"
+    ended = inside(box, "sh", "-c", f'cd /workspace && {PYTHON} -c "{code}"')
+    assert ended.stdout.decode().strip() == "['f', 'g', 'h', 's']", ended
 
 
 def test_clone3_falls_back_so_that_threads_work(box: Box) -> None:

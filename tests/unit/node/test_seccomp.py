@@ -10,6 +10,7 @@ import pytest
 from actors.node import seccomp
 
 ALLOW, REFUSE, NOSYS = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
+NO_FAMILY, INVALID = 0x00050000 | errno.EAFNOSUPPORT, 0x00050000 | errno.EINVAL
 ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 ALLOWED = {"x86_64": {"read": 0, "execve": 59, "openat": 257, "fork": 57, "futex": 202, "statx": 332},
            "aarch64": {"read": 63, "execve": 221, "openat": 56, "futex": 98, "statx": 291}}  # fmt: skip
@@ -81,3 +82,33 @@ def test_calls_of_another_architecture_do_not_exist(machine: str) -> None:
 def test_an_unknown_machine_has_no_filter() -> None:
     with pytest.raises(ValueError, match="riscv64"):
         seccomp.program("riscv64")
+
+
+@pytest.mark.parametrize("call", ["_SOCKET", "_SOCKETPAIR"])
+def test_four_families_of_sockets_are_there_and_no_other(machine: str, call: str) -> None:
+    program, number = seccomp.program(machine), getattr(seccomp, call)[list(ARCH).index(machine)]
+    for family in (*range(256), 0x7FFFFFFF, 0xFFFFFFFF):
+        expected = ALLOW if family in (1, 2, 10, 16) else NO_FAMILY
+        for high in (0, 1 << 32):  # the kernel looks at the lower half only
+            assert verdict(program, arch=ARCH[machine], number=number, args=(family | high, 1)) == expected, family
+
+
+KINDS = {"fifo": (0o010000, ALLOW), "character device": (0o020000, REFUSE), "directory": (0o040000, ALLOW),
+         "block device": (0o060000, REFUSE), "file": (0o100000, ALLOW), "link": (0o120000, ALLOW),
+         "socket": (0o140000, ALLOW), "no type": (0, ALLOW)}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "expected"), KINDS.values(), ids=KINDS.keys())
+def test_no_device_can_be_made(machine: str, kind: int, expected: int) -> None:
+    program, column = seccomp.program(machine), list(ARCH).index(machine)
+    for numbers, before in ((seccomp._MKNOD, 1), (seccomp._MKNODAT, 2)):
+        if (number := numbers[column]) is not None:
+            for permissions in (0, 0o777, 0o7000):
+                args = (*(0,) * before, kind | permissions)
+                assert verdict(program, arch=ARCH[machine], number=number, args=args) == expected
+
+
+@pytest.mark.parametrize(("flags", "expected"), [(0, ALLOW), (1, ALLOW), (2, ALLOW), (4, INVALID), (5, INVALID)])
+def test_a_rename_leaves_no_whiteout(machine: str, flags: int, expected: int) -> None:
+    program, number = seccomp.program(machine), seccomp._RENAMEAT2[list(ARCH).index(machine)]
+    assert verdict(program, arch=ARCH[machine], number=number, args=(0, 0, 0, 0, flags)) == expected
