@@ -37,6 +37,7 @@ _ID_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
 _LABEL_KEY = re.compile(r"[a-zA-Z0-9._/-]{1,63}")
 MAX_LABELS = 64
 MAX_LABEL_LENGTH = 256
+MAX_EXPIRE_DAYS = 100 * 366
 MAX_TIMEOUT_MS = 100 * 366 * 86_400_000
 MAX_VARIABLES = 1024
 """Of a command's environment. A box is told of each by three words, and takes 9,000 in all. Source: bubblewrap 0.8."""

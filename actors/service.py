@@ -17,6 +17,7 @@ from actors.faults import damaged, reading
 from actors.labels import relabelled
 from actors.logs import log
 from actors.models import (
+    MAX_EXPIRE_DAYS,
     BackupInfo,
     BackupPage,
     BackupStatus,
@@ -302,8 +303,8 @@ class Service:
         with reading("bucket"):
             if expire_days is None:
                 status = lifecycle.inspect(store)
-            elif expire_days < 1:
-                raise InvalidRequestError("The number of days must be at least 1.")
+            elif not 1 <= expire_days <= MAX_EXPIRE_DAYS:
+                raise InvalidRequestError(f"The number of days must be from 1 to {MAX_EXPIRE_DAYS}.")
             elif self._config.on_sleep == "backup":
                 raise InvalidRequestError(
                     "Sandboxes sleep in their backups here, which such a rule would delete.", hint="Use `holdfast gc`."

@@ -27,7 +27,7 @@ async def pieces(request: Request, *, limit_bytes: int, idle_s: float, total_s: 
         ClientDisconnect: the client is gone.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit_bytes):
+    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > limit_bytes):
         raise _too_large(limit_bytes)
     received = 0
     more = True

@@ -20,6 +20,8 @@ from actors.models import (
 from gateway.cli.arguments import Box
 from gateway.cli.session import Session, with_session
 
+_DIGITS = 4
+"""More than any level has; int(…) refuses very long numbers."""
 _NOT_KEPT = {
     "sockets": "sockets",
     "acls": "ACLs",
@@ -138,6 +140,6 @@ def _compression(text: str) -> dict[str, Any]:
     name, separator, level = text.partition(":")
     if not separator:
         return {"format": name}
-    if not (level.isascii() and level.isdigit()):
+    if not (level.isascii() and level.isdigit() and len(level) <= _DIGITS):
         raise InvalidBackupConfigError("The level of a compression is a number, as in zstd:3.")
     return {"format": name, "level": int(level)}

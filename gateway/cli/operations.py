@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from actors.models import MAX_EXPIRE_DAYS
 from gateway.cli.connection import settings
 from gateway.cli.session import Session, with_session
 
@@ -33,7 +34,8 @@ def collect(
 def lifecycle(
     session: Session,
     expire_days: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Install rules that remove backups after N days.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=MAX_EXPIRE_DAYS, help="Install rules that remove backups after N days."),
     ] = None,
 ) -> None:
     """Show the bucket's lifecycle rules, or install them."""

@@ -201,7 +201,7 @@ def test_a_body_that_is_too_large_is_refused(unchanged: Unchanged, action: str) 
      {"argv": ["true"], "shell": True}, {"argv": [""]}, {"argv": ["true"], "timeout_ms": 10**309},
      {"argv": ["true"], "timeout_ms": 1.5}, {"argv": ["true", "x" * 131_072]},
      {"argv": ["true"], "env": {"A": "x" * 131_070}}, {"argv": ["true"], "env": {f"V{n}": "" for n in range(1025)}},
-     {"argv": ["x" * 100_000] * 11}],
+     {"argv": [*["x" * 100_000] * 10, "y"]}],
     ids=lambda body: dump(body)[:60].decode(),
 )  # fmt: skip
 def test_a_bad_command_is_refused(unchanged: Unchanged, body: dict[str, Any]) -> None:

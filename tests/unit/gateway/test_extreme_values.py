@@ -113,3 +113,9 @@ def test_every_name_in_a_path_takes_extreme_values(gateway: Gateway) -> None:
 def test_an_extreme_idempotency_key_is_no_server_error(gateway: Gateway, key: str) -> None:
     headers = {b"Idempotency-Key": key.encode(), b"Content-Type": b"application/json"}
     check(gateway, "POST", "/v1/sandbox/box/backup", content=b'{"dir": "/workspace"}', headers=headers)
+
+
+@pytest.mark.parametrize("length", [b"\xb2", b"9" * 5000, b"-1", b"1e309", b""])
+def test_an_extreme_length_of_a_body_is_no_server_error(gateway: Gateway, length: bytes) -> None:
+    headers = {b"Content-Length": length, b"Content-Type": b"application/json"}
+    check(gateway, "POST", "/v1/sandbox/box/exec", content=b'{"argv": ["true"]}', headers=headers)
