@@ -91,6 +91,15 @@ def test_a_command_that_takes_too_long_is_killed_with_an_event_that_says_so(box:
     eventually(lambda: not runs_on_the_node(long))
 
 
+def test_a_command_has_default_signals_and_streams_that_can_be_opened(box: HttpBox) -> None:
+    status = dict(line.split(":\t", 1) for line in box.sh("cat /proc/self/status").splitlines() if ":\t" in line)
+
+    assert (int(status["SigBlk"], 16), int(status["SigIgn"], 16)) == (0, 0)
+    assert box.exec("timeout", "-s", "INT", "0.2", "sleep", "60", timeout_ms=10_000).exit_code == 124
+    ran = box.exec("sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin; umask")
+    assert (ran.stdout, ran.stderr) == (b"out\n0022\n", b"err\n")
+
+
 def test_the_working_directory_is_the_workspace_or_the_one_asked_for(box: HttpBox) -> None:
     box.sh("mkdir -p 'a b'")
 
