@@ -95,6 +95,10 @@ def _backup_dir(value: str) -> str:
     path = _absolute_path(value)
     if not is_writable(path):
         raise ValueError(f"must be at or under one of {', '.join(WRITABLE_ROOTS)}")
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # the bucket's documents could not name it
+        raise ValueError("must have a name in UTF-8; the directory above it can be named instead") from None
     return path
 
 

@@ -14,6 +14,7 @@ from actors.errors import InvalidBackupConfigError, InvalidRequestError, Request
 from actors.models import invalid
 from gateway.config import GatewayConfig
 from gateway.errors import MalformedBodyError, RequestTimeoutError
+from gateway.raw_names import with_raw_names
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -87,11 +88,13 @@ async def parsed(
         return empty
     malformed = InvalidBackupConfigError if error is InvalidBackupConfigError else MalformedBodyError
     try:
-        from_json(bytes(body), allow_inf_nan=False)
+        names = with_raw_names(bytes(body))
+        if names is None:
+            from_json(bytes(body), allow_inf_nan=False)
     except (ValueError, RecursionError):
         raise malformed("The body is not a JSON document.", hint="NaN and Infinity are not JSON either.") from None
     try:
-        return model.model_validate_json(bytes(body))
+        return model.model_validate_json(bytes(body)) if names is None else model.model_validate(names)
     except ValidationError as e:
         raise invalid(e, error) from None
 

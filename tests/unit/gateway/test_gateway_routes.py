@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -231,3 +232,35 @@ def test_only_what_may_pass_says_when_to_try_again(gateway: Gateway, *, retryabl
     gateway.cluster.sandbox("default", "box").failure = failure
     answer = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"})
     assert (answer.status_code, "Retry-After" in answer.headers) == (503, retryable)
+
+
+def test_a_listed_name_can_be_used_again_in_json(gateway: Gateway) -> None:
+    box = gateway.cluster.sandbox("default", "box")
+    box.files["/workspace/caf\udce9"] = b"1"
+    [listed] = gateway.request("GET", "/v1/sandbox/box/files").json()["files"]
+    body = {"argv": ["cat", listed["name"]], "cwd": f"/workspace/{listed['name']}", "env": {"A": listed["name"]}}
+    answer = gateway.request("POST", "/v1/sandbox/box/exec", content=json.dumps(body).encode())
+    assert answer.status_code == 200
+    [asked] = box.asked
+    assert (asked.argv[1], asked.cwd, asked.env) == ("caf\udce9", "/workspace/caf\udce9", {"A": "caf\udce9"})
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\udc7f", "\\udce9\\ud800", "\\udce9\\udc00"])
+def test_half_a_character_that_stands_for_no_byte_is_no_json(gateway: Gateway, text: str) -> None:
+    answer = gateway.request("POST", "/v1/sandbox/box/exec", content=f'{{"argv": ["{text}"]}}'.encode())
+    assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize("wrong", ['"timeout_ms": NaN', '"timeout_ms": 1e999', '"unknown": 1', '"timeout_ms": true'])
+def test_a_name_of_any_bytes_excuses_nothing_else(gateway: Gateway, wrong: str) -> None:
+    answer = gateway.request("POST", "/v1/sandbox/box/exec", content=f'{{"argv": ["\\udce9"], {wrong}}}'.encode())
+    assert (answer.status_code, answer.json()["code"]) in ((400, "INVALID_REQUEST"), (422, "INVALID_REQUEST"))
+
+
+@pytest.mark.parametrize("action", ["backup", "restore", "forget"])
+def test_a_directory_for_backups_has_a_name_in_utf_8(gateway: Gateway, action: str) -> None:
+    body = {"dir": "/workspace/caf\udce9"}
+    if action == "restore":
+        body["id"] = "00000000-0000-4000-8000-000000000000"
+    answer = gateway.request("POST", f"/v1/sandbox/box/{action}", content=json.dumps(body).encode())
+    assert answer.status_code in (400, 422) and "UTF-8" in answer.json()["error"]
