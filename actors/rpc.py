@@ -48,6 +48,7 @@ from actors.errors import (
 )
 from actors.models import Recovery
 from actors.notices import Notice, hear
+from actors.readable_process import in_readable_folder, readable_title
 from actors.request_ids import carrying
 
 NAMESPACE = "holdfast"
@@ -108,13 +109,16 @@ def connect(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
+    if (title := readable_title()) is not None:
+        ray._raylet.setproctitle(title)  # type: ignore[attr-defined]
     try:
-        ray.init(
-            address=address or "auto",
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        with in_readable_folder():
+            ray.init(
+                address=address or "auto",
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+            )
     except (ConnectionError, RayError, RuntimeError, ValueError) as e:
         raise ServiceUnavailableError(
             "No Ray cluster answers.",

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from actors.errors import HoldfastError, InvalidRequestError
+from actors.errors import InvalidRequestError
 from actors.models import FileKind
 from gateway.cli.arguments import DEFAULT_DIR, Remote, remote
+from gateway.cli.remote_entries import find_entry, is_directory
 from gateway.cli.session import Session, with_session
 
 if TYPE_CHECKING:
-    from actors.client import Sandbox
     from gateway.cli.output import Output
 
 STANDARD_STREAM = "-"
@@ -31,7 +31,10 @@ def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help="BOX:/path, a local file, or - for stdin.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="BOX:/path, a local file, or - for stdout.")],
 ) -> None:
-    """Copy a file into or out of a sandbox. The target shows whole or not at all."""
+    """Copy a file into or out of a sandbox, with its mode. The target shows whole or not at all.
+
+    A target that is a directory is copied into.
+    """
     there, here = remote(target), remote(source)
     if (there is None) == (here is None):
         raise InvalidRequestError("Exactly one of SRC and DST must be of the form BOX:/path.")
@@ -78,13 +81,15 @@ def _upload(session: Session, source: str, to: Remote) -> int:
     from actors.models import TRANSFER_BYTES
     from gateway.cli.progress import meter
 
-    path = to.path
-    if path.endswith("/"):
-        path += Path(source).name
     with _readable(source) as file, meter(visible=session.output.shows_progress) as display:
+        sandbox = session.sandbox(to.box)
+        path = to.path
+        if path.endswith("/") or is_directory(sandbox, path):
+            if source == STANDARD_STREAM:
+                raise InvalidRequestError("What comes from standard input needs a name: BOX:DIRECTORY/NAME.")
+            path = f"{path.rstrip('/')}/{Path(source).name}"
         found = os.fstat(file.fileno())
         regular = stat.S_ISREG(found.st_mode)
-        sandbox = session.sandbox(to.box)
         mode = stat.S_IMODE(found.st_mode) & 0o777 if regular else None
         upload = sandbox.calls.write_file(path, mode=mode).result()
         done = 0
@@ -105,26 +110,20 @@ def _download(session: Session, source: Remote, target: str) -> int:
 
     sandbox = session.sandbox(source.box)
     visible = session.output.shows_progress and not (target == STANDARD_STREAM and session.output.results.isatty())
-    total = _size(sandbox, source.path) if visible else None
+    there = find_entry(sandbox, source.path) if visible or target != STANDARD_STREAM else None
+    is_file = there is not None and there.kind is FileKind.FILE
+    total = there.size_bytes if there is not None and is_file else None
+    mode = there.mode if there is not None and is_file else None
     done = 0
     blocks = iter(sandbox.calls.read_file(source.path))
     name = PurePosixPath(source.path).name
-    with _writable(target, name, session.output) as file, meter(visible=visible) as display:
+    with _writable(target, name, session.output, mode) as file, meter(visible=visible) as display:
         for block in blocks:
             file.write(block)
             done += len(block)
             display.amount("copying", done=done, total=total, unit="bytes")
         file.flush()
     return done
-
-
-def _size(sandbox: Sandbox, path: str) -> int | None:
-    """How much will come, for the bar; reading the file itself will tell what is wrong with it."""
-    parent, name = os.path.split(path)
-    try:
-        return next((e.size_bytes for e in sandbox.list_files(parent) if e.name == name), None)
-    except HoldfastError:
-        return None
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def _readable(source: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _writable(target: str, name: str, output: Output) -> Iterator[BinaryIO]:
+def _writable(target: str, name: str, output: Output, mode: int | None) -> Iterator[BinaryIO]:
     """Where the bytes go: stdout, a device, or a new file that takes the target's name once it is whole."""
     path = Path(target)
     if target == STANDARD_STREAM:
@@ -152,7 +151,7 @@ def _writable(target: str, name: str, output: Output) -> Iterator[BinaryIO]:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o666 & ~_umask())
+            os.fchmod(handle, mode & 0o777 if mode is not None else 0o666 & ~_umask())
             yield file
         os.replace(temporary, path)
     except BaseException:

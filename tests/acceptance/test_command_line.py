@@ -59,6 +59,7 @@ class Cli:
             [HOLDFAST, *argv],
             env=self._env,
             cwd=self._cwd,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=COMMAND_S,
             check=False,
@@ -114,6 +115,29 @@ def test_the_main_flow_by_commands_for_people(cli: Cli, box: HttpBox, tmp_path: 
     assert fetched.stdout == b"kept\0\xff\n"
     assert listed.stdout.decode().split("\t")[0] == backup_id
     assert files.stdout.decode().split("\t")[-1] == "file\n"
+
+
+def test_a_name_that_is_not_utf8_works_in_every_command(cli: Cli, box: HttpBox, tmp_path: Path) -> None:
+    name = "caf\udce9"
+    (tmp_path / name).write_bytes(b"1")
+    (tmp_path / name).chmod(0o750)
+    box.sh("mkdir folder; ln -s folder link")
+
+    for target in ("", "/workspace/folder", "link", f"renamed{name}"):
+        assert cli.run("cp", str(tmp_path / name), f"{box.id}:{target}").returncode == 0
+    fetched = cli.run("cp", f"{box.id}:folder/{name}", str(tmp_path / "back"))
+    ran = cli.run("exec", box.id, "--cwd", "/workspace", "--env", f"A={name}", "--", "sh", "-c", 'cat "$A" "$0"', name)
+    listed = cli.json("ls", f"{box.id}:folder")
+    made = cli.run("exec", box.id, "--", "mkdir", "-p", f"d{name}/x")
+    inner = cli.run("ls", f"{box.id}:d{name}")
+    refused = cli.run("backup", box.id, f"/workspace/d{name}")
+    excluded = cli.run("backup", box.id, "/workspace", "--exclude", f"*{name}")
+
+    assert [done.returncode for done in (fetched, ran, made, inner, refused, excluded)] == [0, 0, 0, 0, 1, 0]
+    assert ((tmp_path / "back").read_bytes(), (tmp_path / "back").stat().st_mode & 0o777) == (b"1", 0o750)
+    assert ran.stdout == b"11"
+    assert [(row["name"], row["mode"]) for row in listed["files"]] == [(name, 0o750)]
+    assert b"UTF-8" in refused.stderr
 
 
 def test_a_backup_says_what_it_could_not_keep(cli: Cli, box: HttpBox) -> None:

@@ -125,6 +125,7 @@ class MemorySandbox:
     tar: list[bytes | HoldfastError | Silence] = field(default_factory=lambda: [b"tar", b"ball"])
     failure: BaseException | None = None
     current: Operation | None = None
+    modes: dict[str, int] = field(default_factory=dict)
     used: bool = False
     asleep: bool = False
     asked: list[Any] = field(default_factory=list)
@@ -214,7 +215,7 @@ class MemorySandbox:
                     name=name.rpartition("/")[2],
                     kind=FileKind.FILE,
                     size_bytes=len(data),
-                    mode=0o644,
+                    mode=self.modes.get(name, 0o644),
                     modified_at=NOW,
                 )
                 for name, data in sorted(self.files.items())

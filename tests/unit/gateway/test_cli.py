@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import signal
 import subprocess
 import sys
@@ -180,6 +181,31 @@ def test_cp_there_and_back(cluster: MemoryCluster, box: MemorySandbox, tmp_path:
     assert run(cluster, "cp", "box:/workspace/missing", str(tmp_path / "b")) == 1
     assert (tmp_path / "b").read_bytes() == source.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o600, 0o444, 0o777])
+def test_cp_out_of_a_sandbox_keeps_the_mode(
+    cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path, mode: int
+) -> None:
+    box.files["/workspace/tool"], box.modes["/workspace/tool"] = b"#!/bin/sh", mode
+    (tmp_path / "tool").write_bytes(b"old")
+    assert run(cluster, "cp", "box:tool", str(tmp_path)) == 0
+    assert (tmp_path / "tool").read_bytes() == b"#!/bin/sh"
+    assert (tmp_path / "tool").stat().st_mode & 0o7777 == mode
+
+
+@pytest.mark.parametrize("target", ["box:/workspace", "box:", "box:/workspace/", "box:."])
+def test_cp_into_a_directory_keeps_the_name(
+    cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "a\udcff").write_bytes(b"x")
+    assert run(cluster, "cp", str(tmp_path / "a\udcff"), target) == 0
+    assert {posixpath.normpath(path) for path in box.files} == {"/workspace/a\udcff"}
+
+
+def test_cp_of_a_stream_needs_a_name(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+    assert run(cluster, "cp", "-", "box:/workspace") == 1
+    assert "needs a name" in capsys.readouterr().err
 
 
 def test_ls_and_list_in_a_pipe_are_tab_separated(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
