@@ -14,7 +14,7 @@
     ├── FileNotFoundInSandboxError      no such file
     ├── PathForbiddenError              a path outside the writable roots, or one that a command may not enter
     ├── NotARegularFileError            a directory, socket or device where a file is needed
-    ├── NoSpaceError                    the node's disk is full
+    ├── NoSpaceError                    the node's disk, or the bucket, is full
     ├── ExecError                       a command could not be run, or was ended from outside
     │   ├── ExecTimeoutError            it ran longer than its limit
     │   ├── ExecOutputLimitError        it wrote more than its limit
@@ -157,7 +157,7 @@ class NotARegularFileError(HoldfastError):
 
 
 class NoSpaceError(HoldfastError):
-    """The node's disk is full; what was being written has been removed."""
+    """The node's disk, or the bucket, is full; what was being written has been removed."""
 
     code = "NO_SPACE"
 

@@ -15,6 +15,7 @@ from actors.errors import (
     HoldfastError,
     InternalError,
     InvalidRequestError,
+    NoSpaceError,
     OperationCancelledError,
     SandboxUnavailableError,
     StorageUnavailableError,
@@ -54,6 +55,7 @@ from storage.errors import (
     ObjectMissingError,
     PreconditionFailedError,
     StorageError,
+    StoreFullError,
     StoreUnavailableError,
     TamperedMetadataError,
     TransferCancelledError,
@@ -66,6 +68,7 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
     PreconditionFailedError: ("CONFLICT", "somebody else wrote the same object"),
     AccessRefusedError: ("ACCESS_REFUSED", "the bucket refused the keys"),
     BucketMissingError: ("BUCKET_MISSING", "the bucket does not exist"),
+    StoreFullError: ("STORE_FULL", "the bucket has no room left"),
     StoreUnavailableError: ("STORAGE_UNAVAILABLE", "the bucket did not answer"),
     IntegrityError: ("CORRUPT_ARCHIVE", "the archive's bytes are not those that were recorded"),
     CorruptMetadataError: ("CORRUPT_METADATA", "a document in the bucket is damaged"),
@@ -186,6 +189,9 @@ def reading(what: str) -> Iterator[None]:
         raise InvalidRequestError("The cursor is not one that this service gave out.") from None
     except LifecycleUnsupportedError as e:
         raise InvalidRequestError("The store has no lifecycle rules.", hint=e.hint) from None
+    except StoreFullError as e:
+        reason, sentence = reason_of(e)
+        raise NoSpaceError(f"Nothing was changed: {sentence}.", hint=e.hint, context={"reason": reason}) from None
     except StoreUnavailableError:
         raise StorageUnavailableError("The bucket did not answer; nothing was changed.") from None
     except DocumentError as e:

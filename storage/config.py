@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -67,6 +68,8 @@ class BucketConfig(_Frozen):
     access_key_id: SecretStr
     secret_access_key: SecretStr
     allow_http: bool = False
+    folder: Path | None = None
+    """Where an embedded store keeps the bucket on this machine, which tells when its disk is full; None for others."""
 
     @model_validator(mode="after")
     def _related(self) -> BucketConfig:

@@ -114,6 +114,7 @@ class EmbeddedS3:
             endpoint_url=f"http://127.0.0.1:{self._held_port.getsockname()[1]}",
             access_key_id=self._access_key,
             secret_access_key=self._secret_key,
+            folder=self._folder.absolute(),
         )
 
     @property

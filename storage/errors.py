@@ -7,6 +7,7 @@
     │   └── SignatureExpiredError       the signed URL was too old when it arrived; a fresh one may do
     ├── BucketMissingError              the bucket itself does not exist
     ├── StoreUnavailableError           5xx, throttling, timeouts, resets: outcome unknown, may be repeated
+    │   └── StoreFullError              it has no room, or the quota is used up; may be repeated once there is room
     ├── IntegrityError                  the bytes are not those that were recorded
     ├── DocumentError                   a document is in the bucket, and cannot be used
     │   ├── CorruptMetadataError        it is damaged
@@ -121,6 +122,13 @@ class StoreUnavailableError(StorageError):
     retryable = True
     summary = "The store did not answer"
     default_hint = "Try again later; if this lasts, check the endpoint and the network."
+
+
+class StoreFullError(StoreUnavailableError):
+    """The store has no room for what was to be written, or the bucket's quota is used up."""
+
+    summary = "The store is full"
+    default_hint = "Make room: delete backups (`holdfast delete`, `holdfast gc`), or enlarge the disk or the quota."
 
 
 class IntegrityError(StorageError):

@@ -21,6 +21,7 @@ from storage.errors import (
     StorageError,
     StoreUnavailableError,
 )
+from storage.room import full_told, lacks_room
 from storage.store import SMALL_OBJECT_BYTES, Head, Listed, Page, SignedRequest, Stored, Upload
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ class S3ObjectStore:
         where = f"at {self._config.host}, region {self._config.region}"
         return translated(operation, bucket=self.bucket, key=key, detail=where)
 
+    def lacks_room(self, size_bytes: int) -> bool:
+        return self._config.folder is not None and lacks_room(self._config.folder, size_bytes)
+
     def check(self) -> None:
         """Asks for the bucket.
 
@@ -98,7 +102,7 @@ class S3ObjectStore:
         if if_match is not None:
             request["IfMatch"] = f'"{if_match}"'
         try:
-            with self._translated("put", key):
+            with full_told(self, "put", key, len(data)), self._translated("put", key):
                 answer = self._client.put_object(**request)
         except ObjectMissingError as e:
             # Amazon answers an If-Match on a missing object with NoSuchKey.
@@ -180,7 +184,7 @@ class S3ObjectStore:
         return self._presign("put_object", params, ttl_s, headers)
 
     def create_upload(self, key: str) -> str:
-        with self._translated("create_upload", key):
+        with full_told(self, "create_upload", key, 0), self._translated("create_upload", key):
             answer = self._client.create_multipart_upload(Bucket=self.bucket, Key=key)
         return str(self._told(answer, "UploadId", "create_upload", key))
 

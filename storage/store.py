@@ -130,6 +130,9 @@ class ObjectStore(Protocol):
         `after` is what the page before returned, or any key.
         """
 
+    def lacks_room(self, size_bytes: int) -> bool:
+        """Whether the store is known to have no room for so many bytes more. False where that cannot be known."""
+
     def supports_conditional_writes(self) -> bool:
         """Whether the store honours `if_none_match` and `if_match`: found by trying, once, and remembered."""
 

@@ -21,6 +21,7 @@ from storage.errors import (
     PreconditionFailedError,
     SignatureExpiredError,
     StorageError,
+    StoreFullError,
     StoreUnavailableError,
 )
 
@@ -54,6 +55,11 @@ BY_CODE: Mapping[str, type[StorageError]] = {
     "RequestTimeout": StoreUnavailableError,
     "OperationAborted": StoreUnavailableError,
     "IncompleteBody": StoreUnavailableError,
+    # MinIO's and Ceph's words. Source: cmd/api-errors.go of MinIO, rgw_common.cc of Ceph.
+    "XMinioStorageFull": StoreFullError,
+    "XMinioAdminBucketQuotaExceeded": StoreFullError,
+    "QuotaExceeded": StoreFullError,
+    "InsufficientStorage": StoreFullError,
 }
 
 BY_STATUS: Mapping[int, type[StorageError]] = {
@@ -64,6 +70,7 @@ BY_STATUS: Mapping[int, type[StorageError]] = {
     412: PreconditionFailedError,
     425: StoreUnavailableError,
     429: StoreUnavailableError,
+    507: StoreFullError,
 }
 
 BY_EXCEPTION: Mapping[type[BaseException], type[StorageError]] = {
@@ -97,9 +104,7 @@ def answered(status: int, code: str, message: str = "") -> type[StorageError]:
         return SignatureExpiredError
     if found is not None:
         return found
-    if status >= 500:
-        return StoreUnavailableError
-    return BY_STATUS.get(status, StorageError)
+    return BY_STATUS.get(status, StoreUnavailableError if status >= 500 else StorageError)
 
 
 def raised(error: BaseException) -> type[StorageError]:

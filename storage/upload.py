@@ -20,6 +20,7 @@ import httpx
 from storage.config import TransferConfig
 from storage.digests import PartDigest, UploadedArchive, multipart_etag, part_count
 from storage.errors import IntegrityError, ObjectMissingError, StorageError, TransferCancelledError
+from storage.room import full_told
 from storage.store import Head, ObjectStore, SignedRequest
 from storage.wire import CHUNK_BYTES, Meter, Progress, Wire
 
@@ -47,14 +48,15 @@ def upload(
     Raises:
         TransferCancelledError: nothing is left in the bucket, as after every other error here.
         IntegrityError: the store does not hold what was sent, or the file changed while it was read.
-        StoreUnavailableError: retryable, after all attempts.
+        StoreUnavailableError: retryable, after all attempts; a StoreFullError where there is no room for it.
         StorageError: any other; permanent.
         OSError: the file cannot be read.
     """
     with _Source.opened(path) as source:
         job = _Upload(store, key, source, config, progress, cancelled)
         try:
-            return job.run()
+            with full_told(store, "upload", key, source.size_bytes):
+                return job.run()
         except BaseException:
             job.discard()
             raise

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from gateway.embedded.secrets import MachineSecrets
+from tests.support.full_disk import tmpfs
 from tests.support.service import PROGRAMS, Refused, nothing_left, refused
 
 
@@ -35,16 +34,6 @@ def refusal_of(tmp_path: Path, data_dir: Path, *, env: dict[str, str] | None = N
 def is_of_ray(line: str) -> bool:
     """A line of the log that Ray's libraries write to the standard error of the process that starts it."""
     return line.startswith("[20") or "File descriptor limit" in line
-
-
-@contextmanager
-def tmpfs(folder: Path, options: str) -> Iterator[Path]:
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_file_in_the_place_of_the_data_folder_is_named(tmp_path: Path) -> None:

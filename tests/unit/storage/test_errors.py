@@ -20,6 +20,7 @@ from storage.errors import (
     PreconditionFailedError,
     SignatureExpiredError,
     StorageError,
+    StoreFullError,
     StoreUnavailableError,
 )
 from storage.translate import BY_CODE, BY_EXCEPTION, answered, client_error, error_body, raised
@@ -51,7 +52,11 @@ def test_the_docstring_draws_the_whole_tree() -> None:
 
 
 def test_only_unavailability_and_expired_signatures_are_retryable() -> None:
-    assert {cls for cls in family() if cls.retryable} == {StoreUnavailableError, SignatureExpiredError}
+    assert {cls for cls in family() if cls.retryable} == {
+        StoreUnavailableError,
+        StoreFullError,
+        SignatureExpiredError,
+    }
 
 
 @pytest.mark.parametrize("cls", exceptions_of(boto, boto.BotoCoreError, boto.HTTPClientError))

@@ -1,0 +1,42 @@
+"""The room that a store has left, where that can be known: it tells a full store from one that fails.
+
+rclone answers a write for which its disk has no room with a 500, or drops the upload that it belongs to and then denies
+that there ever was one. The disk itself says more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage.errors import ObjectMissingError, StorageError, StoreFullError, StoreUnavailableError
+from storage.store import ObjectStore
+
+_MARGIN_BYTES = 1024 * 1024
+"""A file system keeps some blocks for itself, and a write needs some for names and indexes."""
+
+
+def lacks_room(folder: Path, size_bytes: int) -> bool:
+    """Whether the disk of a folder has no room for so many bytes more; False if it does not say."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < size_bytes + _MARGIN_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
+
+
+@contextmanager
+def full_told(store: ObjectStore, operation: str, key: str, size_bytes: int) -> Iterator[None]:
+    """Raises a failure of a write in the block as StoreFullError if the store has no room for what was written.
+
+    Only failures that a full store may hide behind: not what it refuses for a reason of its own.
+    """
+    try:
+        yield
+    except StorageError as e:
+        may_hide_it = isinstance(e, (StoreUnavailableError, ObjectMissingError)) or type(e) is StorageError
+        if not may_hide_it or isinstance(e, StoreFullError) or not store.lacks_room(size_bytes):
+            raise
+        raise StoreFullError(operation, bucket=store.bucket, key=key, detail=e.detail) from None
