@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +82,12 @@ def unreadable(folder: Path) -> InvalidRequestError:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Writes a file that only its owner can read, whole or not at all."""
+    """Writes a file that only its owner can read, whole or not at all.
+
+    One that says the same already stays: where nothing has changed the service starts though its disk is full.
+    """
+    if _says(file, text):
+        return
     temporary = file.with_name(f".{file.name}.new")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
@@ -90,3 +96,12 @@ def write_private(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+def _says(file: Path, text: str) -> bool:
+    """Whether a file holds just this text, and nobody but its owner can read it."""
+    try:
+        status = file.lstat()
+        return stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077 and file.read_text() == text
+    except (OSError, UnicodeDecodeError):
+        return False
