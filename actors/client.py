@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from actors import cluster_health
 from actors.errors import ExecStoppedError, InvalidBackupConfigError, InvalidRequestError
 from actors.metrics import ClusterMetrics
 from actors.models import (
@@ -296,8 +297,13 @@ class ServiceCalls:
         return Call(lambda: self.actor.call(send))
 
     def ready(self) -> Call[None]:
-        """Returns once a call would succeed: the service answers, and the bucket too."""
-        return self._call(lambda service: service.ready.remote())
+        """Returns once a call would succeed: the cluster's control store, the service and the bucket answer."""
+
+        def steps() -> Steps[None]:
+            yield cluster_health.check
+            yield from self.actor.call(lambda service: service.ready.remote())
+
+        return Call(steps)
 
     def create_sandbox(self, *, labels: Mapping[str, str] | None = None) -> Call[str]:
         """A fresh sandbox with a random id."""

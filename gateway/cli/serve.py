@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -50,19 +50,16 @@ def serve(port: Port = None, host: Host = None, data_dir: DataDir = None, addres
         print(f"error: {e.message}", file=sys.stderr)
         if e.hint:
             print(f"hint: {e.hint}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        _leave(1)
     print("stopped", file=sys.stderr)
-    _leave_without_ray()
+    _leave(0)
 
 
-def _leave_without_ray() -> None:
-    """Ends the process at once if Ray's threads wait for a cluster that is gone: on the way out they would crash it."""
-    from gateway.embedded import ray_head
-
-    if ray_head.is_gone():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+def _leave(status: int) -> NoReturn:
+    """Ends the process at once: threads that wait for a cluster that is gone would keep it, or crash it on its way."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class _Stopped(BaseException):
@@ -85,6 +82,7 @@ def _run(settings: Settings) -> None:
     from gateway.app import create_app
     from gateway.config import GatewayConfig
     from gateway.embedded.machine import running
+    from gateway.embedded.ray_watch import RayWatch
     from gateway.server import server
 
     with _bound(settings.host, settings.port) as listening:
@@ -94,7 +92,12 @@ def _run(settings: Settings) -> None:
             config = GatewayConfig.of(settings, machine.keys_by_tenant)
             url = f"http://{settings.host}:{listening.getsockname()[1]}"
             print(_banner(machine, url, settings.data_dir), flush=True)
-            server(create_app(config), host=settings.host, port=settings.port).run(sockets=[listening])
+            with RayWatch() as watch:
+                try:
+                    server(create_app(config), host=settings.host, port=settings.port).run(sockets=[listening])
+                except _Stopped:
+                    watch.check()
+                    raise
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fasteners import InterProcessLock
 from pydantic import SecretStr
 
+from actors.cluster_health import is_gone
 from actors.config import NodeConfig
 from actors.errors import InvalidRequestError
 from actors.logs import configure_logging, log
@@ -24,11 +25,16 @@ from gateway.cli.connection import CLIENT_ENV
 from gateway.embedded import ray_head, start_failures
 from gateway.embedded.secrets import MachineSecrets, load_or_make, unreadable, write_private
 from gateway.embedded.signing_keys import fit_for_the_bucket, key_ring
+from gateway.embedded.stop import Stop
 from gateway.embedded.store_access import STORE_ENV, StoreAccess, store_access_file
 from gateway.shared_service import shared_service, start_service
 
 if TYPE_CHECKING:
     from storage.embedded import EmbeddedS3
+
+_NODE_S, _LEFTOVERS_S, _RAY_S = 8.0, 2.0, 5.0
+"""What a stop keeps for its last steps: the store and the mounts; what is left of Ray; Ray itself. Each takes a second
+where nothing hangs. A store that hangs is killed after 3 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,8 @@ def _running(settings: Settings) -> Iterator[Machine]:
         write_private(token_file, secrets.ray_token.get_secret_value())
         take_secrets_out_of_the_environment()
         warnings = _check_node(settings.node_config())
-        stack.callback(_clean_node, settings.node_config())
+        clock = Stop()
+        stack.callback(_clean_stopped_node, settings.node_config(), clock)
         _clean_node(settings.node_config())
         bucket, store, store_access = settings.bucket(), f"the bucket {settings.backup_bucket_name}", None
         if not settings.names_a_bucket:
@@ -93,13 +100,11 @@ def _running(settings: Settings) -> Iterator[Machine]:
             bucket, store = server.config, f"{data_dir / 's3'} (embedded store)"
             store_access = stack.enter_context(store_access_file(folder / STORE_ENV, bucket))
         ray_folder = _ray_folder(settings.node_config())
-        stack.callback(shutil.rmtree, ray_folder.parent, ignore_errors=True)
-        stack.callback(ray_head.end_leftovers, ray_folder.parent)
-        stack.callback(ray_head.stop)
+        stack.callback(_end_ray, ray_folder.parent, clock)
         head = ray_head.start(ray_folder, token_file, slots=settings.slots)
         config = settings.sandbox_config(bucket=bucket, signing_key=ring.signing, old_signing_keys=ring.old)
         start_service(config)
-        stack.callback(_stop_service)
+        stack.callback(_stop_service, clock)
         write_private(
             data_dir / CLIENT_ENV,
             "".join(f"{name}={os.environ[name]}\n" for name in ray_head.SHARED) + f"RAY_ADDRESS={head.address}\n",
@@ -223,13 +228,23 @@ def _ray_folder(node: NodeConfig) -> Path:
     return folder / "ray"
 
 
-def _stop_service() -> None:
+def _stop_service(clock: Stop) -> None:
     from actors.service_host import stop_service
 
-    try:
-        left = ray_head.unless_gone(stop_service)
-    except Exception as e:
-        log.error("service_not_stopped", error=type(e).__name__)
-    else:
-        if left:
+    def close_sandboxes() -> None:
+        if left := stop_service():
             log.error("sandboxes_not_closed", count=left)
+
+    clock.step("service", close_sandboxes, keep_s=_RAY_S + _LEFTOVERS_S + _NODE_S, is_in_vain=is_gone)
+
+
+def _end_ray(folder: Path, clock: Stop) -> None:
+    """Ends Ray, as it wishes or by force, and removes its files, which lie in `folder`."""
+    clock.step("ray", ray_head.stop, keep_s=_LEFTOVERS_S + _NODE_S, is_in_vain=is_gone)
+    clock.step("leftovers", lambda: ray_head.end_leftovers(folder), keep_s=_NODE_S)
+    clock.step("files", lambda: shutil.rmtree(folder, ignore_errors=True), keep_s=_NODE_S)
+
+
+def _clean_stopped_node(node: NodeConfig, clock: Stop) -> None:
+    """As `_clean_node`, in the time that is left. The start that follows does the rest."""
+    clock.step("node", lambda: _clean_node(node), keep_s=0.0)

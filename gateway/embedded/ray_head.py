@@ -10,21 +10,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import queue
 import select
 import signal
 import sys
 import sysconfig
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
+from actors.cluster_health import is_gone
 from actors.config import NODE_DATA_DIR
-from actors.errors import ServiceUnavailableError
 from actors.node.memory import Rank
 from gateway.embedded.start_failures import ray_did_not_start
 
@@ -41,9 +39,6 @@ SHARED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLU
 """The names that every driver of the cluster needs too, with the values that `start` gives them."""
 _OBJECT_STORE_BYTES = 512 * 1024**2
 _END_S = 5.0
-_LOOK_S = 0.1
-_CONTROL_STORE = "gcs_server"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,43 +155,6 @@ def stop() -> None:
     """
     if not is_gone():
         _ray().shutdown()
-
-
-def is_gone() -> bool:
-    """Whether the control store of the cluster that this process started has ended, as when all was ended at once.
-
-    Any call to Ray waits for it from then on, and after a minute Ray ends the process that waits.
-    Source: gcs_rpc_server_reconnect_timeout_s in ray_config_def.h of Ray 2.60.
-    """
-    node: Any = getattr(sys.modules.get("ray._private.worker"), "_global_node", None)
-    return node is not None and any(kind == _CONTROL_STORE for kind, _ in node.dead_processes())
-
-
-def unless_gone(act: Callable[[], T]) -> T:
-    """What `act` gives, which calls Ray.
-
-    Raises:
-        ServiceUnavailableError: the control store has ended, before or meanwhile; a thread may wait for it still.
-    """
-    results: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            result = act()
-        except BaseException as e:
-            results.put(functools.partial(_raise, e))
-        else:
-            results.put(lambda: result)
-
-    threading.Thread(target=run, name="stop", daemon=True).start()
-    while not is_gone():
-        with contextlib.suppress(queue.Empty):
-            return results.get(timeout=_LOOK_S)()
-    raise ServiceUnavailableError("The cluster's control store has ended.")
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error
 
 
 def _ray() -> ModuleType:

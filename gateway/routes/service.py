@@ -12,7 +12,7 @@ from gateway.answers import answer, error_answer
 from gateway.metrics import HttpMetrics
 from gateway.routes.request import KEY_REQUIRED, Service
 
-READY_LIMIT_S = 10.0
+READY_LIMIT_S = 5.0
 
 router = APIRouter(tags=["service"])
 
@@ -24,7 +24,7 @@ class Health(Model):
 
 
 class Ready(Model):
-    """A call would succeed: the cluster's service answers, and the bucket too."""
+    """A call would succeed: the cluster's control store, its service and the bucket answer."""
 
     ready: bool = True
 
