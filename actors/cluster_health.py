@@ -47,8 +47,11 @@ def check() -> None:
         )
     worker: Any = import_module("ray._private.worker")
     errors: Any = import_module("ray.exceptions")
+    client = getattr(worker.global_worker, "gcs_client", None)
+    if client is None:
+        raise ServiceUnavailableError("This process has not joined a Ray cluster.")
     try:
-        nodes = worker.global_worker.gcs_client.get_all_node_info(timeout=ANSWER_S)
+        nodes = client.get_all_node_info(timeout=ANSWER_S)
     except errors.RayError as e:
         raise ServiceUnavailableError(
             "The cluster's control store does not answer.", context={"cause": type(e).__name__}

@@ -137,7 +137,7 @@ def _joined(settings: Settings, address: str) -> Iterator[Machine]:
         start_service(service.config)
         yield Machine(service.keys_by_tenant, None, f"the bucket {service.bucket}", (), head, None)
     finally:
-        ray_head.stop()
+        Stop().step("ray", ray_head.stop, keep_s=0.0)
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""The health of a cluster, for a process that is in none, or whose control store answers this or that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import ray._private.worker as ray_worker
+from ray.exceptions import RpcError
+
+from actors import cluster_health
+from actors.errors import ServiceUnavailableError
+
+
+@dataclass
+class Node:
+    state: int
+
+
+class ControlStore:
+    """Gives these nodes, or fails."""
+
+    def __init__(self, answer: list[Node] | Exception) -> None:
+        self._answer = answer
+
+    def get_all_node_info(self, *, timeout: float) -> dict[int, Node]:
+        assert 0 < timeout < 5
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return dict(enumerate(self._answer))
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Ray's record of this process, which is in no cluster."""
+    worker: Any = ray_worker.global_worker
+    monkeypatch.setattr(worker, "gcs_client", None, raising=False)
+    yield worker
+
+
+def test_a_cluster_of_which_a_node_is_alive_is_well(worker: Any) -> None:
+    worker.gcs_client = ControlStore([Node(1), Node(0)])
+    cluster_health.check()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (RpcError("timed out"), "control store"),  # type: ignore[no-untyped-call]
+        ([], "No node"),
+        ([Node(1), Node(1)], "No node"),
+    ],
+)
+def test_a_cluster_that_cannot_serve_is_named_as_such(worker: Any, answer: Any, words: str) -> None:
+    worker.gcs_client = ControlStore(answer)
+    with pytest.raises(ServiceUnavailableError, match=words):
+        cluster_health.check()
+
+
+def test_a_process_in_no_cluster_is_told_so(worker: Any) -> None:
+    with pytest.raises(ServiceUnavailableError, match="has not joined"):
+        cluster_health.check()
+    assert cluster_health.dead_parts() == ()
