@@ -83,6 +83,7 @@ NO_FUSE = Cause(
         "modprobe fuse",
     ),
 )
+FULL = Cause("the disk is full", "make room on the disks of the data folder and of /tmp")
 NO_LOOP = Cause(
     "there are no loop devices",
     option("--privileged -v /dev:/dev", "privileged: true, and a hostPath of /dev", "modprobe loop"),
@@ -130,6 +131,7 @@ _PROCESSES = Cause(
 _MEMORY = Cause("memory is short", option("--memory 4g", "resources.limits.memory: 4Gi", "add memory"))
 
 _ROWS = (
+    _Row(("no space left on device", "disk quota exceeded"), _always, FULL),
     _Row((*_DENIED, "setresuid", "setresgid", "setgroups"), lambda here: not here.root, NOT_ROOT),
     _Row(("setresuid failed: invalid", "setresgid failed: invalid"), lambda here: here.user_namespace, _UNMAPPED),
     _Row(("rtm_newaddr", "loopback", "rtnetlink"), _lacks("NET_ADMIN"), lacking("NET_ADMIN")),

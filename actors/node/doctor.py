@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actors.node import process
 from actors.node.box_trials import tried_boxes
-from actors.node.causes import NOT_ROOT, USES, brief, cgroup_cause, explain, foreseen, lacking, option
+from actors.node.causes import FULL, NOT_ROOT, USES, brief, cgroup_cause, explain, foreseen, lacking, option
 from actors.node.cgroup import Cgroup, Limits
 from actors.node.driver_choice import Verdict, advice, available, verdict
 from actors.node.drivers import Driver, Setting
@@ -174,7 +174,9 @@ def _drivers(data_dir: Path, here: Surroundings, setting: Setting, *, thorough: 
     folder = data_dir / "node" / "driver"
     verdicts = available(folder) if thorough else _until_one_is_offered(folder, setting)
     findings = [line for driver, found in verdicts.items() for line in _driver(driver, found, here, setting)]
-    return [*findings, _restores(setting, [driver for driver, found in verdicts.items() if found.reason is None])]
+    is_full = any(found.obstacle and explain(found.obstacle, here) is FULL for found in verdicts.values())
+    offered = [driver for driver, found in verdicts.items() if found.reason is None]
+    return [*findings, _restores(setting, offered, is_full=is_full)]
 
 
 def _until_one_is_offered(folder: Path, setting: Setting) -> dict[Driver, Verdict]:
@@ -198,13 +200,15 @@ def _driver(driver: Driver, found: Verdict, here: Surroundings, setting: Setting
     return [Finding(name, ok=True, required=required, detail=f"mounts, and behaves like a plain directory{but}")]
 
 
-def _restores(setting: Setting, offered: list[Driver]) -> Finding:
+def _restores(setting: Setting, offered: list[Driver], *, is_full: bool) -> Finding:
     """How backups come back here: as overlays, or as copies where no driver is offered, which is no failure."""
     if setting == "none":
         return Finding(RESTORES, ok=True, required=False, detail="as copies only, as HOLDFAST_DRIVER=none says")
     chosen = [driver for driver in offered if setting in ("auto", driver)]
     if chosen:
         return Finding(RESTORES, ok=True, required=False, detail=f"as overlays, with the driver {chosen[0]}")
+    if is_full:
+        return Finding(RESTORES, ok=False, required=False, detail=f"as copies only: {FULL.why}", fix=FULL.fix)
     return Finding(
         RESTORES,
         ok=False,

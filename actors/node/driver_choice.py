@@ -12,6 +12,7 @@ driver cannot mount is believed for five minutes, since that may have been for w
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -89,6 +90,10 @@ def choose(setting: Setting, folder: Path) -> Driver | None:
     )
 
 
+_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
+"""The words of a disk on which a driver cannot be tried, because it is full."""
+
+
 def advice(driver: Driver) -> str:
     """Advice where a driver that was set is not offered."""
     others = ", ".join(other for other in Driver if other is not driver)
@@ -136,6 +141,9 @@ def _try(driver: Driver, folder: Path) -> Verdict:
         with _scratch(folder) as scratch:
             return Verdict(failed=tuple(proofs.failures(driver, scratch, _SHA256)))
     except (NodeError, OSError) as e:
+        full = next((words for words in _FULL if words in str(e)), None)
+        if full is not None:  # that says nothing of the driver
+            return Verdict(obstacle=f"{full} under the data folder.")
         return Verdict(obstacle=f"{_short(str(e))} {_NEEDS[driver]}{_if_on_an_overlay(folder)}")
 
 

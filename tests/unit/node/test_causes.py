@@ -183,3 +183,14 @@ def test_what_machines_mount_in_proc_themselves_is_no_mask(fake_proc: Path, tmp_
         file.write(mount(f"{fake_proc}/sys/fs/binfmt_misc", "autofs"))
 
     assert not Surroundings.read(tmp_path, fake_proc, tmp_path).masked_proc
+
+
+@pytest.mark.parametrize(
+    "failure",
+    ["python failed with status 1: OSError: [Errno 28] No space left on device", "mkfs: Disk quota exceeded"],
+)
+def test_a_full_disk_is_the_cause_before_any_right_that_is_missing(failure: str) -> None:
+    lacking_all = replace(GOOD, missing=frozenset(USES), seccomp=True, fuse=False)
+    for here in (GOOD, lacking_all):
+        found = explain(failure, here)
+        assert found is not None and "full" in found.why and "make room" in found.fix

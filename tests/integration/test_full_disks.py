@@ -1,4 +1,4 @@
-"""The files with the service's own secrets, on disks that are full and in places that were tampered with."""
+"""A full disk of the node: what is unchanged stays, what is new is refused, and the disk is what is blamed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from actors.config import DEFAULT_UID
+from actors.node.doctor import RESTORES, examine
 from gateway.embedded.secrets import load_or_make, write_private
 from tests.support.full_disk import filled, tmpfs
 
@@ -41,6 +43,17 @@ def test_a_file_that_says_something_else_is_replaced(tmp_path: Path, text: bytes
     file.chmod(0o600)
     write_private(file, "token")
     assert file.read_text() == "token"
+
+
+def test_on_a_full_disk_the_doctor_names_it_and_blames_no_right_and_no_device(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "size=16m") as disk:
+        data_dir = disk / "data"
+        data_dir.mkdir(mode=0o700)
+        with filled(disk):
+            failed = [line for line in examine(data_dir, DEFAULT_UID, thorough=False) if not line.ok]
+    assert {line.name for line in failed} >= {RESTORES}
+    drivers = [line for line in failed if line.name == RESTORES or line.name.startswith("driver ")]
+    assert [line for line in drivers if "disk is full" not in line.detail or "make room" not in (line.fix or "")] == []
 
 
 def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
