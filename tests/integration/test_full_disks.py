@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from actors.config import DEFAULT_UID
+from actors.node import mountinfo
 from actors.node.doctor import RESTORES, examine
+from actors.node.drivers import Driver
 from gateway.embedded.secrets import load_or_make, write_private
 from tests.support.full_disk import filled, tmpfs
+from tests.support.s3 import embedded_s3
+from tests.support.sandboxes import Node, backup, restore, sh
 
 
 def test_on_a_full_disk_what_is_unchanged_stays_and_what_is_new_is_refused(tmp_path: Path) -> None:
@@ -64,3 +69,27 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
     write_private(file, "token")
     assert not file.is_symlink() and file.read_text() == "token"
     assert target.read_text() == "token"
+
+
+@pytest.mark.parametrize("is_awake", [True, False])
+def test_a_sandbox_is_destroyed_on_a_full_disk_and_gives_its_space_back(
+    tmp_path: Path, best_driver: Driver, is_awake: bool
+) -> None:
+    with (
+        tmpfs(tmp_path / "disk", "size=64m") as disk,
+        embedded_s3(disk / "s3") as server,
+        Node(disk / "data", server.config, best_driver) as node,
+    ):
+        box = node.sandbox()
+        sh(box, "head -c 5000000 /dev/urandom > big")
+        restore(box, backup(box))
+        sh(box, "head -c 5000000 /dev/urandom > other")
+        if not is_awake:
+            box.close()
+            box = node.sandbox()
+        with filled(disk):
+            box.destroy()
+            left = os.statvfs(disk)
+            assert left.f_bavail * left.f_frsize > 5_000_000
+        assert not node.home("box").exists()
+        assert mountinfo.mounts_under(disk / "data") == []
