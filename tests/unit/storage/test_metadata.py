@@ -164,7 +164,7 @@ def test_a_flipped_bit_is_corrupt_or_breaks_the_signature(bit: int) -> None:
     data[bit // 8] ^= 1 << bit % 8
     try:
         record = load(BackupRecord, bytes(data))
-    except CorruptMetadataError:
+    except (CorruptMetadataError, NewerDocumentError):  # of a later release, if the bit is one of its version
         return
     assert not verify(record, [KEY])
 
