@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import secrets
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from actors.errors import InvalidRequestError
+from actors.errors import HoldfastError, InvalidRequestError
 from actors.models import FileKind
 from gateway.cli.arguments import DEFAULT_DIR, Remote, remote
 from gateway.cli.remote_entries import find_entry, is_directory
 from gateway.cli.session import Session, with_session
 
 if TYPE_CHECKING:
+    from actors.client import Sandbox
     from gateway.cli.output import Output
 
 STANDARD_STREAM = "-"
+_PACK = ["tar", "--create", "--format=gnu"]
+_UNPACK = ["tar", "--extract", "--no-same-owner", "--preserve-permissions"]
 
 
 @with_session
@@ -30,20 +35,24 @@ def copy(
     session: Session,
     source: Annotated[str, typer.Argument(metavar="SRC", help="BOX:/path, a local file, or - for stdin.")],
     target: Annotated[str, typer.Argument(metavar="DST", help="BOX:/path, a local file, or - for stdout.")],
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Copy a directory with all that is in it.")
+    ] = False,
 ) -> None:
     """Copy a file into or out of a sandbox, with its mode. The target shows whole or not at all.
 
-    A target that is a directory is copied into.
+    A target that is a directory is copied into. With -r, a directory in the sandbox that is there already takes the
+    new files in, and a local one must not be there yet.
     """
     there, here = remote(target), remote(source)
     if (there is None) == (here is None):
         raise InvalidRequestError("Exactly one of SRC and DST must be of the form BOX:/path.")
     try:
         if there is not None:
-            copied = _upload(session, source, there)
+            copied = (_upload_tree if recursive else _upload)(session, source, there)
         else:
             assert here is not None
-            copied = _download(session, here, target)
+            copied = (_download_tree if recursive else _download)(session, here, target)
     except BrokenPipeError:
         raise
     except OSError as e:
@@ -81,6 +90,8 @@ def _upload(session: Session, source: str, to: Remote) -> int:
     from actors.models import TRANSFER_BYTES
     from gateway.cli.progress import meter
 
+    if source != STANDARD_STREAM and Path(source).is_dir():
+        raise _is_a_directory(source)
     with _readable(source) as file, meter(visible=session.output.shows_progress) as display:
         sandbox = session.sandbox(to.box)
         path = to.path
@@ -112,6 +123,8 @@ def _download(session: Session, source: Remote, target: str) -> int:
     visible = session.output.shows_progress and not (target == STANDARD_STREAM and session.output.results.isatty())
     there = find_entry(sandbox, source.path) if visible or target != STANDARD_STREAM else None
     is_file = there is not None and there.kind is FileKind.FILE
+    if there is not None and there.kind is FileKind.DIRECTORY:
+        raise _is_a_directory(source.path)
     total = there.size_bytes if there is not None and is_file else None
     mode = there.mode if there is not None and is_file else None
     done = 0
@@ -124,6 +137,99 @@ def _download(session: Session, source: Remote, target: str) -> int:
             display.amount("copying", done=done, total=total, unit="bytes")
         file.flush()
     return done
+
+
+def _is_a_directory(name: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{name} is a directory.", hint="Copy it with -r.")
+
+
+def _upload_tree(session: Session, source: str, to: Remote) -> int:
+    from actors.models import TRANSFER_BYTES
+    from gateway.cli.progress import meter
+    from gateway.cli.trees import pack
+
+    folder = Path(source)
+    if not folder.is_dir():
+        raise InvalidRequestError("With -r, SRC must be a directory.")
+    sandbox = session.sandbox(to.box)
+    parent, name = posixpath.split(to.path.rstrip("/"))
+    if to.path.endswith("/") or is_directory(sandbox, to.path):
+        parent, name = to.path.rstrip("/"), folder.resolve().name
+    done, block = 0, bytearray()
+    with _archive_there(sandbox) as archive, meter(visible=session.output.shows_progress) as display:
+        upload = sandbox.calls.write_file(archive).result()
+
+        def send(data: bytes, least: int = TRANSFER_BYTES) -> None:
+            nonlocal done
+            block.extend(data)
+            while len(block) >= least and block:
+                upload.send(bytes(block[:TRANSFER_BYTES])).result()
+                done += len(block[:TRANSFER_BYTES])
+                del block[:TRANSFER_BYTES]
+                display.amount("copying", done=done, total=None, unit="bytes")
+
+        try:
+            copied = pack(folder, name, send)
+            send(b"", least=0)
+        except BaseException:
+            upload.abort().result()
+            raise
+        upload.commit().result()
+        _run(sandbox, ["mkdir", "-p", "--", parent])
+        _run(sandbox, [*_UNPACK, f"--directory={parent}", f"--file={archive}"])
+    _name_left_out(copied.left_out)
+    return copied.total_bytes
+
+
+def _download_tree(session: Session, source: Remote, target: str) -> int:
+    from gateway.cli.progress import meter
+    from gateway.cli.trees import unpack
+
+    sandbox = session.sandbox(source.box)
+    parent, name = posixpath.split(source.path.rstrip("/"))
+    if not is_directory(sandbox, source.path):
+        raise InvalidRequestError("With -r, SRC must be a directory.")
+    place = Path(target)
+    if target == STANDARD_STREAM or place.is_dir():
+        place = place / name
+    if target == STANDARD_STREAM or os.path.lexists(place):
+        raise InvalidRequestError(f"{place}: a directory can only be copied to where nothing is yet.")
+    with _archive_there(sandbox) as archive, meter(visible=session.output.shows_progress) as display:
+        _run(sandbox, [*_PACK, f"--directory={parent}", f"--file={archive}", "--", name])
+
+        def pieces() -> Iterator[bytes]:
+            done = 0
+            for block in sandbox.calls.read_file(archive):
+                yield block
+                done += len(block)
+                display.amount("copying", done=done, total=None, unit="bytes")
+
+        copied = unpack(pieces(), place)
+    _name_left_out(copied.left_out)
+    return copied.total_bytes
+
+
+@contextmanager
+def _archive_there(sandbox: Sandbox) -> Iterator[str]:
+    """The path of a tar archive in the sandbox that is gone afterwards; no backup takes a file of such a name in."""
+    path = f"/tmp/.holdfast-{secrets.token_hex(8)}"
+    try:
+        yield path
+    finally:
+        with suppress(HoldfastError):  # it was never made, or the sandbox is away: the first error counts
+            sandbox.delete_file(path)
+
+
+def _run(sandbox: Sandbox, argv: list[str]) -> None:
+    ended = sandbox.exec(argv)
+    if ended.exit_code != 0:
+        said = ended.stderr.decode("utf-8", "backslashreplace").strip()[-500:]
+        raise InvalidRequestError(f"{argv[0]} in the sandbox ended with status {ended.exit_code}: {said}")
+
+
+def _name_left_out(names: list[str]) -> None:
+    for name in names:
+        print(f"left out, since it is a socket or a device: {name!r}", file=sys.stderr)
 
 
 @contextmanager

@@ -216,3 +216,35 @@ def test_help_needs_no_service(cli: Cli) -> None:
     assert done.returncode == 0
     for name in COMMANDS:
         assert name in done.stdout.decode()
+
+
+def test_directories_are_copied_there_and_back(cli: Cli, box: HttpBox, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub" / "empty").mkdir(parents=True)
+    (tree / "sub" / "tool").write_bytes(os.urandom(3_000_000))
+    (tree / "sub" / "tool").chmod(0o750)
+    (tree / "a\udcff").write_text("not UTF-8")
+    (tree / "link").symlink_to("sub/tool")
+    os.link(tree / "sub" / "tool", tree / "hard")
+    (tree / "sub").chmod(0o555)
+
+    refused = cli.run("cp", str(tree), f"{box.id}:new")
+    assert refused.returncode == 1 and b"-r" in refused.stderr
+    assert cli.run("cp", "-r", str(tree), f"{box.id}:new").returncode == 0
+    assert cli.run("cp", "-r", str(tree), f"{box.id}:").returncode == 0
+    assert box.sh("ls; ls -A /tmp; stat -c '%a %U' new/sub new/sub/tool; readlink new/link; stat -c %h new/hard") == (
+        "new\ntree\n555 sandbox\n750 sandbox\nsub/tool\n2\n"
+    )
+    assert cli.json("cp", "-r", f"{box.id}:/workspace/new", str(tmp_path / "back"))["ok"]
+    assert cli.run("cp", "-r", f"{box.id}:tree", str(tmp_path / "back")).returncode == 0
+    for back in (tmp_path / "back", tmp_path / "back" / "tree"):
+        assert (back / "sub" / "tool").read_bytes() == (tree / "sub" / "tool").read_bytes()
+        assert (back / "a\udcff").read_text() == "not UTF-8"
+        assert (back / "link").readlink() == Path("sub/tool")
+        assert (back / "hard").samefile(back / "sub" / "tool")
+        assert (back / "sub").stat().st_mode & 0o777 == 0o555
+    assert box.sh("ls -A /tmp") == ""
+
+    for wrong in (["cp", "-r", f"{box.id}:tree", str(tmp_path / "back")], ["cp", "-r", f"{box.id}:none", "x"]):
+        refused = cli.run(*wrong)
+        assert refused.returncode == 1 and b"Traceback" not in refused.stderr
