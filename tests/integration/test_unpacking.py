@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from actors.node.errors import NoSpaceLeftError, PathTypeError, TreeError
-from actors.node.mounting import sweep
 from actors.node.survey import Limits
 from tests.integration.test_archiver import MIB, Setup
+from tests.integration.test_sandbox_failures import small_disk
 
 LIMITS = Limits(inodes=2000, source_bytes=8 * MIB, hole_bytes=2**40, depth=300)
 LAX = Limits(inodes=2000, source_bytes=2**40, hole_bytes=2**40, depth=300)
@@ -84,9 +84,9 @@ def test_an_archive_beyond_the_limits_is_refused_before_it_is_unpacked(
 def small(tmp_path: Path) -> Iterator[Path]:
     point = tmp_path / "small"
     point.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m,mode=711", "tmpfs", point], check=True)
-    yield point
-    sweep(point)
+    with small_disk(point, "128m"):
+        point.chmod(0o711)
+        yield point
 
 
 def test_unpacking_stops_once_half_of_the_free_disk_is_used(tmp_path: Path, small: Path) -> None:
