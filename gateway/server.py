@@ -76,7 +76,10 @@ class LimitedH11Protocol(H11Protocol):
         self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP request, and closes the connection."""
+        """Answers what is no HTTP request, unless another answer has begun, and closes the connection."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
         error = InvalidRequestError("This is no valid HTTP/1.1 request.")
         body = bytes(error_answer(error, {"state": {"request_id": str(uuid.uuid4())}}).body)
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import httpx
@@ -69,7 +68,7 @@ def test_the_example_of_s3s_own_tools_runs(service: Service, client: httpx.Clien
     text, tools = block("sh", "store.env"), ["python3", "rclone", "aws"]
     aws = shutil.which("aws")
     if aws is None:
-        warnings.warn("aws is not installed: its line of the example is not run", stacklevel=1)
+        print("aws is not installed: its line of the example is not run")
         text, tools = re.sub(r"^aws .*\n", "", text, flags=re.MULTILINE), tools[:2]
     else:
         text = re.sub(r"^aws ", f"{aws} ", text, flags=re.MULTILINE)

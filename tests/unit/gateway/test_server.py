@@ -271,6 +271,24 @@ def test_what_is_no_request_gets_an_error_document_and_is_closed(wrong: bytes) -
         assert documented(response)["code"] == "INVALID_REQUEST"
 
 
+def test_a_body_that_turns_into_nonsense_while_it_is_answered_cuts_the_connection() -> None:
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+    with Listening(answering, connections=64) as listening:
+        client = listening.connect()
+        head = request("/", "Transfer-Encoding: chunked").replace(b"GET", b"POST")
+        response = listening.ask(head, client)
+        assert response.read1() == b"begun"
+        client.sendall(b"no length\r\n")
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
+
+
 def test_a_request_of_two_lengths_is_refused_and_its_connection_closed() -> None:
     with Listening(_ok, connections=64) as listening:
         client = listening.connect()
