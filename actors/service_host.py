@@ -228,8 +228,8 @@ class ServiceHost:
 
     def exists(self, tenant: str, sandbox_id: str) -> bool:
         def look() -> bool:
-            known = self._service.exists(tenant, sandbox_id)
-            return self._nodes.has_record(tenant, sandbox_id) if known is None else known
+            # The bucket may not know it yet: an actor that dies in its first moment leaves files, and no state.
+            return bool(self._service.exists(tenant, sandbox_id)) or self._nodes.has_record(tenant, sandbox_id)
 
         return guarded(look)
 

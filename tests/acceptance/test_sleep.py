@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from storage import keys
 from tests.acceptance.http_box import HttpBox
 from tests.support.drivers import reported
 from tests.support.mount_leaks import wait_until
@@ -55,6 +56,19 @@ def test_a_sandbox_sleeps_and_wakes_with_its_files_and_its_writes_over_a_restore
     assert sleeper.read("/workspace/file") == b"backed up"
     assert sleeper.read("/workspace/later") == b"written over the restore"
     assert sleeper.read("/home/sandbox/file") == b"plain"
+
+
+def test_a_sandbox_whose_files_alone_tell_of_it_is_running(sleepy: Service, sleeper: HttpBox) -> None:
+    client = sleeper.client
+    sleeper.write("/workspace/file", b"content")
+    assert wait_until(lambda: not is_awake(client, sleeper), timeout_s=30)
+    # As an actor leaves it that dies before it has told the bucket of the sandbox.
+    sleepy.s3_client().delete_object(Bucket="holdfast", Key=keys.state("default", sleeper.id))
+    assert client.get(f"/v1/sandbox/{sleeper.id}").status_code == 404
+    assert client.get(f"{sleeper.url}/running").json() == {"running": True, "awake": False}
+    assert sleeper.read("/workspace/file") == b"content"
+    assert client.delete(sleeper.url).status_code == 204
+    assert client.get(f"{sleeper.url}/running").json() == {"running": False}
 
 
 def test_sleeps_and_wakes_are_counted(sleeper: HttpBox) -> None:

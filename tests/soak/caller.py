@@ -218,7 +218,12 @@ class Caller:
     def _sleep(self, kept: Kept) -> None:
         def is_asleep() -> bool:
             answer = self._client.get(f"{kept.box.url}/running")
-            return answer.status_code == 200 and not answer.json()["awake"]
+            if answer.status_code != 200:
+                return False
+            found = answer.json()
+            if not found["running"] and kept.model.is_certain and kept.model.files:
+                raise self._wrong(kept, "it has files, and is said not to be there")
+            return not found.get("awake", False)
 
         asleep = wait_until(is_asleep, timeout_s=_ASLEEP_S)
         self.log.append(f"{time.monotonic():.3f} {kept.box.id} sleep: {asleep}")
