@@ -15,7 +15,7 @@ import ray
 
 from actors.guard import guarded
 from actors.logs import configure_logging, log
-from actors.node.memory import Rank, take_rank
+from actors.node.memory import Rank, give_rank
 from actors.rpc import draining_nodes
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class NodeHost:
     """
 
     def __init__(self, config: SandboxConfig) -> None:
-        take_rank(Rank.SERVICE)
+        give_rank(Rank.SERVICE)
         self._config = config
         self._node_id = ray.get_runtime_context().get_node_id()
         self._drain: Drain | None = None

@@ -106,7 +106,7 @@ class SandboxHost:
         from actors.sandbox import LocalSandbox
 
         configure_logging()
-        memory.take_rank(memory.Rank.SANDBOX)
+        memory.give_rank(memory.Rank.SANDBOX)
         tenant, sandbox_id, config = self._address
         config = on_this_node(config)
         self.watch.report(report_to_service)

@@ -175,13 +175,13 @@ class Service:
         rows = [SandboxRef(id=name, running=name in awake) for name in page.names]
         return SandboxPage(sandboxes=rows, cursor=page.cursor)
 
-    def exists(self, tenant: str, sandbox_id: str) -> bool | None:
-        """Whether the bucket knows a sandbox, though its state may be damaged; None without a bucket.
+    def exists(self, tenant: str, sandbox_id: str) -> bool:
+        """Whether there is a bucket that knows a sandbox, though its state may be damaged.
 
         Raises StorageUnavailableError.
         """
         if self._catalog is None:
-            return None
+            return False
         with reading("sandbox"):
             try:
                 return self._catalog.find_state(tenant, sandbox_id) is not None

@@ -21,7 +21,7 @@ from actors.errors import SandboxUnavailableError
 from actors.guard import guarded
 from actors.logs import configure_logging, log
 from actors.metrics import Counts
-from actors.node.memory import Rank, take_rank
+from actors.node.memory import Rank, give_rank
 from actors.node_host import node_host_class
 from actors.nodes import SLOTS, Nodes
 from actors.observation import Watch, cluster_metrics, observed
@@ -65,7 +65,7 @@ class ServiceHost:
 
     def __init__(self, config: SandboxConfig) -> None:
         configure_logging()
-        take_rank(Rank.SERVICE)
+        give_rank(Rank.SERVICE)
         self.watch = Watch()
         self._config = config
         self._service = Service(config, open_catalog(config), awake=_awake)
@@ -229,7 +229,7 @@ class ServiceHost:
     def exists(self, tenant: str, sandbox_id: str) -> bool:
         def look() -> bool:
             # The bucket may not know it yet: an actor that dies in its first moment leaves files, and no state.
-            return bool(self._service.exists(tenant, sandbox_id)) or self._nodes.has_record(tenant, sandbox_id)
+            return self._service.exists(tenant, sandbox_id) or self._nodes.has_record(tenant, sandbox_id)
 
         return guarded(look)
 

@@ -39,7 +39,11 @@ async def pieces(request: Request, *, limit_bytes: int, idle_s: float, total_s: 
             async with asyncio.timeout_at(min(loop.time() + idle_s, deadline)):
                 message = await request.receive()
         except TimeoutError:
-            raise _too_late(received, None if loop.time() < deadline else total_s, idle_s) from None
+            if loop.time() < deadline:
+                sentence, limit = "The request's body stopped coming.", {"idle_s": idle_s}
+            else:
+                sentence, limit = "The request's body took too long to come.", {"total_s": total_s}
+            raise RequestTimeoutError(sentence, context={"received_bytes": received, **limit}) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece = message.get("body", b"")
@@ -126,13 +130,6 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
         target = definitions[reference.removeprefix("#/$defs/")]
         return _inlined({**target, **{k: v for k, v in schema.items() if k != "$ref"}}, definitions)
     return {name: _inlined(value, definitions) for name, value in schema.items()}
-
-
-def _too_late(received: int, total_s: float | None, idle_s: float) -> RequestTimeoutError:
-    context: dict[str, float] = {"received_bytes": received}
-    if total_s is None:
-        return RequestTimeoutError("The request's body stopped coming.", context={**context, "idle_s": idle_s})
-    return RequestTimeoutError("The request's body took too long to come.", context={**context, "total_s": total_s})
 
 
 def _too_large(limit_bytes: int) -> RequestTooLargeError:

@@ -165,10 +165,10 @@ class Archiver:
         content.mkdir()
         for path in (content, archive):
             os.chown(path, self._box.uid, self._box.uid)
-        self._check_unpacked_size(archive, cancelled)
+        alone = replace(self._box, binds=(), network=False)
+        self._check_unpacked_size(archive, alone, cancelled)
         binds = (Bind(archive, "/archive"), Bind(content, "/content", writable=True))
         command = squashfs.unsquashfs("/archive", "/content/tree", processors=self._processors)
-        alone = replace(self._box, binds=(), network=False)
         with half_of_the_disk(content, cancelled) as stop:
             ended = run_boxed(
                 alone, command, identity=Identity.COMMAND, binds=binds, timeout_s=_EXTRACT_S, cancelled=stop
@@ -188,7 +188,7 @@ class Archiver:
         remove_tree(content)
         return Made(path, found)
 
-    def _check_unpacked_size(self, archive: Path, cancelled: threading.Event) -> None:
+    def _check_unpacked_size(self, archive: Path, alone: Box, cancelled: threading.Event) -> None:
         beyond = threading.Event()
         size = UnpackedSize(self._limits, beyond)
 
@@ -198,7 +198,7 @@ class Archiver:
                 beyond.set()
 
         ended = run_boxed(
-            replace(self._box, binds=(), network=False),
+            alone,
             squashfs.sizes("/archive"),
             identity=Identity.COMMAND,
             binds=(Bind(archive, "/archive"),),

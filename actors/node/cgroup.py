@@ -60,8 +60,6 @@ class Cgroup:
         self._base = found.v2
         self._path = found.v2 / name
         self._v1 = {controller: where / name for controller, where in found.v1.items()}
-        self._node = name.partition("/")[0] if "/" in name else None
-        self._around = found
         self._limits = {"memory": memory_bytes, "pids": processes}
         self._obstacle: str | None = None
 
@@ -98,13 +96,16 @@ class Cgroup:
 
     def _limit_node(self) -> None:
         """Limits the memory of the node's group, and so of all sandboxes together."""
-        if self._node is None:
+        if self._path.parent == self._base:  # not the group of a sandbox
             return
-        bases = [self._around.v2, *([self._around.v1["memory"]] if "memory" in self._around.v1 else [])]
-        for base, name in zip(bases, (_V2_LIMIT["memory"], _V1_LIMIT["memory"]), strict=False):
-            if (limit := base / self._node / name).exists():
+        groups = {self._path: _V2_LIMIT["memory"]}
+        if "memory" in self._v1:
+            groups[self._v1["memory"]] = _V1_LIMIT["memory"]
+        for group, name in groups.items():
+            limit = group.parent / name
+            if limit.exists():
                 with contextlib.suppress(OSError):
-                    limit.write_text(str(share_of_sandboxes(bases)))
+                    limit.write_text(str(share_of_sandboxes(each.parents[1] for each in groups)))
                 return
 
     def limits(self) -> Limits:

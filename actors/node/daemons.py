@@ -25,7 +25,7 @@ from pathlib import Path
 from actors.logs import log
 from actors.node import mountinfo, process
 from actors.node.errors import MountError, NodeError
-from actors.node.memory import Rank
+from actors.node.memory import Rank, give_rank
 
 _STDERR_BYTES = 4096
 _POLL_MS = 20
@@ -163,8 +163,7 @@ class Daemons:
 
     def _fork(self, argv: Sequence[str], name: str, cwd: Path, on_exit: Callable[[Daemon], None]) -> Daemon:
         child = process.start(argv, stdout=subprocess.DEVNULL, cwd=str(cwd))
-        with contextlib.suppress(OSError):  # needs CAP_SYS_RESOURCE; without it the daemon is as mortal as others
-            Path(f"/proc/{child.pid}/oom_score_adj").write_text(str(int(Rank.DAEMON)))
+        give_rank(Rank.DAEMON, pid=child.pid)
         daemon = Daemon(child, name, on_exit)
         daemon._watch(self._selector)
         return daemon

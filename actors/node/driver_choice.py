@@ -45,6 +45,8 @@ _STARTED = 19
 """The place of a process's start time after its name. Source: proc_pid_stat(5), field 22."""
 _PACKAGES = Path("/var/lib/dpkg/status")
 _DEVICES = (Path("/dev/fuse"), Path("/dev/loop-control"))
+_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
+"""The words of a disk on which a driver cannot be tried, because it is full."""
 
 
 class Verdict(BaseModel):
@@ -88,10 +90,6 @@ def choose(setting: Setting, folder: Path) -> Driver | None:
     raise DriverUnavailableError(
         f"The mount driver {setting}, which is set, is not offered on this node. {found.reason}", hint=advice(setting)
     )
-
-
-_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
-"""The words of a disk on which a driver cannot be tried, because it is full."""
 
 
 def advice(driver: Driver) -> str:

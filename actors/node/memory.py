@@ -13,7 +13,6 @@ from enum import IntEnum
 from pathlib import Path
 
 _GIB = 2**30
-_OWN_SCORE = Path("/proc/self/oom_score_adj")
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -27,10 +26,10 @@ class Rank(IntEnum):
     COMMAND = 1000
 
 
-def take_rank(rank: Rank) -> None:
-    """Gives this process its rank. One below that of its parents needs CAP_SYS_RESOURCE; without it nothing changes."""
+def give_rank(rank: Rank, *, pid: int | None = None) -> None:
+    """Gives a process, or this one, its rank. A lower one than it has needs CAP_SYS_RESOURCE, else nothing changes."""
     with contextlib.suppress(OSError):
-        _OWN_SCORE.write_text(str(int(rank)))
+        Path(f"/proc/{pid or 'self'}/oom_score_adj").write_text(str(int(rank)))
 
 
 def share_of_sandboxes(groups: Iterable[Path], meminfo: Path = _MEMINFO) -> int:

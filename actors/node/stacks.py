@@ -84,13 +84,19 @@ class Stack:
         except MountError:
             if self._driver is not Driver.ROOTLESS:
                 raise
-            # A fifo of several names that was renamed is in the index without its sign, and the kernel mounts no such
-            # index: ENODATA. What a rootless index tells of an earlier mount is stale in any case.
-            try:
-                remove_tree(self._folder / WORK / "index")
-            except ToolError as e:
-                raise MountError(e.message) from e
+            self._drop_index()
             self._mount_overlay()
+
+    def _drop_index(self) -> None:
+        """Deletes what a rootless overlay kept of an earlier mount, which is stale in any case. Raises MountError.
+
+        A fifo of several names that was renamed is in there without its sign, and the kernel mounts no such index:
+        ENODATA.
+        """
+        try:
+            remove_tree(self._folder / WORK / "index")
+        except ToolError as e:
+            raise MountError(e.message) from e
 
     def _mount_overlay(self) -> None:
         mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=READY_S)

@@ -17,7 +17,7 @@ from actors.node.errors import NoSpaceLeftError, TreeError
 from actors.node.survey import Limits
 
 _LOOK_S = 0.1
-_ENTRY = re.compile(rb"[-dlpscb][-rwxsStT]{9} +\d+/\d+ +(\d+)(,?)")
+_ENTRY = re.compile(rb"[-dlpscb][-rwxsStT]{9} +\d+/\d+ +(\d+)")
 """A line of `unsquashfs -lln`: type and mode, owner and group, size in bytes (or the two numbers of a device).
 Source: unsquashfs 4.5.1, print_filename."""
 
@@ -44,15 +44,21 @@ class UnpackedSize:
             if entry is not None:
                 self.inodes += 1
                 self.source_bytes += int(entry[1]) if line.startswith(b"-") else 0
-        if self.inodes > self._limits.inodes or self.source_bytes > self._limits.source_bytes:
+        if self._excess() is not None:
             self._beyond.set()
 
     def check(self) -> None:
         """Raises TreeError if it was beyond a limit."""
+        excess = self._excess()
+        if excess is not None:
+            raise TreeError(excess)
+
+    def _excess(self) -> str | None:
         if self.inodes > self._limits.inodes:
-            raise TreeError(f"The archive holds more than {self._limits.inodes} files.")
+            return f"The archive holds more than {self._limits.inodes} files."
         if self.source_bytes > self._limits.source_bytes:
-            raise TreeError(f"The archive unpacks to more than {self._limits.source_bytes} bytes.")
+            return f"The archive unpacks to more than {self._limits.source_bytes} bytes."
+        return None
 
 
 @contextmanager

@@ -144,7 +144,6 @@ def _is_a_directory(name: str) -> InvalidRequestError:
 
 
 def _upload_tree(session: Session, source: str, to: Remote) -> int:
-    from actors.models import TRANSFER_BYTES
     from gateway.cli.progress import meter
     from gateway.cli.trees import pack
 
@@ -155,22 +154,18 @@ def _upload_tree(session: Session, source: str, to: Remote) -> int:
     parent, name = posixpath.split(to.path.rstrip("/"))
     if to.path.endswith("/") or is_directory(sandbox, to.path):
         parent, name = to.path.rstrip("/"), folder.resolve().name
-    done, block = 0, bytearray()
+    done = 0
     with _archive_there(sandbox) as archive, meter(visible=session.output.shows_progress) as display:
         upload = sandbox.calls.write_file(archive).result()
 
-        def send(data: bytes, least: int = TRANSFER_BYTES) -> None:
+        def send(data: bytes) -> None:
             nonlocal done
-            block.extend(data)
-            while len(block) >= least and block:
-                upload.send(bytes(block[:TRANSFER_BYTES])).result()
-                done += len(block[:TRANSFER_BYTES])
-                del block[:TRANSFER_BYTES]
-                display.amount("copying", done=done, total=None, unit="bytes")
+            upload.send(data).result()
+            done += len(data)
+            display.amount("copying", done=done, total=None, unit="bytes")
 
         try:
             copied = pack(folder, name, send)
-            send(b"", least=0)
         except BaseException:
             upload.abort().result()
             raise

@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from actors.errors import InvalidRequestError
+from actors.models import TRANSFER_BYTES
 
-_PIECE_BYTES = 1024 * 1024
 _END = bytes(1024)
 """Two empty blocks end an archive. Source: tar(5)."""
 
@@ -34,7 +34,10 @@ class Copied:
 
 
 def pack(folder: Path, name: str, send: Callable[[bytes], None]) -> Copied:
-    """Sends a local directory as an archive, in which it is called `name`. Raises OSError."""
+    """Sends a local directory as an archive, in which it is called `name`, by pieces of `TRANSFER_BYTES`.
+
+    Raises OSError.
+    """
     copied = Copied()
 
     def chosen(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
@@ -45,7 +48,12 @@ def pack(folder: Path, name: str, send: Callable[[bytes], None]) -> Copied:
         return member
 
     with tarfile.open(
-        fileobj=_Sender(send), mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
+        fileobj=_Sender(send),
+        mode="w|",
+        bufsize=TRANSFER_BYTES,
+        format=tarfile.GNU_FORMAT,
+        encoding="utf-8",
+        errors="surrogateescape",
     ) as archive:
         archive.add(folder.resolve(), arcname=name, filter=chosen)
     copied.left_out += _sockets(folder)
@@ -62,9 +70,8 @@ def unpack(pieces: Iterable[bytes], target: Path) -> Copied:
     copied = Copied()
     with _scratch(target) as scratch:
         incoming = _Pieces(iter(pieces))
-        buffered = io.BufferedReader(incoming, _PIECE_BYTES)
         try:
-            with tarfile.open(fileobj=buffered, mode="r|", encoding="utf-8", errors="surrogateescape") as archive:
+            with tarfile.open(fileobj=incoming, mode="r|", encoding="utf-8", errors="surrogateescape") as archive:
                 _write_members(archive, scratch, copied)
             incoming.check_end()
         except tarfile.TarError as e:
@@ -102,7 +109,7 @@ def _write_members(archive: tarfile.TarFile, root: Path, copied: Copied) -> None
 
 def _write_file(place: Path, content: IO[bytes], mode: int) -> int:
     with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-        shutil.copyfileobj(content, file, _PIECE_BYTES)
+        shutil.copyfileobj(content, file, TRANSFER_BYTES)
         os.fchmod(file.fileno(), mode)
         return file.tell()
 
