@@ -29,6 +29,7 @@ class NodeLayout:
         self.trash = self.root / "trash"
         self.verified = node.data_dir / "verified"
         self.driver = self.root / "driver"
+        self.namespace_owners = self.root / "namespace-owners"
         self.mounting = (self.root / "boxes", self.lowers, self.driver)
         """The folders below which anything is ever mounted."""
 

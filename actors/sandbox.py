@@ -72,6 +72,7 @@ from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits
 from actors.node.tree import Tree
+from actors.node.user_namespace import UserNamespace
 from actors.node.verified import Verified
 from actors.node_layout import NodeLayout
 from actors.node_record import Entry, Wanted, kept_driver
@@ -141,7 +142,18 @@ class LocalSandbox:
         root, uid = self._home / "root", config.node.sandbox_uid
         self._tree = Tree(root, tops=WRITABLE_ROOTS, uid=uid)
         binds = tuple(Bind(root / top.lstrip("/"), top, writable=True) for top in WRITABLE_ROOTS)
-        box = Box(uid=uid, hostname=sandbox_id[:63], binds=binds, network=config.node.network)
+        self._user_namespace = UserNamespace(
+            layout.namespace_owners,
+            uid,
+            on_obstacle=lambda reason: log.warning("user_limits_shared", sandbox=sandbox_id, reason=reason),
+        )
+        box = Box(
+            uid=uid,
+            hostname=sandbox_id[:63],
+            binds=binds,
+            network=config.node.network,
+            user_namespace=self._user_namespace,
+        )
         self._cgroup = Cgroup(
             layout.sandbox_cgroup(tenant, sandbox_id),
             memory_bytes=config.exec.memory_bytes,
@@ -641,6 +653,7 @@ class LocalSandbox:
     def _wake(self) -> None:
         with self._unavailable_unless("taken up", outcome="not_executed", hint="Run `holdfast doctor` on the node."):
             self._presence.claim()
+            self._user_namespace.start()
             try:
                 self._restored.read()
                 origin = self._take_up()
@@ -777,6 +790,7 @@ class LocalSandbox:
 
     def _let_go(self) -> None:
         self.custody.close()
+        self._user_namespace.close()
         with contextlib.suppress(OSError):
             os.utime(self._home)  # when it was used last, for whoever has to choose between those that sleep here
         self._presence.give_up()
@@ -785,6 +799,7 @@ class LocalSandbox:
         self._stop(ExecStoppedError("The end of the sandbox stopped the command."))
         self._restored.put_down()
         self._cgroup.remove()
+        self._user_namespace.close()
 
     def put_to_bed(self) -> list[Checkpoint]:
         """Backs up everything that is in the sandbox, so that `sleep` can free the node's disk. Changes nothing else.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from actors.node.boxed_tools import run_boxed
 from actors.node.bubblewrap import Bind, Box, Identity
 from actors.node.errors import NodeError
 from actors.node.process import printable
+from actors.node.user_namespace import UserNamespace
 
 _TRIED_S = 10.0
 _OWN = "/own"
@@ -67,7 +69,8 @@ def box_trials(*, network: bool) -> list[BoxTrial]:
 
 def tried_boxes(uid: int, *, network: bool) -> Iterator[TriedBox]:
     """Builds each kind of box round a small script, over a folder that is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="holdfast-doctor-") as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-doctor-"))
         own = Path(folder, "own")
         own.mkdir()
         for name, mode in (("closed", 0), ("archive", 0o400)):
@@ -75,12 +78,14 @@ def tried_boxes(uid: int, *, network: bool) -> Iterator[TriedBox]:
             (own / name).chmod(mode)
         for path in (own, own / "closed", own / "archive"):
             os.chown(path, uid, uid)
+        namespace = stack.enter_context(closing(UserNamespace(Path(folder, "owners"), uid)))
         for trial in box_trials(network=network):
-            yield TriedBox(trial, _obstacle(trial, uid, own))
+            yield TriedBox(trial, _obstacle(trial, uid, own, namespace))
 
 
-def _obstacle(trial: BoxTrial, uid: int, own: Path) -> str | None:
-    box = Box(uid=uid, hostname="doctor", binds=(Bind(own, _OWN, writable=True),), network=trial.network)
+def _obstacle(trial: BoxTrial, uid: int, own: Path, namespace: UserNamespace) -> str | None:
+    binds = (Bind(own, _OWN, writable=True),)
+    box = Box(uid=uid, hostname="doctor", binds=binds, network=trial.network, user_namespace=namespace)
     command = ["sh", "-c", trial.script.format(uid=uid)]
     try:
         ended = run_boxed(box, command, identity=trial.identity, timeout_s=_TRIED_S)

@@ -6,6 +6,8 @@ inner one is unprivileged: new namespaces of every kind, no capabilities, a secc
 user namespaces. What it mounts and sets comes through a file descriptor, so that neither the node's process
 list nor the sandbox's shows a path or an environment.
 
+Between the two, the inner one enters the sandbox's user namespace, which has the kernel's limits per user for itself.
+
 Identities:
     command   uid 1000 inside, the sandbox's uid outside; no capability.
     reader    uid 0 inside, the sandbox's uid outside; may read files whatever their mode, and only this
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import IO
 
 from actors.node import seccomp
+from actors.node.user_namespace import UserNamespace
 
 INNER_ID = 1000
 HOME = "/home/sandbox"
@@ -84,6 +87,8 @@ class Box:
     hostname: str
     binds: tuple[Bind, ...]
     network: bool = False
+    user_namespace: UserNamespace | None = None
+    """Where all but the keeper are; None is the node's own."""
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -140,6 +145,11 @@ def outer(binds: Sequence[Bind]) -> list[str]:
 def drop_to(uid: int) -> list[str]:
     """The command that becomes the unprivileged `uid` for good, and then what follows it."""
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--"]
+
+
+def entering(user_namespace: int) -> list[str]:
+    """The command that enters a user namespace, given as a descriptor, and then becomes what follows it."""
+    return ["nsenter", f"--user=/proc/self/fd/{user_namespace}", "--"]
 
 
 def inner(
@@ -220,7 +230,7 @@ def boxed(
             options = [*keeper(every, cwd=cwd), *_told_to(told)]
             with _memory_files({"keeper": _packed(options)}) as fds:
                 argv = [*_ALONE, "bwrap", "--args", str(fds["keeper"]), "--", *command]
-                yield Boxed(argv, _passed(told, fds), status)
+                yield Boxed(argv, _passed([told], fds), status)
         return
     files = {
         "seccomp": seccomp.program(),
@@ -229,13 +239,18 @@ def boxed(
         "hosts": _HOSTS.encode(),
         "outer": _packed(outer(every)),
     }
+    namespace = None if box.user_namespace is None else box.user_namespace.fd()
     with _memory_files(files) as fds, _status_pipe(with_status) as (status, told):
         options = inner(box, every, identity=identity, cwd=cwd, env=env or {}, fds=fds)
         options += _told_to(told)
+        if namespace is not None:
+            options += ["--sync-fd", str(namespace)]  # closes it where the command is to run
         with _memory_files({"inner": _packed(options)}) as more:
-            argv = ["bwrap", "--args", str(fds["outer"]), "--", *_PROCESS_1, "--mount-proc", "--", *drop_to(box.uid)]
-            argv += ["bwrap", "--args", str(more["inner"]), "--", *command]
-            yield Boxed(argv, _passed(told, fds, more), status)
+            argv = ["bwrap", "--args", str(fds["outer"]), "--", *_PROCESS_1, "--mount-proc", "--"]
+            if namespace is not None:
+                argv += entering(namespace)
+            argv += [*drop_to(box.uid), "bwrap", "--args", str(more["inner"]), "--", *command]
+            yield Boxed(argv, _passed([told, namespace], fds, more), status)
 
 
 def ran(status: IO[bytes]) -> bool:
@@ -247,9 +262,9 @@ def _told_to(told: int | None) -> list[str]:
     return [] if told is None else ["--json-status-fd", str(told)]
 
 
-def _passed(told: int | None, *files: Mapping[str, int]) -> tuple[int, ...]:
-    """The descriptors that a command inherits."""
-    return (*(fd for each in files for fd in each.values()), *(() if told is None else (told,)))
+def _passed(others: Sequence[int | None], *files: Mapping[str, int]) -> tuple[int, ...]:
+    """The descriptors that a box inherits."""
+    return (*(fd for each in files for fd in each.values()), *(fd for fd in others if fd is not None))
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from actors.node import process
 from actors.node.box_trials import tried_boxes
@@ -15,6 +17,7 @@ from actors.node.driver_choice import Verdict, advice, available, verdict
 from actors.node.drivers import Driver, Setting
 from actors.node.errors import NodeError
 from actors.node.surroundings import Surroundings
+from actors.node.user_namespace import OWNERS, UserNamespace
 
 PACKAGES = {
     "mksquashfs": "squashfs-tools",
@@ -25,6 +28,7 @@ PACKAGES = {
     "bwrap": "bubblewrap",
     "setpriv": "util-linux",
     "unshare": "util-linux",
+    "nsenter": "util-linux",
     "prlimit": "util-linux",
     "mount": "mount",
     "tar": "tar",
@@ -68,7 +72,7 @@ def examine(
     if not here.root:
         findings += [Finding(name, ok=False, required=False, detail=c.why, fix=c.fix) for name, c in foreseen(here)]
     if all(finding.ok for finding in tools if finding.required):
-        findings += [*_boxes(uid, here, network=network), *_cgroup(here)]
+        findings += [*_boxes(uid, here, network=network), *_user_limits(uid, here), *_cgroup(here)]
         findings += _drivers(data_dir, here, driver, thorough=thorough)
     return findings
 
@@ -142,6 +146,20 @@ def _boxes(uid: int, here: Surroundings, *, network: bool) -> list[Finding]:
         ]
     except OSError as e:
         return [_failed("sandbox", f"no box can be tried: {e.strerror}", here, otherwise=_BOX_FIX)]
+
+
+def _user_limits(uid: int, here: Surroundings) -> list[Finding]:
+    if not here.root:
+        return []
+    with (
+        TemporaryDirectory(prefix="holdfast-doctor-") as owners,
+        closing(UserNamespace(Path(owners), uid)) as namespace,
+    ):
+        if namespace.fd() is not None:
+            return [Finding("user limits", ok=True, required=False, detail="each sandbox has the kernel's for itself")]
+        fix = f"allow user namespaces, and give a container the users {OWNERS[0]} to {OWNERS[-1]} too"
+        why = f"all share them: {namespace.obstacle}"
+        return [Finding("user limits", ok=False, required=False, detail=why, fix=fix)]
 
 
 def _cgroup(here: Surroundings) -> list[Finding]:

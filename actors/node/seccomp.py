@@ -2,16 +2,19 @@
 
 It closes what namespaces and dropped capabilities leave open: system calls that reach large, rarely used
 parts of the kernel, and terminal injection. A deny list, because a sandbox runs arbitrary programs; it adds
-to the namespaces and does not replace them. Refused calls fail with EPERM; `clone3`, whose flags a filter
-cannot see, fails with ENOSYS so that libc falls back to `clone`. The families of sockets are an allow list, because
-few are needed and each other one is a part of the kernel, some of which no network namespace holds (AF_VSOCK
-reaches the host of a virtual machine): the rest fail with EAFNOSUPPORT, as on a kernel without them.
+to the namespaces and does not replace them. Refused calls fail with EPERM. Two fail with ENOSYS, so that programs do
+without: `clone3`, whose flags a filter cannot see (libc falls back to `clone`), and `io_setup`, since one process could
+take all the requests that the whole machine may have (fs.aio-max-nr).
+
+The families of sockets are an allow list, because few are needed and each other one is a part of the kernel, some of
+which no network namespace holds (AF_VSOCK reaches the host of a virtual machine): the rest fail with EAFNOSUPPORT, as
+on a kernel without them.
 
 Devices are refused to the owner of the box's user namespace anyway, all but one: 0:0, an overlay's sign that a file was
 deleted, which the next restore would take for one. Only mknod and a flag of renameat2 make it.
 
 Source: seccomp(2), linux/bpf_common.h, linux/audit.h, the system call tables of x86-64 and arm64; do_mknodat and
-vfs_mknod in fs/namei.c; address_families(7).
+vfs_mknod in fs/namei.c; address_families(7); io_setup(2).
 """
 
 from __future__ import annotations
@@ -79,8 +82,12 @@ _DENIED = {
     "adjtimex": (159, 171),
     "fanotify_init": (300, 262),
 }
+_MISSING = {
+    "clone3": (435, 435),
+    "io_setup": (206, 0),
+}
+"""Refused with ENOSYS, as on a kernel without them."""
 _CLONE = (56, 220)
-_CLONE3 = (435, 435)
 _IOCTL = (16, 29)
 _SOCKET = (41, 198)
 _SOCKETPAIR = (53, 199)
@@ -127,7 +134,8 @@ def program(machine: str | None = None) -> bytes:
         parts += [_op(_JGE, _X32, 0, 1), _refuse(errno.ENOSYS)]
     for numbers in _DENIED.values():
         parts += [_op(_JEQ, numbers[column], 0, 1), _refuse(errno.EPERM)]
-    parts += _when(_CLONE3[column], [_refuse(errno.ENOSYS)])
+    for numbers in _MISSING.values():
+        parts += [_op(_JEQ, numbers[column], 0, 1), _refuse(errno.ENOSYS)]
     parts += _when(
         _CLONE[column], [_op(_LD_W_ABS, _ARG0), _op(_JSET, _CLONE_NEW, 0, 1), _refuse(errno.EPERM), _ALLOWED]
     )

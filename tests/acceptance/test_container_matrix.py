@@ -157,6 +157,7 @@ def test_what_its_doctor_allows_works_wholly(working: tuple[Privileges, Works], 
     assert found == said.drivers
     how = f"as overlays, with the driver {found[0]}" if found else "as copies only: no mount driver is offered here"
     assert (checks["restores"]["ok"], checks["restores"]["detail"]) == (bool(found), how)
+    assert checks["user limits"]["ok"], text
     assert checks["limits"]["ok"] == has_limits(privileges)
     assert checks["limits"]["ok"] or "unified_cgroup_hierarchy" in checks["limits"]["fix"]
     settings = {"HOLDFAST_ON_SLEEP": "backup", "HOLDFAST_SLEEP_AFTER_S": "3"}

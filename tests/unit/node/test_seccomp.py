@@ -61,8 +61,10 @@ def test_clone_makes_processes_and_threads_but_no_namespaces(machine: str, flag:
         assert verdict(program, arch=ARCH[machine], number=number, args=(usual | flag,)) == REFUSE
 
 
-def test_clone3_is_said_not_to_exist(machine: str) -> None:
-    assert verdict(seccomp.program(machine), arch=ARCH[machine], number=435) == NOSYS
+@pytest.mark.parametrize("call", ["clone3", "io_setup"])
+def test_what_programs_do_without_is_said_not_to_exist(machine: str, call: str) -> None:
+    number = {"clone3": {"x86_64": 435, "aarch64": 435}, "io_setup": {"x86_64": 206, "aarch64": 0}}[call][machine]
+    assert verdict(seccomp.program(machine), arch=ARCH[machine], number=number) == NOSYS
 
 
 @pytest.mark.parametrize(("request_", "expected"), [(0x5412, REFUSE), (0x541C, REFUSE), (0x5401, ALLOW), (0, ALLOW)])

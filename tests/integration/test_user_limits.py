@@ -1,0 +1,144 @@
+"""Each sandbox has the kernel's limits per user for itself: one that holds all of it leaves the others theirs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from actors.node import process, user_namespace
+from actors.node.bubblewrap import Bind, Box, Identity, boxed
+from actors.node.user_namespace import UserNamespace
+from tests.support.sandboxes import UID
+
+PYTHON = "/usr/bin/python3"
+TAKEN = 40
+"""How many pending signals a sandbox may have in these tests."""
+USES = {
+    "inotify": """
+def take():
+    if libc.inotify_init1(0) < 0:
+        raise OSError(ctypes.get_errno(), "inotify")
+""",
+    "timers": """
+def take():
+    timer = ctypes.c_long()
+    if libc.syscall(222, 1, None, ctypes.byref(timer)) < 0:  # timer_create
+        raise OSError(ctypes.get_errno(), "timer")
+""",
+    "queued signals": """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+def take():
+    if libc.sigqueue(os.getpid(), signal.SIGRTMIN, ctypes.c_void_p()) < 0:
+        raise OSError(ctypes.get_errno(), "signal")
+""",
+    "message queues": """
+libc.mq_open.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+def take():
+    name = f"/{os.urandom(8).hex()}".encode()
+    if libc.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None) < 0:
+        raise OSError(ctypes.get_errno(), "queue")
+""",
+}
+SCRIPT = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+{use}
+taken = 0
+try:
+    while taken < 10_000:
+        take()
+        taken += 1
+except OSError as e:
+    print(taken, os.strerror(e.errno), flush=True)
+sys.stdin.read()
+"""
+LIMITS = ["prlimit", f"--sigpending={TAKEN}", "--msgqueue=500000", "--nofile=4096"]
+
+
+@contextmanager
+def holding(use: str, box: Box) -> Iterator[int]:
+    """A command that takes until it is refused, and holds that within the block; gives how much it got."""
+    with boxed(box, [PYTHON, "-c", SCRIPT.format(use=USES[use])]) as ready:
+        child = process.start([*LIMITS, *ready.argv], stdin=subprocess.PIPE, pass_fds=ready.fds)
+    try:
+        assert child.stdout is not None and child.stderr is not None
+        line = child.stdout.readline()
+        assert line, child.stderr.read().decode()
+        yield int(line.split()[0])
+    finally:
+        process.kill_group(child)
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> Iterator[tuple[Box, Box]]:
+    with ExitStack() as stack:
+        one, other = (
+            Box(uid=UID, hostname=name, binds=(), user_namespace=stack.enter_context(closing(_namespace(tmp_path))))
+            for name in ("one", "other")
+        )
+        yield one, other
+
+
+def _namespace(folder: Path, uid: int = UID) -> UserNamespace:
+    return UserNamespace(folder / "owners", uid)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_sandbox_at_a_limit_leaves_another_one_all_of_it(boxes: tuple[Box, Box], use: str) -> None:
+    with holding(use, boxes[0]) as taken, holding(use, boxes[1]) as left:
+        assert left == taken > 0
+
+
+@pytest.mark.parametrize("use", USES)
+def test_the_commands_of_one_sandbox_share_its_limit(boxes: tuple[Box, Box], use: str) -> None:
+    """Else the test above would pass because there was no limit."""
+    with holding(use, boxes[0]) as taken, holding(use, boxes[0]) as left:
+        assert left < taken
+
+
+def test_files_belong_to_the_sandboxes_user_and_no_descriptor_of_the_namespace_is_inherited(
+    tmp_path: Path, boxes: tuple[Box, Box]
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    os.chown(work, UID, UID)
+    binds = (Bind(work, "/workspace", writable=True),)
+    script = "umask 0; touch /workspace/made; id -u; ls /proc/self/fd | wc -l"
+    for identity, uid in ((Identity.COMMAND, "1000"), (Identity.READER, "0")):
+        with boxed(boxes[0], ["sh", "-c", script], identity=identity, binds=binds) as ready:
+            ended = process.run(ready.argv, timeout_s=20, pass_fds=ready.fds)
+        assert ended.stdout.decode().split() == [uid, "4"]  # 0 to 2, and that of the listed folder
+        made = work / "made"
+        assert (made.stat().st_uid, made.stat().st_gid) == (UID, UID)
+        made.unlink()
+
+
+def test_no_two_have_the_same_owner_and_an_owner_is_free_again_after_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_namespace, "OWNERS", range(61_184, 61_187))  # one of them is the sandboxes' user
+    first, second, third = (_namespace(tmp_path) for _ in range(3))
+    with closing(first), closing(second), closing(third):
+        assert first.fd() is not None and second.fd() is not None
+        assert third.fd() is None and third.obstacle is not None and "taken" in third.obstacle
+        first.close()
+        third.close()
+        assert third.fd() is not None and third.obstacle is None
+    assert sorted(file.name for file in (tmp_path / "owners").iterdir()) == ["61185", "61186"]
+
+
+def test_a_command_runs_where_no_namespace_can_be_made(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    namespace = _namespace(tmp_path, uid=2**32 - 1)  # -1 is nobody, whom no namespace can have
+    box = Box(uid=UID, hostname="one", binds=(), user_namespace=namespace)
+    with closing(namespace), boxed(box, ["id", "-u"]) as ready:
+        assert process.run(ready.argv, timeout_s=20, pass_fds=ready.fds).stdout == b"1000\n"
+        assert namespace.obstacle is not None
