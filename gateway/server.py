@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Collection
+from http import HTTPStatus
 from typing import Any
 
 import h11
 import uvicorn
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from actors.errors import HoldfastError, InvalidRequestError, ServiceUnavailableError
+from actors.errors import HoldfastError, InvalidRequestError, RequestTooLargeError, ServiceUnavailableError
 from gateway.answers import error_answer
+from gateway.errors import RequestTimeoutError
 from gateway.strangers import Strangers, introducing
 
 HEADER_LIMIT_S = 10.0
@@ -33,6 +37,9 @@ _OTHER_FILES = 512
 GRACEFUL_S = 6
 ANSWERING_S = 2.0
 """How long the requests that are cancelled then may take to write their answers."""
+_BAD_REQUEST = 400
+_HEAD_TOO_LONG = 431
+"""What h11 calls a request, or a chunk of one, whose head does not end. Source: RFC 6585, section 5."""
 
 
 class LimitedH11Protocol(H11Protocol):
@@ -46,7 +53,7 @@ class LimitedH11Protocol(H11Protocol):
         super().connection_made(transport)
         self.strangers.came(self)
         self.app_state = introducing(self.app_state, lambda: self.strangers.left(self))
-        self._sending = _Deadline(self.loop, self.header_limit_s, transport.close)
+        self._sending = _Deadline(self.loop, self.header_limit_s, self._give_up)
         self._reading = _Deadline(self.loop, self.stalled_reader_limit_s, transport.abort)
         self._sending.start()
 
@@ -59,7 +66,9 @@ class LimitedH11Protocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._answered_early():
+        if self._has_half_a_request():
+            self._unset_keepalive_if_required()
+        if self._has_half_a_request() or self._answered_early():
             self._sending.start()
 
     def pause_writing(self) -> None:
@@ -76,14 +85,32 @@ class LimitedH11Protocol(H11Protocol):
         self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP request, unless another answer has begun, and closes the connection."""
+        """Answers what is no HTTP request, and closes the connection. uvicorn calls it as it handles the error."""
+        if getattr(sys.exception(), "error_status_hint", None) == _HEAD_TOO_LONG:
+            limit = {"limit_bytes": MAX_HEADER_BYTES}
+            self._refuse(RequestTooLargeError("The request's headers are too long.", context=limit), _HEAD_TOO_LONG)
+        else:
+            self._refuse(InvalidRequestError("This is no valid HTTP/1.1 request."), _BAD_REQUEST)
+
+    def _give_up(self) -> None:
+        """Closes a connection on which no request has begun or a body's rest did not come; answers half a request."""
+        if self._has_half_a_request():
+            limit = {"limit_s": self.header_limit_s}
+            self._refuse(RequestTimeoutError("The request's headers took too long to come.", context=limit))
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: HoldfastError, status: int | None = None) -> None:
+        """Answers with the error, unless another answer has begun, and closes the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
-        error = InvalidRequestError("This is no valid HTTP/1.1 request.")
-        body = bytes(error_answer(error, {"state": {"request_id": str(uuid.uuid4())}}).body)
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # it has nothing to add
+        answer = _last_answer(error, status)
+        reason = HTTPStatus(answer.status_code).phrase.encode()
+        response = h11.Response(status_code=answer.status_code, headers=answer.raw_headers, reason=reason)
+        for event in (response, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
@@ -92,6 +119,9 @@ class LimitedH11Protocol(H11Protocol):
         self._sending.stop()
         self._reading.stop()
         super().connection_lost(exc)
+
+    def _has_half_a_request(self) -> bool:
+        return self.conn.our_state is h11.IDLE and bool(self.conn.trailing_data[0])
 
     def _answered_early(self) -> bool:
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
@@ -117,8 +147,8 @@ class _Deadline:
 class Doorkeeper:
     """Refuses, before anything else looks at it, a request that must not be served, and closes its connection.
 
-    That is one that is too many, and one that says its length in two ways: whoever stands between may have believed the
-    other. Source: RFC 9112, section 6.1.
+    That is one that is too many, one of another version of HTTP, and one that says its length in two ways: whoever
+    stands between may have believed the other. Source: RFC 9112, section 6.1.
     """
 
     def __init__(self, app: ASGIApp, *, most: int) -> None:
@@ -127,23 +157,27 @@ class Doorkeeper:
         self.connections: Collection[Any] = ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = self._refusal(scope) if scope["type"] == "http" else None
-        if error is None:
-            await self._app(scope, receive, send)
-            return
-        scope["state"]["request_id"] = str(uuid.uuid4())
-        status = 400 if isinstance(error, InvalidRequestError) else None
-        await error_answer(error, scope, status=status, headers={"connection": "close"})(scope, receive, send)
+        answer = self._refusal(scope) if scope["type"] == "http" else None
+        await (answer or self._app)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> HoldfastError | None:
+    def _refusal(self, scope: Scope) -> Response | None:
         if len(self.connections) > self._most:
-            return ServiceUnavailableError(
-                "The service has as many connections as it may.", hint="Try again in a moment."
-            )
+            sentence = "The service has as many connections as it may."
+            return _last_answer(ServiceUnavailableError(sentence, hint="Try again in a moment."))
+        if not scope["http_version"].startswith("1."):
+            return _last_answer(InvalidRequestError("Only HTTP/1.1 and HTTP/1.0 are served here."), _BAD_REQUEST)
         names = {name for name, _ in scope["headers"]}
         if {b"content-length", b"transfer-encoding"} <= names:
-            return InvalidRequestError("A request may not have both a Content-Length and a Transfer-Encoding.")
+            sentence = "A request may not have both a Content-Length and a Transfer-Encoding."
+            return _last_answer(InvalidRequestError(sentence), _BAD_REQUEST)
         return None
+
+
+def _last_answer(error: HoldfastError, status: int | None = None) -> Response:
+    """The error's document, with which a connection ends that the application has not seen."""
+    request_id = uuid.uuid4().hex
+    headers = {"Connection": "close", "X-Request-Id": request_id, "X-Content-Type-Options": "nosniff"}
+    return error_answer(error, {"state": {"request_id": request_id}}, status=status, headers=headers)
 
 
 class PatientServer(uvicorn.Server):
@@ -181,6 +215,7 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) 
             proxy_headers=False,
             access_log=False,
             log_config=None,
+            log_level="error",  # what clients do wrong is answered, and no line of the log
         )
     )
     doorkeeper.connections = made.server_state.connections

@@ -81,6 +81,7 @@ def test_headers_that_do_not_come_end_the_connection(sent: bytes) -> None:
         if sent:
             protocol.data_received(sent)
         await transport.ended.wait()
+        assert transport.written[:13] == (b"HTTP/1.1 408 " if sent else b"")
 
     run(scenario)
 
