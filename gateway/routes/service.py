@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 
 from actors.errors import HoldfastError, ServiceUnavailableError
 from actors.models import Model
@@ -13,6 +14,7 @@ from gateway.metrics import HttpMetrics
 from gateway.routes.request import KEY_REQUIRED, Service
 
 READY_LIMIT_S = 5.0
+DOCUMENT_PATH = "/openapi.json"
 
 router = APIRouter(tags=["service"])
 
@@ -55,3 +57,23 @@ async def metrics(request: Request, service: Service) -> Response:
     http_metrics: HttpMetrics = request.app.state.metrics
     await http_metrics.cluster.refresh(service.metrics)
     return http_metrics.exposition()
+
+
+@router.get(DOCUMENT_PATH, include_in_schema=False, dependencies=[KEY_REQUIRED])
+async def openapi(request: Request) -> Response:
+    """The description of all routes, and where they begin if something before the gateway has put them elsewhere."""
+    root = _root_path(request)
+    return answer(request.app.openapi() | ({"servers": [{"url": root}]} if root else {}))
+
+
+@router.get("/docs", include_in_schema=False, dependencies=[KEY_REQUIRED])
+async def docs(request: Request) -> Response:
+    """The same for people."""
+    return get_swagger_ui_html(
+        openapi_url=_root_path(request) + DOCUMENT_PATH, title=f"{request.app.title} - Swagger UI"
+    )
+
+
+def _root_path(request: Request) -> str:
+    root: str = request.scope.get("root_path", "")
+    return root.rstrip("/")
