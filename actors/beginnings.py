@@ -1,4 +1,5 @@
-"""Why a command of a sandbox did not begin: from the words of its box to an error that says whose fault it was."""
+"""Why a command or a tool in a sandbox did not begin, or not end: from the words of its box to an error that says
+whose fault it was."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from actors.errors import (
-    ExecError,
+    RETRYABLE,
     FileNotFoundInSandboxError,
     HoldfastError,
     InvalidRequestError,
@@ -18,8 +19,8 @@ from actors.errors import (
 )
 from actors.faults import reason_of
 from actors.logs import log
-from actors.node.boxed_tools import check_undisturbed
-from actors.node.errors import NodeError
+from actors.node.boxed_tools import check_undisturbed, is_signalled
+from actors.node.errors import NodeError, ToolKilledError
 from actors.node.process import Ended
 from actors.node.tree import DEAD_MOUNT
 
@@ -47,12 +48,24 @@ def not_started(error: NodeError | OSError) -> HoldfastError:
     return _unavailable(error)
 
 
-def cut_off() -> ExecError:
+def cut_off() -> SandboxUnavailableError:
     """The error of a command that ran, and whose box ended without its exit status."""
-    return ExecError(
+    reason, _ = reason_of(ToolKilledError(""))
+    return SandboxUnavailableError(
         "The command's box ended before the command did: perhaps the sandbox's memory was used up.",
-        context={"outcome": "unknown"},
+        context={"outcome": "unknown", "reason": reason, RETRYABLE: False},
     )
+
+
+def find_disturbance(said: bytes, *, status: int, has_run: bool) -> SandboxUnavailableError | None:
+    """The error for which tar, which has ended and said this, did not do its work; None if it came to its own end."""
+    if has_run and not is_signalled(status):
+        return None  # what it says may quote the caller's own names
+    try:
+        check_undisturbed(Ended(status, b"", said), tool="tar", has_run=has_run)
+    except NodeError as e:
+        return _unavailable(e, "tar did not do its work", outcome="unknown" if has_run else "not_executed")
+    return None
 
 
 def _not_entered(said: bytes, cwd: str) -> HoldfastError | None:
@@ -80,11 +93,13 @@ def _too_long() -> InvalidRequestError:
     )
 
 
-def _unavailable(error: NodeError | OSError) -> SandboxUnavailableError:
+def _unavailable(
+    error: NodeError | OSError, what: str = "The command was not started", *, outcome: str = "not_executed"
+) -> SandboxUnavailableError:
     reason, sentence = reason_of(error)
     log.error("command_not_begun", reason=reason, detail=str(error))
     return SandboxUnavailableError(
-        f"The command was not started: {sentence}.",
+        f"{what}: {sentence}.",
         hint=getattr(error, "hint", None) or "Try again when other commands of the sandbox have ended.",
-        context={"outcome": "not_executed", "reason": reason},
+        context={"outcome": outcome, "reason": reason},
     )

@@ -14,10 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from actors.beginnings import cut_off, not_begun, not_started
+from actors.beginnings import cut_off, find_disturbance, not_begun, not_started
 from actors.config import ExecLimits
 from actors.errors import (
-    ExecError,
     ExecOutputLimitError,
     ExecStoppedError,
     ExecTimeoutError,
@@ -28,7 +27,6 @@ from actors.errors import (
 from actors.gate import Gate
 from actors.models import ExecEvent, ExecRequest, Exit, Output
 from actors.node import process
-from actors.node.boxed_tools import is_signalled
 from actors.node.bubblewrap import Box, Identity, boxed, ran
 from actors.node.cgroup import Cgroup
 from actors.node.errors import CgroupError, NodeError
@@ -64,18 +62,19 @@ class RunningTool:
         """Its process, or rather that of its box."""
         return self._running.process
 
-    def check_undisturbed(self) -> None:
-        """Raises ExecError if the tool, which has ended, never ran, or was ended by a signal. To be asked once."""
+    def check_undisturbed(self, said: bytes) -> None:
+        """Raises unless the tool, which has ended and said this, came to its own end. To be asked once.
+
+        Raises:
+            ExecError: it was stopped from outside.
+            SandboxUnavailableError: no box could be built around it, or a signal ended it; the context has the reason.
+        """
         if self._running.error is not None:
             raise self._running.error
-        _check_box(self._running.status)
-        if is_signalled(self.process.returncode):
-            raise ExecError("A signal ended the tool: perhaps the sandbox's memory was used up.")
-
-
-def _check_box(status: IO[bytes]) -> None:
-    if not ran(status):
-        raise ExecError("The command's box could not be built.", hint="Run `holdfast doctor` on the node.")
+        has_run = ran(self._running.status)
+        disturbance = find_disturbance(said, status=self.process.returncode, has_run=has_run)
+        if disturbance is not None:
+            raise disturbance
 
 
 class Commands:
@@ -119,8 +118,9 @@ class Commands:
         Raises:
             FileNotFoundInSandboxError, PathForbiddenError: the working directory cannot be entered. This, like all that
                 keeps a command from being started, is raised before any output.
-            ExecError: (or one of its kinds) the command could not be started, or was ended from outside.
-            SandboxUnavailableError: no box could be built around it; the context has the reason.
+            ExecError: (one of its kinds) the command was ended from outside.
+            SandboxUnavailableError: no box could be built around it, or the box ended before it; the context has the
+                reason.
         """
         timeout_s = min((request.timeout_ms or float("inf")) / 1000, self._limits.timeout_s)
         opening = Opening()

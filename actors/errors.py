@@ -15,7 +15,7 @@
     ├── PathForbiddenError              a path outside the writable roots, or one that a command may not enter
     ├── NotARegularFileError            a directory, socket or device where a file is needed
     ├── NoSpaceError                    the node's disk, or the bucket, is full
-    ├── ExecError                       a command could not be run, or was ended from outside
+    ├── ExecError                       a command was ended from outside: by one of these
     │   ├── ExecTimeoutError            it ran longer than its limit
     │   ├── ExecOutputLimitError        it wrote more than its limit
     │   ├── ExecStoppedError            a restore, a cancel or the sandbox's end stopped it
@@ -163,7 +163,7 @@ class NoSpaceError(HoldfastError):
 
 
 class ExecError(HoldfastError):
-    """A command could not be started, or its sandbox could not be built."""
+    """A command was ended from outside; each kind says by what."""
 
     code = "EXEC_FAILED"
 

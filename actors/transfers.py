@@ -171,7 +171,7 @@ class Transfers:
             status = tar.wait()
             complete = not complaints.text() if status == 0 else status == _TAR_DIFFERED and complaints.changed_only()
             if not complete:
-                tool.check_undisturbed()
+                tool.check_undisturbed(complaints.said())
                 if complaints.of_a_dead_mount():
                     raise _mount_lost()
                 raise HoldfastError("The archive could not be completed.", context={"tar": complaints.text()})
@@ -291,8 +291,8 @@ class _TarSink:
 
     def _refused(self) -> HoldfastError:
         try:
-            self._tool.check_undisturbed()
-        except ExecError as e:
+            self._tool.check_undisturbed(self._complaints.said())
+        except (ExecError, SandboxUnavailableError) as e:
             return e
         said = self._complaints.text()
         if self._complaints.of_attributes():
@@ -318,9 +318,12 @@ class _Complaints:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def text(self) -> str:
+    def said(self) -> bytes:
         self._reader.join(5)
-        return printable(bytes(self._said))
+        return bytes(self._said)
+
+    def text(self) -> str:
+        return printable(self.said())
 
     def changed_only(self) -> bool:
         """Whether it says that files changed while they were read, which a live tree's may, and nothing else."""

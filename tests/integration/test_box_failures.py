@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from actors.errors import ExecError
+from actors.errors import InvalidRequestError, SandboxUnavailableError
 from actors.node import doctor
 from actors.node.box_trials import box_trials
 from actors.node.errors import BoxError, NodeError, NoMemoryLeftError, NoProcessesLeftError, ToolError, ToolKilledError
 from actors.sandbox import LocalSandbox
 from tests.integration.test_archiver import Setup, put
+from tests.integration.test_command_beginnings import UNBUILT as UNBUILT_BOXES
 from tests.support.node_faults import processes_limited, tools_replaced
 from tests.support.sandboxes import UID, Node, backup, described, restore, sh
 
@@ -133,14 +135,26 @@ def hydrated(box: LocalSandbox) -> None:
     box.commit(transfer)
 
 
-def test_a_tar_whose_box_cannot_be_built_is_not_blamed_on_its_sender(kernel_node: Node) -> None:
+@pytest.mark.parametrize(("script", "reason"), UNBUILT_BOXES.values(), ids=UNBUILT_BOXES.keys())
+def test_a_tar_whose_box_cannot_be_built_is_not_blamed_on_its_sender(
+    kernel_node: Node, script: str, reason: str
+) -> None:
     box = kernel_node.sandbox()
-    with tools_replaced(kernel_node.data_dir, {"bwrap": UNBUILT}):
-        with pytest.raises(ExecError, match="box could not be built"):
-            hydrated(box)
-        with pytest.raises(ExecError, match="box could not be built"):
-            list(box.persist("a-name"))
+    with tools_replaced(kernel_node.data_dir, {"bwrap": script}):
+        for call in (hydrated, lambda box: list(box.persist("a-name"))):
+            with pytest.raises(SandboxUnavailableError) as raised:
+                call(box)
+            assert raised.value.context["reason"] == reason
     hydrated(box)
     handle = backup(box)
     restore(box, handle)
     assert sh(box, "ls") == ""
+
+
+def test_a_tar_that_names_files_like_faults_of_the_node_is_blamed_on_its_sender(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, ": > file")
+    transfer = box.open_hydrate()
+    box.send(transfer, tarfile.TarInfo("file/Cannot allocate memory").tobuf() + bytes(1024))
+    with pytest.raises(InvalidRequestError, match="not a tar archive"):
+        box.commit(transfer)

@@ -18,13 +18,12 @@ from actors.config import NodeConfig
 from actors.errors import (
     BackupCreateError,
     BackupRestoreError,
-    ExecError,
     HoldfastError,
     InvalidBackupConfigError,
     OperationCancelledError,
     SandboxUnavailableError,
 )
-from actors.models import DirectoryBackup
+from actors.models import DirectoryBackup, ExecRequest, Output
 from actors.node import mountinfo, mounting
 from actors.node.drivers import Driver
 from actors.node.errors import MountBusyError, MountError, ToolError
@@ -244,8 +243,22 @@ def test_a_tar_that_was_killed_while_it_unpacks_is_not_blamed_on_its_sender(kern
 
     assert wait_until(runs)
     os.kill(found[0], signal.SIGKILL)
-    with pytest.raises(ExecError, match="A signal ended the tool"):
+    with pytest.raises(SandboxUnavailableError) as raised:
         box.commit(transfer)
+    assert raised.value.context == {"outcome": "unknown", "reason": "TOOL_KILLED"}
+
+
+def test_a_command_whose_box_is_killed_is_told_that_its_outcome_is_unknown(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    events = box.exec("a-name", ExecRequest(argv=["sh", "-c", "echo begun; sleep 60"]))
+    assert next(events) == Output(stream="stdout", data=b"begun\n")
+    for pid in pids_of(kernel_node):
+        if comm_of(pid) == "bwrap":
+            os.kill(pid, signal.SIGKILL)
+    with pytest.raises(SandboxUnavailableError) as raised:
+        list(events)
+    assert raised.value.context["outcome"] == "unknown" and raised.value.context["reason"] == "TOOL_KILLED"
+    assert not raised.value.may_be_retried
 
 
 def pids_of(node: Node) -> list[int]:

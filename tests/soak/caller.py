@@ -40,7 +40,6 @@ _DISTURBED = frozenset(
         "SERVICE_UNAVAILABLE",
         "STORAGE_UNAVAILABLE",
         "MOUNT_LOST",
-        "EXEC_FAILED",
         "EXEC_STOPPED",
         "BACKUP_CREATE_FAILED",
         "BACKUP_RESTORE_FAILED",
