@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
@@ -23,6 +24,7 @@ from actors.metrics import ClusterMetrics
 from actors.models import (
     DEFAULT_TENANT,
     DEFAULT_TTL_S,
+    MAX_TIMEOUT_MS,
     TRANSFER_BYTES,
     BackupInfo,
     BackupOptions,
@@ -36,15 +38,18 @@ from actors.models import (
     ExecResult,
     Exit,
     FileEntry,
+    FileMode,
     ForgetOptions,
     ForgetResult,
     GcReport,
     IdempotencyKey,
     LabelChange,
+    LifecycleOptions,
     LifecycleReport,
     Model,
     NewSandbox,
     Operation,
+    PageOptions,
     Recovery,
     RestoreBackupResult,
     RestoreMode,
@@ -53,8 +58,11 @@ from actors.models import (
     SandboxId,
     SandboxInfo,
     SandboxPage,
+    TenantName,
     exclude_patterns,
+    listed,
     validated,
+    writable_path,
 )
 from actors.rpc import (
     EXEC,
@@ -178,19 +186,23 @@ class SandboxCalls:
 
     def read_file(self, path: str) -> Stream[bytes]:
         """The bytes of a regular file. Raises FileNotFoundInSandboxError, PathForbiddenError, NotARegularFileError."""
-        return self._stream(READS, lambda actor, name: actor.read_file.remote(name, path))
+        inside = writable_path(path)
+        return self._stream(READS, lambda actor, name: actor.read_file.remote(name, inside))
 
     def write_file(self, path: str, *, mode: int | None = None) -> Call[Upload]:
         """Begins to write a file; parents are made; `commit` replaces it at once. Raises as `read_file`."""
-        return self._upload(lambda actor: actor.open_file.remote(path, mode))
+        inside, wanted = writable_path(path), validated(FileMode, {"mode": mode}).mode
+        return self._upload(lambda actor: actor.open_file.remote(inside, wanted))
 
     def delete_file(self, path: str) -> Call[None]:
         """Removes a file, a link or an empty directory. Raises as `read_file`."""
-        return self._call(FILES, lambda actor: actor.delete_file.remote(path))
+        inside = writable_path(path)
+        return self._call(FILES, lambda actor: actor.delete_file.remote(inside))
 
     def list_files(self, path: str) -> Call[list[FileEntry]]:
         """The entries of a directory, by name."""
-        return self._call(FILES, lambda actor: actor.list_files.remote(path))
+        inside = writable_path(path)
+        return self._call(FILES, lambda actor: actor.list_files.remote(inside))
 
     def persist(self, *, excludes: Sequence[str] = ()) -> Stream[bytes]:
         """A tar archive of /workspace, without what the patterns name, as in a backup. Raises InvalidRequestError."""
@@ -255,7 +267,8 @@ class SandboxCalls:
 
     def events(self, *, limit: int = 100) -> Call[EventList]:
         """What happened to the sandbox lately, newest first. Neither wakes nor creates it."""
-        return Call(lambda: self.service.actor.call(lambda service: service.events.remote(self.tenant, self.id, limit)))
+        most = validated(PageOptions, {"limit": limit}).limit
+        return Call(lambda: self.service.actor.call(lambda service: service.events.remote(self.tenant, self.id, most)))
 
     def set_labels(self, labels: Mapping[str, str]) -> Call[dict[str, str]]:
         """Gives the sandbox these labels instead of those it has; returns them. Does not wake it, but creates it."""
@@ -266,7 +279,7 @@ class SandboxCalls:
         self, labels: Mapping[str, str] | None = None, *, removed: Sequence[str] = ()
     ) -> Call[dict[str, str]]:
         """Sets some labels and removes others, whether or not they are there; returns all that it has then."""
-        wanted = validated(LabelChange, {"labels": dict(labels or {}), "removed": list(removed)})
+        wanted = validated(LabelChange, {"labels": dict(labels or {}), "removed": listed("removed", removed)})
         return self._relabel(
             lambda service: service.change_labels.remote(self.tenant, self.id, wanted.labels, wanted.removed)
         )
@@ -281,8 +294,11 @@ class SandboxCalls:
 
     def backups(self, *, limit: int = 100, cursor: str | None = None) -> Call[BackupPage]:
         """One page of the sandbox's backups, newest first. Neither wakes nor creates it."""
+        page = validated(PageOptions, {"limit": limit, "cursor": cursor})
         return Call(
-            lambda: self.service.actor.call(lambda service: service.backups.remote(self.tenant, self.id, limit, cursor))
+            lambda: self.service.actor.call(
+                lambda service: service.backups.remote(self.tenant, self.id, page.limit, page.cursor)
+            )
         )
 
 
@@ -290,7 +306,7 @@ class ServiceCalls:
     """The calls that concern a whole tenant, or the whole bucket."""
 
     def __init__(self, *, tenant: str = DEFAULT_TENANT) -> None:
-        self.tenant = tenant
+        self.tenant = validated(TenantName, {"tenant": tenant}).tenant
         self.actor = ActorRef(SERVICE_NAME, repeatable=True)
 
     def _call(self, send: Any) -> Call[Any]:
@@ -312,7 +328,8 @@ class ServiceCalls:
 
     def sandboxes(self, *, limit: int = 100, cursor: str | None = None) -> Call[SandboxPage]:
         """One page of the tenant's sandboxes."""
-        return self._call(lambda service: service.sandboxes.remote(self.tenant, limit, cursor))
+        page = validated(PageOptions, {"limit": limit, "cursor": cursor})
+        return self._call(lambda service: service.sandboxes.remote(self.tenant, page.limit, page.cursor))
 
     def backup(self, backup_id: str) -> Call[BackupInfo]:
         """One backup. Raises BackupNotFoundError, DocumentDamagedError, InvalidBackupConfigError."""
@@ -343,7 +360,8 @@ class ServiceCalls:
 
     def lifecycle(self, *, expire_days: int | None = None) -> Call[LifecycleReport]:
         """Shows the bucket's lifecycle rules, or with `expire_days` installs them."""
-        return self._call(lambda service: service.lifecycle.remote(expire_days))
+        wanted = validated(LifecycleOptions, {"expire_days": expire_days}).expire_days
+        return self._call(lambda service: service.lifecycle.remote(wanted))
 
     def metrics(self) -> Call[ClusterMetrics]:
         """What was counted in all actors of the cluster, and how full it is."""
@@ -401,7 +419,7 @@ class Sandbox:
             "dir": dir,
             "name": name,
             "ttl": ttl,
-            "excludes": list(excludes),
+            "excludes": listed("excludes", excludes, InvalidBackupConfigError),
             "gitignore": gitignore,
             "compression": compression or Compression(),
         }
@@ -414,7 +432,9 @@ class Sandbox:
         """Restores a backup; into another directory with `dir`. Without a mode, see `RestoreOptions`."""
         if not isinstance(backup, DirectoryBackup):
             raise InvalidBackupConfigError("The backup must be the handle that create_backup returned.")
-        values = {"id": backup.id, "dir": dir if dir is not None else backup.dir} | ({"mode": mode} if mode else {})
+        values = {"id": backup.id, "dir": dir if dir is not None else backup.dir} | (
+            {"mode": mode} if mode is not None else {}
+        )
         return self.calls.restore_backup(validated(RestoreOptions, values, InvalidBackupConfigError)).result()
 
     def exec(
@@ -539,10 +559,10 @@ def get_service(*, tenant: str = DEFAULT_TENANT, address: str | None = None) -> 
 
 
 def _milliseconds(timeout_s: float) -> int:
-    try:
-        return max(1, round(timeout_s * 1000))
-    except (OverflowError, ValueError):  # infinity, a number near it, or none at all
-        raise InvalidRequestError("timeout_s must be a finite number of seconds.") from None
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not (is_number and 0 < timeout_s < math.inf):
+        raise InvalidRequestError("timeout_s must be a finite number of seconds greater than 0.")
+    return max(1, round(min(timeout_s, MAX_TIMEOUT_MS) * 1000))
 
 
 def _send(upload: Upload, data: bytes | BinaryIO) -> None:

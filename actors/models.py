@@ -38,6 +38,8 @@ _LABEL_KEY = re.compile(r"[a-zA-Z0-9._/-]{1,63}")
 MAX_LABELS = 64
 MAX_LABEL_LENGTH = 256
 MAX_EXPIRE_DAYS = 100 * 366
+MAX_PAGE = 1000
+MAX_CURSOR_LENGTH = 1024
 MAX_TIMEOUT_MS = 100 * 366 * 86_400_000
 MAX_VARIABLES = 1024
 """Of a command's environment. A box is told of each by three words, and takes 9,000 in all. Source: bubblewrap 0.8."""
@@ -54,6 +56,8 @@ def _identifier(value: str) -> str:
 
 
 def _absolute_path(value: str) -> str:
+    if not isinstance(value, str):  # a Python caller's
+        raise ValueError("must be text")
     if "\0" in value:
         raise ValueError("must not contain NUL")
     if not value.startswith("/"):
@@ -81,7 +85,7 @@ def writable_path(value: str) -> str:
     try:
         path = _absolute_path(value)
     except ValueError as e:
-        raise InvalidRequestError(f"The path {e}.", context={"path": value[:200]}) from None
+        raise InvalidRequestError(f"The path {e}.", context={"path": str(value)[:200]}) from None
     if not is_writable(path):
         raise PathForbiddenError(
             "The path is outside the sandbox's writable roots.",
@@ -322,6 +326,25 @@ class BackupInfo(Model):
     compression: str | None = None
     sha256: str | None = None
     not_kept: NotKept | None = None
+
+
+class PageOptions(Model):
+    """Which part of a list is wanted: its first rows, or those after the page that gave `cursor`."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
+    cursor: Annotated[str, Field(max_length=MAX_CURSOR_LENGTH)] | None = None
+
+
+class FileMode(Model):
+    """The permissions of a new file, as for chmod(2); None for the usual ones."""
+
+    mode: Annotated[int, Field(ge=0, le=0o7777)] | None
+
+
+class LifecycleOptions(Model):
+    """After how many days the bucket itself deletes; None changes nothing."""
+
+    expire_days: Annotated[int, Field(ge=1, le=MAX_EXPIRE_DAYS)] | None
 
 
 class TenantName(Model):
@@ -656,5 +679,12 @@ def exclude_patterns(values: Sequence[str], error: type[InvalidRequestError] = I
     Raises:
         InvalidRequestError: (as `error`) one of them is none.
     """
-    anchored = [value[1:] if value.startswith("./") else value for value in values]
+    anchored = [value[1:] if value.startswith("./") else value for value in listed("excludes", values, error)]
     return validated(BackupOptions, {"dir": WRITABLE_ROOTS[0], "excludes": anchored}, error).excludes
+
+
+def listed(name: str, values: Sequence[str], error: type[InvalidRequestError] = InvalidRequestError) -> list[str]:
+    """The values as a list. Raises `error` for text, which Python would take for the list of its letters."""
+    if isinstance(values, str | bytes):
+        raise error(f"Invalid request: {name}: must be a list of texts, not one text.", context={"field": name})
+    return list(values)

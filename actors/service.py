@@ -17,7 +17,6 @@ from actors.faults import damaged, reading
 from actors.labels import relabelled
 from actors.logs import log
 from actors.models import (
-    MAX_EXPIRE_DAYS,
     BackupInfo,
     BackupPage,
     BackupStatus,
@@ -26,9 +25,11 @@ from actors.models import (
     EventList,
     GcReport,
     LabelChange,
+    LifecycleOptions,
     LifecycleReport,
     NewSandbox,
     NotKept,
+    PageOptions,
     SandboxInfo,
     SandboxPage,
     SandboxRef,
@@ -53,7 +54,6 @@ from storage.errors import (
 from storage.metadata import BackupRecord, SandboxState
 from storage.s3 import S3ObjectStore
 
-_MAX_PAGE = 1000
 _STATUS: dict[type[DocumentError], BackupStatus] = {
     UnsignedMetadataError: BackupStatus.UNSIGNED,
     TamperedMetadataError: BackupStatus.TAMPERED,
@@ -162,15 +162,16 @@ class Service:
 
     def events(self, tenant: str, sandbox_id: str, limit: int) -> EventList:
         """What happened to a sandbox lately, newest first. Does not wake it. Raises SandboxNotFoundError."""
-        size = _page_size(limit)
+        size = validated(PageOptions, {"limit": limit}).limit
         return EventList(
             events=[public_event(event) for event in reversed(self._state(tenant, sandbox_id).events)][:size]
         )
 
     def sandboxes(self, tenant: str, limit: int, cursor: str | None) -> SandboxPage:
         """One page of a tenant's sandboxes."""
+        wanted = validated(PageOptions, {"limit": limit, "cursor": cursor})
         with reading("cursor"):
-            page = self._configured().sandboxes(tenant, limit=_page_size(limit), cursor=cursor)
+            page = self._configured().sandboxes(tenant, limit=wanted.limit, cursor=wanted.cursor)
         awake = self._awake(tenant, page.names)
         rows = [SandboxRef(id=name, running=name in awake) for name in page.names]
         return SandboxPage(sandboxes=rows, cursor=page.cursor)
@@ -214,8 +215,9 @@ class Service:
 
     def backups(self, tenant: str, sandbox_id: str, limit: int, cursor: str | None) -> BackupPage:
         """One page of a sandbox's backups, newest first."""
+        wanted = validated(PageOptions, {"limit": limit, "cursor": cursor})
         with reading("cursor"):
-            page = self._configured().page(tenant, sandbox_id, limit=_page_size(limit), cursor=cursor)
+            page = self._configured().page(tenant, sandbox_id, limit=wanted.limit, cursor=wanted.cursor)
         return BackupPage(backups=[self._listed(row) for row in page.rows], cursor=page.cursor)
 
     def backup(self, tenant: str, backup_id: str) -> BackupInfo:
@@ -298,13 +300,12 @@ class Service:
 
     def lifecycle(self, expire_days: int | None) -> LifecycleReport:
         """Shows the bucket's lifecycle rules, or installs them."""
+        validated(LifecycleOptions, {"expire_days": expire_days})
         store = self._configured().store
         assert isinstance(store, S3ObjectStore)
         with reading("bucket"):
             if expire_days is None:
                 status = lifecycle.inspect(store)
-            elif not 1 <= expire_days <= MAX_EXPIRE_DAYS:
-                raise InvalidRequestError(f"The number of days must be from 1 to {MAX_EXPIRE_DAYS}.")
             elif self._config.on_sleep == "backup":
                 raise InvalidRequestError(
                     "Sandboxes sleep in their backups here, which such a rule would delete.", hint="Use `holdfast gc`."
@@ -406,12 +407,6 @@ def _sleeps_in(catalog: BackupCatalog, tenant: str, sandbox: str, backup_id: str
 
 def _new_state(tenant: str, sandbox_id: str) -> SandboxState:
     return SandboxState(id=sandbox_id, tenant=tenant, created_at=datetime.now(UTC))
-
-
-def _page_size(limit: int) -> int:
-    if not 1 <= limit <= _MAX_PAGE:
-        raise InvalidRequestError(f"The limit must be from 1 to {_MAX_PAGE}.")
-    return limit
 
 
 def _valid(backup_id: str) -> str:

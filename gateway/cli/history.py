@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from actors.models import SandboxEvent
+from actors.models import MAX_PAGE, SandboxEvent
 from gateway.cli.arguments import Box
 from gateway.cli.session import Session, with_session
 
@@ -15,7 +15,7 @@ from gateway.cli.session import Session, with_session
 def events(
     session: Session,
     box: Box,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="The most events to show.")] = 100,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=MAX_PAGE, help="The most events to show.")] = 100,
 ) -> None:
     """Show what happened to a sandbox lately, newest first. Does not wake it."""
     found = session.sandbox(box).events(limit=limit)

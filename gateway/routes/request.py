@@ -8,7 +8,15 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from fastapi import Depends, Path, Query, Request, Security
 from fastapi.security import HTTPBearer
 
-from actors.models import Model, SandboxId, exclude_patterns, validated, writable_path
+from actors.models import (
+    MAX_CURSOR_LENGTH,
+    MAX_PAGE,
+    Model,
+    SandboxId,
+    exclude_patterns,
+    validated,
+    writable_path,
+)
 from gateway.cluster import Cluster, SandboxPort, ServicePort
 from gateway.config import GatewayConfig
 from gateway.errors import NotUnderstoodError, RouteNotFoundError
@@ -81,5 +89,5 @@ Service = Annotated[ServicePort, Depends(_service)]
 FilePath = Annotated[str, Depends(_file_path)]
 Excludes = Annotated[list[str], Depends(_excludes)]
 DirectoryPath = Annotated[str, Depends(_query_path)]
-Limit = Annotated[int, Query(ge=1, le=1000, description="The most rows of a page.")]
-Cursor = Annotated[str | None, Query(max_length=1024, description="The `cursor` of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="The most rows of a page.")]
+Cursor = Annotated[str | None, Query(max_length=MAX_CURSOR_LENGTH, description="The `cursor` of the page before.")]
