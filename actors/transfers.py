@@ -51,6 +51,7 @@ _TAR_OUT = ("tar", "--create", "--file=-", "--format=posix", _PAX, *_XATTRS, "--
             "--group=1000", "--numeric-owner", "--warning=no-file-ignored", _OURS)  # fmt: skip
 _NO_ATTRIBUTES = re.compile(rb": Warning: Cannot \w*listxattr\w*: Operation not supported$")
 """Said of each file of a restored archive without any attributes, by the file system below it."""
+_OF_A_LIVE_TREE = (b": file changed as we read it", b": File removed before we read it")
 _MAX_COMPLAINTS_BYTES = 65_536
 _TAR_DIFFERED = 1
 """tar's exit status when some files changed while they were read. Source: GNU tar manual, "Return codes"."""
@@ -174,7 +175,11 @@ class Transfers:
                 tool.check_undisturbed(complaints.said())
                 if complaints.of_a_dead_mount():
                     raise _mount_lost()
-                raise HoldfastError("The archive could not be completed.", context={"tar": complaints.text()})
+                raise SandboxUnavailableError(
+                    "The archive is not whole: files could not be read, or became shorter meanwhile.",
+                    hint="Try again while nothing writes to /workspace.",
+                    context={"outcome": "not_executed", "reason": "TREE_REFUSED", "tar": complaints.text()},
+                )
 
     def _with(self, transfer_id: str, act: Callable[[Sink], None], *, last: bool = False) -> None:
         found = self._open.get(transfer_id)
@@ -326,10 +331,9 @@ class _Complaints:
         return printable(self.said())
 
     def changed_only(self) -> bool:
-        """Whether it says that files changed while they were read, which a live tree's may, and nothing else."""
-        self._reader.join(5)
-        lines = self._said.splitlines()
-        return bool(lines) and all(b"file changed as we read it" in line for line in lines)
+        """Whether it says that files changed or went while they were read, as a live tree's may, and nothing else."""
+        lines = self.said().splitlines()
+        return bool(lines) and all(line.endswith(_OF_A_LIVE_TREE) for line in lines)
 
     def of_attributes(self) -> bool:
         """Whether an attribute could not be set, or that may be what was cut off. tar ends with 0 all the same."""

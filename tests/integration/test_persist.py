@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import subprocess
+import tarfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from actors.errors import InvalidRequestError
+from actors.models import ExecRequest
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
 from tests.support.random_trees import random_tree
@@ -124,6 +127,18 @@ def test_equal_trees_give_equal_tar_archives(kernel_node: Node) -> None:
     first = persisted(box)
     run(box, "cat", "/workspace/tree/large")
     assert persisted(box) == first
+
+
+def test_files_that_come_and_go_meanwhile_keep_no_archive_from_being_whole(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "mkdir kept live; for n in $(seq 1000); do echo $n > kept/$n; done")
+    comes_and_goes = "while :; do mkdir -p live/a/b; touch live/a/b/c live/d; rm -r live/a live/d; done"
+    running = box.exec("a-name", ExecRequest(argv=["sh", "-c", f"echo begun; {comes_and_goes}"]))
+    next(running)
+    for _ in range(20):
+        with tarfile.open(fileobj=io.BytesIO(persisted(box))) as archive:
+            assert sum(name.startswith("./kept/") for name in archive.getnames()) == 1000
+    assert box.stop("a-name")
 
 
 def test_a_hole_of_many_gigabytes_is_carried_over_in_a_moment(kernel_node: Node) -> None:
