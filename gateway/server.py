@@ -25,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from actors.errors import HoldfastError, InvalidRequestError, RequestTooLargeError, ServiceUnavailableError
 from gateway.answers import error_answer
 from gateway.errors import RequestTimeoutError
+from gateway.lingering import LingeringTransport
 from gateway.strangers import Strangers, introducing
 
 HEADER_LIMIT_S = 10.0
@@ -50,7 +51,8 @@ class LimitedH11Protocol(H11Protocol):
     strangers = Strangers(MAX_CONNECTIONS // 4)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._lingering = LingeringTransport(transport, is_receiving=self._is_receiving)
+        super().connection_made(self._lingering)
         self.strangers.came(self)
         self.app_state = introducing(self.app_state, lambda: self.strangers.left(self))
         self._sending = _Deadline(self.loop, self.header_limit_s, self._give_up)
@@ -58,6 +60,8 @@ class LimitedH11Protocol(H11Protocol):
         self._sending.start()
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering.lingers:
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE or self._answered_early():
             self._sending.start()
@@ -107,6 +111,7 @@ class LimitedH11Protocol(H11Protocol):
             return
         if self.cycle is not None:
             self.cycle.disconnected = True  # it has nothing to add
+            self.cycle.message_event.set()
         answer = _last_answer(error, status)
         reason = HTTPStatus(answer.status_code).phrase.encode()
         response = h11.Response(status_code=answer.status_code, headers=answer.raw_headers, reason=reason)
@@ -122,6 +127,9 @@ class LimitedH11Protocol(H11Protocol):
 
     def _has_half_a_request(self) -> bool:
         return self.conn.our_state is h11.IDLE and bool(self.conn.trailing_data[0])
+
+    def _is_receiving(self) -> bool:
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def _answered_early(self) -> bool:
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY

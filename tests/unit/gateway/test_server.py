@@ -48,6 +48,9 @@ class MemoryTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.ended.is_set()
 
+    def can_write_eof(self) -> bool:
+        return False
+
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
 
@@ -299,3 +302,26 @@ def test_a_request_of_two_lengths_is_refused_and_its_connection_closed() -> None
         assert response.status == 400 and response.headers["Connection"] == "close"
         assert "Content-Length" in str(documented(response)["error"])
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        request("/", "Connection: close", f"Content-Length: {10**8}"),
+        request("/", f"Content-Length: {10**8}").replace(b"HTTP/1.1", b"HTTP/1.0"),
+        request("/", "Transfer-Encoding: chunked", f"Content-Length: {10**8}"),
+        request("/", "Transfer-Encoding: chunked") + b"no length\r\n",
+        b"GET / HTTP/1.1\r\nX: ",
+    ],
+)
+def test_a_last_answer_arrives_though_the_client_still_sends(head: bytes) -> None:
+    with Listening(with_key(_ok), connections=64) as listening:
+        for _ in range(5):
+            client = listening.connect()
+            client.sendall(head)
+            for _ in range(40):
+                client.sendall(b"x" * 2**18)
+            response = listening.ask(b"", client)
+            assert response.status in (400, 401, 431)
+            assert documented(response)
+            assert client.recv(1) == b""
