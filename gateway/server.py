@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote
 
 import h11
 import uvicorn
@@ -166,7 +167,7 @@ class Doorkeeper:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._refusal(scope) if scope["type"] == "http" else None
-        await (answer or self._app)(scope, receive, send)
+        await (answer or self._app)(_in_origin_form(scope), receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         if len(self.connections) > self._most:
@@ -179,6 +180,18 @@ class Doorkeeper:
             sentence = "A request may not have both a Content-Length and a Transfer-Encoding."
             return _last_answer(InvalidRequestError(sentence), _BAD_REQUEST)
         return None
+
+
+def _in_origin_form(scope: Scope) -> Scope:
+    """The scope of a request whose target may name scheme and host, as for a proxy; these are left out.
+
+    Source: RFC 9112, section 3.2.2, by which a server has to take such targets.
+    """
+    scheme, separator, rest = scope.get("raw_path", b"").partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
+        return scope
+    raw_path = b"/" + rest.partition(b"/")[2]
+    return {**scope, "raw_path": raw_path, "path": unquote(raw_path.decode("ascii"))}
 
 
 def _last_answer(error: HoldfastError, status: int | None = None) -> Response:
