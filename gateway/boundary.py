@@ -8,11 +8,14 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.errors import HoldfastError, InternalError, InvalidRequestError
 from gateway.answers import error_answer
 from gateway.errors import MethodNotAllowedError, RouteNotFoundError, stopping
+
+_METHODS = ("GET", "POST", "PUT", "DELETE")
 
 
 class ErrorBoundary:
@@ -60,10 +63,21 @@ async def answer_http_exception(request: Request, e: Exception) -> Response:
     """Starlette's own refusals (no such path, no such method) in our words."""
     assert isinstance(e, HTTPException)
     error: HoldfastError
+    headers = e.headers
     if e.status_code == 404:
         error = RouteNotFoundError("There is nothing at this path.", hint="See /docs.")
     elif e.status_code == 405:
         error = MethodNotAllowedError("This path does not know this method.")
+        headers = {"Allow": ", ".join(_methods(request))}
     else:
         error = InvalidRequestError("The request was refused.")
-    return error_answer(error, request.scope, status=e.status_code, headers=e.headers)
+    return error_answer(error, request.scope, status=e.status_code, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods that the path knows. Starlette would name those of one route, and another may have the same path."""
+    scopes = {method: {**request.scope, "method": method} for method in _METHODS}
+    routes = request.app.router.routes
+    return [
+        method for method, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]

@@ -33,10 +33,11 @@ def test_an_unknown_route(gateway: Gateway) -> None:
     assert_error(gateway.request("GET", "/v1/sandbox/"), 404, "NOT_FOUND")
 
 
-def test_an_unknown_method_names_the_known_ones(gateway: Gateway) -> None:
-    response = gateway.request("PATCH", "/v1/sandbox/box")
-    assert_error(response, 405, "METHOD_NOT_ALLOWED")
-    assert "allow" in response.headers
+def test_an_unknown_method_names_all_known_ones(gateway: Gateway) -> None:
+    for path, methods in gateway.app.openapi()["paths"].items():
+        response = gateway.request("PATCH", path.replace("{id}", "box").replace("{path}", "workspace/a/b"))
+        assert_error(response, 405, "METHOD_NOT_ALLOWED")
+        assert set(response.headers["allow"].split(", ")) == {method.upper() for method in methods}
 
 
 @pytest.mark.parametrize("path", ["/v1/sandbox", "/v1/nothing", "/ready", "/metrics", "/docs", "/openapi.json"])
