@@ -167,11 +167,17 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-SandboxId = Annotated[str, AfterValidator(_identifier)]
-BackupId = Annotated[str, AfterValidator(_backup_id)]
-BackupDir = Annotated[str, AfterValidator(_backup_dir)]
+SANDBOX_ID_SCHEMA = {"pattern": f"^{_ID_PATTERN.pattern}$"}
+BACKUP_ID_SCHEMA = {"pattern": "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"}
+"""What the descriptions of routes say of names; the validators below decide."""
+_DIR_SCHEMA = {"pattern": f"^({'|'.join(WRITABLE_ROOTS)})(/.*)?$"}
+_LABELS_SCHEMA = {"propertyNames": {"pattern": f"^{_LABEL_KEY.pattern}$"}, "maxProperties": MAX_LABELS}
+
+SandboxId = Annotated[str, AfterValidator(_identifier), Field(json_schema_extra=SANDBOX_ID_SCHEMA)]
+BackupId = Annotated[str, AfterValidator(_backup_id), Field(json_schema_extra=BACKUP_ID_SCHEMA)]
+BackupDir = Annotated[str, AfterValidator(_backup_dir), Field(json_schema_extra=_DIR_SCHEMA)]
 SandboxPath = Annotated[str, AfterValidator(_absolute_path)]
-LabelValues = Annotated[dict[str, str], AfterValidator(_labels)]
+LabelValues = Annotated[dict[str, str], AfterValidator(_labels), Field(json_schema_extra=_LABELS_SCHEMA)]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -648,6 +654,7 @@ class Check(Model):
 
 
 M = TypeVar("M", bound=BaseModel)
+_PYDANTIC_KIND = re.compile(r"(function-\w+|list)\[.*\]")
 
 
 def validated(model: type[M], values: Mapping[str, Any], error: type[InvalidRequestError] = InvalidRequestError) -> M:
@@ -664,11 +671,17 @@ def validated(model: type[M], values: Mapping[str, Any], error: type[InvalidRequ
 
 def invalid(e: ValidationError, error: type[InvalidRequestError] = InvalidRequestError) -> InvalidRequestError:
     """One sentence and one context entry per field, out of pydantic's report; never the offending values."""
-    fields = {
-        ".".join(map(str, line["loc"])) or "body": line["msg"].removeprefix("Value error, ") for line in e.errors()
-    }
+    fields: dict[str, str] = {}
+    for line in e.errors():
+        place, said = _place(line["loc"]) or "body", line["msg"].removeprefix("Value error, ")
+        fields[place] = f"{fields[place]}, or {said}" if place in fields else said
     sentence = "; ".join(f"{name}: {message}" for name, message in fields.items())
     return error(f"Invalid request: {sentence}.", context={"fields": fields})
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """The field that an error is about, without pydantic's own names of the kinds that it might have."""
+    return ".".join(str(part) for part in loc if not _PYDANTIC_KIND.fullmatch(str(part)))
 
 
 def exclude_patterns(values: Sequence[str], error: type[InvalidRequestError] = InvalidRequestError) -> list[str]:

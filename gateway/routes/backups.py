@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from actors.errors import InvalidBackupConfigError
 from actors.models import (
+    BACKUP_ID_SCHEMA,
     BackupId,
     BackupInfo,
     BackupOptions,
@@ -29,7 +30,9 @@ class _Named(Model):
     id: BackupId
 
 
-async def _backup_id(id: Annotated[str, Path(description="The backup's UUID.")]) -> str:
+async def _backup_id(
+    id: Annotated[str, Path(description="The backup's UUID.", json_schema_extra=BACKUP_ID_SCHEMA)],
+) -> str:
     return validated(_Named, {"id": id}, InvalidBackupConfigError).id
 
 

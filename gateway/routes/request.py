@@ -11,6 +11,7 @@ from fastapi.security import HTTPBearer
 from actors.models import (
     MAX_CURSOR_LENGTH,
     MAX_PAGE,
+    SANDBOX_ID_SCHEMA,
     Model,
     SandboxId,
     exclude_patterns,
@@ -37,7 +38,9 @@ def config_of(request: Request) -> GatewayConfig:
     return config
 
 
-async def _box(request: Request, id: Annotated[str, Path(description="The sandbox's name.")]) -> SandboxPort:
+async def _box(
+    request: Request, id: Annotated[str, Path(description="The sandbox's name.", json_schema_extra=SANDBOX_ID_SCHEMA)]
+) -> SandboxPort:
     cluster: Cluster = request.app.state.cluster
     return cluster.sandbox(request.state.tenant, validated(_Named, {"id": id}).id)
 

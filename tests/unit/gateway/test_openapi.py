@@ -3,6 +3,7 @@ answer and never an unhandled error."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import schemathesis
@@ -17,6 +18,8 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 # A tar archive is bytes like any other to the gateway; what it means is the sandbox's to find out.
 schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
 
+NAMES = {"/v1/sandbox": "a-sandbox-1", "/v1/backup/": "01234567-89ab-4cde-8f01-23456789abcd"}
+
 schema = schemathesis.openapi.from_asgi("/openapi.json", make_gateway().app, headers=HEADERS)
 
 
@@ -25,3 +28,22 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", make_gateway().app, hea
 def test_every_request_gets_a_documented_answer(case: schemathesis.Case[Any]) -> None:
     response = case.call(headers=HEADERS)
     case.validate_response(response, checks=[not_a_server_error, response_schema_conformance])
+
+
+def test_names_and_directories_are_described_by_patterns() -> None:
+    paths = make_gateway().app.openapi()["paths"]
+    for beginning, name in NAMES.items():
+        for operation in (
+            operation for at, row in paths.items() if at.startswith(beginning) for operation in row.values()
+        ):
+            for parameter in operation.get("parameters", []):
+                pattern = parameter["schema"].get("pattern", "")
+                assert parameter["name"] != "id" or (re.search(pattern, name) and not re.search(pattern, "a/b"))
+    body = paths["/v1/sandbox/{id}/restore"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    described = body["properties"]["dir"]["pattern"]
+    assert re.search(described, "/var/tmp/x") and not re.search(described, "/etc")
+
+
+def test_a_value_of_two_kinds_is_called_by_its_own_name() -> None:
+    answer = make_gateway().request("POST", "/v1/sandbox/box/forget", json={"dir": ["/workspace", 1]})
+    assert answer.json()["context"]["fields"].keys() == {"dir", "dir.1"}
