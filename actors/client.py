@@ -179,8 +179,8 @@ class SandboxCalls:
         Raises:
             InvalidRequestError: argv and env are longer than the node takes.
             FileNotFoundInSandboxError, PathForbiddenError: the working directory cannot be entered.
-            SandboxUnavailableError: the node could not start it; the context has the reason.
-            ExecError: (or one of its kinds) it was ended from outside.
+            SandboxUnavailableError: the node could not start it, or ended its box; the context has the reason.
+            ExecError: (one of its kinds) it was ended from outside.
         """
         return self._stream(EXEC, lambda actor, name: actor.exec.remote(name, request))
 
@@ -205,7 +205,12 @@ class SandboxCalls:
         return self._call(FILES, lambda actor: actor.list_files.remote(inside))
 
     def persist(self, *, excludes: Sequence[str] = ()) -> Stream[bytes]:
-        """A tar archive of /workspace, without what the patterns name, as in a backup. Raises InvalidRequestError."""
+        """A tar archive of /workspace, without what the patterns name, as in a backup.
+
+        Raises:
+            InvalidRequestError: a pattern cannot be meant.
+            SandboxUnavailableError: the node could not make it, or files became shorter meanwhile.
+        """
         patterns = exclude_patterns(excludes)
         return self._stream(READS, lambda actor, name: actor.persist.remote(name, patterns))
 
