@@ -24,7 +24,8 @@ class LingeringTransport(asyncio.Transport):
         """Whether it is being closed, and what comes is to be thrown away."""
 
     def close(self) -> None:
-        if self.lingers or not (self._is_receiving() and self._transport.can_write_eof()):
+        is_over = self.is_closing() or not self._is_receiving()
+        if is_over or not self._transport.can_write_eof():
             self._transport.close()
             return
         self.lingers = True
