@@ -42,8 +42,10 @@ from actors.tar_excludes import TarExcludes
 
 _ABANDONED_AFTER_S = 600.0
 _XATTRS = ("--xattrs", "--xattrs-include=user.*")
-_TAR_IN = ("tar", "--extract", "--file=-", "--no-same-owner", "--delay-directory-restore", *_XATTRS,
+_TAR_IN = ("tar", "--extract", "--file=-", "--no-same-owner", "--delay-directory-restore", *_XATTRS, "--block-number",
            "--warning=no-timestamp", "--warning=no-unknown-keyword")  # fmt: skip
+_END_MARK = b"** Block of NULs **"
+"""Said on stdout of an archive's end, because of --block-number. Source: GNU tar's list.c, `read_and`."""
 _OURS = "--exclude=.holdfast-????????????????"
 _PAX = "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"
 """Nothing of the process, nor of who has read a file, so that equal trees give equal archives."""
@@ -52,6 +54,8 @@ _TAR_OUT = ("tar", "--create", "--file=-", "--format=posix", _PAX, *_XATTRS, "--
 _NO_ATTRIBUTES = re.compile(rb": Warning: Cannot \w*listxattr\w*: Operation not supported$")
 """Said of each file of a restored archive without any attributes, by the file system below it."""
 _OF_A_LIVE_TREE = (b": file changed as we read it", b": File removed before we read it")
+_CUT_OFF = re.compile(rb"^tar: Unexpected EOF in archive$", re.MULTILINE)
+_DISK_FULL = re.compile(rb": (No space left on device|Disk quota exceeded|Wrote only \d+ of \d+ bytes)$", re.MULTILINE)
 _MAX_COMPLAINTS_BYTES = 65_536
 _TAR_DIFFERED = 1
 """tar's exit status when some files changed while they were read. Source: GNU tar manual, "Return codes"."""
@@ -252,9 +256,10 @@ class _Reading:
 
 
 class _TarSink:
-    """A tar process in the sandbox that unpacks what it is fed. Its verdict is ours.
+    """A tar process in the sandbox that unpacks what it is fed. Its verdict is ours, but that an end mark is required.
 
-    It ends as soon as it has read the archive's end, which padding may follow, or whatever it does not look at.
+    tar would let pass what was cut off after one of its members. It ends once it has read the archive's end, which
+    padding may follow, or whatever it does not look at.
     """
 
     def __init__(self, commands: Commands) -> None:
@@ -265,7 +270,9 @@ class _TarSink:
         )
         self._tar = self._tool.process
         self._complaints = _Complaints(self._tar)
-        threading.Thread(target=self._drain, daemon=True).start()
+        self._said = bytearray()
+        self._drain = threading.Thread(target=self._read_what_it_says, daemon=True)
+        self._drain.start()
 
     def write(self, data: bytes) -> None:
         assert self._tar.stdin is not None
@@ -293,6 +300,9 @@ class _TarSink:
         """Waits for tar's end. Raises the error for which the archive is refused."""
         if self._tar.wait() != 0 or self._complaints.of_attributes():
             raise self._refused()
+        self._drain.join(5)
+        if _END_MARK not in self._said:
+            raise _cut_off("")
 
     def _refused(self) -> HoldfastError:
         try:
@@ -302,16 +312,18 @@ class _TarSink:
         said = self._complaints.text()
         if self._complaints.of_attributes():
             return InvalidRequestError("The archive holds attributes that cannot be set here.", context={"tar": said})
-        if "No space left" in said:
+        if self._complaints.say(_DISK_FULL):
             return NoSpaceError("The disk is full.")
         if self._complaints.of_a_dead_mount():
             return _mount_lost()
+        if self._complaints.say(_CUT_OFF):
+            return _cut_off(said)
         return InvalidRequestError("The body is not a tar archive that can be unpacked.", context={"tar": said})
 
-    def _drain(self) -> None:
+    def _read_what_it_says(self) -> None:
         assert self._tar.stdout is not None
-        while self._tar.stdout.read(TRANSFER_BYTES):
-            pass
+        for line in self._tar.stdout:
+            self._said += line[: max(0, _MAX_COMPLAINTS_BYTES - len(self._said))]
 
 
 class _Complaints:
@@ -335,6 +347,10 @@ class _Complaints:
         lines = self.said().splitlines()
         return bool(lines) and all(line.endswith(_OF_A_LIVE_TREE) for line in lines)
 
+    def say(self, sentence: re.Pattern[bytes]) -> bool:
+        """Whether tar says this."""
+        return sentence.search(self.said()) is not None
+
     def of_attributes(self) -> bool:
         """Whether an attribute could not be set, or that may be what was cut off. tar ends with 0 all the same."""
         self._reader.join(5)
@@ -350,6 +366,14 @@ class _Complaints:
         for line in self._pipe:
             if not _NO_ATTRIBUTES.search(line):
                 self._said += line[: max(0, _MAX_COMPLAINTS_BYTES - len(self._said))]
+
+
+def _cut_off(said: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        "The archive is cut off: it has no end mark, or ends within a member.",
+        hint="Send the whole archive again. What was unpacked so far has stayed.",
+        context={"tar": said} if said else {},
+    )
 
 
 def _mount_lost() -> MountLostError:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.errors import InvalidRequestError
+from actors.errors import InvalidRequestError, NoSpaceError
 from actors.models import ExecRequest
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
@@ -244,12 +244,11 @@ def variants(tmp_path: Path) -> dict[str, bytes]:
     (large / "file").write_bytes(random.Random(0).randbytes(300_000))
     long = packed_by_tar(large)
     made = {
-        **{f"cut after {at}": plain[:at] for at in range(0, len(plain) + 1, BLOCK)},
-        **{f"cut in the block at {at}": plain[: at + 100] for at in range(0, len(plain), 3 * BLOCK)},
-        **{f"a long one, cut after {at}": long[:at] for at in (BLOCK, 65_536, 200_000, 299_520, 300_032, 300_544)},
+        **{f"cut after {at}": plain[:at] for at in range(end + BLOCK, len(plain) + 1, BLOCK)},
+        **{f"a long one, cut after {at}": long[:at] for at in (65_536, 200_000, 299_520, 300_032, 300_544)},
         **{f"of {n} blocks a record": packed_by_tar(source, f"-b{n}") for n in (1, 7, 20, 2048)},
         **{f"followed by {n} zeros": plain + bytes(n) for n in (1, BLOCK, 65_536, 3_000_000)},
-        **{f"with {n} zero blocks at its end": plain[:end] + bytes(n * BLOCK) for n in range(4)},
+        **{f"with {n} zero blocks at its end": plain[:end] + bytes(n * BLOCK) for n in (1, 2, 3)},
         **{f"followed by {n} bytes of garbage": plain + b"garbage!" * (n // 8) for n in (8, 10_240, 3_000_000)},
         "garbage in place of its end": plain[:end] + b"garbage!" * 200,
         "one after another": plain + other,
@@ -263,7 +262,7 @@ def variants(tmp_path: Path) -> dict[str, bytes]:
         "one zero": b"\0",
         "text": b"this is no archive\n" * 2000,
     }
-    packers = (["gzip", "-c"], ["bzip2", "-c"], ["xz", "-c"])
+    packers = (["gzip", "-c"], ["bzip2", "-c"], ["xz", "-c"], ["zstd", "-c"])
     packed = {f"by {argv[0]}": subprocess.run(argv, input=plain, capture_output=True).stdout for argv in packers}
     return made | packed
 
@@ -288,6 +287,54 @@ def test_hydrate_gives_the_verdict_of_gnu_tar_on_whatever_comes(kernel_node: Nod
             wrong.append((name, expected, found))
     assert wrong == []
     assert verdicts == {True, False}
+
+
+@pytest.mark.parametrize("options", KINDS := [
+    ("--format=v7",), ("--format=ustar", "-b1"), ("--format=oldgnu", "--sparse"), ("--format=gnu", "--label=x", "-b7"),
+    ("--format=gnu", "--listed-incremental=../snapshot"), ("--format=posix", "--sparse", "--label=x"), ("--xattrs",),
+], ids=" ".join)  # fmt: skip
+def test_an_archive_that_is_cut_off_anywhere_before_its_end_mark_is_refused(
+    kernel_node: Node, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    source, reference = tmp_path / "source", tmp_path / "reference"
+    for folder in (source, reference):
+        folder.mkdir()
+    for name, size in (("a", 0), ("b", 1), ("c", 3 * BLOCK)):
+        (source / name).write_bytes(random.Random(name).randbytes(size))
+    if options != KINDS[0]:
+        (source / ("n" * 90)).mkdir()
+        (source / ("n" * 90) / ("m" * 60)).write_bytes(b"a long name")
+    (source / "link").symlink_to("c")
+    with (source / "sparse").open("wb") as file:
+        for at in range(0, 10 * 65_536, 65_536):
+            file.seek(at)
+            file.write(random.Random(at).randbytes(5 * BLOCK))
+    os.link(source / "sparse", source / "hard")
+    box, tar = kernel_node.sandbox(), packed_by_tar(source, *options)
+    end = -(-len(tar.rstrip(b"\0")) // BLOCK) * BLOCK
+    cuts = {*range(BLOCK, end, 7 * BLOCK), *(random.Random(1).randrange(BLOCK, end) for _ in range(20))}
+    for at in sorted(cuts | {end - BLOCK, end - 1, end, end + BLOCK - 1}):
+        with pytest.raises(InvalidRequestError, match="cut off"):
+            hydrate(box, tar[:at])
+    for whole in (tar, tar[: end + BLOCK], tar[: end + 2 * BLOCK + 1], tar + b"rest"):
+        hydrate(box, whole)
+        subprocess.run(["tar", "--extract", "--file=-"], input=whole, cwd=reference, check=True, capture_output=True)
+        assert content(work(kernel_node, box)) == content(reference)
+
+
+def test_a_full_disk_is_named_whatever_a_member_is_called(kernel_node: Node, tmp_path: Path) -> None:
+    box, source = kernel_node.sandbox(), tmp_path / "source"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", work(kernel_node, box)], check=True)
+    try:
+        source.mkdir()
+        (source / ("n" * 250)).write_bytes(bytes(2_000_000))
+        os.chown(work(kernel_node, box), UID, UID)
+        with pytest.raises(NoSpaceError):
+            hydrate(box, packed_by_tar(source))
+        with pytest.raises(InvalidRequestError):
+            hydrate(box, b"No space left on device".ljust(10_240, b"."))
+    finally:
+        subprocess.run(["umount", work(kernel_node, box)], check=True)
 
 
 def content(folder: Path) -> dict[str, bytes | str]:
