@@ -200,7 +200,7 @@ class Tree:
         A symbolic link is followed, and kept; one that leads outside the top folders, or nowhere, is replaced.
 
         Raises:
-            PathTypeError: something on the way is not a directory; or the link leads to one of the top folders.
+            PathTypeError: something on the way is not a directory; or the link leads to one, or ends with a slash.
             PathError: too many links follow each other, or the way leads outside the top folders.
         """
         place = PurePosixPath(self._followed(path))
@@ -229,17 +229,17 @@ class Tree:
 
         None if that is outside the top folders, or in a directory that does not exist.
         """
-        written = "/" + os.path.normpath(target).lstrip("/")
-        directory, name = os.path.split(target.rstrip("/"))
-        if written in self._tops:
+        if "/" + os.path.normpath(target).lstrip("/") in self._tops:
             raise PathTypeError("The path is a directory.")
-        if name in ("", ".", ".."):
-            return written if self._is_inside(written) else None
+        directory, name = os.path.split(target.rstrip("/"))
+        is_dots = name in (".", "..")
         try:
-            with self.directory(directory) as fd:
+            with self.directory(target if is_dots else directory) as fd:
                 inside = self._inside(fd)
         except PathMissingError:
             return None
+        if inside is not None and (is_dots or target.endswith("/")):
+            raise PathTypeError("The path is a directory.")
         return f"{inside}/{name}" if inside is not None else None
 
     def remove(self, path: str) -> None:

@@ -196,6 +196,8 @@ def test_a_new_file_goes_where_a_link_inside_leads_and_keeps_the_link(tree: Tree
         "/nowhere",
         "/var/x",
         "no/such/folder",
+        "new/.",
+        "no/such/",
         "absolute/secret",
         "chain/secret",
     ],
@@ -212,7 +214,9 @@ def test_a_link_that_leads_outside_or_nowhere_is_replaced(tree: Tree, outside: P
     assert (outside / "secret").read_text() == "host secret"
 
 
-@pytest.mark.parametrize("target", ["self", "/workspace", "/tmp/", "real/inside/x"])
+@pytest.mark.parametrize(
+    "target", ["self", "/workspace", "/tmp/", "real/inside/x", "new/", "real/", "real/.", "real/..", "real/inside/"]
+)
 def test_a_link_to_no_place_for_a_file_is_refused_and_stays(tree: Tree, target: str) -> None:
     (tree.root / "workspace/self").unlink()
     (tree.root / "workspace/self").symlink_to(target)
