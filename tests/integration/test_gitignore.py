@@ -10,6 +10,7 @@ import struct
 import subprocess
 import time
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,41 @@ def test_each_repository_within_another_has_its_own_rules(git: Git) -> None:
     assert kept(git, "/workspace/sub/inner/build") == {"a"}
     put(git.work / ".gitignore", "inner/\nbuild/\n.env\n*.log\n")
     assert kept(git) == UNIGNORED
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_repositories_within_random_repositories_are_kept_as_git_would(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    git = Git.at(tmp_path)
+    for number in range(25):
+        random_tree(rng, git.work / f"{number}")
+    folders = [path for path in git.work.rglob("*") if path.is_dir() and not path.is_symlink()]
+    roots = [git.work, *rng.sample([path for path in folders if ".gitignore" not in path.parts], 12)]
+    for root in roots:
+        git("init", "-q", f"--object-format={rng.choice(('sha1', 'sha1', 'sha256'))}", cwd=root)
+        (root / ".git" / "info" / "exclude").write_bytes(random_ignore_file(rng, 2))
+    (git.work / ".gitignore").write_bytes(rng.choice((b"", b"/?7\n*.x\n", b"/1*/a\n/1?/\n!/13/\n")))
+
+    def within(root: Path) -> list[Path]:
+        return [path for path in roots if path != root and path.is_relative_to(root)]
+
+    def own(root: Path, paths: Iterable[str]) -> set[str]:
+        return {path for path in paths if not any((root / path).is_relative_to(other) for other in within(root))}
+
+    def expected(root: Path) -> set[str]:
+        found = own(root, git.kept(root))
+        for other in within(root):
+            inside = str(other.relative_to(root))
+            nearest = not any(other in within(between) for between in within(root))
+            if nearest and not git("check-ignore", "--no-index", "--stdin", "-z", cwd=root, stdin=os.fsencode(inside)):
+                found |= {f"{inside}/{path}" for path in expected(other)}
+        return found
+
+    for root in roots:
+        files = sorted(own(root, without_git(os.fsdecode(path) for path in _paths(root))))
+        tracked = rng.sample(files, len(files) // 5)
+        git("update-index", "--add", "-z", "--stdin", stdin=b"\0".join(map(os.fsencode, tracked)), cwd=root)
+    _assert_same(git, without_git(git.backed_up()), expected(git.work))
 
 
 @pytest.mark.parametrize("absolute", [False, True])
