@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -97,10 +99,23 @@ async def parsed(
             from_json(bytes(body), allow_inf_nan=False)
     except (ValueError, RecursionError):
         raise malformed("The body is not a JSON document.", hint="NaN and Infinity are not JSON either.") from None
+    if (repeated := _repeated_field(bytes(body))) is not None:
+        raise malformed(f"The body has the field {repeated[:200]!r} more than once.", context={"field": repeated[:200]})
     try:
         return model.model_validate_json(bytes(body)) if names is None else model.model_validate(names)
     except ValidationError as e:
         raise invalid(e, error) from None
+
+
+def _repeated_field(document: bytes) -> str | None:
+    """The first name that an object of a JSON document has twice: all but one value would be dropped."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        repeated.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+
+    json.loads(document, object_pairs_hook=note, parse_int=len)  # a number may have more digits than int() takes
+    return repeated[0] if repeated else None
 
 
 def describes(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:

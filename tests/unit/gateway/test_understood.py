@@ -65,6 +65,22 @@ def test_a_body_that_a_route_does_not_take_is_refused(
         assert "unknown" in answer.json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("exec", '{"argv": ["ls"], "argv": ["rm"]}'),
+        ("exec", '{"argv": ["ls"], "env": {"A": "1", "\\u0041": "2"}}'),
+        ("exec", '{"argv": ["\\udce9"], "cwd": "/tmp", "cwd": "/tmp"}'),
+        ("backup", '{"dir": "/workspace", "excludes": ["*.env"], "excludes": []}'),
+        ("backup", '{"dir": "/workspace", "ttl": ' + "9" * 4000 + ', "ttl": 1}'),
+    ],
+)
+def test_a_field_given_twice_is_refused(gateway: Gateway, route: str, body: str) -> None:
+    answer = gateway.request("POST", f"/v1/sandbox/box/{route}", content=body.encode())
+    assert answer.status_code == 400 and "more than once" in answer.json()["error"], answer.text
+    assert not gateway.cluster.sandbox("default", "box").asked
+
+
 def test_an_empty_object_is_no_body(gateway: Gateway) -> None:
     assert gateway.request("POST", "/v1/sandbox/box/persist", json={}).content == b"tarball"
     assert gateway.request("POST", "/v1/sandbox/box/cancel", json={}).json() == {"cancelled": False}
