@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, ValidationError
 
 from actors.errors import InvalidRequestError, PathForbiddenError
 from actors.ignore_patterns import find_flaw
@@ -261,7 +261,11 @@ class RestoreOptions(Model):
 class ForgetOptions(Model):
     """The missing directories that are to be given up: one, or several."""
 
-    dir: BackupDir | Annotated[list[BackupDir], Field(min_length=1, max_length=128)]
+    dir: Annotated[
+        Annotated[BackupDir, Tag("one")]
+        | Annotated[list[BackupDir], Field(min_length=1, max_length=128), Tag("several")],
+        Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
+    ]
 
     @property
     def dirs(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from actors.client import Sandbox
+from actors.client import Sandbox, ServiceCalls
 from actors.errors import InvalidBackupConfigError, InvalidRequestError, PathForbiddenError
 from actors.models import (
     MAX_STRING_BYTES,
@@ -18,6 +18,7 @@ from actors.models import (
     Compression,
     DirectoryBackup,
     ExecRequest,
+    ForgetOptions,
     RestoreMode,
     RestoreOptions,
     validated,
@@ -171,6 +172,28 @@ def test_no_error_repeats_a_value(model: Any, values: dict[str, Any]) -> None:
     assert SECRET not in f"{raised.value} {raised.value.context} {raised.value.hint}"
 
 
+@pytest.mark.parametrize(
+    ("value", "fields"),
+    [
+        ("/workspace/\udcff", {"dir.one"}),
+        (["/workspace", "/workspace/\udcff"], {"dir.several.1"}),
+        ([], {"dir.several"}),
+        (5, {"dir.one"}),
+    ],
+)
+def test_one_directory_or_several_are_told_of_by_what_was_meant(value: Any, fields: set[str]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        validated(ForgetOptions, {"dir": value})
+    assert set(caught.value.context["fields"]) == fields
+
+
 def test_models_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
         setattr(BackupOptions(dir="/app"), "dir", "/tmp")  # noqa: B010
+
+
+@pytest.mark.parametrize("tenant", ["", "x\udcff", "A", "a/b"])
+def test_a_tenant_that_cannot_be_is_refused_before_any_call(tenant: str) -> None:
+    for make in (lambda: ServiceCalls(tenant=tenant), lambda: Sandbox("box", tenant=tenant)):
+        with pytest.raises(InvalidRequestError, match="tenant"):
+            make()
