@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from actors.errors import InvalidRequestError
+
 if TYPE_CHECKING:
     from actors.client import Sandbox, ServiceCalls
     from actors.settings import Settings
@@ -52,9 +54,14 @@ def read_client_env(data_dir: Path | None = None) -> None:
     Has to happen before Ray is imported, which reads these names once. A file that is absent, or that
     belongs to somebody else, is no error; nor is one of another cluster than RAY_ADDRESS names, whose
     credentials would be the wrong ones.
+
+    Raises:
+        InvalidRequestError: the folder was given, and is not there.
     """
     if data_dir is None:
         data_dir = settings().data_dir
+    elif not os.path.isdir(data_dir):
+        raise InvalidRequestError(f"{data_dir} is no directory that can be read.")
     try:
         text = (data_dir / CLIENT_ENV).read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -20,14 +20,18 @@ from actors.models import FileKind
 from gateway.cli.arguments import DEFAULT_DIR, Remote, remote
 from gateway.cli.remote_entries import find_entry, is_directory
 from gateway.cli.session import Session, with_session
+from gateway.cli.trees import check_parent
 
 if TYPE_CHECKING:
     from actors.client import Sandbox
     from gateway.cli.output import Output
 
 STANDARD_STREAM = "-"
-_PACK = ["tar", "--create", "--format=gnu"]
-_UNPACK = ["tar", "--extract", "--no-same-owner", "--preserve-permissions"]
+_PACK = ["tar", "--create", "--format=gnu", "--transform=s,^\\.,d,S"]
+"""Of the directory `.`, which is called `d` in the archive; links lead where they led."""
+_UNPACK = ["tar", "--extract", "--no-same-owner", "--preserve-permissions", "--no-overwrite-dir",
+           "--keep-directory-symlink"]  # fmt: skip
+"""A directory that is there stays what it is, a link to one too: as with cp(1)."""
 
 
 @with_session
@@ -42,7 +46,7 @@ def copy(
     """Copy a file into or out of a sandbox, with its mode. The target shows whole or not at all.
 
     A target that is a directory is copied into. With -r, a directory in the sandbox that is there already takes the
-    new files in, and a local one must not be there yet.
+    new files in, and a local one must not be there yet; `DIRECTORY/.` stands for what is in it.
     """
     there, here = remote(target), remote(source)
     if (there is None) == (here is None):
@@ -57,7 +61,7 @@ def copy(
         raise
     except OSError as e:
         name = e.filename if isinstance(e.filename, str) else "local file"
-        raise InvalidRequestError(f"{name}: {e.strerror}.") from None
+        raise InvalidRequestError(f"{name}: {e.strerror or e}.") from None
     if session.output.as_json and target != STANDARD_STREAM:
         session.output.result({"ok": True, "bytes": copied})
 
@@ -139,6 +143,15 @@ def _download(session: Session, source: Remote, target: str) -> int:
     return done
 
 
+def _own_name(directory: str) -> str:
+    """The name that a directory has in another one that it is copied into; "" where what is in it is meant.
+
+    Source: cp(1) of coreutils, for "." and "..".
+    """
+    name = posixpath.basename(directory.rstrip("/"))
+    return "" if name in (".", "..") else name
+
+
 def _is_a_directory(name: str) -> InvalidRequestError:
     return InvalidRequestError(f"{name} is a directory.", hint="Copy it with -r.")
 
@@ -149,11 +162,14 @@ def _upload_tree(session: Session, source: str, to: Remote) -> int:
 
     folder = Path(source)
     if not folder.is_dir():
-        raise InvalidRequestError("With -r, SRC must be a directory.")
+        return _upload(session, source, to)
     sandbox = session.sandbox(to.box)
-    parent, name = posixpath.split(to.path.rstrip("/"))
-    if to.path.endswith("/") or is_directory(sandbox, to.path):
-        parent, name = to.path.rstrip("/"), folder.resolve().name
+    place = posixpath.normpath(to.path)
+    if to.path.endswith("/") or is_directory(sandbox, place):
+        place = posixpath.join(place, _own_name(source)).rstrip("/")
+    if not is_directory(sandbox, place) and find_entry(sandbox, place) is not None:
+        raise InvalidRequestError(f"{place} in the sandbox is there, and is no directory.")
+    parent, name = posixpath.split(place)
     done = 0
     with _archive_there(sandbox) as archive, meter(visible=session.output.shows_progress) as display:
         upload = sandbox.calls.write_file(archive).result()
@@ -181,16 +197,17 @@ def _download_tree(session: Session, source: Remote, target: str) -> int:
     from gateway.cli.trees import unpack
 
     sandbox = session.sandbox(source.box)
-    parent, name = posixpath.split(source.path.rstrip("/"))
     if not is_directory(sandbox, source.path):
-        raise InvalidRequestError("With -r, SRC must be a directory.")
+        return _download(session, source, target)
+    if target == STANDARD_STREAM:
+        raise InvalidRequestError("A directory cannot be copied to standard output.")
     place = Path(target)
-    if target == STANDARD_STREAM or place.is_dir():
-        place = place / name
-    if target == STANDARD_STREAM or os.path.lexists(place):
+    if place.is_dir():
+        place = place / _own_name(source.path)
+    if os.path.lexists(place):
         raise InvalidRequestError(f"{place}: a directory can only be copied to where nothing is yet.")
     with _archive_there(sandbox) as archive, meter(visible=session.output.shows_progress) as display:
-        _run(sandbox, [*_PACK, f"--directory={parent}", f"--file={archive}", "--", name])
+        _run(sandbox, [*_PACK, f"--directory={source.path}", f"--file={archive}", "."])
 
         def pieces() -> Iterator[bytes]:
             done = 0
@@ -245,10 +262,14 @@ def _writable(target: str, name: str, output: Output, mode: int | None) -> Itera
         return
     if path.is_dir():
         path = path / name
+    elif target.endswith("/"):
+        raise InvalidRequestError(f"{target} is no directory.")
     if path.exists() and not path.is_file():
         with path.open("wb") as device:
             yield device
         return
+    check_parent(path)
+    path = path.resolve() if path.exists() else path  # a link stays, and what it leads to is written
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -19,13 +19,16 @@ _KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY}
 
 
 def find_entry(sandbox: Sandbox, path: str) -> FileEntry | None:
-    """The entry of a path, its symbolic links followed. None where that cannot be told: using the path will say why."""
+    """The entry of a path, its symbolic links followed; of one that leads nowhere, itself.
+
+    None where that cannot be told: using the path will say why.
+    """
     parent, name = posixpath.split(str(PurePosixPath(path)))
     try:
         found = next((entry for entry in sandbox.list_files(parent) if entry.name == name), None)
     except HoldfastError:
         return _asked(sandbox, path)
-    return _asked(sandbox, path) if found is not None and found.kind is FileKind.SYMLINK else found
+    return (_asked(sandbox, path) or found) if found is not None and found.kind is FileKind.SYMLINK else found
 
 
 def is_directory(sandbox: Sandbox, path: str) -> bool:

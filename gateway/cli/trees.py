@@ -134,8 +134,14 @@ def _sockets(folder: Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(directory, name), folder)
 
 
+def check_parent(target: Path) -> None:
+    """Raises the OSError that names the directory in which a file or directory is to be made, if it is not there."""
+    os.stat(target.parent / ".")
+
+
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
+    check_parent(target)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:64]}."))
     try:
         yield scratch

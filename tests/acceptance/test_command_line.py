@@ -218,6 +218,47 @@ def test_help_needs_no_service(cli: Cli) -> None:
         assert name in done.stdout.decode()
 
 
+def test_directories_are_copied_as_cp_would(cli: Cli, box: HttpBox, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "f").write_text("f")
+    (tree / "g").write_text("g")
+    (tmp_path / "link").symlink_to("tree")
+    box.sh("mkdir in real; chmod 700 in; echo file > file")
+    box.sh("ln -s real link; ln -s nowhere dangling; ln -s ../real in/sub")
+
+    def listed(*argv: str) -> str:
+        assert cli.run("cp", "-r", *argv).returncode == 0, argv
+        return box.sh("find in real new -type f 2>/dev/null | sort | xargs; rm -rf in/tree in/link in/g real/* new")
+
+    assert listed(f"{tree}/", f"{box.id}:in") == "in/tree/g in/tree/sub/f\n"
+    assert listed(f"{tree}/.", f"{box.id}:in") == "in/g real/f\n"  # by way of the link in/sub
+    assert listed(f"{tree}/sub/..", f"{box.id}:new") == "new/g new/sub/f\n"
+    assert listed(str(tmp_path / "link"), f"{box.id}:in") == "in/link/g in/link/sub/f\n"
+    assert listed(str(tree), f"{box.id}:link") == "real/tree/g real/tree/sub/f\n"
+    assert listed(str(tree / "g"), f"{box.id}:in") == "in/g\n"
+    assert box.sh("stat -c '%a %N' in in/sub") == "700 'in'\n777 'in/sub' -> '../real'\n"
+    for name in ("file", "dangling"):
+        refused = cli.run("cp", "-r", str(tree), f"{box.id}:{name}")
+        assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1) and b"is no directory" in refused.stderr
+    assert box.sh("cat file; readlink dangling") == "file\nnowhere\n"
+
+    box.sh("mkdir -p real/sub; echo x > real/x; ln -s ./x real/link; ln real/x real/sub/hard")
+    for source, target in (("link", "a"), ("real/.", "b"), ("real/sub/", "c/"), ("file", "d")):
+        assert cli.run("cp", "-r", f"{box.id}:{source}", f"{tmp_path}/{target}").returncode == 0, source
+    assert (tmp_path / "a" / "x").samefile(tmp_path / "a" / "sub" / "hard")
+    assert (tmp_path / "b" / "link").readlink() == Path("./x")
+    assert (tmp_path / "c" / "hard").read_text() == "x\n"
+    assert (tmp_path / "d").read_text() == "file\n"
+    for argv, named in ((["-r", f"{box.id}:real/.", str(tmp_path)], str(tmp_path)),
+                        (["-r", f"{box.id}:real", f"{tmp_path}/none/x"], f"{tmp_path}/none"),
+                        ([f"{box.id}:file", f"{tmp_path}/none/x"], f"{tmp_path}/none"),
+                        ([f"{box.id}:file", f"{tmp_path}/none/"], f"{tmp_path}/none/"),
+                        (["-r", f"{box.id}:real", "-"], "standard output")):  # fmt: skip
+        refused = cli.run("cp", *argv)
+        assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1) and named.encode() in refused.stderr
+
+
 def test_directories_are_copied_there_and_back(cli: Cli, box: HttpBox, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "sub" / "empty").mkdir(parents=True)

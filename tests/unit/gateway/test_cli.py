@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from actors.client import Sandbox
-from actors.errors import BackupCreateError, ExecStoppedError, OperationCancelledError
+from actors.errors import BackupCreateError, ExecStoppedError, InvalidRequestError, OperationCancelledError
 from actors.models import (
     BackupOptions,
     DirectoryStatus,
@@ -203,6 +203,29 @@ def test_cp_into_a_directory_keeps_the_name(
     assert {posixpath.normpath(path) for path in box.files} == {"/workspace/a\udcff"}
 
 
+def test_cp_writes_where_a_local_link_leads(cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path) -> None:
+    box.files["/workspace/a"] = b"new"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("folder/file")
+    (tmp_path / "dangling").symlink_to("none/file")
+    for target in ("link", "dangling"):
+        assert run(cluster, "cp", "box:a", str(tmp_path / target)) == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "folder" / "file").read_bytes() == b"new"
+    assert (tmp_path / "dangling").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dangling", "file", "folder", "link"]
+
+
+def test_cp_names_the_local_directory_that_is_missing(
+    cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path, capsys: Capture
+) -> None:
+    box.files["/workspace/a"] = b"x"
+    for target in ("none/x", "none/"):
+        assert run(cluster, "cp", "box:a", f"{tmp_path}/{target}") == 1
+        assert f"{tmp_path}/none" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_cp_of_a_stream_needs_a_name(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
     assert run(cluster, "cp", "-", "box:/workspace") == 1
     assert "needs a name" in capsys.readouterr().err
@@ -280,10 +303,16 @@ def test_client_env_fills_only_what_is_not_set(tmp_path: Path, monkeypatch: pyte
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     path = os.environ["PATH"]
-    read_client_env(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    read_client_env(tmp_path / "empty")
     assert "RAY_ADDRESS" not in os.environ
     read_client_env(tmp_path)
     assert (os.environ["RAY_ADDRESS"], os.environ["RAY_AUTH_MODE"], os.environ["PATH"]) == ("a:1", "disabled", path)
+
+
+def test_a_data_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="none is no directory"):
+        read_client_env(tmp_path / "none")
 
 
 def test_client_env_of_another_cluster_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
