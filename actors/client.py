@@ -87,7 +87,7 @@ class _Address(Model):
 class Upload:
     """A transfer into a sandbox: any number of `send`, then `commit`.
 
-    A file shows when `commit` has ended, and not before. A tar archive is unpacked as it comes.
+    A file shows when `commit` has ended, and not before. A tar archive is unpacked by `commit`.
     """
 
     def __init__(self, actor: ActorRef, opened: str) -> None:

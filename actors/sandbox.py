@@ -167,7 +167,7 @@ class LocalSandbox:
             gate=self._gate,
             has_lost_mount=lambda: self._layers.has_lost or self._kept.is_disturbed(),
         )
-        self._transfers = Transfers(self._tree, self._commands, self._gate)
+        self._transfers = Transfers(self._tree, self._commands, self._gate, spool=self._home / "spool")
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         layout.lowers.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._layers = Layers(

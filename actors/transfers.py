@@ -6,15 +6,19 @@ so closes every descriptor that would keep the old directory busy.
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import re
 import subprocess
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from actors.commands import Commands
@@ -44,6 +48,8 @@ _ABANDONED_AFTER_S = 600.0
 _XATTRS = ("--xattrs", "--xattrs-include=user.*")
 _TAR_IN = ("tar", "--extract", "--file=-", "--no-same-owner", "--delay-directory-restore", *_XATTRS, "--block-number",
            "--warning=no-timestamp", "--warning=no-unknown-keyword")  # fmt: skip
+_TAR_LOOK = (*_TAR_IN, "--exclude=*")
+"""Reads all of it, and unpacks nothing. It prints no names, which could be taken for an end mark."""
 _END_MARK = b"** Block of NULs **"
 """Said on stdout of an archive's end, because of --block-number. Source: GNU tar's list.c, `read_and`."""
 _OURS = "--exclude=.holdfast-????????????????"
@@ -62,13 +68,16 @@ _TAR_DIFFERED = 1
 
 
 class Sink(Protocol):
-    """Where an upload goes. A file shows whole or not at all; a tar archive shows as it is unpacked."""
+    """Where an upload goes. A file shows whole or not at all; a tar archive as it is unpacked, once all has come."""
 
     def write(self, data: bytes) -> None:
         """Takes the next bytes."""
 
     def commit(self) -> None:
-        """Makes the whole visible."""
+        """Makes the whole visible, or begins to."""
+
+    def finish(self) -> None:
+        """Returns when the whole is visible. It may take long, so no lock is held; `abort` may come meanwhile."""
 
     def abort(self) -> None:
         """Throws away what does not show yet. Repeatable."""
@@ -88,10 +97,12 @@ class _Open:
 class Transfers:
     """The open transfers of one sandbox."""
 
-    def __init__(self, tree: Tree, commands: Commands, gate: Gate) -> None:
+    def __init__(self, tree: Tree, commands: Commands, gate: Gate, *, spool: Path) -> None:
+        """`spool` is a folder of the sandbox on the node, for what is not in its tree yet; it need not be there."""
         self._tree = tree
         self._commands = commands
         self._gate = gate
+        self._spool = spool
         self._open: dict[str, _Open] = {}
         self._lock = threading.Lock()
 
@@ -129,7 +140,7 @@ class Transfers:
     def open_hydrate(self) -> str:
         """Begins to unpack a tar archive into /workspace; returns the transfer's id."""
         self._end_abandoned()
-        return self._register(_TarSink(self._commands)).id
+        return self._register(_TarSink(self._commands, self._spool)).id
 
     def send(self, transfer_id: str, data: bytes) -> None:
         """Hands the next bytes to a transfer."""
@@ -137,7 +148,16 @@ class Transfers:
 
     def commit(self, transfer_id: str) -> None:
         """Ends a transfer well."""
-        self._with(transfer_id, lambda sink: sink.commit(), last=True)
+        found = self._with(transfer_id, lambda sink: sink.commit())
+        found.used_at = math.inf
+        try:
+            with translated(""):
+                found.sink.finish()
+        except HoldfastError as e:
+            raise (self._end_of(found) if found.ended else e) from None
+        finally:
+            with self._lock:
+                self._open.pop(transfer_id, None)
 
     def abort(self, transfer_id: str) -> bool:
         """Ends a transfer and what came of it; False if there is none (any more)."""
@@ -185,7 +205,7 @@ class Transfers:
                     context={"outcome": "not_executed", "reason": "TREE_REFUSED", "tar": complaints.text()},
                 )
 
-    def _with(self, transfer_id: str, act: Callable[[Sink], None], *, last: bool = False) -> None:
+    def _with(self, transfer_id: str, act: Callable[[Sink], None]) -> _Open:
         found = self._open.get(transfer_id)
         if found is None:
             raise ExecStoppedError("The transfer has ended: a restore or a long silence stopped it.")
@@ -204,9 +224,7 @@ class Transfers:
         except BaseException:
             self.abort(transfer_id)
             raise
-        if last:
-            with self._lock:
-                self._open.pop(transfer_id, None)
+        return found
 
     @staticmethod
     def _end_of(transfer: _Open) -> HoldfastError:
@@ -250,23 +268,73 @@ class _Reading:
     def commit(self) -> None:
         raise InvalidRequestError("This transfer goes the other way.")
 
+    def finish(self) -> None:
+        raise InvalidRequestError("This transfer goes the other way.")
+
     def abort(self) -> None:
         with suppress(OSError):  # what close(2) reports of a file system that does not answer; it is closed
             os.close(self.fd)
 
 
 class _TarSink:
-    """A tar process in the sandbox that unpacks what it is fed. Its verdict is ours, but that an end mark is required.
+    """A tar archive on its way in. Nothing of it shows before all of it has come, and a first tar has found it whole.
+
+    What has come is kept in a nameless file on the node, from which a second tar unpacks it.
+    """
+
+    def __init__(self, commands: Commands, spool: Path) -> None:
+        self._commands = commands
+        spool.mkdir(exist_ok=True)
+        self._kept = tempfile.TemporaryFile(dir=spool, buffering=0)  # noqa: SIM115 (closed by `abort` and `finish`)
+        try:
+            self._tar = _Tar(commands, _TAR_LOOK, subprocess.PIPE)
+        except BaseException:
+            self._kept.close()
+            raise
+
+    def write(self, data: bytes) -> None:
+        if not self._tar.take(data):
+            return
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._kept.write(view) :]
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpaceError("The disk is full.") from None
+            raise
+
+    def commit(self) -> None:
+        self._tar.end()
+        self._kept.seek(0)
+        self._tar = _Tar(self._commands, _TAR_IN, self._kept.fileno())
+        self._tar.is_ending = True
+
+    def finish(self) -> None:
+        try:
+            self._tar.end()
+        finally:
+            self._kept.close()
+
+    def abort(self) -> None:
+        self._tar.abort()
+        self._kept.close()
+
+
+class _Tar:
+    """A tar process in the sandbox. Its verdict on an archive is ours, but that an end mark is required.
 
     tar would let pass what was cut off after one of its members. It ends once it has read the archive's end, which
     padding may follow, or whatever it does not look at.
     """
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: Commands, argv: Sequence[str], stdin: int) -> None:
         self._has_read_all = False
+        self.is_ending = False
+        """Whether `end` is being called, or will be: it cleans up then."""
         self._stack = ExitStack()
         self._tool = self._stack.enter_context(
-            commands.tool(uuid.uuid4().hex, _TAR_IN, identity=Identity.READER, stdin=subprocess.PIPE)
+            commands.tool(uuid.uuid4().hex, argv, identity=Identity.READER, stdin=stdin)
         )
         self._tar = self._tool.process
         self._complaints = _Complaints(self._tar)
@@ -274,30 +342,40 @@ class _TarSink:
         self._drain = threading.Thread(target=self._read_what_it_says, daemon=True)
         self._drain.start()
 
-    def write(self, data: bytes) -> None:
+    def take(self, data: bytes) -> bool:
+        """Feeds it the next bytes; False if it does not want any more."""
         assert self._tar.stdin is not None
-        if self._has_read_all:
-            return
-        try:
-            self._tar.stdin.write(data)
-        except BrokenPipeError:
-            self._check_verdict()
-            self._has_read_all = True
+        if not self._has_read_all:
+            try:
+                self._tar.stdin.write(data)
+            except BrokenPipeError:
+                self._check_verdict()
+                self._has_read_all = True
+                return True  # some of these may belong to the archive
+        return not self._has_read_all
 
-    def commit(self) -> None:
-        assert self._tar.stdin is not None
-        with suppress(BrokenPipeError):
-            self._tar.stdin.close()
-        self._check_verdict()
+    def end(self) -> None:
+        """Waits for its end. Raises the error for which the archive is refused."""
+        self.is_ending = True
+        if self._tar.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._tar.stdin.close()
+        try:
+            self._check_verdict()
+        except BaseException:
+            with suppress(ExecError, SandboxUnavailableError):
+                self._stack.close()
+            raise
         self._stack.close()
 
     def abort(self) -> None:
+        """Kills it. Repeatable, and also while another thread is in `end`."""
         kill_group(self._tar)
-        with suppress(ExecError, SandboxUnavailableError):
-            self._stack.close()
+        if not self.is_ending:
+            with suppress(ExecError, SandboxUnavailableError):
+                self._stack.close()
 
     def _check_verdict(self) -> None:
-        """Waits for tar's end. Raises the error for which the archive is refused."""
         if self._tar.wait() != 0 or self._complaints.of_attributes():
             raise self._refused()
         self._drain.join(5)
@@ -371,7 +449,7 @@ class _Complaints:
 def _cut_off(said: str) -> InvalidRequestError:
     return InvalidRequestError(
         "The archive is cut off: it has no end mark, or ends within a member.",
-        hint="Send the whole archive again. What was unpacked so far has stayed.",
+        hint="Send the whole archive again. Nothing of it was unpacked.",
         context={"tar": said} if said else {},
     )
 

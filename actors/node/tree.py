@@ -295,6 +295,9 @@ class NewFile:
             raise
         self._close()
 
+    def finish(self) -> None:
+        """Nothing is left to be done after `commit`."""
+
     def abort(self) -> None:
         """Throws away what was written. Repeatable."""
         if self._fd >= 0:

@@ -18,8 +18,9 @@ from actors.errors import InvalidRequestError, NoSpaceError
 from actors.models import ExecRequest
 from actors.node.drivers import Driver
 from actors.sandbox import LocalSandbox
+from tests.support.mount_leaks import wait_until
 from tests.support.random_trees import random_tree
-from tests.support.sandboxes import UID, Node, backup, hydrate, restore, run, sh, write
+from tests.support.sandboxes import UID, Background, Node, backup, code_of, hydrate, restore, run, sh, write
 from tests.support.trees import Entry, fingerprint, make_interesting_tree
 
 XATTRS = ("--xattrs", "--xattrs-include=user.*")
@@ -316,10 +317,44 @@ def test_an_archive_that_is_cut_off_anywhere_before_its_end_mark_is_refused(
     for at in sorted(cuts | {end - BLOCK, end - 1, end, end + BLOCK - 1}):
         with pytest.raises(InvalidRequestError, match="cut off"):
             hydrate(box, tar[:at])
+        assert content(work(kernel_node, box)) == {}
     for whole in (tar, tar[: end + BLOCK], tar[: end + 2 * BLOCK + 1], tar + b"rest"):
         hydrate(box, whole)
         subprocess.run(["tar", "--extract", "--file=-"], input=whole, cwd=reference, check=True, capture_output=True)
         assert content(work(kernel_node, box)) == content(reference)
+
+
+def test_a_name_that_looks_like_an_end_mark_is_none(kernel_node: Node, tmp_path: Path) -> None:
+    box, source = kernel_node.sandbox(), tmp_path / "source"
+    (source / "block 1: ** Block of NULs **").mkdir(parents=True)
+    (source / "** Block of NULs **").write_bytes(b"block 1: ** Block of NULs **\n" * 100)
+    tar = packed_by_tar(source)
+    with pytest.raises(InvalidRequestError, match="cut off"):
+        hydrate(box, tar.rstrip(b"\0") + bytes(-len(tar.rstrip(b"\0")) % BLOCK))
+    assert os.listdir(work(kernel_node, box)) == []
+
+
+@pytest.mark.parametrize("end", ["restore", "stop"])
+def test_a_restore_ends_an_unpacking_that_has_begun(kernel_node: Node, tmp_path: Path, end: str) -> None:
+    box, source = kernel_node.sandbox(), tmp_path / "source"
+    source.mkdir()
+    for number in range(20_000):
+        (source / f"{number}").touch()
+    handle = backup(box)
+    transfer = box.open_hydrate()
+    tar = packed_by_tar(source)
+    for start in range(0, len(tar), 65_536):
+        box.send(transfer, tar[start : start + 65_536])
+    assert os.listdir(work(kernel_node, box)) == []
+    unpacking = Background(lambda: box.commit(transfer))
+    assert wait_until(lambda: len(os.listdir(work(kernel_node, box))) > 0)
+    if end == "restore":
+        restore(box, handle)
+    else:
+        box.abort(transfer)
+    assert code_of(unpacking.error()) == "EXEC_STOPPED"
+    assert len(os.listdir(work(kernel_node, box))) < 20_000
+    assert not box.info().commands
 
 
 def test_a_full_disk_is_named_whatever_a_member_is_called(kernel_node: Node, tmp_path: Path) -> None:
