@@ -1,4 +1,4 @@
-"""The log of an actor: one JSON object per line on stderr, which Ray keeps per process.
+"""The log of a process of the service: one JSON object per line on stderr. Ray keeps that of each actor.
 
 structlog writes it. It is loaded with the first line, because that takes some 40 ms, and a process that has just been
 started for somebody who waits seldom has anything to say.
@@ -7,13 +7,17 @@ started for somebody who waits seldom has anything to say.
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TextIO, cast
 
 _named: ContextVar[Mapping[str, str]] = ContextVar("holdfast_log", default=MappingProxyType({}))
 _in_json = False
@@ -51,11 +55,90 @@ class Log:
         self._write("error", event, details)
 
     def _write(self, level: str, event: str, details: dict[str, Any]) -> None:
-        with suppress(OSError, ValueError):  # a full disk, or a closed stream: no reason to fail for
+        with suppress(OSError, ValueError):  # outside of the service: a closed stream, no reason to fail for
             getattr(_structlog(_in_json).get_logger(), level)(event, **details)
 
 
 log = Log()
+
+
+class LogStream:
+    """The stream of a process's log: its stderr. Never raises: a line that cannot be written is counted, and the count
+    is logged once lines can be written again.
+
+    Lines go past the buffers of `sys.stderr`, which would keep one that was not written, and try again with the next.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lost = 0
+        self._is_torn = False
+        """Whether the last line could be written in part only."""
+
+    def write(self, text: str) -> None:
+        """Writes one line, with its end."""
+        with self._lock:
+            try:
+                if self._lost:
+                    self._put(_lines_lost(self._lost))
+                    self._lost = 0
+                self._put(text)
+            except (OSError, ValueError):  # a full disk, a reader that has gone, a closed stream
+                self._lost += 1
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def _put(self, text: str) -> None:
+        try:
+            descriptor = sys.stderr.fileno()
+        except OSError:  # a stream in memory
+            sys.stderr.write(text)
+            return
+        rest = f"\n{text}".encode() if self._is_torn else text.encode()
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+            self._is_torn = bool(rest)
+
+
+class ForgivingStream:
+    """A text stream whose failed writes are no errors, since whoever prints in passing cannot deal with them.
+
+    Ray prints in a worker before an actor's first task; where that raises, the worker dies. Source: measured, Ray 2.60.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes what can be written; what a buffer has kept of it is tried again with the next."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is kept in buffers, if it can be written."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def forgive_failed_output() -> None:
+    """From now on nothing in this process fails because its stdout or stderr is on a full disk, or nobody reads it."""
+    sys.stdout = cast("TextIO", ForgivingStream(sys.stdout))
+    sys.stderr = cast("TextIO", ForgivingStream(sys.stderr))
+
+
+def _lines_lost(count: int) -> str:
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    line = {"count": count, "event": "log_lines_lost", "level": "warning", "timestamp": now}
+    return f"{json.dumps(line)}\n"
+
+
+log_stream = cast("TextIO", LogStream())
+"""The one of this process. It has the two methods of a text stream that a logger needs."""
 
 
 @functools.cache
@@ -71,6 +154,6 @@ def _structlog(in_json: bool) -> Any:
                 structlog.processors.JSONRenderer(),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            logger_factory=structlog.WriteLoggerFactory(log_stream),
         )
     return structlog

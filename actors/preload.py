@@ -1,5 +1,7 @@
 """Imported by every worker as it starts: what the first call to a sandbox would otherwise import and load.
 
+By then Ray has put the worker's log in the place of its stdout and stderr: a full disk of the logs is to end no worker.
+
 What every call needs is imported at once; the rest when the worker has waited for a moment, because one that is
 started for somebody who waits should not take longer for it.
 """
@@ -9,6 +11,8 @@ from __future__ import annotations
 import gc
 import importlib
 import threading
+
+from actors.logs import forgive_failed_output
 
 _IDLE_S = 1.0
 _NEEDED = ("actors.sandbox", "actors.sandbox_host")
@@ -27,6 +31,7 @@ def _load_the_rest() -> None:
     load_model()
 
 
+forgive_failed_output()
 gc.disable()  # what is imported stays: looking through it again and again takes a fifth of the time
 try:
     _load(_NEEDED)

@@ -88,8 +88,10 @@ def main(argv: Sequence[str] | None = None, *, doors: Doors | None = None) -> in
         return USAGE
     except (Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.results.fileno())
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.results.fileno())  # nothing is tried again as Python ends
+        if not isinstance(e, BrokenPipeError):
+            output.note_failure(e)
         return FAILED
     return status if isinstance(status, int) else 0
 

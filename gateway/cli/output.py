@@ -64,6 +64,10 @@ class Output:
         if hint:
             _line(sys.stderr, f"hint: {hint}")
 
+    def note_failure(self, error: OSError) -> None:
+        """What this machine has refused, most often to take the results; on stderr, where they are not."""
+        _line(sys.stderr, f"error: {error.filename or 'the output'}: {error.strerror}.")
+
     def _document(self, value: Any) -> None:
         json.dump(_plain(value) if hasattr(value, "model_dump") else value, self.results, default=_plain)
         self.results.write("\n")

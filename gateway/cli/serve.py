@@ -14,6 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from actors.errors import HoldfastError, InvalidRequestError
+from actors.logs import forgive_failed_output
 from actors.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def serve(port: Port = None, host: Host = None, data_dir: DataDir = None, addres
     they go to R2. Ends on Ctrl-C or SIGTERM and leaves no process and no mount behind. With --address it joins a
     running cluster instead of starting one; then the sandboxes go on when it ends.
     """
+    forgive_failed_output()
     given = {"port": port, "host": host, "data_dir": data_dir, "ray_address": address}
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from gateway.embedded.secrets import load_or_make, write_private
 from tests.support.full_disk import filled, tmpfs
 from tests.support.s3 import embedded_s3
 from tests.support.sandboxes import Node, backup, restore, sh
+from tests.support.service import HOLDFAST, clean_environment
 
 
 def test_on_a_full_disk_what_is_unchanged_stays_and_what_is_new_is_refused(tmp_path: Path) -> None:
@@ -93,3 +95,12 @@ def test_a_sandbox_is_destroyed_on_a_full_disk_and_gives_its_space_back(
             assert left.f_bavail * left.f_frsize > 5_000_000
         assert not node.home("box").exists()
         assert mountinfo.mounts_under(disk / "data") == []
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--help"]])
+def test_a_command_whose_output_is_on_a_full_disk_says_so_in_a_line(tmp_path: Path, arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        argv = [str(HOLDFAST), *arguments]
+        env = clean_environment(tmp_path, {"HOLDFAST_DATA_DIR": str(tmp_path / "data")})
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=env)
+    assert (done.returncode, done.stderr) == (1, "error: the output: No space left on device.\n")

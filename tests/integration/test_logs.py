@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.full_disk import filled, tmpfs
 
 PROGRAM = """
 import sys
@@ -37,3 +42,41 @@ def test_a_log_that_cannot_be_written_keeps_nobody_from_anything() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=full, timeout=60)
     assert done.stdout == b"goes on\n"
+
+
+LOGGERS = {
+    "an actor's": "from actors.logs import configure_logging, log; configure_logging()",
+    "the gateway's": "from gateway.telemetry import json_log; log = json_log()",
+}
+UNTIL_TOLD = """
+import sys
+for _ in sys.stdin:
+    log.info("line", text="x" * 3000)
+    print("goes on", flush=True)
+"""
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_lines_that_a_full_disk_does_not_take_are_counted_and_the_count_is_logged(tmp_path: Path, logger: str) -> None:
+    argv = [sys.executable, "-c", f"{LOGGERS[logger]}{UNTIL_TOLD}"]
+    with tmpfs(tmp_path / "disk", "size=1m") as disk, (disk / "log").open("w") as log:
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+            assert process.stdin is not None and process.stdout is not None
+
+            def log_a_line() -> None:
+                print(file=process.stdin, flush=True)
+                assert process.stdout is not None and process.stdout.readline() == "goes on\n"
+
+            log_a_line()
+            with filled(disk):
+                for _ in range(5):
+                    log_a_line()
+            log_a_line()
+            log_a_line()
+            process.stdin.close()
+            assert process.wait(60) == 0
+        lines = (disk / "log").read_text().splitlines()
+    whole = [json.loads(line) for line in lines if line.endswith("}")]
+    assert [line["event"] for line in whole] == ["line", "log_lines_lost", "line", "line"]
+    assert whole[1]["count"] == 5
+    assert len(lines) - len(whole) <= 1  # the beginning of the first that was lost

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 LATE = {"boto3", "botocore", "httpx", "structlog", "rich", "re2", "pydantic_settings", "fastapi"}
+PRINTS = "for stream in (sys.stdout, sys.stderr) * 3: print(chr(120) * 9000, file=stream, flush=True)"
 LOADED = "print(*{name.partition('.')[0] for name in sys.modules})"
 
 
@@ -29,3 +30,10 @@ def test_a_worker_that_starts_for_somebody_who_waits_loads_what_a_first_call_nee
 
 def test_a_worker_that_waits_has_loaded_everything() -> None:
     assert LATE - {"pydantic_settings", "fastapi", "rich"} <= loaded("actors.preload._later.join()")
+
+
+def test_a_worker_whose_log_is_on_a_full_disk_prints_and_goes_on() -> None:
+    program = f"import sys, actors.preload\n{PRINTS}\nsys.exit(7)"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, timeout=60)
+    assert done.returncode == 7
