@@ -35,8 +35,10 @@ from actors.node.errors import (
     NodeError,
     NoMemoryLeftError,
     NoProcessesLeftError,
+    NoRoomToMountError,
     NoSpaceLeftError,
     PathError,
+    ReadOnlyDiskError,
     ToolError,
     ToolKilledError,
     ToolMissingError,
@@ -85,11 +87,13 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
     NoProcessesLeftError: ("NO_PROCESSES", "the node can start no more processes"),
     ToolError: ("TOOL_FAILED", "a tool of the node failed"),
     NoSpaceLeftError: ("NO_SPACE", "the node's disk is full"),
+    ReadOnlyDiskError: ("READ_ONLY", "the node's disk is mounted read-only"),
     PathError: ("PATH", "the path cannot be used"),
     TreeError: ("TREE_REFUSED", "the directory cannot be archived"),
     ArchiveError: ("BAD_ARCHIVE", "the archive is not what it should be"),
     DamagedCopyError: ("DAMAGED_COPY", "the node's copy of the archive is damaged"),
     CgroupError: ("PROCESSES_STUCK", "the sandbox's processes could not be paused or ended"),
+    NoRoomToMountError: ("NO_SPACE", "the node's disk is full"),
     MountError: ("MOUNT_FAILED", "the archive could not be mounted"),
     DriverUnavailableError: ("NO_MOUNT_DRIVER", "the node cannot mount archives"),
     ArchiveRefusedError: ("SIGNS_REFUSED", "the node's mount driver would show some of the files wrongly"),
@@ -102,6 +106,7 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
 _NUMBERED = {
     errno.ENOSPC: NoSpaceLeftError,
     errno.EDQUOT: NoSpaceLeftError,
+    errno.EROFS: ReadOnlyDiskError,
     errno.ENOMEM: NoMemoryLeftError,
     errno.EAGAIN: NoProcessesLeftError,  # what fork(2) and pthread_create(3) say
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import uuid
@@ -11,6 +12,7 @@ from actors.config import NodeConfig
 from actors.logs import log
 from actors.node.driver_choice import choose
 from actors.node.drivers import Driver, setting_of
+from actors.node.errors import is_full
 from actors.node.identity import identity
 from actors.node.removal import remove_tree
 from actors.node.verified import Verified
@@ -56,18 +58,33 @@ class NodeLayout:
         """The control group of one sandbox."""
         return f"{self.cgroup}/{hashlib.sha256(f'{tenant}/{sandbox_id}'.encode()).hexdigest()[:24]}"
 
-    def discard(self, folder: Path) -> Path:
-        """Takes a sandbox's folder away in one step; returns where it is, to be deleted."""
+    def prepare(self) -> None:
+        """Makes the folder without which nothing could be deleted once the disk is full. Raises OSError."""
         self.trash.mkdir(parents=True, exist_ok=True, mode=0o700)
-        doomed = self.trash / uuid.uuid4().hex
-        folder.rename(doomed)
-        return doomed
 
     def remove(self, folder: Path) -> None:
-        """Takes a sandbox's folder away in one step, and deletes it. Raises NodeError, OSError."""
-        doomed = self.discard(folder)
-        Verified(self.verified).unlink_all(doomed / "archives")
+        """Takes a sandbox's folder away in one step, and deletes it. Raises NodeError, OSError.
+
+        On a full disk it does without what needs room, because it makes some.
+        """
+        doomed = self._discarded(folder)
+        with contextlib.suppress(OSError):  # without a note of it, archives that others use are read once more
+            Verified(self.verified).unlink_all(doomed / "archives")
         remove_tree(doomed)
+
+    def _discarded(self, folder: Path) -> Path:
+        """Where the folder is, once it is no sandbox's any more: in the trash, if there is room for its name."""
+        doomed = self.trash / uuid.uuid4().hex
+        try:
+            self.prepare()
+            folder.rename(doomed)
+        except OSError as e:
+            if not is_full(e):
+                raise
+            for record in ("sandbox.json", "sandbox.json.copy"):  # without these it is no sandbox, either
+                (folder / record).unlink(missing_ok=True)
+            return folder
+        return doomed
 
     def presence(self, tenant: str, sandbox_id: str) -> Path:
         """The lock of whoever has the sandbox awake. Outside of its folder, which comes and goes."""

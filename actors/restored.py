@@ -184,7 +184,7 @@ class RestoredDirectories:
         """Unmounts the archives that a killed process has left mounted by the kernel, and nobody else uses."""
         try:
             self._layers.release_unused_lowers()
-        except NodeError as e:  # they go with the next
+        except (NodeError, OSError) as e:  # they go with the next
             log.warning("lowers_left_mounted", error=type(e).__name__)
 
     def forget(self) -> None:

@@ -65,7 +65,7 @@ from actors.node.archiver import Archiver
 from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup, announce_entry
 from actors.node.drivers import Driver
-from actors.node.errors import MountBusyError, MountError, NodeError, PathError, TreeError
+from actors.node.errors import MountBusyError, MountError, NodeError, PathError, TreeError, is_full
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
@@ -168,8 +168,6 @@ class LocalSandbox:
             has_lost_mount=lambda: self._layers.has_lost or self._kept.is_disturbed(),
         )
         self._transfers = Transfers(self._tree, self._commands, self._gate, spool=self._home / "spool")
-        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        layout.lowers.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._layers = Layers(
             self._home / "layers", layout.lowers, driver=kept_driver(record, driver), on_lost=self._revive
         )
@@ -397,7 +395,7 @@ class LocalSandbox:
                 self._is_new = False
                 self.custody.check_forgettable()
                 with self._unavailable_unless("destroyed", outcome="unknown"):
-                    self._presence.claim()
+                    self._claim_to_destroy()
                     self._put_down()
                     self._sweep()
                     self._remove_files()
@@ -406,6 +404,15 @@ class LocalSandbox:
                     self._delete_state()  # let nobody in before: who finds the state, but no files, recovers them
                 finally:
                     self._presence.give_up(for_good=True)
+
+    def _claim_to_destroy(self) -> None:
+        """Keeps other processes away. Where nothing of the sandbox is here, a disk that has no room for that is no
+        obstacle: nobody can begin anything here, either."""
+        try:
+            self._presence.claim()
+        except OSError as e:
+            if not is_full(e) or self._home.exists():
+                raise
 
     def _sweep(self) -> None:
         if sweep(self._home, deadline_s=_UNMOUNT_S):

@@ -100,6 +100,7 @@ class SandboxHost:
     def _make(self) -> LocalSandbox:
         from actors.bucket import open_catalog
         from actors.config import on_this_node
+        from actors.faults import reason_of
         from actors.node import actor_group, memory
         from actors.node.errors import DriverUnavailableError, NodeError
         from actors.node_layout import NodeLayout, choose_driver
@@ -123,11 +124,12 @@ class SandboxHost:
                 meter=self.watch.tally,
             )
         except (NodeError, OSError) as e:
-            log.error("sandbox_not_made", error=type(e).__name__)
+            reason, sentence = reason_of(e)
+            log.error("sandbox_not_made", reason=reason, error=type(e).__name__)
             raise SandboxUnavailableError(
-                "This node cannot run sandboxes.",
+                f"This node cannot run sandboxes: {sentence}.",
                 hint=(e.hint if isinstance(e, DriverUnavailableError) else None) or "Run `holdfast doctor` on it.",
-                context={"outcome": "not_executed"},
+                context={"outcome": "not_executed", "reason": reason},
             ) from None
 
     def _answer(self, act: Callable[[LocalSandbox], T]) -> T:

@@ -6,6 +6,7 @@ sandbox without one was left by an actor that was killed. Its files stay: it is 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -94,6 +95,8 @@ class Upkeep:
     def sweep(self) -> Swept:
         """Removes what nobody owns. Goes on when something cannot be removed, and names it."""
         swept = Swept()
+        with contextlib.suppress(OSError):  # on a disk that is full already it is there since an earlier sweep
+            self._layout.prepare()
         self._end_orphans()
         for tenant, sandbox, home in self._boxes():
             lives_elsewhere = self._lives_elsewhere(tenant, sandbox)  # before the lock: the bucket may be slow

@@ -181,9 +181,17 @@ class EmbeddedS3:
         return holder
 
     def _remove_leftovers(self) -> None:
-        """Unconfirmed uploads of a server that was killed; the lock says that no other one is at work."""
-        for leftover in (self._folder / self._bucket).rglob(".rclone_temp_*"):
+        """Unconfirmed uploads of a server that was killed, and folders without objects; no other server is at work.
+
+        A write for which the disk had no room leaves the folders of its key, and rclone lists them as prefixes.
+        """
+        bucket = self._folder / self._bucket
+        for leftover in bucket.rglob(".rclone_temp_*"):
             leftover.unlink(missing_ok=True)
+        for folder, _, _ in os.walk(bucket, topdown=False):
+            if folder != str(bucket):
+                with suppress(OSError):  # it is not empty
+                    os.rmdir(folder)
 
     def _launch(self, rclone: list[str]) -> None:
         argv = [*rclone, "serve", "s3", "--config", "", "--addr", self.config.host, str(self._folder)]

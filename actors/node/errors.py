@@ -9,6 +9,7 @@ NodeError
 │   ├── NoMemoryLeftError     the node gave it no memory
 │   └── NoProcessesLeftError  the node let it start no process or thread
 ├── NoSpaceLeftError          the disk is full
+├── ReadOnlyDiskError         the disk is mounted read-only
 ├── PathError                 a path inside a sandbox cannot be used
 │   ├── PathMissingError      it does not exist
 │   └── PathTypeError         it is of another type than needed
@@ -17,7 +18,8 @@ NodeError
 ├── DamagedCopyError          this node's copy of an archive is damaged or gone
 ├── CgroupError               a control group did not do as told
 ├── MountError                a mount could not be made or removed
-│   └── MountBusyError        because something still uses it
+│   ├── MountBusyError        because something still uses it
+│   └── NoRoomToMountError    because the disk is full
 ├── DriverUnavailableError    the node cannot mount in the way that was asked for
 ├── ArchiveRefusedError       an archive holds what the driver of the node would show wrongly
 ├── LayerMismatchError        a layer was made with another archive or driver
@@ -26,6 +28,7 @@ NodeError
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 
@@ -39,6 +42,11 @@ class NodeError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.hint))
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk had no block or inode left, or the user's quota none."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _rebuild(cls: type[NodeError], message: str, hint: str | None) -> NodeError:
@@ -77,6 +85,10 @@ class NoSpaceLeftError(NodeError):
     """The disk is full."""
 
 
+class ReadOnlyDiskError(NodeError):
+    """The disk is mounted read-only, perhaps by the kernel after errors of the disk."""
+
+
 class PathError(NodeError):
     """A path inside a sandbox cannot be used."""
 
@@ -111,6 +123,10 @@ class MountError(NodeError):
 
 class MountBusyError(MountError):
     """A mount could not be made or removed because something still uses it; nothing was changed."""
+
+
+class NoRoomToMountError(MountError):
+    """A mount could not be made because the disk has no room for what the kernel makes on it; nothing was changed."""
 
 
 class DriverUnavailableError(NodeError):

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.node import mountinfo, process
-from actors.node.errors import MountBusyError, MountError, ToolError
+from actors.node.errors import MountBusyError, MountError, NoRoomToMountError, ToolError
 
 _MOUNT_TIMEOUT_S = 30.0
 _RETRY_S = 0.02
 _MS_BIND = 4096
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _BUSY = b"already mounted"
+_FULL = tuple(os.strerror(code).encode() for code in (errno.ENOSPC, errno.EDQUOT))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -31,6 +32,7 @@ def mount(argv: Sequence[str], *, cwd: Path, deadline_s: float = 0.0) -> None:
 
     Raises:
         MountBusyError: the mount point, or an overlay's upper, was in use to the end.
+        NoRoomToMountError: the disk is full; nothing is mounted.
         MountError: it failed; nothing is mounted.
     """
     deadline = time.monotonic() + deadline_s
@@ -41,6 +43,8 @@ def mount(argv: Sequence[str], *, cwd: Path, deadline_s: float = 0.0) -> None:
             raise MountError(e.message, hint=e.hint) from e
         if ended.status == 0:
             return
+        if any(words in ended.stderr for words in _FULL):
+            raise NoRoomToMountError(f"{argv[0]} of {argv[2]} failed: {process.printable(ended.stderr)}")
         if _BUSY not in ended.stderr:
             raise MountError(f"{argv[0]} of {argv[2]} failed: {process.printable(ended.stderr)}")
         if time.monotonic() >= deadline:

@@ -20,7 +20,7 @@ from actors.logs import log
 from actors.node import drivers, mountinfo, mounting
 from actors.node.daemons import Daemon, Daemons
 from actors.node.drivers import LOWER, MERGED, WORK, Driver
-from actors.node.errors import MountBusyError, MountError, ToolError
+from actors.node.errors import MountBusyError, MountError, NoRoomToMountError, ToolError
 from actors.node.lowers import Hold, Lowers
 from actors.node.removal import remove_tree
 
@@ -169,8 +169,12 @@ class Stack:
         daemon.wait_until_serving(point, timeout_s=READY_S)
 
     def _prove_unused(self, deadline: float) -> None:
-        """Waits until no mount namespace has the overlay: with index=on the kernel gives an upper to one at a time."""
-        mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=_left(deadline))
+        """Waits until no mount namespace has the overlay: with index=on the kernel gives an upper to one at a time.
+
+        A kernel that finds no room for the work folder has been given the upper before. Source: Linux, ovl_fill_super.
+        """
+        with contextlib.suppress(NoRoomToMountError):
+            mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=_left(deadline))
         mounting.unmount(self._merged, deadline_s=_KILLED_S)
 
     def _resume(self, before: _State) -> None:

@@ -85,3 +85,16 @@ def test_a_store_that_says_so_is_full_wherever_it_is(tmp_path: Path) -> None:
         with pytest.raises(StoreFullError):
             store.put("a", b"x")
         assert not store.lacks_room(2**62)
+
+
+def test_a_write_without_room_leaves_no_prefix_behind_once_the_server_has_started_anew(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "size=12m") as disk:
+        with embedded_s3(disk) as server, filled(disk):
+            store = S3ObjectStore(server.config, transfer=ONCE)
+            with pytest.raises(StoreFullError):
+                store.put("sandboxes/ghost/state.json", b"y" * 5000)
+        with embedded_s3(disk) as server:
+            store = S3ObjectStore(server.config, transfer=ONCE)
+            assert store.list("sandboxes/", delimiter="/").prefixes == ()
+            store.put("sandboxes/box/state.json", b"y")
+            assert store.list("sandboxes/", delimiter="/").prefixes == ("sandboxes/box/",)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from actors.config import DEFAULT_UID
+from actors.errors import SandboxUnavailableError
 from actors.node import mountinfo
 from actors.node.doctor import RESTORES, examine
 from actors.node.drivers import Driver
 from gateway.embedded.secrets import load_or_make, write_private
-from tests.support.full_disk import filled, tmpfs
+from tests.support.full_disk import filled, tmpfs, without_inodes
 from tests.support.s3 import embedded_s3
 from tests.support.sandboxes import Node, backup, restore, sh
 from tests.support.service import HOLDFAST, clean_environment
@@ -73,15 +74,21 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
     assert target.read_text() == "token"
 
 
+FULL = {"blocks": ("size=64m", filled), "inodes": ("size=64m,nr_inodes=2000", without_inodes)}
+
+
+@pytest.mark.parametrize("lacks", FULL)
 @pytest.mark.parametrize("is_awake", [True, False])
 def test_a_sandbox_is_destroyed_on_a_full_disk_and_gives_its_space_back(
-    tmp_path: Path, best_driver: Driver, is_awake: bool
+    tmp_path: Path, best_driver: Driver, is_awake: bool, lacks: str
 ) -> None:
+    options, fill = FULL[lacks]
     with (
-        tmpfs(tmp_path / "disk", "size=64m") as disk,
+        tmpfs(tmp_path / "disk", options) as disk,
         embedded_s3(disk / "s3") as server,
         Node(disk / "data", server.config, best_driver) as node,
     ):
+        node.layout.prepare()
         box = node.sandbox()
         sh(box, "head -c 5000000 /dev/urandom > big")
         restore(box, backup(box))
@@ -89,12 +96,66 @@ def test_a_sandbox_is_destroyed_on_a_full_disk_and_gives_its_space_back(
         if not is_awake:
             box.close()
             box = node.sandbox()
-        with filled(disk):
+        with fill(disk):
             box.destroy()
             left = os.statvfs(disk)
             assert left.f_bavail * left.f_frsize > 5_000_000
         assert not node.home("box").exists()
         assert mountinfo.mounts_under(disk / "data") == []
+
+
+def test_a_sandbox_is_destroyed_where_not_even_the_trash_has_room(tmp_path: Path, best_driver: Driver) -> None:
+    with (
+        embedded_s3(tmp_path / "s3") as server,
+        tmpfs(tmp_path / "disk", "size=64m,nr_inodes=2000") as disk,
+        Node(disk / "data", server.config, best_driver) as node,
+    ):
+        box = node.sandbox()
+        sh(box, "echo > file")
+        assert not node.layout.trash.exists()
+        with without_inodes(disk):
+            box.destroy()
+        assert not node.home("box").exists()
+
+
+@pytest.mark.parametrize("lacks", FULL)
+def test_a_sandbox_without_files_here_is_destroyed_on_a_full_disk(
+    tmp_path: Path, best_driver: Driver, lacks: str
+) -> None:
+    options, fill = FULL[lacks]
+    with (
+        embedded_s3(tmp_path / "s3") as server,
+        tmpfs(tmp_path / "disk", options) as disk,
+        Node(disk / "data", server.config, best_driver) as node,
+    ):
+        box = node.sandbox()
+        sh(box, "echo > file")
+        box.sleep(box.put_to_bed())
+        assert not node.home("box").exists()
+        with fill(disk):
+            node.sandbox(awake=False).destroy()
+        assert node.catalog().find_state("default", "box") is None
+
+
+def test_a_disk_that_was_mounted_read_only_is_what_is_blamed(tmp_path: Path, best_driver: Driver) -> None:
+    with (
+        embedded_s3(tmp_path / "s3") as server,
+        tmpfs(tmp_path / "disk", "size=64m") as disk,
+        Node(disk / "data", server.config, best_driver) as node,
+    ):
+        box = node.sandbox()
+        sh(box, "echo > file")
+        box.close()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        try:
+            for act in (box.destroy, box.wake):
+                with pytest.raises(SandboxUnavailableError) as caught:
+                    act()
+                assert caught.value.context["reason"] == "READ_ONLY"
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        box.destroy()
+        assert not node.home("box").exists()
 
 
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--help"]])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 
@@ -22,15 +24,28 @@ def tmpfs(folder: Path, options: str) -> Iterator[Path]:
 
 @contextmanager
 def filled(folder: Path) -> Iterator[None]:
-    """Leaves the disk of `folder` without a free block for the block."""
-    filler = folder / "filler"
-    fd = os.open(filler, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    """Leaves the disk of `folder` without a free block for the block. Can be nested."""
+    filler = folder / f"filler-{uuid.uuid4()}"
     try:
-        for size in (1024 * 1024, 4096, 1):
-            with suppress(OSError):
-                while os.write(fd, b"0" * size):
-                    pass
+        with filler.open("xb", buffering=0) as zeros:
+            for size in (1024 * 1024, 4096, 1):
+                with suppress(OSError):
+                    while zeros.write(b"0" * size):
+                        pass
         yield
     finally:
-        os.close(fd)
         filler.unlink()
+
+
+@contextmanager
+def without_inodes(folder: Path) -> Iterator[None]:
+    """Leaves the disk of `folder` without a free inode for the block. Can be nested."""
+    fillers = folder / f"fillers-{uuid.uuid4()}"
+    with suppress(OSError):
+        fillers.mkdir()
+        for number in count():
+            (fillers / str(number)).touch()
+    try:
+        yield
+    finally:
+        shutil.rmtree(fillers, ignore_errors=True)
