@@ -317,12 +317,16 @@ class ServiceCalls:
     def _call(self, send: Any) -> Call[Any]:
         return Call(lambda: self.actor.call(send))
 
-    def ready(self) -> Call[None]:
-        """Returns once a call would succeed: the cluster's control store, the service and the bucket answer."""
+    def ready(self) -> Call[tuple[str, ...]]:
+        """Returns once a call would succeed: the cluster's control store, the service and the bucket answer.
 
-        def steps() -> Steps[None]:
+        The call gives a sentence for each full disk, on which some calls would fail.
+        """
+
+        def steps() -> Steps[tuple[str, ...]]:
             yield cluster_health.check
-            yield from self.actor.call(lambda service: service.ready.remote())
+            warnings: tuple[str, ...] | None = yield from self.actor.call(lambda service: service.ready.remote())
+            return warnings or ()  # None: an earlier release's service
 
         return Call(steps)
 

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 from actors.bucket import configured, open_catalog
 from actors.config import SandboxConfig
@@ -52,6 +53,7 @@ from storage.errors import (
     UnsignedMetadataError,
 )
 from storage.metadata import BackupRecord, SandboxState
+from storage.room import lacks_room
 from storage.s3 import S3ObjectStore
 
 _STATUS: dict[type[DocumentError], BackupStatus] = {
@@ -60,6 +62,7 @@ _STATUS: dict[type[DocumentError], BackupStatus] = {
     NewerDocumentError: BackupStatus.NEWER,
     DocumentError: BackupStatus.UNREADABLE,  # all others
 }
+_LOG = Path("/proc/self/fd/2")
 _BRIEF = TransferConfig(attempts=1, connect_timeout_s=1.0, idle_timeout_s=2.0)
 GRACE_S = 86_400.0
 """How old an archive without metadata has to be before it is taken for abandoned: longer than the longest upload."""
@@ -82,11 +85,22 @@ class Service:
         self.has_conditional_writes: bool | None = None
         """None until `try_conditional_writes` has found it out."""
 
-    def ready(self) -> None:
-        """Returns if calls would succeed now. Raises StorageUnavailableError and its like."""
+    def ready(self) -> tuple[str, ...]:
+        """Returns if calls would succeed now, with a sentence for each full disk, on which some would not.
+
+        Raises StorageUnavailableError and its like.
+        """
         if self._catalog is not None:
             with reading("bucket"):
                 self._catalog.sandboxes("default", limit=1)
+        full = {
+            "The disk of the sandboxes' files": lacks_room(self._config.node.data_dir, 0),
+            "The disk of the bucket": self._catalog is not None and self._catalog.store.lacks_room(0),
+            "The disk of Ray's files": is_log_disk_full(),
+        }
+        return tuple(
+            f"{disk} is full: what needs room fails; deletions work." for disk, is_full in full.items() if is_full
+        )
 
     def try_conditional_writes(self) -> None:
         """Finds out, once, whether the bucket has conditional writes. May take as long as a bucket that is away."""
@@ -354,6 +368,11 @@ class Service:
             if kept
             else None,
         )
+
+
+def is_log_disk_full() -> bool:
+    """Whether the disk is full that has this process's log, and with it all of Ray's files on this node."""
+    return _LOG.is_file() and lacks_room(_LOG, 0)
 
 
 @contextmanager

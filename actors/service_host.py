@@ -36,7 +36,7 @@ from actors.rpc import (
     was_leaving,
 )
 from actors.sandbox_host import LANES, SandboxHost
-from actors.service import Service
+from actors.service import Service, is_log_disk_full
 from actors.turns import Turns
 from actors.warm_workers import WarmWorkers
 
@@ -217,8 +217,8 @@ class ServiceHost:
         """Whether a node, of this identity and this name in the cluster, is gone with its files."""
         return self._nodes.is_lost(identity, cluster_node)
 
-    def ready(self) -> None:
-        guarded(self._service.ready)
+    def ready(self) -> tuple[str, ...]:
+        return guarded(self._service.ready)
 
     def create_sandbox(self, tenant: str, labels: Mapping[str, str]) -> str:
         return guarded(lambda: self._service.create_sandbox(tenant, labels))
@@ -318,6 +318,12 @@ def stop_service() -> int:
 
 
 def _not_started() -> SandboxUnavailableError:
+    if is_log_disk_full():
+        return SandboxUnavailableError(
+            "The sandbox's actor did not start in time: the disk of Ray's files is full.",
+            hint="Make room on that disk, which is that of the folder for temporary files.",
+            context={"outcome": "not_executed", "reason": "NO_SPACE"},
+        )
     return SandboxUnavailableError(
         "The sandbox's actor did not start in time.", hint="Try again.", context={"outcome": "not_executed"}
     )

@@ -15,7 +15,8 @@ from storage.errors import ObjectMissingError, StorageError, StoreFullError, Sto
 from storage.store import ObjectStore
 
 _MARGIN_BYTES = 1024 * 1024
-"""A file system keeps some blocks for itself, and a write needs some for names and indexes."""
+_MARGIN_FILES = 16
+"""A file system keeps some blocks for itself, and a write needs some for names and indexes, and inodes for folders."""
 
 
 def lacks_room(folder: Path, size_bytes: int) -> bool:
@@ -24,7 +25,10 @@ def lacks_room(folder: Path, size_bytes: int) -> bool:
         disk = os.statvfs(folder)
     except OSError:
         return False
-    return disk.f_bavail * disk.f_frsize < size_bytes + _MARGIN_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
+    counts_files = disk.f_files > 0
+    return disk.f_bavail * disk.f_frsize < size_bytes + _MARGIN_BYTES or (
+        counts_files and disk.f_favail < _MARGIN_FILES
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from actors.models import DEFAULT_TENANT
 from actors.settings import Settings, take_secrets_out_of_the_environment
 from gateway.cli.connection import CLIENT_ENV
 from gateway.embedded import ray_head, start_failures
+from gateway.embedded.reserve import Reserve
 from gateway.embedded.secrets import MachineSecrets, load_or_make, unreadable, write_private
 from gateway.embedded.signing_keys import fit_for_the_bucket, key_ring
 from gateway.embedded.stop import Stop
@@ -66,7 +67,7 @@ def running(settings: Settings) -> Iterator[Machine]:
     """
     configure_logging()
     with ExitStack() as stack:
-        with start_failures.named():
+        with start_failures.named(settings.data_dir.absolute()):
             machine = stack.enter_context(_running(settings))
         yield machine
 
@@ -81,50 +82,61 @@ def _running(settings: Settings) -> Iterator[Machine]:
     with ExitStack() as stack:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.enter_context(_alone(data_dir))
-        folder = data_dir / "secrets"
-        secrets = load_or_make(folder, fit=lambda fresh: fit_for_the_bucket(fresh, settings, folder=folder))
-        ring, signing_key_file = key_ring(settings, secrets), None
-        if settings.signing_key is None and settings.names_a_bucket:
-            signing_key_file = folder / "signing_key"
-            write_private(signing_key_file, ring.signing.get_secret_value())
-        token_file = folder / "ray_token"
-        write_private(token_file, secrets.ray_token.get_secret_value())
-        take_secrets_out_of_the_environment()
-        warnings = _check_node(settings.node_config())
-        clock = Stop()
-        stack.callback(_clean_stopped_node, settings.node_config(), clock)
-        _clean_node(settings.node_config())
-        bucket, store, store_access = settings.bucket(), f"the bucket {settings.backup_bucket_name}", None
-        if not settings.names_a_bucket:
-            server = stack.enter_context(_embedded_s3(data_dir, secrets, port=settings.store_port))
-            bucket, store = server.config, f"{data_dir / 's3'} (embedded store)"
-            store_access = stack.enter_context(store_access_file(folder / STORE_ENV, bucket))
-        ray_folder = _ray_folder(settings.node_config())
-        stack.callback(_end_ray, ray_folder.parent, clock)
-        head = ray_head.start(ray_folder, token_file, slots=settings.slots)
-        config = settings.sandbox_config(bucket=bucket, signing_key=ring.signing, old_signing_keys=ring.old)
-        start_service(config)
-        stack.callback(_stop_service, clock)
-        write_private(
-            data_dir / CLIENT_ENV,
-            "".join(f"{name}={os.environ[name]}\n" for name in ray_head.SHARED) + f"RAY_ADDRESS={head.address}\n",
-        )
-        stack.callback((data_dir / CLIENT_ENV).unlink, missing_ok=True)
-        keys, key_file = settings.keys_by_tenant(), None
-        if not keys:
-            keys, key_file = {DEFAULT_TENANT: secrets.api_key}, folder / "api_key"
-            write_private(key_file, secrets.api_key.get_secret_value())
-        yield Machine(
-            keys,
-            key_file,
-            store,
-            config.missing_settings,
-            head,
-            token_file,
-            signing_key_file,
-            store_access=store_access,
-            warnings=warnings,
-        )
+        reserve = Reserve(data_dir / "reserve")
+        stack.callback(reserve.keep, as_before=True)  # at the end, when what Ray took of it is free again
+        _end_earlier_commands(settings.node_config())  # they would take what is given back
+        with reserve.given_back():
+            machine = _started(settings, data_dir, stack)
+        stack.enter_context(reserve.kept())
+        yield machine
+
+
+def _started(settings: Settings, data_dir: Path, stack: ExitStack) -> Machine:
+    """Starts the parts of the service; `stack` ends them."""
+    folder = data_dir / "secrets"
+    secrets = load_or_make(folder, fit=lambda fresh: fit_for_the_bucket(fresh, settings, folder=folder))
+    ring, signing_key_file = key_ring(settings, secrets), None
+    if settings.signing_key is None and settings.names_a_bucket:
+        signing_key_file = folder / "signing_key"
+        write_private(signing_key_file, ring.signing.get_secret_value())
+    token_file = folder / "ray_token"
+    write_private(token_file, secrets.ray_token.get_secret_value())
+    take_secrets_out_of_the_environment()
+    warnings = _check_node(settings.node_config())
+    clock = Stop()
+    stack.callback(_clean_stopped_node, settings.node_config(), clock)
+    _clean_node(settings.node_config())
+    bucket, store, store_access = settings.bucket(), f"the bucket {settings.backup_bucket_name}", None
+    if not settings.names_a_bucket:
+        server = stack.enter_context(_embedded_s3(data_dir, secrets, port=settings.store_port))
+        bucket, store = server.config, f"{data_dir / 's3'} (embedded store)"
+        store_access = stack.enter_context(store_access_file(folder / STORE_ENV, bucket))
+    ray_folder = _ray_folder(settings.node_config())
+    stack.callback(_end_ray, ray_folder.parent, clock)
+    head = ray_head.start(ray_folder, token_file, slots=settings.slots)
+    config = settings.sandbox_config(bucket=bucket, signing_key=ring.signing, old_signing_keys=ring.old)
+    start_service(config)
+    stack.callback(_stop_service, clock)
+    write_private(
+        data_dir / CLIENT_ENV,
+        "".join(f"{name}={os.environ[name]}\n" for name in ray_head.SHARED) + f"RAY_ADDRESS={head.address}\n",
+    )
+    stack.callback((data_dir / CLIENT_ENV).unlink, missing_ok=True)
+    keys, key_file = settings.keys_by_tenant(), None
+    if not keys:
+        keys, key_file = {DEFAULT_TENANT: secrets.api_key}, folder / "api_key"
+        write_private(key_file, secrets.api_key.get_secret_value())
+    return Machine(
+        keys,
+        key_file,
+        store,
+        config.missing_settings,
+        head,
+        token_file,
+        signing_key_file,
+        store_access=store_access,
+        warnings=warnings,
+    )
 
 
 @contextmanager
@@ -169,6 +181,19 @@ def _check_node(node: NodeConfig) -> tuple[str, ...]:
     return tuple(f"{c.name} {c.detail}; to change that, {c.fix}" for c in found if c.name == RESTORES and not c.ok)
 
 
+def _end_earlier_commands(node: NodeConfig) -> None:
+    """Ends the commands that an earlier service was killed over, as far as that can be done before anything is known
+    of this machine."""
+    from actors.node.cgroup import Cgroup
+    from actors.node.errors import NodeError
+    from actors.node_layout import NodeLayout
+
+    layout = NodeLayout(node)
+    if layout.root.exists():
+        with suppress(NodeError, OSError):
+            Cgroup.remove_tree(layout.cgroup)
+
+
 def _clean_node(node: NodeConfig) -> None:
     """Unmounts what an earlier service was killed over, ends its commands, and deletes what it was deleting.
 
@@ -189,7 +214,8 @@ def _clean_node(node: NodeConfig) -> None:
             log.error("mount_left_behind", mount=stuck.name)
     try:
         remove_tree(layout.trash)
-    except NodeError as e:
+        layout.prepare()
+    except (NodeError, OSError) as e:
         log.error("trash_left_behind", error=type(e).__name__)
 
 
@@ -215,10 +241,11 @@ def _ray_folder(node: NodeConfig) -> Path:
     """
     from actors.node_layout import NodeLayout
 
-    folder = Path(tempfile.gettempdir()) / f"holdfast-{hashlib.sha256(NodeLayout(node).name.encode()).hexdigest()[:12]}"
+    folder = _temporary_folder() / f"holdfast-{hashlib.sha256(NodeLayout(node).name.encode()).hexdigest()[:12]}"
     start_failures.check_socket_paths(folder / "ray")
     ray_head.end_leftovers(folder)
     shutil.rmtree(folder, ignore_errors=True)
+    start_failures.check_room(folder.parent)
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
@@ -226,6 +253,18 @@ def _ray_folder(node: NodeConfig) -> Path:
             f"{folder} is somebody else's, or cannot be removed.", hint="Remove it, or set TMPDIR to another folder."
         ) from None
     return folder / "ray"
+
+
+def _temporary_folder() -> Path:
+    """Python's: the first of TMPDIR, /tmp and some others that can be written to."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        raise InvalidRequestError(
+            "Ray keeps its files in the folder for temporary files, and no such folder can be written to: "
+            "the disk of TMPDIR, or of /tmp, is full or read-only.",
+            hint="Make room on that disk, or set TMPDIR to a folder on another one.",
+        ) from None
 
 
 def _stop_service(clock: Stop) -> None:

@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from actors.errors import InvalidRequestError, ServiceUnavailableError
-from actors.node.errors import NodeError
+from actors.node.errors import NodeError, is_full
 from storage.errors import StorageError
 
+_RAY_BYTES = 8 * 1024**2
+_RAY_FILES = 256
+"""What Ray needs on the disk of its files to start: 2 MiB and 150 files (measured), and some for its first minutes."""
 _SHOWN_CHARACTERS = 300
 _ELSEWHERE = "choose another folder with --data-dir, or another TMPDIR if it is Ray's"
 _FIXES = {
@@ -43,7 +46,7 @@ LONGEST_SOCKET = "dash_TaskEventsHead"
 
 
 @contextmanager
-def named() -> Iterator[None]:
+def named(data_dir: Path) -> Iterator[None]:
     """Raises what keeps a part of the service from starting, within the block, as an error with a sentence and a hint.
 
     Raises:
@@ -54,6 +57,8 @@ def named() -> Iterator[None]:
         yield
     except OSError as e:
         where = f"{os.fsdecode(e.filename)}: " if isinstance(e.filename, (str, bytes)) else ""
+        if not where and is_full(e) and not _has_room(data_dir, size_bytes=2**20, files=1):
+            where = f"the disk of {data_dir}: "
         raise InvalidRequestError(
             f"The service cannot start: {where}{e.strerror or _first_line(e)}.",
             hint=_FIXES.get(e.errno or 0, _OTHERWISE),
@@ -70,6 +75,24 @@ def ray_did_not_start(error: Exception) -> ServiceUnavailableError:
         hint="The machine may be short of memory, processes or open files, or busy: look at `free` and `ulimit -a`, "
         "then try again.",
     )
+
+
+def check_room(folder: Path) -> None:
+    """Raises InvalidRequestError where the disk of `folder` has no room for Ray's files.
+
+    Ray itself would start in part, and name nothing.
+    """
+    if not _has_room(folder, size_bytes=_RAY_BYTES, files=_RAY_FILES):
+        raise InvalidRequestError(
+            f"The disk of {folder} is full, and Ray keeps its files there.",
+            hint="Make room on that disk, or set TMPDIR to a folder on another one.",
+        )
+
+
+def _has_room(folder: Path, *, size_bytes: int, files: int) -> bool:
+    """Whether the disk has room for so many bytes and files more. One that makes inodes as needed counts none."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize >= size_bytes and (disk.f_files == 0 or disk.f_favail >= files)
 
 
 def check_socket_paths(folder: Path) -> None:

@@ -29,6 +29,8 @@ class Ready(Model):
     """A call would succeed: the cluster's control store, its service and the bucket answer."""
 
     ready: bool = True
+    warnings: tuple[str, ...] | None = None
+    """A sentence for each full disk, on which some calls would fail; absent where there is none."""
 
 
 @router.get("/health", response_model=Health)
@@ -42,13 +44,13 @@ async def ready(request: Request, service: Service) -> Response:
     """Whether a call would succeed; otherwise 503, and why."""
     try:
         async with asyncio.timeout(READY_LIMIT_S):
-            await service.ready()
+            warnings = await service.ready()
     except TimeoutError:
         late = ServiceUnavailableError("The service did not answer in time.", context={"limit_s": READY_LIMIT_S})
         return error_answer(late, request.scope)
     except HoldfastError as e:
         return error_answer(e, request.scope, status=503)
-    return answer(Ready())
+    return answer(Ready(warnings=warnings or None))
 
 
 @router.get("/metrics", response_class=Response, dependencies=[KEY_REQUIRED])

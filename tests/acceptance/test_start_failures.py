@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.embedded.secrets import MachineSecrets
-from tests.support.full_disk import tmpfs
+from tests.support.full_disk import filled, tmpfs
 from tests.support.service import PROGRAMS, Refused, nothing_left, refused
 
 
@@ -51,11 +51,24 @@ def test_a_data_folder_that_is_read_only_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    with tmpfs(tmp_path / "full", "size=64k") as folder:
-        with (folder / "filler").open("wb") as filler:
-            os.posix_fallocate(filler.fileno(), 0, 64 * 1024)
+    with tmpfs(tmp_path / "full", "size=64k") as folder, filled(folder):
         said = refusal_of(tmp_path, folder / "data")
-    assert "No space left on device" in said and "Make room" in said
+    assert str(folder) in said and "No space left on device" in said and "Make room" in said
+
+
+def test_a_disk_without_inodes_is_named(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "full", "size=64m,nr_inodes=5") as folder:
+        said = refusal_of(tmp_path, folder / "data")
+    assert str(folder) in said and "No space left on device" in said and "Make room" in said
+
+
+@pytest.mark.parametrize("options", ["size=4m", "size=64m,nr_inodes=100"])
+def test_a_disk_that_has_no_room_for_the_files_of_ray_is_named(tmp_path: Path, options: str) -> None:
+    folder = Path("/tmp", secrets.token_hex(2))  # short enough for Ray's sockets
+    with tmpfs(folder, options):
+        said = refusal_of(tmp_path, tmp_path / "data", env={"TMPDIR": str(folder)})
+    folder.rmdir()
+    assert str(folder) in said and "full" in said and "TMPDIR" in said
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[]", b"{}", b'{"api_key": 7}'])

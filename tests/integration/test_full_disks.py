@@ -14,6 +14,7 @@ from actors.errors import SandboxUnavailableError
 from actors.node import mountinfo
 from actors.node.doctor import RESTORES, examine
 from actors.node.drivers import Driver
+from gateway.embedded.reserve import Reserve
 from gateway.embedded.secrets import load_or_make, write_private
 from tests.support.full_disk import filled, tmpfs, without_inodes
 from tests.support.s3 import embedded_s3
@@ -156,6 +157,47 @@ def test_a_disk_that_was_mounted_read_only_is_what_is_blamed(tmp_path: Path, bes
             subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         box.destroy()
         assert not node.home("box").exists()
+
+
+def reserve_of(folder: Path) -> tuple[int, int]:
+    """What a reserve holds, in KiB and files."""
+    return int((folder / "room").stat().st_blocks / 2), len(list(folder.iterdir())) - 1
+
+
+def test_a_reserve_is_room_for_a_start_and_is_kept_again_as_far_as_there_is_room(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "size=128m,nr_inodes=4000") as disk:
+        reserve = Reserve(disk / "reserve")
+        reserve.keep()
+        assert reserve_of(disk / "reserve") == (16 * 1024, 256)
+        with filled(disk), without_inodes(disk):
+            with reserve.given_back():
+                (disk / "needed").write_bytes(b"0" * 5_000_000)
+            kept_kib, kept_files = reserve_of(disk / "reserve")
+            assert 10 * 1024 < kept_kib < 12 * 1024 and 250 < kept_files < 256
+            reserve.keep()  # nothing has become free
+            assert reserve_of(disk / "reserve") == (kept_kib, kept_files)
+            (disk / "needed").unlink()
+            reserve.keep(as_before=True)
+            assert reserve_of(disk / "reserve")[0] > 15 * 1024
+        reserve.keep()
+        assert reserve_of(disk / "reserve") == (16 * 1024, 256)
+
+
+def test_a_small_disk_gives_a_quarter_of_its_room_to_the_reserve(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "size=8m,nr_inodes=400") as disk:
+        Reserve(disk / "reserve").keep()
+        held_kib, files = reserve_of(disk / "reserve")
+        assert held_kib <= 2 * 1024 and files <= 100
+
+
+def test_a_reserve_without_any_room_or_on_a_disk_that_is_read_only_is_none_and_no_error(tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "disk", "size=1m") as disk, filled(disk):
+        with Reserve(disk / "reserve").given_back():
+            pass
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with Reserve(disk / "reserve").given_back():
+            pass
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
 
 
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--help"]])

@@ -294,6 +294,7 @@ class MemoryTenant:
     sandboxes: dict[str, MemorySandbox] = field(default_factory=dict)
     backups: dict[str, BackupInfo] = field(default_factory=dict)
     not_ready: Exception | None = None
+    warnings: tuple[str, ...] = ()
     tally: Tally = field(default_factory=Tally)
 
     def found(self, backup_id: str) -> BackupInfo:
@@ -301,10 +302,11 @@ class MemoryTenant:
             raise BackupNotFoundError("No such backup.", context={"backup": backup_id})
         return self.backups[backup_id]
 
-    def ready(self) -> Later[None]:
-        def act() -> None:
+    def ready(self) -> Later[tuple[str, ...]]:
+        def act() -> tuple[str, ...]:
             if self.not_ready is not None:
                 raise self.not_ready
+            return self.warnings
 
         return Later(act)
 

@@ -189,8 +189,10 @@ def test_a_defect_is_answered_without_its_details_and_logged_with_them(gateway: 
     assert isinstance(defects[0]["exc_info"], ZeroDivisionError)
 
 
-def test_ready_says_why_not(gateway: Gateway) -> None:
+def test_ready_says_what_is_full_and_why_not(gateway: Gateway) -> None:
     assert gateway.request("GET", "/ready").json() == {"ready": True}
+    gateway.cluster.tenant("default").warnings = ("A disk is full.",)
+    assert gateway.request("GET", "/ready").json() == {"ready": True, "warnings": ["A disk is full."]}
     gateway.cluster.tenant("default").not_ready = ServiceUnavailableError("Nobody there.")
     assert_error(gateway.request("GET", "/ready"), 503, "SERVICE_UNAVAILABLE")
 

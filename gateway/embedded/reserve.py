@@ -1,0 +1,99 @@
+"""Room on the data folder's disk that is kept back for the next start of the service.
+
+A start writes some files anew, and all of Ray's where the folder for temporary files is on the same disk. Sandboxes can
+fill that disk to its last block, and nobody can delete anything of theirs while the service does not start. So a file
+takes some blocks, and some more take inodes: they are given back as a start begins, while no sandbox runs that could
+take them first, and kept again once it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+RESERVE_BYTES = 16 * 1024**2
+"""Ray's files are 2 MiB at the end of a start (measured); the trials of mount drivers take some more."""
+_INODES = 256
+"""Ray makes some 150 files and sockets (measured)."""
+_SHARE = 4
+"""The reserve takes at most this part of a disk that has little."""
+_MARGIN_BYTES = 256 * 1024
+_LOOK_S = 30.0
+
+
+class Reserve:
+    """The reserve in one folder. Nothing here raises: without one the service starts as long as there is room."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._room = folder / "room"
+        self._had = (0, 0)
+        """What it held before the start, in bytes and files."""
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Gives the room back for the block. What is left of it afterwards is kept again."""
+        self._had = self._held()
+        self._release()
+        try:
+            yield
+        finally:
+            self.keep(as_before=True)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Takes what is missing of the reserve, as soon as there is room for it, until the end of the block."""
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(_LOOK_S):
+                self.keep()
+
+        threading.Thread(target=look, name="reserve", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def keep(self, *, as_before: bool = False) -> None:
+        """Takes a share of the free room; with `as_before` what it held before the start, even if it is all of it."""
+        had_bytes, had_files = self._had if as_before else (0, 0)
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._keep_bytes(had_bytes)  # first: their file is one of the last that there may be
+            self._keep_files(had_files)
+
+    def _keep_files(self, had: int) -> None:
+        disk = os.statvfs(self._folder)
+        _, held = self._held()
+        free = disk.f_favail if disk.f_files else _INODES * _SHARE  # one that makes as many as are wanted says 0
+        wanted = max(min(_INODES, (free + held) // _SHARE), min(had, free + held))
+        for number in range(held, wanted):
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self._folder / str(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+    def _keep_bytes(self, had: int) -> None:
+        disk = os.statvfs(self._folder)
+        held, _ = self._held()
+        free = disk.f_bavail * disk.f_frsize
+        wanted = max(min(RESERVE_BYTES, (free + held) // _SHARE), min(had, free + held - _MARGIN_BYTES))
+        if wanted > held:
+            with self._room.open("ab") as room:
+                os.posix_fallocate(room.fileno(), 0, wanted)
+
+    def _held(self) -> tuple[int, int]:
+        """How many bytes, and how many files, it holds now."""
+        with contextlib.suppress(OSError):
+            names = {entry.name for entry in self._folder.iterdir()}
+            held_bytes = self._room.stat().st_blocks * 512 if self._room.name in names else 0
+            return held_bytes, len(names - {self._room.name})
+        return 0, 0
+
+    def _release(self) -> None:
+        with contextlib.suppress(OSError):
+            for file in list(self._folder.iterdir()):
+                file.unlink()
