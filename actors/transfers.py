@@ -39,7 +39,14 @@ from actors.gate import Gate
 from actors.logs import log
 from actors.models import TRANSFER_BYTES, writable_path
 from actors.node.bubblewrap import Identity
-from actors.node.errors import MountError, NodeError, NoSpaceLeftError, PathError, PathMissingError, PathTypeError
+from actors.node.errors import (
+    MountError,
+    NodeError,
+    NoSpaceLeftError,
+    PathError,
+    PathMissingError,
+    PathTypeError,
+)
 from actors.node.process import kill_group, printable
 from actors.node.tree import DEAD_MOUNT, Tree
 from actors.tar_excludes import TarExcludes

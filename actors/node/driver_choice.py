@@ -12,7 +12,6 @@ driver cannot mount is believed for five minutes, since that may have been for w
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -27,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actors.node import process, proofs, trials
 from actors.node.drivers import MERGED, Driver, Setting
-from actors.node.errors import DriverUnavailableError, NodeError, ToolError
+from actors.node.errors import DriverUnavailableError, NodeError, ToolError, full_disk_in
 from actors.node.removal import remove_tree
 
 _NEEDS = {
@@ -45,8 +44,6 @@ _STARTED = 19
 """The place of a process's start time after its name. Source: proc_pid_stat(5), field 22."""
 _PACKAGES = Path("/var/lib/dpkg/status")
 _DEVICES = (Path("/dev/fuse"), Path("/dev/loop-control"))
-_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
-"""The words of a disk on which a driver cannot be tried, because it is full."""
 
 
 class Verdict(BaseModel):
@@ -139,7 +136,7 @@ def _try(driver: Driver, folder: Path) -> Verdict:
         with _scratch(folder) as scratch:
             return Verdict(failed=tuple(proofs.failures(driver, scratch, _SHA256)))
     except (NodeError, OSError) as e:
-        full = next((words for words in _FULL if words in str(e)), None)
+        full = full_disk_in(str(e))
         if full is not None:  # that says nothing of the driver
             return Verdict(obstacle=f"{full} under the data folder.")
         return Verdict(obstacle=f"{_short(str(e))} {_NEEDS[driver]}{_if_on_an_overlay(folder)}")

@@ -29,6 +29,7 @@ NodeError
 from __future__ import annotations
 
 import errno
+import os
 from typing import Any
 
 
@@ -44,9 +45,17 @@ class NodeError(Exception):
         return (_rebuild, (type(self), self.message, self.hint))
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def is_full(error: OSError) -> bool:
     """Whether the disk had no block or inode left, or the user's quota none."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.errno in _FULL
+
+
+def full_disk_in(output: str) -> str | None:
+    """What a tool has said of a full disk, in the words of strerror(3); None if it has not."""
+    return next((words for words in map(os.strerror, _FULL) if words in output), None)
 
 
 def _rebuild(cls: type[NodeError], message: str, hint: str | None) -> NodeError:

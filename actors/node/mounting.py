@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.node import mountinfo, process
-from actors.node.errors import MountBusyError, MountError, NoRoomToMountError, ToolError
+from actors.node.errors import MountBusyError, MountError, NoRoomToMountError, ToolError, full_disk_in
 
 _MOUNT_TIMEOUT_S = 30.0
 _RETRY_S = 0.02
 _MS_BIND = 4096
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _BUSY = b"already mounted"
-_FULL = tuple(os.strerror(code).encode() for code in (errno.ENOSPC, errno.EDQUOT))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,7 +42,7 @@ def mount(argv: Sequence[str], *, cwd: Path, deadline_s: float = 0.0) -> None:
             raise MountError(e.message, hint=e.hint) from e
         if ended.status == 0:
             return
-        if any(words in ended.stderr for words in _FULL):
+        if full_disk_in(ended.stderr.decode(errors="replace")):
             raise NoRoomToMountError(f"{argv[0]} of {argv[2]} failed: {process.printable(ended.stderr)}")
         if _BUSY not in ended.stderr:
             raise MountError(f"{argv[0]} of {argv[2]} failed: {process.printable(ended.stderr)}")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.node.errors import ArchiveError, NodeError, NoSpaceLeftError, ToolError
+from actors.node.errors import ArchiveError, NodeError, NoSpaceLeftError, ToolError, full_disk_in
 from actors.node.process import Ended, printable
 from actors.node.survey import Limits, survey
 
@@ -170,7 +170,7 @@ def verify_creation(ended: Ended, archive: Path, *, inodes: int) -> Superblock:
         ArchiveError: mksquashfs failed or complained, or the archive does not hold `inodes` inodes.
     """
     complaints = [line for line in ended.stderr.splitlines() if line.strip() and not _is_harmless(line)]
-    if b"No space left on device" in ended.stderr + ended.stdout:
+    if full_disk_in((ended.stderr + ended.stdout).decode(errors="replace")):
         raise NoSpaceLeftError("the disk is full")
     if ended.status != 0 or complaints:
         said = printable(b"; ".join(complaints) or ended.stderr)
@@ -186,7 +186,7 @@ def verify_extraction(ended: Ended, *, blamed: type[NodeError] = ToolError) -> N
 
     Of an archive whose digest is verified, a failure says nothing: then the tool is to blame, or the node.
     """
-    if b"No space left on device" in ended.stderr + ended.stdout:
+    if full_disk_in((ended.stderr + ended.stdout).decode(errors="replace")):
         raise NoSpaceLeftError("the disk is full")
     if ended.status != 0 or ended.stderr.strip():
         raise blamed(f"unsquashfs ended with status {ended.status}: {printable(ended.stderr)}")

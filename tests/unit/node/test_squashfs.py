@@ -56,8 +56,9 @@ def test_a_complaint_is_a_failure_whatever_the_status(tmp_path: Path, ended: End
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_full_disk_is_recognized(tmp_path: Path, stream: str) -> None:
-    said = b"Write failed because No space left on device\n"
+@pytest.mark.parametrize("words", [b"No space left on device", b"Disk quota exceeded"])
+def test_a_full_disk_is_recognized(tmp_path: Path, stream: str, words: bytes) -> None:
+    said = b"Write failed because " + words + b"\n"
     ended = Ended(1, said if stream == "stdout" else b"", said if stream == "stderr" else b"")
     with pytest.raises(NoSpaceLeftError):
         squashfs.verify_creation(ended, tmp_path / "missing", inodes=5)
