@@ -194,7 +194,7 @@ class MountLostError(ExecError):
 
 
 class TooManyCallsError(HoldfastError):
-    """As many calls as may wait for one sandbox are waiting already; nothing was changed."""
+    """As many calls wait for one sandbox, or are served for it or its tenant, as may; nothing was changed."""
 
     code = "TOO_MANY_REQUESTS"
     retryable = True

@@ -1,7 +1,8 @@
 """The gateway's application, made by a factory: every app has its own configuration, metrics and cluster.
 
 A request passes Telemetry (id, log, metrics), RecoveryNotices (the header of a sandbox that is not what it was),
-ErrorBoundary (every error in one shape), Authentication (the key decides the tenant) and then the routes.
+ErrorBoundary (every error in one shape), Authentication (the key decides the tenant), Shares (no tenant and no sandbox
+has all the requests) and then the routes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from gateway.recovery import RecoveryNotices
 from gateway.routes import backups, commands, files, sandboxes, service
 from gateway.routes.request import KEY_REQUIRED
 from gateway.routes.understood import UNDERSTOOD
+from gateway.shares import Shares
 from gateway.telemetry import Telemetry, json_log
 
 CLUSTER_THREADS = 128
@@ -76,6 +78,7 @@ def create_app(config: GatewayConfig, *, cluster: Cluster | None = None, log: An
             Middleware(RecoveryNotices),
             Middleware(ErrorBoundary, log=log),
             Middleware(Authentication, keys_by_tenant=config.keys_by_tenant),
+            Middleware(Shares, max_requests=config.max_requests, tenants=len(config.keys_by_tenant)),
         ],
         exception_handlers={HTTPException: answer_http_exception, RequestValidationError: _answer_bad_parameter},
         responses={"default": {"model": ErrorDocument, "description": "An error"}},

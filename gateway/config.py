@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from actors.models import SandboxId
 from actors.settings import Settings
+from gateway.capacity import most_connections
 
 
 class GatewayConfig(BaseModel):
@@ -22,6 +23,7 @@ class GatewayConfig(BaseModel):
         body_total_s: how long a JSON body may take to come as a whole.
         upload_total_s: the same of a file or a tar archive.
         keep_alive_s: how long an event stream may be silent before a comment is sent to keep proxies from cutting it.
+        max_requests: how many requests are served at once, of which each sandbox and tenant has a share.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,11 +35,15 @@ class GatewayConfig(BaseModel):
     body_total_s: Annotated[float, Field(gt=0)] = 60.0
     upload_total_s: Annotated[float, Field(gt=0)] = 6 * 3600.0
     keep_alive_s: Annotated[float, Field(gt=0)] = 15.0
+    max_requests: Annotated[int, Field(gt=0)] = Field(default_factory=most_connections)
 
     @classmethod
-    def of(cls, settings: Settings, keys_by_tenant: Mapping[str, SecretStr]) -> Self:
+    def of(
+        cls, settings: Settings, keys_by_tenant: Mapping[str, SecretStr], *, max_requests: int | None = None
+    ) -> Self:
         """The gateway's part of the settings. The keys come beside them: a machine may have made its own."""
         return cls(
+            max_requests=max_requests or most_connections(),
             keys_by_tenant=dict(keys_by_tenant),
             max_body_bytes=settings.max_body_bytes,
             max_upload_bytes=settings.max_upload_bytes,

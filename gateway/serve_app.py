@@ -65,7 +65,7 @@ def replica_app() -> FastAPI:
     # In a thread of its own: this one has the replica's event loop.
     with ThreadPoolExecutor(1, "start-service") as thread:
         thread.submit(start_service, service.config).result()
-    app = create_app(GatewayConfig.of(read, service.keys_by_tenant))
+    app = create_app(GatewayConfig.of(read, service.keys_by_tenant, max_requests=MAX_REQUESTS))
     app.add_middleware(_OneRequestId)
     return app
 

@@ -8,7 +8,6 @@ the limits are tested on asyncio's own loop.
 from __future__ import annotations
 
 import asyncio
-import resource
 import socket
 import sys
 import uuid
@@ -25,17 +24,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from actors.errors import HoldfastError, InvalidRequestError, RequestTooLargeError, ServiceUnavailableError
 from gateway.answers import error_answer
+from gateway.capacity import MAX_CONNECTIONS, most_connections
 from gateway.errors import RequestTimeoutError
 from gateway.lingering import LingeringTransport
-from gateway.strangers import Strangers, introducing
+from gateway.strangers import Idle, Strangers, introducing
 
 HEADER_LIMIT_S = 10.0
 STALLED_READER_LIMIT_S = 60.0
 KEEP_ALIVE_S = 10
 MAX_HEADER_BYTES = 64 * 1024
-MAX_CONNECTIONS = 2048
-_OTHER_FILES = 512
-"""Descriptors that are not connections: of Ray, of files, of pipes."""
 GRACEFUL_S = 6
 ANSWERING_S = 2.0
 """How long the requests that are cancelled then may take to write their answers."""
@@ -50,12 +47,14 @@ class LimitedH11Protocol(H11Protocol):
     header_limit_s = HEADER_LIMIT_S
     stalled_reader_limit_s = STALLED_READER_LIMIT_S
     strangers = Strangers(MAX_CONNECTIONS // 4)
+    idle = Idle()
+    _is_known = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._lingering = LingeringTransport(transport, is_receiving=self._is_receiving)
         super().connection_made(self._lingering)
         self.strangers.came(self)
-        self.app_state = introducing(self.app_state, lambda: self.strangers.left(self))
+        self.app_state = introducing(self.app_state, self._introduced)
         self._sending = _Deadline(self.loop, self.header_limit_s, self._give_up)
         self._reading = _Deadline(self.loop, self.stalled_reader_limit_s, transport.abort)
         self._sending.start()
@@ -68,6 +67,7 @@ class LimitedH11Protocol(H11Protocol):
             self._sending.start()
         else:
             self._sending.stop()
+        self._note_idleness()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -75,6 +75,7 @@ class LimitedH11Protocol(H11Protocol):
             self._unset_keepalive_if_required()
         if self._has_half_a_request() or self._answered_early():
             self._sending.start()
+        self._note_idleness()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -85,7 +86,7 @@ class LimitedH11Protocol(H11Protocol):
         self._reading.stop()
 
     def displace(self) -> None:
-        """Ends the connection at once, for another one that has shown no key either."""
+        """Ends the connection at once, to make room for another one."""
         self.connections.discard(self)
         self.transport.abort()
 
@@ -125,6 +126,20 @@ class LimitedH11Protocol(H11Protocol):
         self._sending.stop()
         self._reading.stop()
         super().connection_lost(exc)
+        self.idle.left(self)
+
+    def _introduced(self) -> None:
+        self.strangers.left(self)
+        self._is_known = True
+
+    def _note_idleness(self) -> None:
+        """An answered request holds the connection no more, though the rest of its body may still come."""
+        if not self._is_known or self.transport.is_closing():
+            return
+        if self.cycle.response_complete:
+            self.idle.came(self)
+        else:
+            self.idle.left(self)
 
     def _has_half_a_request(self) -> bool:
         return self.conn.our_state is h11.IDLE and bool(self.conn.trailing_data[0])
@@ -160,9 +175,10 @@ class Doorkeeper:
     stands between may have believed the other. Source: RFC 9112, section 6.1.
     """
 
-    def __init__(self, app: ASGIApp, *, most: int) -> None:
+    def __init__(self, app: ASGIApp, *, most: int, idle: Idle) -> None:
         self._app = app
         self._most = most
+        self._idle = idle
         self.connections: Collection[Any] = ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,7 +186,7 @@ class Doorkeeper:
         await (answer or self._app)(_in_origin_form(scope), receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        if len(self.connections) > self._most:
+        if len(self.connections) > self._most and not self._idle.displace_one():
             sentence = "The service has as many connections as it may."
             return _last_answer(ServiceUnavailableError(sentence, hint="Try again in a moment."))
         if not scope["http_version"].startswith("1."):
@@ -219,15 +235,15 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) 
         port: 0 takes a free one.
         graceful_s: how long running requests may take to end after SIGTERM; then they are answered with an error.
     """
-    most = min(MAX_CONNECTIONS, _descriptors() - _OTHER_FILES)
-    doorkeeper = Doorkeeper(app, most=most)
+    most, idle = most_connections(), Idle()
+    doorkeeper = Doorkeeper(app, most=most, idle=idle)
     made = PatientServer(
         uvicorn.Config(
             doorkeeper,
             host=host,
             port=port,
             loop="asyncio",
-            http=_protocol(most // 4),
+            http=_protocol(most // 4, idle),
             ws="none",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_S,
@@ -243,17 +259,11 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) 
     return made
 
 
-def _protocol(most_strangers: int) -> type[LimitedH11Protocol]:
-    """The protocol of one server, whose strangers are its own."""
+def _protocol(most_strangers: int, idle_ones: Idle) -> type[LimitedH11Protocol]:
+    """The protocol of one server, whose strangers and idle connections are its own."""
 
     class Protocol(LimitedH11Protocol):
         strangers = Strangers(most_strangers)
+        idle = idle_ones
 
     return Protocol
-
-
-def _descriptors() -> int:
-    """How many files this process may have open, once it has asked for as many as it may."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard if hard != resource.RLIM_INFINITY else MAX_CONNECTIONS + _OTHER_FILES

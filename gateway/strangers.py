@@ -1,7 +1,10 @@
-"""A bounded share of the server's connections for clients that have shown no valid key.
+"""Connections that may have to make room: of clients that have shown no valid key, and those that no request holds.
 
-Whoever has none can open as many connections as he likes; they displace each other, the oldest first, and nobody who
+Whoever has no key can open as many connections as he likes; they displace each other, the oldest first, and nobody who
 has shown a key. An honest client shows his within a round trip, long before his turn comes.
+
+Whoever has one can hold as many as `gateway.shares` lets him have requests. Beyond these, his connections give way to
+others' requests, the longest idle first, when there are no more to be had.
 """
 
 from __future__ import annotations
@@ -19,24 +22,42 @@ class Connection(Protocol):
         """Ends it at once; it counts no more."""
 
 
-class Strangers:
-    """The connections on which no valid key has come yet, the oldest first. For one event loop."""
+class Idle:
+    """Connections of clients with a key that no request holds now, the longest idle first. For one event loop."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._waiting: dict[Connection, None] = {}
 
     def came(self, connection: Connection) -> None:
-        """A new connection; the oldest of the others is ended if there are too many."""
+        """A connection's request has been answered. Repeatable."""
         self._waiting[connection] = None
-        if len(self._waiting) > self._most:
-            oldest = next(iter(self._waiting))
-            del self._waiting[oldest]
-            oldest.displace()
 
     def left(self, connection: Connection) -> None:
-        """A connection has ended, or a valid key has come on it."""
+        """A connection has ended, or another request has come on it."""
         self._waiting.pop(connection, None)
+
+    def displace_one(self) -> bool:
+        """Ends the one that has been idle longest; False if there is none."""
+        if not self._waiting:
+            return False
+        longest = next(iter(self._waiting))
+        del self._waiting[longest]
+        longest.displace()
+        return True
+
+
+class Strangers(Idle):
+    """The connections on which no valid key has come yet, the oldest first. For one event loop."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def came(self, connection: Connection) -> None:
+        """A new connection; the oldest of the others is ended if there are too many."""
+        super().came(connection)
+        if len(self._waiting) > self._most:
+            self.displace_one()
 
 
 def introducing(state: dict[str, Any], introduce: Callable[[], None]) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class Listening:
 
     def __init__(self, app: ASGIApp, connections: int) -> None:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("gateway.server.MAX_CONNECTIONS", connections)
+            patched.setattr("gateway.capacity.MAX_CONNECTIONS", connections)
             self.server = server(app, host="127.0.0.1", port=0)
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port = self.socket.getsockname()[1]
@@ -258,13 +258,49 @@ def test_clients_without_a_key_displace_each_other_and_nobody_else(first: bytes)
         assert len(listening.server.server_state.connections) <= 64 // 4 + 2
 
 
+async def _unending(scope: Scope, receive: Receive, send: Send) -> None:
+    """Begins an answer, and ends it when the client goes away."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
 def test_a_connection_too_many_gets_an_error_document_and_is_closed() -> None:
-    with Listening(with_key(_ok), connections=8) as listening:
+    with Listening(with_key(_unending), connections=8) as listening:
         for _ in range(8):
-            assert listening.ask(WITH_KEY, listening.connect()).read() == b"ok"
+            assert listening.ask(WITH_KEY, listening.connect()).read1() == b"begun"
         response = listening.ask(WITH_KEY)
         assert response.status == 503 and response.headers["Connection"] == "close" and response.headers["Retry-After"]
         assert documented(response)["code"] == "SERVICE_UNAVAILABLE"
+
+
+HALF_SENT = request("/", f"Authorization: Bearer {KEY}", "Content-Length: 9").replace(b"GET", b"PUT")
+
+
+@pytest.mark.parametrize("first", [WITH_KEY, WITH_KEY + b"GET / HTTP/1.1\r\nX-Slow: ", HALF_SENT + b"123"])
+def test_connections_that_no_request_holds_make_room_the_longest_idle_first(first: bytes) -> None:
+    with Listening(with_key(_ok), connections=8) as listening:
+        for _ in range(8):
+            assert listening.ask(first).read() == b"ok"
+        assert listening.ask(WITH_KEY).read() == b"ok"
+        longest, *_, latest, _ = listening.clients
+        with suppress(ConnectionResetError):
+            assert longest.recv(1) == b""
+        if first == WITH_KEY:
+            assert listening.ask(WITH_KEY, latest).read() == b"ok"
+
+
+def test_a_connection_that_a_request_holds_makes_no_room() -> None:
+    with Listening(with_key(_unending), connections=8) as listening:
+        held = [listening.ask(WITH_KEY) for _ in range(8)]
+        assert [response.read1() for response in held] == [b"begun"] * 8
+        assert listening.ask(WITH_KEY).status == 503
+        for client in listening.clients[:8]:
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
 
 
 @pytest.mark.parametrize("wrong", [b"\x00\xff\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
