@@ -1,8 +1,8 @@
 """The control group of one sandbox's commands: stopped, paused, resumed and limited as one.
 
 It lies below the group that the service was started in (`Hierarchies`). Pausing and killing are cgroup v2's. Limits on
-memory and processes use v2's controllers where they can be had, and the v1 hierarchies where a node (or its container)
-still keeps the controllers there.
+memory and processes, and an equal share of the processors, use v2's controllers where they can be had, and the v1
+hierarchies where a node (or its container) still keeps the controllers there.
 
 Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of the kernel.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from actors.node import delegation, process
 from actors.node.errors import CgroupError
-from actors.node.hierarchies import PROCS, Hierarchies, own_procs
+from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies, own_procs
 from actors.node.memory import Rank, share_of_sandboxes
 
 JOIN = (
@@ -36,6 +36,8 @@ _NOBODYS_CHILD = ("unshare", "--pid", "--fork", "--")
 """Keeps the guard from being a child of the actor, which Ray kills all of; and has it reaped, unlike a daemon."""
 _V1_LIMIT = {"memory": "memory.limit_in_bytes", "pids": "pids.max"}
 _V2_LIMIT = {"memory": "memory.max", "pids": "pids.max"}
+_V1_WEIGHT, _V2_WEIGHT = ("cpu.shares", 1024, 2**18), ("cpu.weight", 100, 10_000)
+"""The file of a group's weight; the weight that a group, or a process beside it, has by itself; and the largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +68,24 @@ class Cgroup:
     def prepare(self) -> None:
         """Makes the group and sets its limits. Repeatable."""
         self._path.mkdir(parents=True, exist_ok=True)
-        self._obstacle = delegation.pass_on(delegation.Group(self._base), self._limits)
+        self._obstacle = delegation.pass_on(delegation.Group(self._base), ["cpu", *self._limits])
         for controller in self._limits:
             if not self._limit_v2(controller):
                 self._limit_v1(controller)
         self._limit_node()
+        self._share_processors()
 
-    def _limit_v2(self, controller: str) -> bool:
-        """Sets a limit, if the service's group passes the controller on."""
-        limit = self._path / _V2_LIMIT[controller]
+    def _pass_down(self, controller: str) -> None:
+        """Gives the group a controller, if the service's group passes it on."""
         for parent in reversed(self._path.parents):
             if parent.is_relative_to(self._base) and parent != self._base:
                 with contextlib.suppress(OSError):
                     (parent / "cgroup.subtree_control").write_text(f"+{controller}")
+
+    def _limit_v2(self, controller: str) -> bool:
+        """Sets a limit, if the service's group passes the controller on."""
+        limit = self._path / _V2_LIMIT[controller]
+        self._pass_down(controller)
         if not limit.exists():
             return False
         limit.write_text(str(self._limits[controller]))
@@ -107,6 +114,22 @@ class Cgroup:
                 with contextlib.suppress(OSError):
                     limit.write_text(str(share_of_sandboxes(each.parents[1] for each in groups)))
                 return
+
+    def _share_processors(self) -> None:
+        """Has the groups of the node take equal parts of the processors, however many processes each has.
+
+        All together have the weight of one process for each processor, where the service's processes are beside them
+        and not in a group of their own.
+        """
+        self._pass_down("cpu")
+        group, (name, weight, most) = self._path, _V2_WEIGHT
+        are_beside = not (self._base / SERVICE_LEAF).is_dir()
+        if "cpu" in self._v1:
+            group, (name, weight, most), are_beside = self._v1["cpu"], _V1_WEIGHT, True
+        with contextlib.suppress(OSError):
+            group.mkdir(parents=True, exist_ok=True)
+            if are_beside and self._path.parent != self._base:
+                (group.parent / name).write_text(str(min(weight * (os.cpu_count() or 1), most)))
 
     def limits(self) -> Limits:
         """The limits that are in force, by the kernel's own account."""

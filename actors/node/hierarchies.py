@@ -23,7 +23,7 @@ SERVICE_LEAF = "holdfast-service"
 ACTOR = "actor-"
 """The beginning of the names of groups, in the node's own, that each actor's process makes for itself."""
 PROCS = "cgroup.procs"
-_CONTROLLERS = ("memory", "pids")
+_CONTROLLERS = ("cpu", "memory", "pids")
 _MOUNTS = Path("/proc/self/mountinfo")
 _GROUPS = Path("/proc/self/cgroup")
 

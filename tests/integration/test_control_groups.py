@@ -186,6 +186,32 @@ def former(tmp_path: Path) -> Iterator[Path]:
     Cgroup.remove_tree(name)
 
 
+def processor_ticks(group: Cgroup) -> int:
+    """How much of the processors the processes of a group have had."""
+    return sum(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]) for pid in group.pids())
+
+
+@pytest.mark.skipif("cpu" not in {*Hierarchies.find().v1, *(ROOT / "cgroup.controllers").read_text().split()},
+                    reason="no group here has a controller for processors")  # fmt: skip
+def test_a_sandbox_of_many_busy_processes_leaves_another_an_equal_part_of_the_processor() -> None:
+    node = f"holdfast-test-{uuid.uuid4().hex[:8]}"
+    many, one = (Cgroup(f"{node}/{name}", memory_bytes=2**30, processes=100) for name in ("many", "one"))
+    busy = ["taskset", "--cpu-list", "0", "sh", "-c", "while :; do :; done"]
+    started = []
+    try:
+        for group, count in ((many, 40), (one, 1)):
+            group.prepare()
+            started += [subprocess.Popen(group.entry(busy), start_new_session=True) for _ in range(count)]
+        assert wait_until(lambda: (len(many.pids()), len(one.pids())) == (40, 1))
+        before = processor_ticks(many), processor_ticks(one)
+        assert wait_until(lambda: processor_ticks(one) - before[1] >= 50, timeout_s=120)
+        assert processor_ticks(many) - before[0] <= 10 * (processor_ticks(one) - before[1])
+    finally:
+        Cgroup.remove_tree(node)
+        for process in started:
+            process.wait()
+
+
 def in_group(group: Path, script: str = "exec sleep 1000") -> subprocess.Popen[bytes]:
     process = subprocess.Popen(["sh", "-c", script], start_new_session=True)
     (group / PROCS).write_text(str(process.pid))

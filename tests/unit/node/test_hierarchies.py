@@ -33,7 +33,7 @@ class Node:
         return V2.format(root=root, point=self.point("unified", group))
 
     def v1(self, controller: str, group: str = "", root: str = "/") -> str:
-        number = {"memory": 41, "pids": 42}[controller]
+        number = {"memory": 41, "pids": 42, "cpu": 43}[controller]
         return V1.format(id=number, root=root, point=self.point(controller, group), controller=controller)
 
 
