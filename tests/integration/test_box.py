@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import socket
 import subprocess
@@ -129,6 +130,13 @@ def test_a_command_cannot_reach_the_kernels_dangerous_parts(box: Box, what: str,
     result, error = ended.stdout.decode().split()
     assert result == "-1"
     assert error in (("1", "22") if what in ("another uid", "a file of another") else ("1",))
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="system calls by number")
+def test_a_command_holds_none_of_the_machines_contexts_of_asynchronous_io(box: Box) -> None:
+    code = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); context = ctypes.c_void_p(); "
+    code += "print(libc.syscall(206, 64, ctypes.byref(context)), ctypes.get_errno())"
+    assert inside(box, PYTHON, "-c", code).stdout.split() == [b"-1", str(errno.ENOSYS).encode()]
 
 
 FAMILIES = """
