@@ -22,7 +22,7 @@ from pathlib import Path
 from actors.node import delegation, process
 from actors.node.errors import CgroupError
 from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies, own_procs
-from actors.node.memory import Rank, share_of_sandboxes
+from actors.node.memory import Rank, share_of_sandboxes, share_of_socket_buffers
 
 JOIN = (
     f"{{ echo {int(Rank.COMMAND)} > /proc/self/oom_score_adj; }} 2> /dev/null; "
@@ -100,6 +100,9 @@ class Cgroup:
             with contextlib.suppress(OSError):
                 path.mkdir(parents=True, exist_ok=True)
                 (path / _V1_LIMIT[controller]).write_text(str(self._limits[controller]))
+                if controller == "memory":  # v1 counts these apart, and limits them not at all
+                    limit = min(self._limits[controller], share_of_socket_buffers())
+                    (path / "memory.kmem.tcp.limit_in_bytes").write_text(str(limit))
 
     def _limit_node(self) -> None:
         """Limits the memory of the node's group, and so of all sandboxes together."""

@@ -8,12 +8,14 @@ Source: proc_pid_oom_score_adj(5); Documentation/admin-guide/cgroup-v2.rst and c
 from __future__ import annotations
 
 import contextlib
+import resource
 from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
 _GIB = 2**30
 _MEMINFO = Path("/proc/meminfo")
+_TCP_MEM = Path("/proc/sys/net/ipv4/tcp_mem")
 
 
 class Rank(IntEnum):
@@ -30,6 +32,14 @@ def give_rank(rank: Rank, *, pid: int | None = None) -> None:
     """Gives a process, or this one, its rank. A lower one than it has needs CAP_SYS_RESOURCE, else nothing changes."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid or 'self'}/oom_score_adj").write_text(str(int(rank)))
+
+
+def share_of_socket_buffers(tcp_mem: Path = _TCP_MEM) -> int:
+    """The memory that the TCP sockets of one sandbox may use, in bytes: an eighth of what the machine's do unhindered.
+
+    Beyond that, the kernel takes buffers away from every socket of the machine, the service's too. Source: tcp(7).
+    """
+    return int(tcp_mem.read_text().split()[0]) * resource.getpagesize() // 8
 
 
 def share_of_sandboxes(groups: Iterable[Path], meminfo: Path = _MEMINFO) -> int:

@@ -1,0 +1,41 @@
+"""What the kernel counts for a user, or for the whole machine, and one sandbox takes all of: the other has its own.
+
+Each row takes as much of one thing as a command can get (`tests/support/hoard.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actors.sandbox import LocalSandbox
+from tests.support.sandboxes import Node, command, sh, write
+
+HOARD = Path(__file__).parents[1] / "support" / "hoard.py"
+OF_THE_MACHINE = {"network-buffers": 1000, "asynchronous-io": 1}
+
+
+def hoarder(node: Node, name: str) -> LocalSandbox:
+    """A sandbox that has the program, and files to watch."""
+    box = node.sandbox(name)
+    write(box, "/workspace/hoard.py", HOARD.read_bytes())
+    sh(box, "python3 hoard.py names 2000")
+    return box
+
+
+def held(box: LocalSandbox, kind: str, at_most: int) -> int:
+    """How many of a kind a command gets, of so many that it wants."""
+    said = sh(box, f"python3 hoard.py {kind} {at_most}").split()
+    assert said[0] == "held"
+    return int(said[1])
+
+
+@pytest.mark.parametrize(("kind", "wanted"), OF_THE_MACHINE.items(), ids=OF_THE_MACHINE)
+def test_a_sandbox_that_takes_all_of_something_leaves_another_what_it_had(
+    kernel_node: Node, kind: str, wanted: int
+) -> None:
+    greedy, modest = hoarder(kernel_node, "greedy"), hoarder(kernel_node, "modest")
+    alone = held(modest, kind, wanted)
+    with command(greedy, f"exec python3 hoard.py {kind}"):
+        assert held(modest, kind, wanted) == alone
