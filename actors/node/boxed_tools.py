@@ -17,7 +17,7 @@ from actors.node.process import Ended, printable
 _SIGNALLED = 128
 """Added by bubblewrap to the number of a signal that ended its command. Source: bwrap(1) 0.8, as in a shell."""
 _NO_MEMORY = (b"Out of memory", b"Cannot allocate memory", b"failed to allocate", b"failed to map segment")
-_NO_PROCESSES = (b"Failed to create thread", b"Resource temporarily unavailable")
+_NO_PROCESSES = (b"Failed to create thread", b"Resource temporarily unavailable", b"Cannot fork")
 
 
 def run_boxed(

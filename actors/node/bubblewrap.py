@@ -53,6 +53,13 @@ _ALONE = ("unshare", "--net", "--")
 """Gives the keeper a network namespace without an interface that is up. By bwrap's own `--unshare-net` it would need
 CAP_NET_ADMIN, which few containers have: bwrap brings the loopback interface up. Source: bubblewrap 0.8, network.c."""
 _OUTER = "/sandbox"
+_TERMINALS = f"{_OUTER}/pts"
+_WITH_TERMINALS = f'mount -t devpts -o newinstance,ptmxmode=0666,mode=620,max=64 devpts {_TERMINALS} && exec "$@"'
+"""A shell's whole program: gives a command's box 64 pseudo-terminals, then becomes what follows it.
+
+bwrap's own `--dev` would let one box have all that the machine has for boxes: kernel.pty.max less kernel.pty.reserve,
+which is 3,072 as a rule. Source: Documentation/filesystems/devpts.rst.
+"""
 _PROCESS_1 = ("unshare", "--fork")
 """The first process of the outer box's pid namespace: it waits for the command, and ends with its status.
 
@@ -136,7 +143,20 @@ def outer(binds: Sequence[Bind]) -> list[str]:
         "/etc",
         "/etc",
     ]
-    args += ["--bind", "/proc", "/proc", "--dev-bind", "/dev", "/dev", "--tmpfs", "/tmp", "--dir", _OUTER]
+    args += [
+        "--bind",
+        "/proc",
+        "/proc",
+        "--dev-bind",
+        "/dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        "--dir",
+        _OUTER,
+        "--dir",
+        _TERMINALS,
+    ]
     for number, bind in enumerate(binds):
         args += ["--bind" if bind.writable else "--ro-bind", str(bind.source), f"{_OUTER}/{number}"]
     return [*args, "--chdir", "/"]
@@ -172,6 +192,8 @@ def inner(
     for name in ("passwd", "group", "hosts"):
         args += ["--perms", "0444", "--ro-bind-data", str(fds[name]), f"/etc/{name}"]
     args += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
+    if identity is Identity.COMMAND:
+        args += ["--dev-bind", _TERMINALS, "/dev/pts"]
     for number, bind in enumerate(binds):
         args += ["--bind" if bind.writable else "--ro-bind", f"{_OUTER}/{number}", bind.target]
     # A command could write there that the kernel is to end it last. No other file of a process's own is missed.
@@ -247,6 +269,8 @@ def boxed(
             options += ["--sync-fd", str(namespace)]  # closes it where the command is to run
         with _memory_files({"inner": _packed(options)}) as more:
             argv = ["bwrap", "--args", str(fds["outer"]), "--", *_PROCESS_1, "--mount-proc", "--"]
+            if identity is Identity.COMMAND:
+                argv += ["sh", "-c", _WITH_TERMINALS, "terminals"]
             if namespace is not None:
                 argv += entering(namespace)
             argv += [*drop_to(box.uid), "bwrap", "--args", str(more["inner"]), "--", *command]

@@ -139,6 +139,20 @@ def test_a_command_holds_none_of_the_machines_contexts_of_asynchronous_io(box: B
     assert inside(box, PYTHON, "-c", code).stdout.split() == [b"-1", str(errno.ENOSYS).encode()]
 
 
+TERMINALS = """
+import os, sys
+held = [os.openpty() for _ in range(int(sys.argv[1]))]
+os.write(held[0][1], b"to the other side")
+print(os.ttyname(held[0][1]), os.read(held[0][0], 100).decode(), os.stat(os.ttyname(held[0][1])).st_uid)
+"""
+
+
+def test_a_command_has_pseudo_terminals_of_its_own_and_so_many(box: Box) -> None:
+    assert inside(box, PYTHON, "-c", TERMINALS, "64").stdout == b"/dev/pts/0 to the other side 1000\n"
+    assert b"No space left" in inside(box, PYTHON, "-c", TERMINALS, "65").stderr
+    assert said(box, "script -qec tty /dev/null") == "/dev/pts/0"
+
+
 FAMILIES = """
 import errno, socket
 for make in (socket.socket, lambda family, kind: socket.socketpair(family, kind)):

@@ -13,7 +13,7 @@ from actors.sandbox import LocalSandbox
 from tests.support.sandboxes import Node, command, sh, write
 
 HOARD = Path(__file__).parents[1] / "support" / "hoard.py"
-OF_THE_MACHINE = {"network-buffers": 1000, "asynchronous-io": 1}
+OF_THE_MACHINE = {"network-buffers": 1000, "asynchronous-io": 1, "terminals": 64}
 
 
 def hoarder(node: Node, name: str) -> LocalSandbox:
