@@ -105,9 +105,13 @@ class Cgroup:
                     (path / "memory.kmem.tcp.limit_in_bytes").write_text(str(limit))
 
     def _limit_node(self) -> None:
-        """Limits the memory of the node's group, and so of all sandboxes together."""
+        """Limits the memory and the processes of the node's group, and so of all sandboxes together."""
         if self._path.parent == self._base:  # not the group of a sandbox
             return
+        for group in (self._path, *self._v1.values()):
+            with contextlib.suppress(OSError):
+                if (limit := group.parent / _V2_LIMIT["pids"]).exists():
+                    limit.write_text(str(_most_processes()))
         groups = {self._path: _V2_LIMIT["memory"]}
         if "memory" in self._v1:
             groups[self._v1["memory"]] = _V1_LIMIT["memory"]
@@ -256,6 +260,11 @@ class Cgroup:
                 repeat()
                 poll.poll(min(remaining_s, 0.25) * 1000)
                 events.seek(0)
+
+
+def _most_processes() -> int:
+    """Nine tenths of the processes and threads that the node can have. Source: proc_sys_kernel(5)."""
+    return min(int(Path(f"/proc/sys/kernel/{name}").read_text()) for name in ("pid_max", "threads-max")) * 9 // 10
 
 
 def announce_entry() -> None:

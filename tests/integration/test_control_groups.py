@@ -186,6 +186,19 @@ def former(tmp_path: Path) -> Iterator[Path]:
     Cgroup.remove_tree(name)
 
 
+def test_all_sandboxes_together_leave_the_node_some_processes() -> None:
+    node = f"holdfast-test-{uuid.uuid4().hex[:8]}"
+    found = Hierarchies.find()
+    try:
+        Cgroup(f"{node}/one", memory_bytes=2**30, processes=100).prepare()
+        limits = [limit for base in (found.v2, *found.v1.values()) if (limit := base / node / "pids.max").exists()]
+        assert limits or "pids" not in {*found.v1, *(found.v2 / "cgroup.controllers").read_text().split()}
+        for limit in limits:
+            assert 0 < int(limit.read_text()) < int(Path("/proc/sys/kernel/pid_max").read_text())
+    finally:
+        Cgroup.remove_tree(node)
+
+
 def processor_ticks(group: Cgroup) -> int:
     """How much of the processors the processes of a group have had."""
     return sum(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]) for pid in group.pids())

@@ -128,11 +128,17 @@ def _network_buffers() -> Iterator[None]:
                         yield
 
 
-def processes() -> None:
-    """One more process, which uses all of the processor that it gets."""
-    if os.fork() == 0:
-        while True:
-            pass
+def _processes() -> Iterator[None]:
+    """Processes that use all of the processor that they get, once there are as many as there can be."""
+    reading, writing = os.pipe()
+    _KEPT.append(writing)
+    while True:
+        if os.fork() == 0:
+            os.close(writing)
+            os.read(reading, 1)
+            while True:
+                pass
+        yield
 
 
 def _memory() -> Iterator[None]:
@@ -159,7 +165,7 @@ KINDS: dict[str, Callable[[], None]] = {
     "terminals": terminals,
     "asynchronous-io": asynchronous_io,
     "network-buffers": _iterated(_network_buffers()),
-    "processes": processes,
+    "processes": _iterated(_processes()),
     "memory": _iterated(_memory()),
 }
 
@@ -208,6 +214,8 @@ def main(kind: str, at_most: int = NEVER) -> None:
         use_up_memory_again_and_again()
     held, why = hoard(kind, at_most)
     print("held", held, why, flush=True)
+    if kind == "processes":
+        os.close(_KEPT.pop())  # type: ignore[arg-type]
     if at_most == NEVER:
         while True:
             time.sleep(3600)
