@@ -54,6 +54,8 @@ class LimitedH11Protocol(H11Protocol):
         self._lingering = LingeringTransport(transport, is_receiving=self._is_receiving)
         super().connection_made(self._lingering)
         self.strangers.came(self)
+        # Two rounds of the loop later the request of one that has sent it was read and looked at, however many came.
+        self.loop.call_later(0, self.loop.call_later, 0, self.strangers.trim)
         self.app_state = introducing(self.app_state, self._introduced)
         self._sending = _Deadline(self.loop, self.header_limit_s, self._give_up)
         self._reading = _Deadline(self.loop, self.stalled_reader_limit_s, transport.abort)

@@ -54,9 +54,14 @@ class Strangers(Idle):
         self._most = most
 
     def came(self, connection: Connection) -> None:
-        """A new connection; the oldest of the others is ended if there are too many."""
+        """A new connection. Of twice too many, the oldest is ended at once."""
         super().came(connection)
-        if len(self._waiting) > self._most:
+        if len(self._waiting) > 2 * self._most:
+            self.displace_one()
+
+    def trim(self) -> None:
+        """Ends the oldest of those that are too many. To be called once what they have sent so far was looked at."""
+        while len(self._waiting) > self._most:
             self.displace_one()
 
 
