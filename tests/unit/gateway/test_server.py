@@ -240,6 +240,7 @@ WITH_KEY = request("/", f"Authorization: Bearer {KEY}")
 def documented(response: http.client.HTTPResponse) -> dict[str, object]:
     document: dict[str, object] = json.loads(response.read())
     assert {"code", "error", "request_id"} <= document.keys()
+    assert response.headers["X-Request-Id"] == document["request_id"]
     return document
 
 
