@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 
 from actors.sandbox import LocalSandbox
+from tests.support.mount_leaks import wait_until
 from tests.support.sandboxes import Node, command, sh, write
 
 HOARD = Path(__file__).parents[1] / "support" / "hoard.py"
 OF_THE_MACHINE = {"network-buffers": 1000, "asynchronous-io": 1, "terminals": 64}
+
+OF_A_USER = ("inotify-instances", "inotify-watches", "timers", "message-queues", "locked-memory", "pipes",
+             "files-in-flight")  # fmt: skip
+ALL = 10**9
 
 
 def hoarder(node: Node, name: str) -> LocalSandbox:
@@ -39,3 +44,13 @@ def test_a_sandbox_that_takes_all_of_something_leaves_another_what_it_had(
     alone = held(modest, kind, wanted)
     with command(greedy, f"exec python3 hoard.py {kind}"):
         assert held(modest, kind, wanted) == alone
+
+
+@pytest.mark.parametrize("kind", OF_A_USER)
+def test_a_sandbox_that_takes_all_that_a_user_may_have_leaves_another_its_share(kernel_node: Node, kind: str) -> None:
+    greedy, modest = hoarder(kernel_node, "greedy"), hoarder(kernel_node, "modest")
+    alone = held(modest, kind, ALL)
+    assert alone > 0
+    with command(greedy, f"exec python3 hoard.py {kind}"):
+        # What the kernel takes back after the first time, it takes back in the background.
+        assert wait_until(lambda: held(modest, kind, ALL) >= alone * 0.9, timeout_s=10)
