@@ -262,9 +262,9 @@ class ForgetOptions(Model):
     """The missing directories that are to be given up: one, or several."""
 
     dir: Annotated[
-        Annotated[BackupDir, Tag("one")]
-        | Annotated[list[BackupDir], Field(min_length=1, max_length=128), Tag("several")],
-        Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
+        Annotated[BackupDir, Tag("<one>")]
+        | Annotated[list[BackupDir], Field(min_length=1, max_length=128), Tag("<several>")],
+        Discriminator(lambda value: "<several>" if isinstance(value, list) else "<one>"),
     ]
 
     @property
@@ -658,7 +658,7 @@ class Check(Model):
 
 
 M = TypeVar("M", bound=BaseModel)
-_PYDANTIC_KIND = re.compile(r"(function-\w+|list)\[.*\]")
+_KIND = re.compile(r"(function-\w+|list)\[.*\]|<\w+>")
 
 
 def validated(model: type[M], values: Mapping[str, Any], error: type[InvalidRequestError] = InvalidRequestError) -> M:
@@ -684,8 +684,8 @@ def invalid(e: ValidationError, error: type[InvalidRequestError] = InvalidReques
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    """The field that an error is about, without pydantic's own names of the kinds that it might have."""
-    return ".".join(str(part) for part in loc if not _PYDANTIC_KIND.fullmatch(str(part)))
+    """The field that an error is about, without the names of the kinds that it might have."""
+    return ".".join(str(part) for part in loc if not _KIND.fullmatch(str(part)))
 
 
 def exclude_patterns(values: Sequence[str], error: type[InvalidRequestError] = InvalidRequestError) -> list[str]:

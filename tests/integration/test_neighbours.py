@@ -16,8 +16,7 @@ from tests.support.sandboxes import Node, command, sh, write
 HOARD = Path(__file__).parents[1] / "support" / "hoard.py"
 OF_THE_MACHINE = {"network-buffers": 1000, "asynchronous-io": 1, "terminals": 64}
 
-OF_A_USER = ("inotify-instances", "inotify-watches", "timers", "message-queues", "locked-memory", "pipes",
-             "files-in-flight")  # fmt: skip
+OF_A_USER = ("inotify-instances", "inotify-watches", "timers", "message-queues", "locked-memory")
 ALL = 10**9
 
 

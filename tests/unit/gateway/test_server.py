@@ -383,5 +383,5 @@ def test_a_last_answer_arrives_though_the_client_still_sends(head: bytes) -> Non
                 client.sendall(b"x" * 2**18)
             response = listening.ask(b"", client)
             assert response.status in (400, 401, 431)
-            assert documented(response)
+            assert {"code", "error", "request_id"} <= json.loads(response.read()).keys()
             assert client.recv(1) == b""
