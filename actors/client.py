@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from actors import cluster_health
 from actors.errors import ExecStoppedError, InvalidBackupConfigError, InvalidRequestError
 from actors.metrics import ClusterMetrics
 from actors.models import (
@@ -64,7 +63,8 @@ from actors.models import (
     validated,
     writable_path,
 )
-from actors.rpc import (
+from actors.rpc import cluster_health
+from actors.rpc.calls import (
     EXEC,
     FILES,
     MAILBOX,

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 ARGUMENT = "_request_id"
-"""The keyword of every method of an actor that takes the id; see `actors.observation`."""
+"""The keyword of every method of an actor that takes the id; see `actors.host.observation`."""
 _current: ContextVar[str | None] = ContextVar("holdfast_request_id", default=None)
 
 

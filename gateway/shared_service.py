@@ -54,7 +54,7 @@ def start_service(config: SandboxConfig) -> None:
     Raises:
         HoldfastError: it does not answer, or its bucket does not.
     """
-    from actors import service_host
+    from actors.service import host as service_host
 
     try:
         service_host.start_service(config)

@@ -51,7 +51,7 @@ def lifecycle(
 @with_session
 def doctor(session: Session) -> None:
     """Check what this machine offers. Needs no cluster; exits with 1 if something required is missing."""
-    from actors.doctor import checks
+    from actors.service.doctor import checks
 
     configured = settings()
     found = checks(

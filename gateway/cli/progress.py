@@ -19,7 +19,7 @@ from actors.errors import HoldfastError
 from actors.models import Operation, OperationKind
 
 if TYPE_CHECKING:
-    from actors.rpc import Call
+    from actors.rpc.calls import Call
 
 POLL_S = 0.2
 

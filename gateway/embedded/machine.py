@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from fasteners import InterProcessLock
 from pydantic import SecretStr
 
-from actors.cluster_health import is_gone
 from actors.config import NodeConfig
 from actors.errors import InvalidRequestError
 from actors.logs import configure_logging, log
 from actors.models import DEFAULT_TENANT
+from actors.rpc.cluster_health import is_gone
 from actors.settings import Settings, take_secrets_out_of_the_environment
 from gateway.cli.connection import CLIENT_ENV
 from gateway.embedded import ray_head, start_failures
@@ -167,7 +167,7 @@ def _alone(data_dir: Path) -> Iterator[None]:
 
 def _check_node(node: NodeConfig) -> tuple[str, ...]:
     """What it does worse than it could, but does; see `Machine.warnings`. Raises where it cannot run sandboxes."""
-    from actors.doctor import RESTORES, checks
+    from actors.service.doctor import RESTORES, checks
 
     found = checks(node.data_dir, uid=node.sandbox_uid, network=node.network, driver=node.driver, thorough=False)
     failed = [check for check in found if check.required and not check.ok]
@@ -268,7 +268,7 @@ def _temporary_folder() -> Path:
 
 
 def _stop_service(clock: Stop) -> None:
-    from actors.service_host import stop_service
+    from actors.service.host import stop_service
 
     def close_sandboxes() -> None:
         if left := stop_service():

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from actors.cluster_health import is_gone
 from actors.config import NODE_DATA_DIR
 from actors.node.memory import Rank
+from actors.rpc.cluster_health import is_gone
 from gateway.embedded.start_failures import ray_did_not_start
 
 PRELOADED = (
@@ -32,7 +32,7 @@ PRELOADED = (
     "starlette.datastructures",
     "ray._private.arrow_serialization",
     "anyio.to_thread",
-    "actors.preload",
+    "actors.host.preload",
 )
 """The module that workers import which wait to become a sandbox; the same in cluster.yaml and rayservice.yaml."""
 SHARED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
@@ -117,7 +117,7 @@ def _free_agent_port() -> Iterator[None]:
 
 def join(address: str) -> RayHead:
     """Joins a running cluster; its jobs' URL is the operator's to know. Raises ServiceUnavailableError."""
-    from actors.rpc import connect
+    from actors.rpc.calls import connect
 
     connect(address)
     return RayHead(address=address, jobs_url=None)

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from actors.cluster_health import dead_parts
 from actors.errors import ServiceUnavailableError
 from actors.logs import log
+from actors.rpc.cluster_health import dead_parts
 
 _LOOK_S = 1.0
 GRACE_S = 30.0

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 
-from actors.admission import THREADS
+from actors.sandbox.admission import THREADS
 from gateway.server import STALLED_READER_LIMIT_S
 from tests.acceptance.http_box import HttpBox, refusal
 from tests.acceptance.test_meaning import tree_of, tree_of_names

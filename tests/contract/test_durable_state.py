@@ -13,14 +13,14 @@ from typing import cast
 import pytest
 from pydantic import SecretStr
 
-from actors.custody import Custody
-from actors.durable_state import MAX_EVENTS, MAX_ROWS, DurableState, Found, SupersededError, happened, with_checkpoint
-from actors.durable_state import Place as NodePlace
 from actors.errors import SandboxUnavailableError
-from actors.ledger import SandboxLedger
-from actors.node_record import Entry, Record, RecoveryPlan, Wanted
-from actors.state_changes import after_restore, restored_in
-from actors.takeover import Origin
+from actors.state.backup_ledger import SandboxLedger
+from actors.state.changes import after_restore, restored_in
+from actors.state.document import MAX_EVENTS, MAX_ROWS, DurableState, Found, SupersededError, happened, with_checkpoint
+from actors.state.document import Place as NodePlace
+from actors.state.location import Origin
+from actors.state.node_record import Entry, Record, RecoveryPlan, Wanted
+from actors.state.ownership import Custody
 from storage import keys
 from storage.catalog import STATE_BYTES, BackupCatalog, StoredState
 from storage.errors import ObjectMissingError, StorageError, StoreUnavailableError
@@ -711,7 +711,7 @@ def test_labels_that_come_late_replace_no_newer_ones(world: World) -> None:
 def test_a_sleep_whose_answer_comes_late_is_taken_back(
     world: World, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
-    monkeypatch.setattr("actors.moments.MOMENTS_S", 0.2)
+    monkeypatch.setattr("actors.state.patience.MOMENTS_S", 0.2)
     held = HeldStore(world.faulty, "put", "state.json", nth=3)
     custody = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).custody("a"))
     custody.change(lambda state: state)
@@ -732,7 +732,7 @@ def test_a_sleep_whose_answer_comes_late_is_taken_back(
 def test_a_sleep_that_has_to_wait_for_its_turn_is_taken_back_if_it_comes_too_late(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.moments.MOMENTS_S", 0.2)
+    monkeypatch.setattr("actors.state.patience.MOMENTS_S", 0.2)
     custody = opened(world.custody("a"))
     custody.change(lambda state: state)
     durable = custody._durable

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from actors.bucket import open_catalog
 from actors.config import NodeConfig, SandboxConfig
 from actors.errors import InvalidRequestError, SandboxNotFoundError, StorageUnavailableError
-from actors.service import Service
+from actors.service.facade import Service
 from storage import keys
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import StoreUnavailableError

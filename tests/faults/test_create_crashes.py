@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from actors import steps
 from actors.errors import BackupNotFoundError
 from actors.models import BackupOptions, DirectoryBackup
 from actors.node import mountinfo
-from actors.sandbox import LocalSandbox
-from actors.steps import CreateStep, Step
+from actors.sandbox import steps
+from actors.sandbox.facade import LocalSandbox
+from actors.sandbox.steps import CreateStep, Step
 from storage.metadata import SandboxState
 from tests.support.documents import committed
 from tests.support.mount_leaks import wait_until

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from actors import steps
 from actors.errors import BackupCreateError, BackupRestoreError, HoldfastError, MountLostError
 from actors.models import DirectoryBackup, RestoreMode
 from actors.node import mountinfo
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
-from actors.steps import CreateStep, RestoreStep
+from actors.sandbox import steps
+from actors.sandbox.facade import LocalSandbox
+from actors.sandbox.steps import CreateStep, RestoreStep
 from storage.embedded import EmbeddedS3
 from storage.errors import StoreUnavailableError
 from storage.s3 import S3ObjectStore

@@ -11,7 +11,7 @@ import pytest
 from actors.errors import MountLostError
 from actors.node import mountinfo
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from tests.support.mount_leaks import wait_until
 from tests.support.sandboxes import Background, Node, backup, hydrate, read, restore, run, sh, write
 

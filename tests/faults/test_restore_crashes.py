@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from actors import steps
 from actors.errors import BackupNotFoundError
 from actors.models import DirectoryBackup, RestoreMode
 from actors.node import mountinfo
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
-from actors.steps import RestoreStep, Step
+from actors.sandbox import steps
+from actors.sandbox.facade import LocalSandbox
+from actors.sandbox.steps import RestoreStep, Step
 from storage import keys
 from tests.support.mount_leaks import loop_devices, wait_until
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh, write

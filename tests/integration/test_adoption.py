@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.adoption import adoption
 from actors.errors import BackupExpiredError, BackupNotFoundError, BackupRestoreError
 from actors.models import DirectoryBackup
+from actors.service.adoption import adoption
 from storage import keys
 from storage.metadata import BackupRecord
 from tests.integration.test_sandbox_backups import MODES, foreign

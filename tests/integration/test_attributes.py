@@ -15,7 +15,7 @@ import pytest
 from actors.errors import HoldfastError
 from actors.models import NotKept
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from tests.support.attributes import ATTRIBUTES, Attribute
 from tests.support.sandboxes import UID, Node, backup, hydrate, restore
 from tests.support.service import PROJECT

@@ -17,7 +17,7 @@ from actors.errors import InvalidRequestError, SandboxUnavailableError
 from actors.node import doctor
 from actors.node.box_trials import box_trials
 from actors.node.errors import BoxError, NodeError, NoMemoryLeftError, NoProcessesLeftError, ToolError, ToolKilledError
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from tests.integration.test_archiver import Setup, put
 from tests.integration.test_command_beginnings import UNBUILT as UNBUILT_BOXES
 from tests.support.node_faults import processes_limited, tools_replaced

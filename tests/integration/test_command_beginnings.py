@@ -18,7 +18,7 @@ from actors.errors import (
     SandboxUnavailableError,
 )
 from actors.models import MAX_STRING_BYTES, ExecRequest
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from tests.support.node_faults import tools_replaced
 from tests.support.sandboxes import Node, backup, restore, run, sh
 

@@ -21,7 +21,7 @@ from actors.node import former_groups
 from actors.node.cgroup import Cgroup, Limits
 from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies
 from actors.node_layout import NodeLayout
-from actors.upkeep import Upkeep
+from actors.service.node_sweeper import Upkeep
 from tests.support.mount_leaks import wait_until
 from tests.support.service import PROJECT
 

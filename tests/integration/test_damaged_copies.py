@@ -14,7 +14,7 @@ from actors.metrics import DOWNLOADED_BYTES
 from actors.models import DirectoryBackup, ForgetOptions, RestoreMode
 from actors.node import verified
 from actors.node.verified import Verified
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage import keys
 from tests.support.damage import DAMAGE, flip, flip_unseen
 from tests.support.held_store import AwayStore

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from actors.durable_state import STATE_REPLACED
 from actors.errors import (
     BackupCreateError,
     DocumentDamagedError,
@@ -18,8 +17,9 @@ from actors.errors import (
     StorageUnavailableError,
 )
 from actors.models import DirectoryBackup
-from actors.sandbox import LocalSandbox
-from actors.service import Service
+from actors.sandbox.facade import LocalSandbox
+from actors.service.facade import Service
+from actors.state.document import STATE_REPLACED
 from storage import keys
 from storage.metadata import SandboxState
 from tests.support.held_store import AwayStore

@@ -7,7 +7,7 @@ import pytest
 from actors.errors import NotARegularFileError
 from actors.models import RestoreMode
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from tests.support.sandboxes import Node, backup, restore, run, sh, write
 
 WAYS = ("rmdir data", "rm -rf data", "mv data moved", "mkdir other; mv -T other data", "mv -T data existing")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from tests.support.mount_leaks import wait_until
 from tests.support.sandboxes import Node, command, sh, write
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actors.node import holders
-from actors.upkeep import Upkeep
+from actors.service.node_sweeper import Upkeep
 from tests.support.mount_leaks import loop_devices, wait_until
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh
 
@@ -24,7 +24,7 @@ STRIDE = int(os.environ.get("HOLDFAST_TEST_STEPS_APART", "101"))
 ACTORS = """
 import os, random, signal, sys, time
 from actors.node import actor_group, holders, mountinfo
-from actors.upkeep import Upkeep
+from actors.service.node_sweeper import Upkeep
 from tests.support.mount_leaks import loop_devices
 from tests.support.sandboxes import backup, from_description, restore, run, sh
 told, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -265,7 +265,7 @@ def test_a_loop_device_of_ours_that_nothing_is_mounted_from_is_detached(kernel_n
 AT_EACH_STEP = """
 import os, signal, sys, time
 from actors.node import actor_group, holders, mountinfo
-from actors.upkeep import Upkeep
+from actors.service.node_sweeper import Upkeep
 from tests.support.mount_leaks import loop_devices
 from tests.support.sandboxes import backup, from_description, run, sh
 from tests.support.stepping import Steps

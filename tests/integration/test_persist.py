@@ -17,7 +17,7 @@ import pytest
 from actors.errors import InvalidRequestError, NoSpaceError
 from actors.models import ExecRequest
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from tests.support.mount_leaks import wait_until
 from tests.support.random_trees import random_tree
 from tests.support.sandboxes import UID, Background, Node, backup, code_of, hydrate, restore, run, sh, write

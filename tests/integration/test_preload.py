@@ -13,7 +13,7 @@ LOADED = "print(*{name.partition('.')[0] for name in sys.modules})"
 def loaded(program: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded when it has run the program."""
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys, time, actors.preload\n{program}\n{LOADED}"],
+        [sys.executable, "-c", f"import sys, time, actors.host.preload\n{program}\n{LOADED}"],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -29,11 +29,11 @@ def test_a_worker_that_starts_for_somebody_who_waits_loads_what_a_first_call_nee
 
 
 def test_a_worker_that_waits_has_loaded_everything() -> None:
-    assert LATE - {"pydantic_settings", "fastapi", "rich"} <= loaded("actors.preload._later.join()")
+    assert LATE - {"pydantic_settings", "fastapi", "rich"} <= loaded("actors.host.preload._later.join()")
 
 
 def test_a_worker_whose_log_is_on_a_full_disk_prints_and_goes_on() -> None:
-    program = f"import sys, actors.preload\n{PRINTS}\nsys.exit(7)"
+    program = f"import sys, actors.host.preload\n{PRINTS}\nsys.exit(7)"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, timeout=60)
     assert done.returncode == 7

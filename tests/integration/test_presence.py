@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from actors.node.errors import MountBusyError
-from actors.presence import Presence
+from actors.sandbox.sandbox_lock import Presence
 from tests.support.sandboxes import Background, crash
 
 HOLDER = """
 import sys
 from pathlib import Path
-from actors.presence import Presence
+from actors.sandbox.sandbox_lock import Presence
 presence = Presence(Path(sys.argv[1]))
 presence.claim()
 print("held", flush=True)
@@ -32,7 +32,7 @@ TRIER = """
 import sys
 from pathlib import Path
 from actors.node.errors import MountBusyError
-from actors.presence import Presence
+from actors.sandbox.sandbox_lock import Presence
 try:
     Presence(Path(sys.argv[1])).claim(wait_s=0.1)
 except MountBusyError:

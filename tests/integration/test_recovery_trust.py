@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from actors.adoption import adoption
 from actors.errors import SandboxUnavailableError
+from actors.service.adoption import adoption
 from storage import keys
 from tests.integration.test_sandbox_recovery import nodes
 from tests.support.node_pair import Pair

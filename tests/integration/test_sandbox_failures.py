@@ -33,7 +33,7 @@ from actors.node import mountinfo, mounting
 from actors.node.archiver import Archiver
 from actors.node.binds import bind
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage import keys
 from storage.catalog import BackupCatalog, UnusableBackup
 from storage.errors import StoreUnavailableError
@@ -263,7 +263,7 @@ def test_a_busy_target_is_left_as_it_was(
     node: Node, prepared: tuple[LocalSandbox, DirectoryBackup], mode: RestoreMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, handle = prepared
-    monkeypatch.setattr("actors.restored._UNMOUNT_S", 0.2)
+    monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
     with nothing_changes(node, box):
         with (
             (node.tree(box) / "workspace" / "data" / "file").open(),

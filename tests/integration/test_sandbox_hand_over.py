@@ -15,7 +15,7 @@ import pytest
 from actors.errors import BackupCreateError, SandboxUnavailableError
 from actors.models import OperationKind
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage.config import BucketConfig
 from storage.metadata import SandboxState
 from storage.s3 import S3ObjectStore

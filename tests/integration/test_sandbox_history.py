@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from actors.models import DirectoryBackup
 from actors.node import mounting
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage.config import BucketConfig
 from tests.support.mount_leaks import nothing_leaks
 from tests.support.sandboxes import Node, backup, restore, sh

@@ -10,7 +10,7 @@ import pytest
 
 from actors.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
 from actors.models import BackupOptions, DirectoryBackup
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage import keys
 from storage.store import ObjectStore
 from tests.support.sandboxes import Node, backup, restore, sh, write

@@ -35,7 +35,7 @@ from actors.node import mountinfo
 from actors.node.cgroup import Cgroup, Limits, announce_entry
 from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage import keys
 from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import children, open_files, wait_until
@@ -104,7 +104,7 @@ def test_a_sandbox_goes_on_after_one_with_a_backup_of_the_same_bytes_ended(kerne
 def test_taking_up_fails_while_something_holds_a_mount_and_works_afterwards(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.restored._UNMOUNT_S", 0.2)
+    monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
     first = node.sandbox()
     write(first, "/workspace/file", "kept")
     restore(first, backup(first))
@@ -122,7 +122,7 @@ def test_taking_up_fails_while_something_holds_a_mount_and_works_afterwards(
 def test_the_log_says_why_a_sandbox_could_not_be_taken_up(
     kernel_node: Node, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr("actors.restored._UNMOUNT_S", 0.2)
+    monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
     first = kernel_node.sandbox()
     write(first, "/workspace/file", "kept")
     restore(first, backup(first))

@@ -13,7 +13,7 @@ import pytest
 
 from actors.models import WRITABLE_ROOTS, ExecRequest
 from actors.node import driver_choice
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage import keys
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore

@@ -21,8 +21,8 @@ from actors.errors import (
 )
 from actors.models import DirectoryBackup, DirectoryStatus, ForgetOptions
 from actors.node.drivers import Driver
-from actors.published import public_recovery
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
+from actors.state.api_views import public_recovery
 from storage import keys
 from storage.config import BucketConfig
 from tests.integration.test_box_failures import UNBUILT

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import pytest
 
-from actors.durable_state import Found
 from actors.errors import (
     BackupCreateError,
     InvalidBackupConfigError,
@@ -22,7 +21,8 @@ from actors.errors import (
 from actors.models import DirectoryBackup
 from actors.node import mountinfo
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
+from actors.state.document import Found
 from storage.config import BucketConfig
 from storage.errors import StoreUnavailableError
 from storage.s3 import S3ObjectStore
@@ -166,10 +166,10 @@ def test_a_recovery_that_the_bucket_cuts_short_shows_nothing_and_goes_on(nodes: 
 
 KILLED = """
 import os, signal, sys
-from actors.custody import Custody
-from actors.recovery import DirectoryRecovery
-from actors.restored import RestoredDirectories
-from actors.sandbox import LocalSandbox
+from actors.state.ownership import Custody
+from actors.sandbox.recovery import DirectoryRecovery
+from actors.sandbox.restored_directories import RestoredDirectories
+from actors.sandbox.facade import LocalSandbox
 from tests.support.sandboxes import from_description
 told, name, place, method, number, when = sys.argv[1:]
 kinds = {"custody": Custody, "recovery": DirectoryRecovery, "restored": RestoredDirectories, "sandbox": LocalSandbox}
@@ -629,7 +629,7 @@ def test_backups_for_sleeping_go_once_the_sandbox_has_newer_ones_of_its_own(node
 
 DIES_IN_BED = """
 import os, signal, sys
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from tests.support.sandboxes import from_description
 box = from_description(sys.argv[1]).sandbox(sys.argv[2])
 in_bed = box.put_to_bed()

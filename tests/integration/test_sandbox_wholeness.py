@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from actors.cache import ArchiveCache
 from actors.config import NodeConfig
 from actors.errors import (
     BackupCreateError,
@@ -25,13 +24,14 @@ from actors.errors import (
 )
 from actors.models import DirectoryBackup, ExecRequest, Output
 from actors.node import mountinfo, mounting
+from actors.node.archive_cache import ArchiveCache
 from actors.node.drivers import Driver
 from actors.node.errors import MountBusyError, MountError, ToolError
 from actors.node.hierarchies import Hierarchies
 from actors.node.layers import Layer
 from actors.node.stacks import Stack
 from actors.node_layout import NodeLayout, choose_driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
 from tests.support.damage import DAMAGE
@@ -62,7 +62,7 @@ def test_a_sandbox_that_could_not_be_put_down_is_taken_up_by_the_next_call(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, _, _ = restored_twice(node)
-    monkeypatch.setattr("actors.restored._UNMOUNT_S", 0.2)
+    monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
     with (node.tree(box) / "home" / "sandbox" / "data" / "file").open():
         with pytest.raises(MountError):
             box.close()
@@ -87,7 +87,7 @@ def test_a_restore_whose_record_is_written_but_not_synced_has_succeeded(
         real(fd)
 
     with monkeypatch.context() as patched:
-        patched.setattr("actors.restored.os.fsync", fails_for_folders)
+        patched.setattr("actors.sandbox.restored_directories.os.fsync", fails_for_folders)
         restore(box, handle, mode="copy")
     box.close()
     again = node.sandbox()

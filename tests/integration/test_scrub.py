@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.cache import ArchiveCache
+from actors.node.archive_cache import ArchiveCache
 from actors.node.errors import DamagedCopyError
 from actors.node.verified import Verified
-from actors.scrub import Scrub, Scrubbed, digest_on_disk
-from actors.upkeep import Upkeep
+from actors.service.node_sweeper import Upkeep
+from actors.service.scrub import Scrub, Scrubbed, digest_on_disk
 from tests.integration.test_damaged_copies import (
     NOISE,
     assert_whole,

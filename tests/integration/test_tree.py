@@ -12,7 +12,7 @@ import pytest
 
 from actors.node.errors import PathError, PathMissingError, PathTypeError
 from actors.node.tree import TEMPORARY, Tree
-from actors.restored import _exchange
+from actors.sandbox.restored_directories import _exchange
 from tests.support.mount_leaks import open_files
 from tests.support.sandboxes import UID
 

@@ -16,15 +16,15 @@ from types import SimpleNamespace
 
 import pytest
 
-import actors.upkeep
+import actors.service.node_sweeper
 from actors.config import NodeConfig
 from actors.models import DirectoryBackup
 from actors.node import mountinfo
 from actors.node.cgroup import Cgroup
 from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
-from actors.sandbox import LocalSandbox
-from actors.upkeep import OUT_OF_DATE_S, Swept, Upkeep
+from actors.sandbox.facade import LocalSandbox
+from actors.service.node_sweeper import OUT_OF_DATE_S, Swept, Upkeep
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
 from tests.support.held_store import AwayStore
@@ -76,7 +76,7 @@ box.close()
 PRODUCING = """
 import sys
 from pathlib import Path
-from actors.cache import ArchiveCache
+from actors.node.archive_cache import ArchiveCache
 def produce(work):
     (work / "made").write_text("made")
     print("ready", flush=True)
@@ -171,7 +171,7 @@ def test_what_cannot_be_unmounted_is_named_and_does_not_hold_up_the_rest(
 ) -> None:
     kill_awake(kernel_node, "first")
     kill_awake(kernel_node, "second")
-    monkeypatch.setattr(actors.upkeep, "_UNMOUNT_S", 0.1)
+    monkeypatch.setattr(actors.service.node_sweeper, "_UNMOUNT_S", 0.1)
     with (kernel_node.home("first") / "root/workspace/data/kept").open():
         swept = upkeep_of(kernel_node).sweep()
         assert swept.stuck == ["first"]
@@ -370,7 +370,7 @@ def test_trash_goes_when_whoever_threw_it_away_has_had_ten_minutes(
 
     assert wait_until(is_younger)
     between = (old.stat().st_ctime + young.stat().st_ctime) / 2
-    monkeypatch.setattr(actors.upkeep, "time", SimpleNamespace(time=lambda: between + 600))
+    monkeypatch.setattr(actors.service.node_sweeper, "time", SimpleNamespace(time=lambda: between + 600))
     assert upkeep_of(kernel_node).sweep() == Swept(trash=1)
     assert list(trash.iterdir()) == [young]
 

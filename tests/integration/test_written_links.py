@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actors.errors import HoldfastError
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from tests.support.sandboxes import UID, Node, run, sh, write
 from tests.support.trees import Entry, fingerprint
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from actors import steps
+from actors.sandbox import steps
 from storage.store import ObjectStore
 
 
@@ -18,7 +18,7 @@ def die() -> None:
 
 
 def act_at(name: str, when: str, act: Callable[[], None] = die) -> None:
-    """Does something, once, "before" or "after" this process does a step of `actors.steps`."""
+    """Does something, once, "before" or "after" this process does a step of `actors.sandbox.steps`."""
     done: list[bool] = []
 
     def watch(step: steps.Step, moment: str) -> None:

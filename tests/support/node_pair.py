@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.node.drivers import Driver
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage.config import BucketConfig
 from storage.metadata import SandboxState
 from storage.s3 import S3ObjectStore

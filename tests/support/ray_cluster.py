@@ -20,14 +20,14 @@ import ray
 from pydantic import SecretStr
 from ray.cluster_utils import Cluster
 
-from actors import service_host
 from actors.bucket import open_catalog
 from actors.config import NODE_DATA_DIR, NodeConfig, SandboxConfig
 from actors.models import DEFAULT_TENANT
 from actors.node.cgroup import Cgroup
 from actors.node.memory import Rank
 from actors.node.mounting import sweep
-from actors.nodes import SLOTS
+from actors.service import host as service_host
+from actors.service.placement import SLOTS
 from gateway.embedded.ray_head import PRELOADED
 from storage.config import BucketConfig
 from storage.metadata import SandboxState

@@ -33,7 +33,7 @@ from actors.node.cgroup import Cgroup
 from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
 from actors.node_layout import NodeLayout
-from actors.sandbox import LocalSandbox
+from actors.sandbox.facade import LocalSandbox
 from storage.catalog import BackupCatalog
 from storage.config import BucketConfig
 from storage.metadata import SandboxState

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from actors.client import Sandbox, get_sandbox
 from actors.errors import SandboxUnavailableError
-from actors.rpc import Call
+from actors.rpc.calls import Call
 from tests.support.ray_cluster import running
 
 SLOTS_EACH = 3

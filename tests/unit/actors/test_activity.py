@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from actors.activity import Activity
 from actors.errors import DRAINING, LEAVING, SandboxUnavailableError
+from actors.sandbox.activity import Activity
 
 
 def refused(activity: Activity, *, goes_on: bool = False) -> dict[str, object] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from actors.admission import Admission
 from actors.errors import TooManyCallsError
+from actors.sandbox.admission import Admission
 
 
 def test_so_many_calls_may_wait_in_a_lane_and_no_more() -> None:

@@ -10,8 +10,8 @@ import pytest
 import ray._private.worker as ray_worker
 from ray.exceptions import RpcError
 
-from actors import cluster_health
 from actors.errors import ServiceUnavailableError
+from actors.rpc import cluster_health
 
 
 @dataclass

@@ -11,11 +11,11 @@ import ray
 from ray.exceptions import ActorDiedError
 
 from actors.errors import LEAVING, BackupNotFoundError, SandboxUnavailableError
+from actors.host.observation import Watch, observed
 from actors.logs import _named
 from actors.metrics import CALL_SECONDS, CALLS, SUM, Counts
-from actors.observation import Watch, observed
 from actors.request_ids import ARGUMENT, carrying, serving
-from actors.rpc import ActorRef, Call
+from actors.rpc.calls import ActorRef, Call
 
 
 def noted() -> dict[str, Any]:

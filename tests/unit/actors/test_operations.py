@@ -6,7 +6,7 @@ import pytest
 
 from actors.errors import BackupCreateError, OperationCancelledError
 from actors.models import OperationKind, Phase
-from actors.operations import Operations
+from actors.sandbox.operations import Operations
 
 
 def test_progress_is_what_the_running_operation_says() -> None:

@@ -10,7 +10,7 @@ import pytest
 from actors.errors import HoldfastError, InternalError, MountLostError, NotARegularFileError
 from actors.node.errors import PathTypeError
 from actors.node.tree import DEAD_MOUNT, _translated
-from actors.transfers import translated
+from actors.sandbox.transfers import translated
 from gateway.status import status_of
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from actors import readable_process
-from actors.readable_process import in_readable_folder, readable_title
+from actors.rpc import readable_process
+from actors.rpc.readable_process import in_readable_folder, readable_title
 
 
 @pytest.mark.parametrize("name", ["plain", "caf\udce9"])

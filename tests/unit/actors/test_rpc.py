@@ -20,7 +20,6 @@ from ray.exceptions import (
     TaskCancelledError,
 )
 
-from actors import rpc
 from actors.errors import (
     DRAINING,
     LEAVING,
@@ -34,7 +33,8 @@ from actors.errors import (
 )
 from actors.models import Recovery
 from actors.notices import collecting
-from actors.rpc import ActorRef, Call, Stream, submit
+from actors.rpc import calls as rpc
+from actors.rpc.calls import ActorRef, Call, Stream, submit
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Where a sandbox's files are, for every row of the table in `actors.takeover`."""
+"""Where a sandbox's files are, for every row of the table in `actors.state.location`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from actors.durable_state import Place
 from actors.errors import SandboxUnavailableError
-from actors.takeover import Origin, origin, unknown
+from actors.state.document import Place
+from actors.state.location import Origin, origin, unknown
 from storage.metadata import SandboxState
 
 HERE = Place("here", "node-1")

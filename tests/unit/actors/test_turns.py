@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.errors import LEAVING, SandboxUnavailableError, TooManyCallsError
-from actors.turns import Turns
+from actors.service.creation_lock import Turns
 
 FULL = SandboxUnavailableError(
     "No node has room.", hint="Try later.", context={"outcome": "not_executed", "reason": "F"}

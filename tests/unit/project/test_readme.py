@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings
 from actors.config import NODE_DATA_DIR
 from actors.errors import DRAINING
 from actors.faults import SENTENCES
-from actors.recovery import DIRECTORY_MISSING
+from actors.sandbox.recovery import DIRECTORY_MISSING
 from actors.settings import Settings
 from gateway.status import STATUS
 

@@ -15,21 +15,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actors.custody import Custody
-from actors.durable_state import happened
 from actors.errors import BackupNotFoundError, MountLostError
 from actors.faults import reason_of
 from actors.logs import log
 from actors.models import OperationKind
 from actors.node.errors import NodeError
 from actors.node.verified import Verified
-from actors.node_record import Entry
-from actors.operations import Progress
-from actors.restored import RestoredDirectories
+from actors.sandbox.operations import Progress
+from actors.sandbox.restored_directories import RestoredDirectories
+from actors.state.document import happened
+from actors.state.node_record import Entry
+from actors.state.ownership import Custody
 from storage.errors import DocumentError, IntegrityError
 
 if TYPE_CHECKING:
-    from actors.fetch import ArchiveFetch
+    from actors.sandbox.fetch import ArchiveFetch
 
 DAMAGED = "archive_damaged"
 """The event of a sandbox whose directory was mounted from a damaged archive, or was to be."""

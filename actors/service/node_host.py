@@ -1,6 +1,6 @@
 """The actor that each node has: it says who the node is, keeps it clean, and empties it when Ray drains it.
 
-A thin Ray shell round `actors.upkeep` and `actors.drain`.
+A thin Ray shell round `actors.service.node_sweeper` and `actors.service.drain`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from actors.guard import guarded
+from actors.host.error_filter import guarded
 from actors.logs import configure_logging, log
 from actors.node.memory import Rank, give_rank
-from actors.rpc import draining_nodes
+from actors.rpc.calls import draining_nodes
 
 if TYPE_CHECKING:
     from actors.config import SandboxConfig
-    from actors.drain import Drain
-    from actors.upkeep import Upkeep
+    from actors.service.drain import Drain
+    from actors.service.node_sweeper import Upkeep
 
 _SWEEP_S = 300.0
 _DRAIN_S = 1.0
@@ -47,7 +47,7 @@ class NodeHost:
     def _upkeep(self) -> Upkeep:
         from actors.bucket import open_catalog
         from actors.config import on_this_node
-        from actors.upkeep import Upkeep
+        from actors.service.node_sweeper import Upkeep
 
         configure_logging()
         here = on_this_node(self._config)
@@ -65,9 +65,9 @@ class NodeHost:
     @ray.method(concurrency_group="adopt")
     def adopt(self, tenant: str, backup_id: str, owner: str) -> None:
         """Adopts a backup on this node, which has the tools for it."""
-        from actors.adoption import adoption
         from actors.bucket import configured, open_catalog
         from actors.config import on_this_node
+        from actors.service.adoption import adoption
 
         configure_logging()
         here = on_this_node(self._config)
@@ -82,7 +82,7 @@ class NodeHost:
             time.sleep(_SWEEP_S)
 
     def _scrub(self) -> None:
-        from actors.scrub import keep_on
+        from actors.service.scrub import keep_on
 
         keep_on(lambda: self._upkeep.scrub)
 
@@ -121,8 +121,8 @@ class NodeHost:
     def _begun(self, deadline_ms: int) -> Drain:
         from actors.bucket import open_catalog
         from actors.config import on_this_node
-        from actors.drain import Drain, schedule
-        from actors.draining_node import DrainingNode
+        from actors.service.drain import Drain, schedule
+        from actors.service.draining_node import DrainingNode
 
         self._upkeep.rest()
         log.warning("node_is_being_drained", node=self._node_id, deadline_ms=deadline_ms)

@@ -2,7 +2,7 @@
 
 It reads past memory, from the disk; slowly, one archive at a time, and with the least claim to the processor. A damaged
 entry of the cache is removed. A damaged archive under a sandbox's layer is only made to be looked at: the sandbox, if
-it is awake, finds that out within seconds and fetches it anew; if it is asleep, as it wakes (`actors.mending`).
+it is awake, finds that out within seconds and fetches it anew; if it is asleep, as it wakes (`actors.sandbox.mending`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors.cache import ArchiveCache
 from actors.logs import log
+from actors.node.archive_cache import ArchiveCache
 from actors.node.errors import DamagedCopyError, NodeError
 from actors.node.verified import SUFFIX, Stamp, Verified, stamp_of
 

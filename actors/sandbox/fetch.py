@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.cache import ArchiveCache, CachedArchive, sha256_of
 from actors.errors import BackupNotFoundError
 from actors.metrics import CACHE_LOOKUPS, DOWNLOADED_BYTES, UNMETERED, Meter
 from actors.models import Phase
+from actors.node.archive_cache import ArchiveCache, CachedArchive, sha256_of
 from actors.node.archiver import Archiver
-from actors.operations import Progress
+from actors.sandbox.operations import Progress
 from storage import keys
 from storage.catalog import BackupCatalog
 from storage.config import TransferConfig

@@ -13,15 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from actors import takeover
-from actors.durable_state import Change, DurableState, Found, Place, SupersededError, with_backup, with_checkpoint
 from actors.errors import LEAVING, SandboxUnavailableError, StorageUnavailableError
 from actors.faults import damaged
 from actors.logs import log
-from actors.moments import MOMENTS_S, answered_in_moments, within_moments
-from actors.node_record import Record
-from actors.remade_state import remade_state
-from actors.state_changes import (
+from actors.state import location
+from actors.state.changes import (
     asleep_nowhere,
     begun_takeover,
     checkpoint_in,
@@ -30,7 +26,11 @@ from actors.state_changes import (
     without_pending,
     without_sleep_backups,
 )
-from actors.takeover import Origin
+from actors.state.document import Change, DurableState, Found, Place, SupersededError, with_backup, with_checkpoint
+from actors.state.location import Origin
+from actors.state.node_record import Record
+from actors.state.patience import MOMENTS_S, answered_in_moments, within_moments
+from actors.state.remaking import remade_state
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import CorruptMetadataError, DocumentError, StorageError, StoreUnavailableError
 from storage.metadata import BackupRecord, Checkpoint, SandboxState
@@ -110,13 +110,13 @@ class Custody:
     def is_known(self) -> bool:
         """Whether the bucket says that an actor has ever had the sandbox. Raises StorageError."""
         found = self._durable.find() if self._durable is not None else None
-        return found is not None and takeover.was_taken_up(found.state)
+        return found is not None and location.was_taken_up(found.state)
 
     def may_be_here(self) -> bool:
         """Whether the files that this node has of the sandbox are its newest. Raises StorageError."""
         found = self._durable.find() if self._durable is not None else None
         state = found.state if found is not None else None
-        return state is None or not takeover.was_taken_up(state) or state.node == self._place.identity
+        return state is None or not location.was_taken_up(state) or state.node == self._place.identity
 
     def locate(self, *, has_record: bool) -> Origin:
         """Where the sandbox's content is. `has_record` says whether this node has a record of it.
@@ -138,13 +138,13 @@ class Custody:
         if state is None:
             answer = found or answered_in_moments(lambda: _found_or_damaged(durable))
             if isinstance(answer, DocumentError):
-                return takeover.damaged(answer, has_record=has_record)
+                return location.damaged(answer, has_record=has_record)
             self._found = found = answer
             if found is None:
-                return takeover.unknown(has_record=has_record)
+                return location.unknown(has_record=has_record)
             state = found.stored.state if found.stored else None
         self._located = state
-        return takeover.origin(state, has_record=has_record, place=self._place, is_lost=self._is_lost)
+        return location.origin(state, has_record=has_record, place=self._place, is_lost=self._is_lost)
 
     def take(self) -> tuple[str | None, SandboxState]:
         """Takes over a sandbox whose files are not here, and settles what others have begun.
@@ -228,7 +228,7 @@ class Custody:
             raise SupersededError
         if durable.state is None or durable.state.node is None:
             found = self._last_found_or_remade(durable)
-            if not takeover.may_be_here(found.state if found else None, self._place):
+            if not location.may_be_here(found.state if found else None, self._place):
                 durable.give_way()
             self._take(durable, found, self._taken_up)
         self._settle(durable)

@@ -26,18 +26,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from actors.cache import ArchiveCache
 from actors.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
 from actors.faults import failing_as, reason_of
 from actors.logs import log
 from actors.metrics import ARCHIVED_BYTES, UNMETERED, UPLOADED_BYTES, Meter
 from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
+from actors.node.archive_cache import ArchiveCache
 from actors.node.archiver import Archiver, Made
 from actors.node.errors import NodeError, PathError
 from actors.node.survey import Survey
 from actors.node.verified import stamp_of
-from actors.operations import Progress
-from actors.steps import CreateStep, step
+from actors.sandbox.operations import Progress
+from actors.sandbox.steps import CreateStep, step
 from storage import keys
 from storage.catalog import BackupCatalog, StoredClaim
 from storage.config import TransferConfig

@@ -17,11 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from actors.bucket import configured
-from actors.cache import ArchiveCache
-from actors.commands import Commands
 from actors.config import SandboxConfig
-from actors.custody import Custody, superseded
-from actors.durable_state import Found, Place, happened
 from actors.errors import (
     DRAINING,
     BackupCreateError,
@@ -33,10 +29,7 @@ from actors.errors import (
     StorageUnavailableError,
 )
 from actors.faults import reason_of, unavailable_unless
-from actors.gate import Gate
-from actors.ledger import SandboxLedger
 from actors.logs import log
-from actors.mending import Mending, Watch, disturbed
 from actors.metrics import UNMETERED, WAKES, Meter
 from actors.models import (
     WRITABLE_ROOTS,
@@ -61,6 +54,7 @@ from actors.models import (
     writable_path,
 )
 from actors.node import actor_group, holders
+from actors.node.archive_cache import ArchiveCache
 from actors.node.archiver import Archiver
 from actors.node.bubblewrap import HOME, Bind, Box
 from actors.node.cgroup import Cgroup, announce_entry
@@ -75,13 +69,20 @@ from actors.node.tree import Tree
 from actors.node.user_namespace import UserNamespace
 from actors.node.verified import Verified
 from actors.node_layout import NodeLayout
-from actors.node_record import Entry, Wanted, kept_driver
-from actors.operations import Operations
-from actors.presence import Presence
-from actors.published import public_recovery
-from actors.recovery import DIRECTORY_MISSING, DirectoryRecovery, recovery_plan
-from actors.restored import RestoredDirectories
-from actors.state_changes import (
+from actors.sandbox.commands import Commands
+from actors.sandbox.mending import Mending, Watch, disturbed
+from actors.sandbox.operations import Operations
+from actors.sandbox.recovery import DIRECTORY_MISSING, DirectoryRecovery, recovery_plan
+from actors.sandbox.restored_directories import RestoredDirectories
+from actors.sandbox.sandbox_lock import Presence
+from actors.sandbox.steps import RestoreStep, step
+from actors.sandbox.tar_excludes import tar_excludes
+from actors.sandbox.transfers import Transfers, translated
+from actors.sandbox.tree_lock import Gate
+from actors.sandbox.unsaved import UnsavedWatch, unsaved_roots
+from actors.state.api_views import public_recovery
+from actors.state.backup_ledger import SandboxLedger
+from actors.state.changes import (
     after_forgetting,
     after_recovery,
     after_restore,
@@ -89,19 +90,18 @@ from actors.state_changes import (
     recovery_in,
     with_unmounted,
 )
-from actors.steps import RestoreStep, step
-from actors.takeover import Origin
-from actors.tar_excludes import tar_excludes
-from actors.transfers import Transfers, translated
-from actors.unsaved import UnsavedWatch, unsaved_roots
+from actors.state.document import Found, Place, happened
+from actors.state.location import Origin
+from actors.state.node_record import Entry, Wanted, kept_driver
+from actors.state.ownership import Custody, superseded
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 from storage.metadata import Checkpoint
 
 if TYPE_CHECKING:
-    from actors.backup import BackupCreation
-    from actors.fetch import ArchiveFetch
-    from actors.restore import BackupRestoration
+    from actors.sandbox.backup import BackupCreation
+    from actors.sandbox.fetch import ArchiveFetch
+    from actors.sandbox.restore import BackupRestoration
 
 _LISTED = 10_000
 _UNMOUNT_S = 10.0
@@ -227,7 +227,7 @@ class LocalSandbox:
         of_sleep: bool = False,
         paused: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> BackupCreation:
-        from actors.backup import BackupCreation  # late: commands need not wait for what only transfers use
+        from actors.sandbox.backup import BackupCreation  # late: commands need not wait for what only transfers use
 
         return BackupCreation(
             tenant=self.tenant,
@@ -317,7 +317,7 @@ class LocalSandbox:
     def _restoration(
         self, catalog: BackupCatalog, stopped: Callable[[], AbstractContextManager[None]]
     ) -> BackupRestoration:
-        from actors.restore import BackupRestoration  # late, as above
+        from actors.sandbox.restore import BackupRestoration  # late, as above
 
         return BackupRestoration(
             tenant=self.tenant,
@@ -335,7 +335,7 @@ class LocalSandbox:
         )
 
     def _fetch(self, catalog: BackupCatalog) -> ArchiveFetch:
-        from actors.fetch import ArchiveFetch  # late, as above
+        from actors.sandbox.fetch import ArchiveFetch  # late, as above
 
         return ArchiveFetch(
             uid=self._config.node.sandbox_uid,

@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 
 from actors.logs import log
-from actors.nodes import sandbox_nodes
+from actors.service.placement import sandbox_nodes
 
 _KEEP_ALIVE_S = 600
 _REQUEST_S = 5.0

@@ -1,4 +1,4 @@
-"""One sandbox's actor: a thin Ray shell round `actors.sandbox`.
+"""One sandbox's actor: a thin Ray shell round `actors.sandbox.facade`.
 
 Lanes are Ray concurrency groups of a synchronous actor. The default group, left without `max_concurrency`,
 is the mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, `files` what is done
@@ -20,23 +20,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
-from actors.activity import Activity, Usage
-from actors.admission import THREADS, Admission
-from actors.drain import IN_USE
 from actors.errors import HoldfastError, SandboxUnavailableError
-from actors.guard import guarded, guarded_items
+from actors.host.error_filter import guarded, guarded_items
+from actors.host.observation import Watch, observed, report_to_service
 from actors.logs import configure_logging, log
 from actors.metrics import QUEUE_LENGTH, SLEEPS
-from actors.observation import Watch, observed, report_to_service
-from actors.rpc import EXEC, FILES, MAILBOX, NAMESPACE, READS, SERVICE_NAME, times_restarted
+from actors.rpc.calls import EXEC, FILES, MAILBOX, NAMESPACE, READS, SERVICE_NAME, times_restarted
+from actors.sandbox.activity import Activity, Usage
+from actors.sandbox.admission import THREADS, Admission
+from actors.service.drain import IN_USE
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from actors.config import SandboxConfig
-    from actors.durable_state import Found
     from actors.models import BackupOptions, ExecRequest, ForgetOptions, RestoreOptions
-    from actors.sandbox import LocalSandbox
+    from actors.sandbox.facade import LocalSandbox
+    from actors.state.document import Found
     from storage.metadata import Checkpoint
 
 LANES = {**{lane: threads for lane, threads in THREADS.items() if lane != MAILBOX}, "control": 8, "labels": 1}
@@ -104,7 +104,7 @@ class SandboxHost:
         from actors.node import actor_group, memory
         from actors.node.errors import DriverUnavailableError, NodeError
         from actors.node_layout import NodeLayout, choose_driver
-        from actors.sandbox import LocalSandbox
+        from actors.sandbox.facade import LocalSandbox
 
         configure_logging()
         memory.give_rank(memory.Rank.SANDBOX)

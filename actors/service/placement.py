@@ -1,7 +1,7 @@
 """The nodes that take sandboxes, as the service's actor sees them: who they are, what is free, where a sandbox goes.
 
 Ray names a node anew each time it joins, but what a sandbox's state remembers is the identity of a data folder. An
-actor on each node, the node's host, says which is which; it also keeps the node clean (`actors.upkeep`).
+actor on each node, the node's host, says which is which; it also keeps the node clean (`actors.service.node_sweeper`).
 
 Source: measured on Ray 2.60. By itself Ray packs new actors on one node, and with SPREAD moves them when they are
 restarted; a creation for which nothing is free waits for ever. So the node is chosen here, and asked for softly.
@@ -19,10 +19,10 @@ import ray
 from ray._private.state import available_resources_per_node
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.activity import refused_by_drain
 from actors.errors import SandboxUnavailableError
 from actors.logs import log
-from actors.rpc import NAMESPACE, draining_nodes
+from actors.rpc.calls import NAMESPACE, draining_nodes
+from actors.sandbox.activity import refused_by_drain
 
 SLOTS = "sandbox_slots"
 """The resource of which each node offers as many as it can hold awake sandboxes."""

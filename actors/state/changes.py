@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
-from actors.durable_state import MAX_ROWS, happened, with_checkpoint
-from actors.node_record import Entry, Record
+from actors.state.document import MAX_ROWS, happened, with_checkpoint
+from actors.state.node_record import Entry, Record
 from storage.metadata import (
     Checkpoint,
     Event,

@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from actors.durable_state import STATE_REPLACED, Change, Place, happened, with_backup, with_checkpoint
-from actors.node_record import Entry, Record
-from actors.state_changes import checkpoint_in, latest_entries, restored_in
+from actors.state.changes import checkpoint_in, latest_entries, restored_in
+from actors.state.document import STATE_REPLACED, Change, Place, happened, with_backup, with_checkpoint
+from actors.state.node_record import Entry, Record
 from storage.catalog import BackupCatalog
 from storage.metadata import BackupRecord, SandboxState
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from actors.beginnings import cut_off, find_disturbance, not_begun, not_started
 from actors.config import ExecLimits
 from actors.errors import (
     ExecOutputLimitError,
@@ -24,13 +23,14 @@ from actors.errors import (
     MountLostError,
     SandboxUnavailableError,
 )
-from actors.gate import Gate
 from actors.models import ExecEvent, ExecRequest, Exit, Output
 from actors.node import process
 from actors.node.bubblewrap import Box, Identity, boxed, ran
 from actors.node.cgroup import Cgroup
 from actors.node.errors import CgroupError, NodeError
 from actors.node.opening import Opening, opened
+from actors.sandbox.command_errors import cut_off, find_disturbance, not_begun, not_started
+from actors.sandbox.tree_lock import Gate
 
 _PIECE_BYTES = 64 * 1024
 _STOPS_REMEMBERED = 1000

@@ -18,9 +18,9 @@ import ray
 from actors.errors import LEAVING, HoldfastError
 from actors.logs import log, naming
 from actors.metrics import CALL_SECONDS, CALLS, ClusterMetrics, Counts, Tally
-from actors.nodes import SLOTS, sandbox_nodes
 from actors.request_ids import ARGUMENT
-from actors.rpc import NAMESPACE, SERVICE_NAME, awake_sandboxes
+from actors.rpc.calls import NAMESPACE, SERVICE_NAME, awake_sandboxes
+from actors.service.placement import SLOTS, sandbox_nodes
 
 REPORT_EVERY_S = 5.0
 _FLUSH_S = 1.0

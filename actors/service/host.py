@@ -1,4 +1,4 @@
-"""The service's one actor: a thin Ray shell round `actors.service`, and the only one that makes sandboxes."""
+"""The service's one actor: a thin Ray shell round `actors.service.facade`, and the only one that makes sandboxes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.bucket import open_catalog
 from actors.config import SandboxConfig
-from actors.durable_state import Found
 from actors.errors import SandboxUnavailableError
-from actors.guard import guarded
+from actors.host.error_filter import guarded
+from actors.host.observation import Watch, cluster_metrics, observed
 from actors.logs import configure_logging, log
 from actors.metrics import Counts
 from actors.node.memory import Rank, give_rank
-from actors.node_host import node_host_class
-from actors.nodes import SLOTS, Nodes
-from actors.observation import Watch, cluster_metrics, observed
-from actors.rpc import (
+from actors.rpc.calls import (
     NAMESPACE,
     SERVICE_NAME,
     awake_sandboxes,
@@ -35,10 +32,13 @@ from actors.rpc import (
     unwrapped,
     was_leaving,
 )
-from actors.sandbox_host import LANES, SandboxHost
-from actors.service import Service, is_log_disk_full
-from actors.turns import Turns
-from actors.warm_workers import WarmWorkers
+from actors.sandbox.host import LANES, SandboxHost
+from actors.service.creation_lock import Turns
+from actors.service.facade import Service, is_log_disk_full
+from actors.service.node_host import node_host_class
+from actors.service.placement import SLOTS, Nodes
+from actors.service.warm_workers import WarmWorkers
+from actors.state.document import Found
 
 _SERVICE_LANES = {"spawn": 64, "collect": 2, "adopt": 4, "metrics": 2, "report": 2, "lost": 8}
 """What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""

@@ -15,12 +15,12 @@ from typing import Any
 import ray
 
 from actors.config import SandboxConfig
-from actors.drain import Occupant
 from actors.errors import SandboxUnavailableError
-from actors.guard import guarded
+from actors.host.error_filter import guarded
 from actors.node_layout import NodeLayout, choose_driver
-from actors.rpc import NAMESPACE, awake_sandboxes, sandbox_actor_name, unwrapped
-from actors.sandbox import LocalSandbox
+from actors.rpc.calls import NAMESPACE, awake_sandboxes, sandbox_actor_name, unwrapped
+from actors.sandbox.facade import LocalSandbox
+from actors.service.drain import Occupant
 from storage.catalog import BackupCatalog
 
 _ANSWER_S = 2.0

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.cache import sha256_of
 from actors.config import SandboxConfig
 from actors.errors import BackupExpiredError, BackupNotFoundError, BackupRestoreError
 from actors.faults import failing_as
 from actors.logs import log
+from actors.node.archive_cache import sha256_of
 from actors.node.archiver import Archiver
 from actors.node.bubblewrap import Box
 from actors.node.removal import remove_tree

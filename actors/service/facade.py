@@ -11,11 +11,8 @@ from pathlib import Path
 
 from actors.bucket import configured, open_catalog
 from actors.config import SandboxConfig
-from actors.doctor import checks
-from actors.durable_state import Found
 from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError, SandboxNotFoundError
 from actors.faults import damaged, reading
-from actors.labels import relabelled
 from actors.logs import log
 from actors.models import (
     BackupInfo,
@@ -37,9 +34,12 @@ from actors.models import (
     TenantName,
     validated,
 )
-from actors.moments import answered_in_moments
-from actors.published import public_event, public_recovery, public_restored
-from actors.takeover import DAMAGED_HINT
+from actors.service.doctor import checks
+from actors.state.api_views import public_event, public_recovery, public_restored
+from actors.state.document import Found
+from actors.state.labels import relabelled
+from actors.state.location import DAMAGED_HINT
+from actors.state.patience import answered_in_moments
 from storage import lifecycle
 from storage.catalog import BackupCatalog, StoredState, UnusableBackup
 from storage.collect import collect
@@ -265,7 +265,7 @@ class Service:
         """Makes a backup that nobody has signed one of `owner`'s, or of the tenant's who asks.
 
         Args:
-            adopt: has it done on a node: see `actors.adoption`. Raises as that does.
+            adopt: has it done on a node: see `actors.service.adoption`. Raises as that does.
         """
         known = _valid(backup_id)
         owner = validated(TenantName, {"tenant": owner or tenant}).tenant

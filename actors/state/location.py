@@ -23,8 +23,8 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from actors import faults
-from actors.durable_state import Place
 from actors.errors import SandboxUnavailableError
+from actors.state.document import Place
 from storage.errors import CorruptMetadataError, DocumentError
 from storage.metadata import SandboxState
 

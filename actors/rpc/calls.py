@@ -48,8 +48,8 @@ from actors.errors import (
 )
 from actors.models import Recovery
 from actors.notices import Notice, hear
-from actors.readable_process import in_readable_folder, readable_title
 from actors.request_ids import carrying
+from actors.rpc.readable_process import in_readable_folder, readable_title
 
 NAMESPACE = "holdfast"
 SERVICE_NAME = "service"

@@ -31,8 +31,8 @@ from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.tree import TEMPORARY, Tree, temporary_name
-from actors.node_record import Entry, Record, RecoveryPlan, Wanted, now, twin_file
-from actors.steps import RestoreStep, step
+from actors.sandbox.steps import RestoreStep, step
+from actors.state.node_record import Entry, Record, RecoveryPlan, Wanted, now, twin_file
 
 _UNMOUNT_S = 10.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

@@ -15,8 +15,8 @@ import threading
 from actors.logs import forgive_failed_output
 
 _IDLE_S = 1.0
-_NEEDED = ("actors.sandbox", "actors.sandbox_host")
-_REST = ("structlog", "re2", "actors.backup", "actors.restore")
+_NEEDED = ("actors.sandbox.facade", "actors.sandbox.host")
+_REST = ("structlog", "re2", "actors.sandbox.backup", "actors.sandbox.restore")
 
 
 def _load(modules: tuple[str, ...]) -> None:

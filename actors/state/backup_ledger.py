@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actors.custody import Custody
-from actors.durable_state import Change, with_backup
 from actors.errors import SandboxUnavailableError
 from actors.logs import log
-from actors.state_changes import without_pending
+from actors.state.changes import without_pending
+from actors.state.document import Change, with_backup
+from actors.state.ownership import Custody
 from storage.errors import StorageError
 from storage.metadata import BackupRecord, SandboxState
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxLedger:
-    """Writes into the sandbox's state, under the actor's epoch. See `actors.backup.Ledger`."""
+    """Writes into the sandbox's state, under the actor's epoch. See `actors.sandbox.backup.Ledger`."""
 
     _custody: Custody
 

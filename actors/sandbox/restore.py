@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from actors.cache import CachedArchive
 from actors.errors import (
     BackupExpiredError,
     BackupNotFoundError,
@@ -34,9 +33,9 @@ from actors.errors import (
     InvalidBackupConfigError,
 )
 from actors.faults import failing_as
-from actors.fetch import ArchiveFetch
 from actors.logs import log
 from actors.models import Phase, RestoreBackupResult, RestoreMode, RestoreOptions
+from actors.node.archive_cache import CachedArchive
 from actors.node.archiver import Archiver
 from actors.node.drivers import Limit
 from actors.node.errors import DriverUnavailableError, NodeError, PathError
@@ -44,10 +43,11 @@ from actors.node.layers import Layers
 from actors.node.squashfs import superblock
 from actors.node.tree import Tree
 from actors.node.verified import Verified
-from actors.node_record import Entry
-from actors.operations import Progress
-from actors.restored import RestoredDirectories
-from actors.steps import RestoreStep, step
+from actors.sandbox.fetch import ArchiveFetch
+from actors.sandbox.operations import Progress
+from actors.sandbox.restored_directories import RestoredDirectories
+from actors.sandbox.steps import RestoreStep, step
+from actors.state.node_record import Entry
 from storage import keys
 from storage.catalog import BackupCatalog
 from storage.errors import ObjectMissingError, UnsignedMetadataError

@@ -13,12 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors import takeover
-from actors.cache import ArchiveCache
 from actors.config import NodeConfig
-from actors.durable_state import Place
 from actors.logs import log
 from actors.node import actor_group, former_groups, holders, mountinfo
+from actors.node.archive_cache import ArchiveCache
 from actors.node.cgroup import Cgroup
 from actors.node.errors import MountBusyError, NodeError
 from actors.node.lowers import Lowers
@@ -26,8 +24,10 @@ from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.verified import Verified
 from actors.node_layout import NodeLayout
-from actors.presence import Presence
-from actors.scrub import Scrub
+from actors.sandbox.sandbox_lock import Presence
+from actors.service.scrub import Scrub
+from actors.state import location
+from actors.state.document import Place
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 
@@ -186,7 +186,7 @@ class Upkeep:
         except StorageError as e:
             log.warning("state_not_read", sandbox=sandbox, detail=str(e))
             return None
-        return not takeover.may_be_here(found.state if found else None, Place(self.identity()))
+        return not location.may_be_here(found.state if found else None, Place(self.identity()))
 
     def _sweep_shared(self, swept: Swept) -> None:
         if self._layout.lowers.exists():

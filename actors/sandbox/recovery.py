@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from actors.cache import ArchiveCache
 from actors.errors import (
     RETRYABLE,
     BackupExpiredError,
@@ -24,14 +23,15 @@ from actors.errors import (
 from actors.faults import SENTENCES
 from actors.logs import log
 from actors.models import OperationKind, RestoreMode, RestoreOptions
-from actors.node_record import Entry, RecoveryPlan, Wanted
-from actors.operations import Operations, Progress
-from actors.restored import RestoredDirectories
-from actors.unsaved import lost_with
+from actors.node.archive_cache import ArchiveCache
+from actors.sandbox.operations import Operations, Progress
+from actors.sandbox.restored_directories import RestoredDirectories
+from actors.sandbox.unsaved import lost_with
+from actors.state.node_record import Entry, RecoveryPlan, Wanted
 from storage.metadata import SandboxState
 
 if TYPE_CHECKING:
-    from actors.restore import BackupRestoration
+    from actors.sandbox.restore import BackupRestoration
 
 DIRECTORY_MISSING = "DIRECTORY_MISSING"
 """The reason, in an error's context, of a sandbox that is closed because a directory could not be brought back."""

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from actors.commands import Commands
 from actors.errors import (
     ExecError,
     ExecStoppedError,
@@ -35,7 +34,6 @@ from actors.errors import (
     SandboxUnavailableError,
 )
 from actors.faults import reason_of
-from actors.gate import Gate
 from actors.logs import log
 from actors.models import TRANSFER_BYTES, writable_path
 from actors.node.bubblewrap import Identity
@@ -49,7 +47,9 @@ from actors.node.errors import (
 )
 from actors.node.process import kill_group, printable
 from actors.node.tree import DEAD_MOUNT, Tree
-from actors.tar_excludes import TarExcludes
+from actors.sandbox.commands import Commands
+from actors.sandbox.tar_excludes import TarExcludes
+from actors.sandbox.tree_lock import Gate
 
 _ABANDONED_AFTER_S = 600.0
 _XATTRS = ("--xattrs", "--xattrs-include=user.*")
