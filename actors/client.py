@@ -64,19 +64,10 @@ from actors.models import (
     writable_path,
 )
 from actors.rpc import cluster_health
-from actors.rpc.calls import (
-    EXEC,
-    FILES,
-    MAILBOX,
-    READS,
-    SERVICE_NAME,
-    ActorRef,
-    Call,
-    Steps,
-    Stream,
-    connect,
-    sandbox_actor_name,
-)
+from actors.rpc.actor_ref import ActorRef
+from actors.rpc.calls import Call, Steps, Stream
+from actors.rpc.cluster import connect
+from actors.rpc.names import EXEC, FILES, MAILBOX, READS, SERVICE_NAME, sandbox_actor_name
 
 
 class _Address(Model):

@@ -103,7 +103,7 @@ class RayCluster:
 
     def connect(self) -> None:
         """Joins the cluster. Raises ServiceUnavailableError."""
-        from actors.rpc.calls import connect
+        from actors.rpc.cluster import connect
 
         connect(self._address)
 

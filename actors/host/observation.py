@@ -19,7 +19,8 @@ from actors.errors import LEAVING, HoldfastError
 from actors.logs import log, naming
 from actors.metrics import CALL_SECONDS, CALLS, ClusterMetrics, Counts, Tally
 from actors.request_ids import ARGUMENT
-from actors.rpc.calls import NAMESPACE, SERVICE_NAME, awake_sandboxes
+from actors.rpc.cluster import awake_sandboxes
+from actors.rpc.names import NAMESPACE, SERVICE_NAME
 from actors.service.placement import SLOTS, sandbox_nodes
 
 REPORT_EVERY_S = 5.0

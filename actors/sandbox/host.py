@@ -25,7 +25,8 @@ from actors.host.error_filter import guarded, guarded_items
 from actors.host.observation import Watch, observed, report_to_service
 from actors.logs import configure_logging, log
 from actors.metrics import QUEUE_LENGTH, SLEEPS
-from actors.rpc.calls import EXEC, FILES, MAILBOX, NAMESPACE, READS, SERVICE_NAME, times_restarted
+from actors.rpc.cluster import times_restarted
+from actors.rpc.names import EXEC, FILES, MAILBOX, NAMESPACE, READS, SERVICE_NAME
 from actors.sandbox.activity import Activity, Usage
 from actors.sandbox.admission import THREADS, Admission
 from actors.service.drain import IN_USE

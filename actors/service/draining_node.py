@@ -18,7 +18,9 @@ from actors.config import SandboxConfig
 from actors.errors import SandboxUnavailableError
 from actors.host.error_filter import guarded
 from actors.node_layout import NodeLayout, choose_driver
-from actors.rpc.calls import NAMESPACE, awake_sandboxes, sandbox_actor_name, unwrapped
+from actors.rpc.cluster import awake_sandboxes
+from actors.rpc.names import NAMESPACE, sandbox_actor_name
+from actors.rpc.ray_errors import unwrapped
 from actors.sandbox.facade import LocalSandbox
 from actors.service.drain import Occupant
 from storage.catalog import BackupCatalog

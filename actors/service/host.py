@@ -22,16 +22,9 @@ from actors.host.observation import Watch, cluster_metrics, observed
 from actors.logs import configure_logging, log
 from actors.metrics import Counts
 from actors.node.memory import Rank, give_rank
-from actors.rpc.calls import (
-    NAMESPACE,
-    SERVICE_NAME,
-    awake_sandboxes,
-    draining_nodes,
-    is_alive,
-    sandbox_actor_name,
-    unwrapped,
-    was_leaving,
-)
+from actors.rpc.cluster import awake_sandboxes, draining_nodes, is_alive
+from actors.rpc.names import NAMESPACE, SERVICE_NAME, sandbox_actor_name
+from actors.rpc.ray_errors import unwrapped, was_leaving
 from actors.sandbox.host import LANES, SandboxHost
 from actors.service.creation_lock import Turns
 from actors.service.facade import Service, is_log_disk_full

@@ -16,7 +16,7 @@ import ray
 from actors.host.error_filter import guarded
 from actors.logs import configure_logging, log
 from actors.node.memory import Rank, give_rank
-from actors.rpc.calls import draining_nodes
+from actors.rpc.cluster import draining_nodes
 
 if TYPE_CHECKING:
     from actors.config import SandboxConfig

@@ -21,7 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import SandboxUnavailableError
 from actors.logs import log
-from actors.rpc.calls import NAMESPACE, draining_nodes
+from actors.rpc.cluster import draining_nodes
+from actors.rpc.names import NAMESPACE
 from actors.sandbox.activity import refused_by_drain
 
 SLOTS = "sandbox_slots"

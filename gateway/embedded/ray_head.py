@@ -117,7 +117,7 @@ def _free_agent_port() -> Iterator[None]:
 
 def join(address: str) -> RayHead:
     """Joins a running cluster; its jobs' URL is the operator's to know. Raises ServiceUnavailableError."""
-    from actors.rpc.calls import connect
+    from actors.rpc.cluster import connect
 
     connect(address)
     return RayHead(address=address, jobs_url=None)

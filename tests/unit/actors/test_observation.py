@@ -15,7 +15,8 @@ from actors.host.observation import Watch, observed
 from actors.logs import _named
 from actors.metrics import CALL_SECONDS, CALLS, SUM, Counts
 from actors.request_ids import ARGUMENT, carrying, serving
-from actors.rpc.calls import ActorRef, Call
+from actors.rpc.actor_ref import ActorRef
+from actors.rpc.calls import Call
 
 
 def noted() -> dict[str, Any]:

@@ -33,8 +33,9 @@ from actors.errors import (
 )
 from actors.models import Recovery
 from actors.notices import collecting
-from actors.rpc import calls as rpc
-from actors.rpc.calls import ActorRef, Call, Stream, submit
+from actors.rpc import actor_ref, cluster
+from actors.rpc.actor_ref import ActorRef
+from actors.rpc.calls import Call, Stream, submit
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +45,9 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(ray, "get", refuse)
-    rpc._handles.clear()
+    actor_ref._handles.clear()
     yield
-    rpc._handles.clear()
+    actor_ref._handles.clear()
 
 
 def wrapped(cause: Exception) -> RayTaskError:
@@ -144,7 +145,7 @@ def test_a_call_to_an_actor_that_left_while_the_cluster_was_slow_to_say_so_is_se
     gone, there = Actor(UNAVAILABLE, pings=[UNAVAILABLE, ActorDiedError()]), Actor("done")
     found = iter([gone, there])
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: next(found))
-    monkeypatch.setattr(rpc, "actors", lambda actor_id: {"NumRestarts": 0})
+    monkeypatch.setattr(cluster, "actors", lambda actor_id: {"NumRestarts": 0})
     assert Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result() == "done"
 
 
@@ -157,7 +158,7 @@ def test_a_call_to_an_actor_that_crashed_before_it_left_is_not_sent_again(
     first, second = Actor(UNAVAILABLE, pings=[UNAVAILABLE, ActorDiedError()], restarts=then), Actor("done")
     found = iter([first, second])
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: next(found))
-    monkeypatch.setattr(rpc, "actors", lambda actor_id: {"NumRestarts": now} if now >= 0 else {})
+    monkeypatch.setattr(cluster, "actors", lambda actor_id: {"NumRestarts": now} if now >= 0 else {})
     call = Call(lambda: ActorRef("a").call(lambda actor: actor.answer, lane="exec"))
     if again:
         assert call.result() == "done"
@@ -309,7 +310,7 @@ def test_a_call_waits_longer_for_a_sandbox_that_moves_off_a_drained_node(
 
 
 def test_a_sandbox_that_never_arrives_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "_MOVES_S", 0.05)
+    monkeypatch.setattr(actor_ref, "_MOVES_S", 0.05)
     actor = Actor(*[MOVING] * 100)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     with pytest.raises(SandboxUnavailableError) as raised:

@@ -1,0 +1,76 @@
+"""Ray's errors, turned into ours, and what they say about a call that failed.
+
+Measured on Ray 2.60: `RayTaskError` carries our own error as its cause; `ActorUnavailableError` means "perhaps
+executed"; `ActorDiedError` of an actor that may restart without limit means that it left through its mailbox, so that
+the call was never executed and may be sent again.
+"""
+
+from __future__ import annotations
+
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
+
+from actors.errors import (
+    DRAINING,
+    LEAVING,
+    HoldfastError,
+    InternalError,
+    OperationCancelledError,
+    SandboxUnavailableError,
+    ServiceUnavailableError,
+)
+
+
+def unwrapped(e: RayError) -> HoldfastError:
+    """Our own error out of Ray's wrapping; without pids, addresses and colour codes."""
+    if isinstance(e, RayTaskError):
+        cause = e.cause
+        if isinstance(cause, HoldfastError):
+            return cause
+        if isinstance(cause, RayError):
+            return unwrapped(cause)
+        return InternalError("The actor failed in a way it has no name for.", context={"cause": type(cause).__name__})
+    if isinstance(e, TaskCancelledError):
+        return OperationCancelledError("The call was cancelled.")
+    if isinstance(e, ActorUnavailableError):
+        return gone_in_mid_call()
+    if isinstance(e, RayActorError):
+        return SandboxUnavailableError("The actor is gone.", context={"outcome": "not_executed"})
+    if isinstance(e, GetTimeoutError):
+        return ServiceUnavailableError("The cluster did not answer in time.")
+    return InternalError("Ray failed.", context={"cause": type(e).__name__})
+
+
+def was_leaving(e: RayError) -> bool:
+    """Whether a call was not executed because its actor went to sleep: gone already, or about to go."""
+    if isinstance(e, RayTaskError):
+        cause = e.cause
+        return isinstance(cause, SandboxUnavailableError) and cause.context.get(LEAVING) is True
+    return isinstance(e, ActorDiedError)
+
+
+def is_elsewhere(e: RayError) -> bool:
+    """Whether an actor refused a call because the sandbox's files are on another node."""
+    cause = e.cause if isinstance(e, RayTaskError) else None
+    return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == "ELSEWHERE"
+
+
+def moves(e: RayError) -> bool:
+    """Whether an actor, or the service, refused a call because the sandbox is just being handed over."""
+    cause = e.cause if isinstance(e, RayTaskError) else None
+    return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == DRAINING and was_leaving(e)
+
+
+def gone_in_mid_call() -> SandboxUnavailableError:
+    return SandboxUnavailableError(
+        "The actor went away during the call.",
+        hint="Look at the sandbox's state before you repeat the call.",
+        context={"outcome": "unknown"},
+    )
