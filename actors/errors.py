@@ -39,6 +39,8 @@ Context = Mapping[str, Any]
 
 LEAVING = "leaving"
 """In the context of the error of an actor that is about to leave, and serves nothing any more."""
+IN_USE = "IN_USE"
+"""The reason of a hand-over that was not forced, and has met a call."""
 DRAINING = "DRAINING"
 """The reason in the context of an error that a node causes which is being drained."""
 RETRYABLE = "retryable"

@@ -17,11 +17,9 @@ import ray
 
 from actors.errors import LEAVING, HoldfastError
 from actors.logs import log, naming
-from actors.metrics import CALL_SECONDS, CALLS, ClusterMetrics, Counts, Tally
+from actors.metrics import CALL_SECONDS, CALLS, Counts, Tally
 from actors.request_ids import ARGUMENT
-from actors.rpc.cluster import awake_sandboxes
 from actors.rpc.names import NAMESPACE, SERVICE_NAME
-from actors.service.placement import SLOTS, sandbox_nodes
 
 REPORT_EVERY_S = 5.0
 _FLUSH_S = 1.0
@@ -135,16 +133,3 @@ def _observed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     argument = inspect.Parameter(ARGUMENT, inspect.Parameter.KEYWORD_ONLY, default=None)
     observing.__signature__ = signature.replace(parameters=[*signature.parameters.values(), argument])
     return observing  # type: ignore[no-any-return]
-
-
-def cluster_metrics(counts: Counts, recorded: int | None) -> ClusterMetrics:
-    """What the service has counted, and how full the cluster is now; `recorded` sandboxes are in the bucket."""
-    nodes, awake = sandbox_nodes(), len(awake_sandboxes())
-    return ClusterMetrics(
-        counts=counts,
-        awake=awake,
-        asleep=None if recorded is None else max(0, recorded - awake),
-        nodes=len(nodes),
-        slots=round(sum(node["Resources"][SLOTS] for node in nodes)),
-        free_slots=round(ray.available_resources().get(SLOTS, 0)),  # type: ignore[no-untyped-call]
-    )

@@ -34,6 +34,16 @@ def awake_sandboxes() -> list[str]:
     return [row["name"] for row in rows if row["namespace"] == NAMESPACE and row["name"].startswith(SANDBOX_PREFIX)]
 
 
+def known_nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster, the dead ones too, as Ray describes them."""
+    return ray.nodes()  # type: ignore[no-untyped-call,no-any-return]
+
+
+def available_resources() -> dict[str, float]:
+    """The resources of the whole cluster that nobody has taken."""
+    return ray.available_resources()  # type: ignore[no-untyped-call,no-any-return]
+
+
 def draining_nodes() -> dict[str, int]:
     """The nodes that Ray drains, and each one's deadline in milliseconds since 1970; 0 if it has none."""
     return dict(ray_state.state.get_draining_nodes())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 
-from actors.errors import HoldfastError, SandboxUnavailableError
+from actors.errors import IN_USE, HoldfastError, SandboxUnavailableError
 from actors.host.error_filter import guarded, guarded_items
 from actors.host.observation import Watch, observed, report_to_service
 from actors.logs import configure_logging, log
@@ -29,7 +29,6 @@ from actors.rpc.cluster import times_restarted
 from actors.rpc.names import EXEC, FILES, MAILBOX, NAMESPACE, READS, SERVICE_NAME
 from actors.sandbox.activity import Activity, Usage
 from actors.sandbox.admission import THREADS, Admission
-from actors.service.drain import IN_USE
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.errors import HoldfastError
+from actors.errors import IN_USE, HoldfastError
 from actors.logs import log
 
 _SHARE = 0.25
@@ -28,8 +28,6 @@ _WARNING_S = 3.0
 """How long before the deadline those are named who are still here."""
 _ARRIVAL_S = 5.0
 """How long after the announcement an actor may still show up that was placed here just before."""
-IN_USE = "IN_USE"
-"""The reason of a hand-over that was not forced, and has met a call."""
 AT_ONCE = 4
 """Hand-overs at once. Source: each is one mksquashfs and one upload of four parts, which keep two cores busy."""
 

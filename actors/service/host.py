@@ -18,7 +18,7 @@ from actors.bucket import open_catalog
 from actors.config import SandboxConfig
 from actors.errors import SandboxUnavailableError
 from actors.host.error_filter import guarded
-from actors.host.observation import Watch, cluster_metrics, observed
+from actors.host.observation import Watch, observed
 from actors.logs import configure_logging, log
 from actors.metrics import Counts
 from actors.node.memory import Rank, give_rank
@@ -26,6 +26,7 @@ from actors.rpc.cluster import awake_sandboxes, draining_nodes, is_alive
 from actors.rpc.names import NAMESPACE, SERVICE_NAME, sandbox_actor_name
 from actors.rpc.ray_errors import unwrapped, was_leaving
 from actors.sandbox.host import LANES, SandboxHost
+from actors.service.cluster_metrics import cluster_metrics
 from actors.service.creation_lock import Turns
 from actors.service.facade import Service, is_log_disk_full
 from actors.service.node_host import node_host_class

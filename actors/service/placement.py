@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import SandboxUnavailableError
 from actors.logs import log
-from actors.rpc.cluster import draining_nodes
+from actors.rpc.cluster import draining_nodes, known_nodes
 from actors.rpc.names import NAMESPACE
 from actors.sandbox.activity import refused_by_drain
 
@@ -41,7 +41,7 @@ _POLL_S = 0.05
 
 def sandbox_nodes() -> list[dict[str, Any]]:
     """The living nodes that take sandboxes, as Ray describes them."""
-    return _that_take_sandboxes(ray.nodes())  # type: ignore[no-untyped-call]
+    return _that_take_sandboxes(known_nodes())
 
 
 def _that_take_sandboxes(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -145,7 +145,7 @@ class Nodes:
         only an earlier cluster has known is lost when it has not come back a while after the service's own start.
         """
         self.attend(_NEWS_S)
-        rows: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        rows: list[dict[str, Any]] = known_nodes()
         alive = {row["NodeID"]: row["Alive"] for row in rows}
         nodes = {row["NodeID"] for row in _that_take_sandboxes(rows)}
         with self._lock:

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from actors.errors import SandboxUnavailableError
-from actors.service.drain import IN_USE, Drain, Occupant, Schedule, schedule
+from actors.errors import IN_USE, SandboxUnavailableError
+from actors.service.drain import Drain, Occupant, Schedule, schedule
 
 BEGAN, END = 1000.0, 1400.0
 TIMES = Schedule(BEGAN, END)

@@ -1,0 +1,20 @@
+"""The figures of the whole cluster: what its actors have counted, and how full it is. In the service's process."""
+
+from __future__ import annotations
+
+from actors.metrics import ClusterMetrics, Counts
+from actors.rpc.cluster import available_resources, awake_sandboxes
+from actors.service.placement import SLOTS, sandbox_nodes
+
+
+def cluster_metrics(counts: Counts, recorded: int | None) -> ClusterMetrics:
+    """What the service has counted, and how full the cluster is now; `recorded` sandboxes are in the bucket."""
+    nodes, awake = sandbox_nodes(), len(awake_sandboxes())
+    return ClusterMetrics(
+        counts=counts,
+        awake=awake,
+        asleep=None if recorded is None else max(0, recorded - awake),
+        nodes=len(nodes),
+        slots=round(sum(node["Resources"][SLOTS] for node in nodes)),
+        free_slots=round(available_resources().get(SLOTS, 0)),
+    )
