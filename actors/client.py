@@ -98,7 +98,7 @@ class Upload:
         return Call(lambda: self._actor.call_if_alive(lambda actor: actor.abort.remote(self._id), None))
 
 
-def _without_actor(lane: str | None, near: str | None) -> Steps[Any]:
+def _without_actor(lane: str | None, cached_backup_id: str | None) -> Steps[Any]:
     raise ExecStoppedError("The transfer has ended, with the sandbox's actor.")
 
 
@@ -112,14 +112,14 @@ class SandboxCalls:
         self.service = ServiceCalls(tenant=tenant)
         self.actor = ActorRef(sandbox_actor_name(tenant, sandbox_id), create=self._create)
 
-    def _create(self, lane: str | None, near: str | None) -> Steps[tuple[Any, int]]:
+    def _create(self, lane: str | None, cached_backup_id: str | None) -> Steps[tuple[Any, int]]:
         actor, restarts = yield from self.service.actor.call(
-            lambda service: service.spawn.remote(self.tenant, self.id, lane, near)
+            lambda service: service.spawn.remote(self.tenant, self.id, lane, cached_backup_id)
         )
         return actor, restarts
 
-    def _call(self, lane: str, send: Callable[[Any], Any], *, near: str | None = None) -> Call[Any]:
-        return Call(lambda: self.actor.call(send, lane=lane, near=near))
+    def _call(self, lane: str, send: Callable[[Any], Any], *, cached_backup_id: str | None = None) -> Call[Any]:
+        return Call(lambda: self.actor.call(send, lane=lane, cached_backup_id=cached_backup_id))
 
     def create_backup(self, options: BackupOptions, *, idempotency_key: str | None = None) -> Call[DirectoryBackup]:
         """Archives a directory and uploads it. With a key, a repeated call gives the first one's backup.
@@ -142,7 +142,7 @@ class SandboxCalls:
             BackupRestoreError, NoSpaceError, OperationCancelledError: the directory is as it was.
             SandboxUnavailableError: the directory shows the old content or the new, never a mix.
         """
-        return self._call(MAILBOX, lambda actor: actor.restore_backup.remote(options), near=options.id)
+        return self._call(MAILBOX, lambda actor: actor.restore_backup.remote(options), cached_backup_id=options.id)
 
     def forget(self, options: ForgetOptions) -> Call[ForgetResult]:
         """Gives up directories that could not be brought back: the sandbox goes on without them. Repeatable.

@@ -90,7 +90,7 @@ class Watch:
 
 def _counts(kind: str, outcome: str) -> bool:
     """Whether this is somebody's call; of the question that comes before one, only a refusal is."""
-    return kind not in _HOUSEKEEPING and not (kind == "let_in" and outcome == "ok")
+    return kind not in _HOUSEKEEPING and not (kind == "admit" and outcome == "ok")
 
 
 def report_to_service(counts: Counts) -> None:

@@ -25,7 +25,7 @@ _LIST_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class PackedArchive:
     """An archive that was made and verified. `path` is the caller's to move or delete."""
 
     path: Path
@@ -55,7 +55,7 @@ class Archiver:
         cancelled: threading.Event,
         on_survey: Callable[[Survey], None] = lambda found: None,
         on_percent: Callable[[int], None] = lambda percent: None,
-    ) -> Made:
+    ) -> PackedArchive:
         """Archives a directory of the tree into the empty folder `spool`.
 
         Args:
@@ -93,7 +93,7 @@ class Archiver:
                 cancelled=cancelled,
                 on_percent=on_percent,
             )
-        return Made(path, found)
+        return PackedArchive(path, found)
 
     def left_out(self, directory: str, excludes: Sequence[str], *, timeout_s: float) -> list[bytes]:
         """The paths in a directory of the sandbox that patterns leave out, relative to it; none below another one.
@@ -147,7 +147,7 @@ class Archiver:
             squashfs.verify_extraction(replace(ended, stdout=b""))  # names, which may sound like complaints
         return names.found
 
-    def convert(self, archive: Path, work: Path, *, cancelled: threading.Event) -> Made:
+    def convert(self, archive: Path, work: Path, *, cancelled: threading.Event) -> PackedArchive:
         """Remakes an archive from elsewhere: unpacked without any privilege, packed again by us.
 
         What comes out is safe for the kernel to mount, and its files belong to the sandbox. Owners, devices and
@@ -174,7 +174,7 @@ class Archiver:
                 alone, command, identity=Identity.COMMAND, binds=binds, timeout_s=_EXTRACT_S, cancelled=stop
             )
         if cancelled.is_set():
-            return Made(archive, Survey())
+            return PackedArchive(archive, Survey())
         squashfs.verify_extraction(ended, blamed=ArchiveError)  # nobody has signed what its bytes should be
         fd = os.open(content / "tree", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -186,7 +186,7 @@ class Archiver:
             box, "/content/tree", found, work, compression="zstd", level=1, timeout_s=_EXTRACT_S, cancelled=cancelled
         )
         remove_tree(content)
-        return Made(path, found)
+        return PackedArchive(path, found)
 
     def _check_unpacked_size(self, archive: Path, alone: Box, cancelled: threading.Event) -> None:
         beyond = threading.Event()

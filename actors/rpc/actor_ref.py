@@ -94,7 +94,7 @@ class ActorRef:
         handle, _ = yield from self._found_or_made(None, None)
         return handle
 
-    def _found_or_made(self, lane: str | None, near: str | None) -> Steps[tuple[Any, int | None]]:
+    def _found_or_made(self, lane: str | None, cached_backup_id: str | None) -> Steps[tuple[Any, int | None]]:
         """The actor's handle; and if it was made for this call, and so has let it in, how often it was restarted."""
         handle = _handles.get(self.name) or (yield self.find)
         if handle is not None:
@@ -104,21 +104,23 @@ class ActorRef:
                 "No Holdfast service runs in this Ray cluster.",
                 hint="Start it with `holdfast serve`.",
             )
-        handle, restarts = yield from self._create(lane, near)
+        handle, restarts = yield from self._create(lane, cached_backup_id)
         self._remember(handle)
         return handle, restarts
 
-    def call(self, send: Callable[[Any], Any], *, lane: str | None = None, near: str | None = None) -> Steps[Any]:
+    def call(
+        self, send: Callable[[Any], Any], *, lane: str | None = None, cached_backup_id: str | None = None
+    ) -> Steps[Any]:
         """Sends one call. Sends it again only when the actor had left, or was leaving, before it was executed.
 
         With `lane`, asks to be let in first, and so meets neither an endless queue nor an actor that is restarted.
-        `near` names the backup that a new actor had best be near to.
+        `cached_backup_id` names the backup that a new actor had best be near to.
         """
 
         def once(handle: Any) -> Steps[Any]:
             return (yield send(carrying(handle)))
 
-        return (yield from self._until_served(once, lane, near))
+        return (yield from self._until_served(once, lane, cached_backup_id))
 
     def stream(self, send: Callable[[Any], Any], *, lane: str) -> Steps[tuple[Any, list[Any], bool]]:
         """Starts a call that yields, up to its first item: (remaining refs, first items, whether that was all)."""
@@ -130,15 +132,17 @@ class ActorRef:
 
         return (yield from self._until_served(once, lane, None))
 
-    def _until_served(self, once: Callable[[Any], Steps[T]], lane: str | None, near: str | None) -> Steps[T]:
+    def _until_served(
+        self, once: Callable[[Any], Steps[T]], lane: str | None, cached_backup_id: str | None
+    ) -> Steps[T]:
         began = time.monotonic()
         deadline, pauses = began + self._retry_s, _pauses_s()
         while True:
-            handle, restarts = yield from self._found_or_made(lane, near)
+            handle, restarts = yield from self._found_or_made(lane, cached_backup_id)
             has_news = restarts is not None
             try:
                 if lane is not None and restarts is None:
-                    restarts, has_news = yield from self._let_in(handle, lane, deadline)
+                    restarts, has_news = yield from self._admit(handle, lane, deadline)
                 answer = yield from once(handle)
                 if has_news:
                     yield from self._hear(handle)
@@ -172,7 +176,7 @@ class ActorRef:
             told = Call(lambda: self.call_if_alive(lambda actor: actor.told.remote(at), None))
             hear(Notice(self.name.rpartition(":")[2], recovery, told=lambda: submit(told)))
 
-    def _let_in(self, handle: Any, lane: str, deadline: float) -> Steps[tuple[int, bool]]:
+    def _admit(self, handle: Any, lane: str, deadline: float) -> Steps[tuple[int, bool]]:
         """Waits until the actor lets a call in; returns how often Ray had restarted it then, and if it may have news.
 
         One that is being restarted answers when it is back.
@@ -180,7 +184,7 @@ class ActorRef:
         pauses = _pauses_s()
         while True:
             try:
-                _, restarts, has_news = yield Soon(handle.let_in.remote(lane), max(1.0, deadline - time.monotonic()))
+                _, restarts, has_news = yield Soon(handle.admit.remote(lane), max(1.0, deadline - time.monotonic()))
                 return int(restarts), bool(has_news)
             except (ActorUnavailableError, GetTimeoutError):
                 if time.monotonic() > deadline:

@@ -73,7 +73,7 @@ class Admission:
         self._lock = threading.Lock()
         self._lanes = {name: _Lane(count) for name, count in threads.items()}
 
-    def let_in(self, lane: str) -> int:
+    def admit(self, lane: str) -> int:
         """One more call of this lane is on its way; returns how many waited already. Raises TooManyCallsError."""
         with self._lock:
             found, now = self._lanes[lane], self._clock()

@@ -32,7 +32,7 @@ from actors.logs import log
 from actors.metrics import ARCHIVED_BYTES, UNMETERED, UPLOADED_BYTES, Meter
 from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
 from actors.node.archive_cache import ArchiveCache
-from actors.node.archiver import Archiver, Made
+from actors.node.archiver import Archiver, PackedArchive
 from actors.node.errors import NodeError, PathError
 from actors.node.survey import Survey
 from actors.node.verified import stamp_of
@@ -178,7 +178,7 @@ class BackupCreation:
             )
         return DirectoryBackup(id=found.id, dir=found.dir)
 
-    def _archive(self, options: BackupOptions, work: Path, progress: Progress) -> Made:
+    def _archive(self, options: BackupOptions, work: Path, progress: Progress) -> PackedArchive:
         files = 0
 
         def surveyed(found: Survey) -> None:
@@ -209,7 +209,7 @@ class BackupCreation:
         progress.check()
         return made
 
-    def _upload(self, backup_id: str, made: Made, progress: Progress) -> UploadedArchive:
+    def _upload(self, backup_id: str, made: PackedArchive, progress: Progress) -> UploadedArchive:
         progress.enter(Phase.UPLOADING, total=made.path.stat().st_size, unit="bytes")
         return upload(
             self.catalog.store,
@@ -221,7 +221,12 @@ class BackupCreation:
         )
 
     def _record(
-        self, backup_id: str, options: BackupOptions, created_at: datetime, made: Made, uploaded: UploadedArchive
+        self,
+        backup_id: str,
+        options: BackupOptions,
+        created_at: datetime,
+        made: PackedArchive,
+        uploaded: UploadedArchive,
     ) -> BackupRecord:
         found = made.found
         return BackupRecord(

@@ -30,7 +30,7 @@ from actors.node.cgroup import Cgroup
 from actors.node.errors import CgroupError, NodeError
 from actors.node.opening import Opening, opened
 from actors.sandbox.command_errors import cut_off, find_disturbance, not_begun, not_started
-from actors.sandbox.tree_lock import Gate
+from actors.sandbox.tree_lock import TreeLock
 
 _PIECE_BYTES = 64 * 1024
 _STOPS_REMEMBERED = 1000
@@ -86,7 +86,7 @@ class Commands:
         cgroup: Cgroup,
         *,
         limits: ExecLimits,
-        gate: Gate,
+        gate: TreeLock,
         has_lost_mount: Callable[[], bool] = lambda: False,
     ) -> None:
         """`gate` is held (shared) while a command starts, so that none starts into a tree that is being swapped.

@@ -74,11 +74,11 @@ from actors.sandbox.mending import Mending, Watch, disturbed
 from actors.sandbox.operations import Operations
 from actors.sandbox.recovery import DIRECTORY_MISSING, DirectoryRecovery, recovery_plan
 from actors.sandbox.restored_directories import RestoredDirectories
-from actors.sandbox.sandbox_lock import Presence
+from actors.sandbox.sandbox_lock import SandboxLock
 from actors.sandbox.steps import RestoreStep, step
 from actors.sandbox.tar_excludes import tar_excludes
 from actors.sandbox.transfers import Transfers, translated
-from actors.sandbox.tree_lock import Gate
+from actors.sandbox.tree_lock import TreeLock
 from actors.sandbox.unsaved import UnsavedWatch, unsaved_roots
 from actors.state.api_views import public_recovery
 from actors.state.backup_ledger import SandboxLedger
@@ -90,10 +90,10 @@ from actors.state.changes import (
     recovery_in,
     with_unmounted,
 )
-from actors.state.document import Found, Place, happened
+from actors.state.document import NodeRef, StateRead, happened
 from actors.state.location import Origin
-from actors.state.node_record import Entry, Wanted, kept_driver
-from actors.state.ownership import Custody, superseded
+from actors.state.node_record import Entry, RecoveryItem, kept_driver
+from actors.state.ownership import Ownership, superseded
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 from storage.metadata import Checkpoint
@@ -136,7 +136,7 @@ class LocalSandbox:
         self._meter = meter
         layout = NodeLayout(config.node)
         self._home = layout.box(tenant, sandbox_id)
-        self._presence = Presence(layout.presence(tenant, sandbox_id))
+        self._presence = SandboxLock(layout.presence(tenant, sandbox_id))
         self._layout = layout
         record = self._home / "sandbox.json"
         root, uid = self._home / "root", config.node.sandbox_uid
@@ -159,7 +159,7 @@ class LocalSandbox:
             memory_bytes=config.exec.memory_bytes,
             processes=config.exec.processes,
         )
-        self._gate = Gate(lambda: self._restored.is_whole)
+        self._gate = TreeLock(lambda: self._restored.is_whole)
         self._commands = Commands(
             box,
             self._cgroup,
@@ -183,11 +183,11 @@ class LocalSandbox:
         """The backups that hold everything, as long as nothing was touched since they were restored."""
         self._waking = threading.Lock()
         self._unsaved = UnsavedWatch(self._look)
-        self.custody = Custody(
+        self.ownership = Ownership(
             catalog,
             tenant,
             sandbox_id,
-            Place(layout.identity(), cluster_node),
+            NodeRef(layout.identity(), cluster_node),
             record=lambda: self._restored.record,
             is_lost=is_lost,
         )
@@ -202,7 +202,7 @@ class LocalSandbox:
         self._mending = Mending(
             tenant,
             self._restored,
-            self.custody,
+            self.ownership,
             self._verified,
             spool=self._home / "spool",
             node=layout.identity(),
@@ -239,7 +239,7 @@ class LocalSandbox:
             spool=self._home / "spool",
             transfer=self._config.transfer,
             pause_s=self._config.backup.pause_s,
-            ledger=SandboxLedger(self.custody),
+            ledger=SandboxLedger(self.ownership),
             paused=paused or self._paused,
             of_sleep=of_sleep,
             meter=self._meter,
@@ -267,7 +267,7 @@ class LocalSandbox:
         entry = self._restored.record.entries[-1]  # the one that has just been written
         self._watch.begin()
         with step(RestoreStep.REPORT):
-            self.custody.report(lambda state: after_restore(state, self._restored.record, entry))
+            self.ownership.report(lambda state: after_restore(state, self._restored.record, entry))
         self._look()
         return result
 
@@ -297,16 +297,16 @@ class LocalSandbox:
         """
         try:
             with self._unavailable_unless("taken up", outcome="not_executed", hint=_AGAIN):
-                self._restored.take_up(but_in=options.dir)
+                self._restored.mount_all(but_in=options.dir)
             result = self._restore(options, catalog, self._gate.repairing)
         except BaseException:
             with contextlib.suppress(NodeError, OSError):
-                self._restored.put_down()
+                self._restored.unmount_all()
             self._restored.unmounted = self._restored.unmounted or unmounted
             raise
         with contextlib.suppress(NodeError, OSError):
             if not self._restored.is_open:  # a symbolic link has led the restore elsewhere
-                self._restored.put_down()
+                self._restored.unmount_all()
                 return result
             self._restored.discard_leftovers()
         self._recover(begun=False)
@@ -358,7 +358,7 @@ class LocalSandbox:
 
     def _forgotten(self) -> dict[str, RecoveredDirectory]:
         """The directories that were given up, by the bucket's state and by this node's record."""
-        state = self.custody.last_known
+        state = self.ownership.last_known
         found = [
             public_recovery(state.recovery if state else None),
             public_recovery(recovery_in(self._restored.record)),
@@ -367,7 +367,7 @@ class LocalSandbox:
         return {row.dir: row for row in rows if row.status is DirectoryStatus.FORGOTTEN}
 
     def _tell_of_giving_up(self, directories: Collection[str]) -> None:
-        self.custody.report(lambda state: after_forgetting(state, self._restored.record, directories))
+        self.ownership.report(lambda state: after_forgetting(state, self._restored.record, directories))
 
     def _find_out_what_is_missing(self, directories: Sequence[str]) -> None:
         """Tries to wake, unless that was tried, and these directories were found to be missing."""
@@ -393,7 +393,7 @@ class LocalSandbox:
             progress.point_of_no_return(Phase.WAITING)
             with self._gate.repairing():
                 self._is_new = False
-                self.custody.check_forgettable()
+                self.ownership.check_forgettable()
                 with self._unavailable_unless("destroyed", outcome="unknown"):
                     self._claim_to_destroy()
                     self._put_down()
@@ -420,7 +420,7 @@ class LocalSandbox:
 
     def _delete_state(self) -> None:
         try:
-            self.custody.forget()
+            self.ownership.forget()
         except StorageError as e:
             log.warning("state_not_deleted", sandbox=self.id, detail=str(e))
             raise StorageUnavailableError(
@@ -445,11 +445,11 @@ class LocalSandbox:
 
     def _look(self) -> None:
         """Takes note of what is in no backup, so that it can be named should it be lost with the node."""
-        state = self.custody.last_known
+        state = self.ownership.last_known
         saved = {row.dir for row in (state.checkpoints if state else ())}
         saved |= {entry.dir for entry in self._restored.record.entries}
         with contextlib.suppress(NodeError, OSError, SandboxUnavailableError), self._gate.shared():
-            self.custody.note_unsaved(unsaved_roots(self._tree, saved))
+            self.ownership.note_unsaved(unsaved_roots(self._tree, saved))
 
     def read_file(self, transfer_id: str, path: str) -> Iterator[bytes]:
         """See `SandboxCalls.read_file`."""
@@ -531,7 +531,7 @@ class LocalSandbox:
 
     def info(self) -> SandboxInfo:
         """What is known of the sandbox."""
-        state = self.custody.last_known
+        state = self.ownership.last_known
         return SandboxInfo(
             id=self.id,
             running=True,
@@ -556,7 +556,7 @@ class LocalSandbox:
 
     def notice(self) -> Recovery | None:
         """The sandbox's recovery, while nobody was told of it for sure; None if there is nothing to tell."""
-        state = self.custody.last_known if self.is_awake else None
+        state = self.ownership.last_known if self.is_awake else None
         untold = state is not None and state.recovery is not None and state.recovery.is_untold
         return public_recovery(state.recovery) if state is not None and untold else None
 
@@ -594,7 +594,7 @@ class LocalSandbox:
     @property
     def must_stay(self) -> bool:
         """Whether it may not sleep now: somebody is sending a file, or the bucket does not know yet where it is."""
-        return self._transfers.has_uploads or (self.is_awake and not self.custody.is_recorded)
+        return self._transfers.has_uploads or (self.is_awake and not self.ownership.is_recorded)
 
     # --- life
 
@@ -604,7 +604,7 @@ class LocalSandbox:
         Raises:
             SandboxUnavailableError: it cannot be taken up now; nothing is lost.
         """
-        if self.custody.is_superseded:
+        if self.ownership.is_superseded:
             raise superseded()
         if self.is_awake and not self._kept.is_disturbed():
             return
@@ -622,7 +622,7 @@ class LocalSandbox:
             log.error("archive_disturbed", sandbox=self.id)
             with self._unavailable_unless("taken up", outcome="not_executed"):
                 self._stop(disturbed())
-                self._restored.put_down()
+                self._restored.unmount_all()
 
     def _look_at_archives(self) -> bool:
         """The watch's look while anything is mounted; a call that comes would do the same."""
@@ -639,22 +639,22 @@ class LocalSandbox:
                     log.error("archive_not_replaced", sandbox=self.id, error=e.code)
         return self.is_awake
 
-    def prepare(self, found: Found, *, wake: bool) -> None:
+    def prepare(self, found: StateRead, *, wake: bool) -> None:
         """Does for a call that is on its way what it would have to wait for. Raises as `wake`.
 
         Does nothing once the sandbox was woken, closed or destroyed: that call may be over by now. `found` is what
-        somebody has just found in the bucket, as `Custody.suppose` takes it.
+        somebody has just found in the bucket, as `Ownership.suppose` takes it.
         """
         with self._waking, self._gate.repairing():
             if self._is_new:
-                self.custody.suppose(found)
+                self.ownership.suppose(found)
                 if wake:
                     self._wake()
 
     def come_back(self) -> None:
         """Wakes after the death of an actor, if there is anything to come back. Raises as `wake`, and StorageError."""
         with self._waking, self._gate.repairing():
-            if self._is_new and (self._restored.exists or self.custody.is_known()):
+            if self._is_new and (self._restored.exists or self.ownership.is_known()):
                 self._wake()
 
     def _wake(self) -> None:
@@ -673,14 +673,14 @@ class LocalSandbox:
         self._watch.begin()
         self._meter.add(WAKES, origin.value)
         if not origin.is_elsewhere:
-            self.custody.take_soon()
+            self.ownership.acquire_epoch_in_background()
 
     def _wake_to_change(self) -> None:
         self.wake()
         self._safe_in = None
 
     def _take_up(self) -> Origin:
-        origin = self.custody.locate(has_record=self._restored.exists)
+        origin = self.ownership.locate(has_record=self._restored.exists)
         self._safe_in = None
         if origin.is_elsewhere:
             wanted = self._begin_recovery(origin)
@@ -710,10 +710,10 @@ class LocalSandbox:
             if self._restored.unmounted is None:
                 raise
             reason, _ = reason_of(e)
-            entry, known = self._restored.unmounted, self.custody.last_known
+            entry, known = self._restored.unmounted, self.ownership.last_known
             error = self._recovery.unmounted_error(entry, reason, in_bucket=unmended.get(entry.dir))
             if known is None or with_unmounted(known, entry, reason).recovery != known.recovery:
-                self.custody.report(lambda state: with_unmounted(state, entry, reason))
+                self.ownership.report(lambda state: with_unmounted(state, entry, reason))
             raise error from None
 
     def _mend(self) -> Mapping[str, str]:
@@ -723,16 +723,16 @@ class LocalSandbox:
     def _take_up_mounts(self) -> None:
         """Mounts what the record says, in spite of what earlier actors of this node have left."""
         try:
-            self._restored.take_up()
+            self._restored.mount_all()
         except MountError:
             if not holders.end_orphans(self._layout.mounting):
                 raise
-            self._restored.take_up()
+            self._restored.mount_all()
 
-    def _begin_recovery(self, origin: Origin) -> tuple[Wanted, ...]:
+    def _begin_recovery(self, origin: Origin) -> tuple[RecoveryItem, ...]:
         """Takes the sandbox over, and records what has to come back from checkpoints; what was here is out of date."""
         self._put_aside()
-        lost_node, state = self.custody.take()
+        lost_node, state = self.ownership.acquire_epoch()
         log.warning("sandbox_taken_over", sandbox=self.id, origin=origin.value, lost_node=lost_node)
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         recovery = recovery_plan(state, lost_node)
@@ -758,9 +758,9 @@ class LocalSandbox:
         """
         plan = self._restored.record.recovery
         if plan is None or not (begun or plan.missing):
-            known = self.custody.last_known
+            known = self.ownership.last_known
             if known is not None and known.recovery is not None and missing_in(known.recovery):
-                self.custody.report(lambda state: after_recovery(state, self._restored.record))
+                self.ownership.report(lambda state: after_recovery(state, self._restored.record))
             return
         catalog = configured(self._catalog, self._config)
         try:
@@ -769,7 +769,7 @@ class LocalSandbox:
             if e.context.get("reason") == DIRECTORY_MISSING:
                 self._tell_of_what_is_missing()
             raise
-        self.custody.report(lambda state: after_recovery(state, self._restored.record))
+        self.ownership.report(lambda state: after_recovery(state, self._restored.record))
         settled = self._restored.record.recovery
         log.info(
             "sandbox_recovered",
@@ -780,10 +780,10 @@ class LocalSandbox:
 
     def _tell_of_what_is_missing(self) -> None:
         """So that it can be read without a call that would wake the sandbox."""
-        known = self.custody.last_known
+        known = self.ownership.last_known
         told = known.recovery if known else None
         if recovery_in(self._restored.record, told) != told:
-            self.custody.report(lambda state: after_recovery(state, self._restored.record))
+            self.ownership.report(lambda state: after_recovery(state, self._restored.record))
 
     def _unavailable_unless(self, done: str, *, outcome: str, hint: str = _AGAIN) -> AbstractContextManager[None]:
         return unavailable_unless(self.id, done, outcome=outcome, hint=hint)
@@ -796,7 +796,7 @@ class LocalSandbox:
             self._let_go()
 
     def _let_go(self) -> None:
-        self.custody.close()
+        self.ownership.close()
         self._user_namespace.close()
         with contextlib.suppress(OSError):
             os.utime(self._home)  # when it was used last, for whoever has to choose between those that sleep here
@@ -804,11 +804,11 @@ class LocalSandbox:
 
     def _put_down(self) -> None:
         self._stop(ExecStoppedError("The end of the sandbox stopped the command."))
-        self._restored.put_down()
+        self._restored.unmount_all()
         self._cgroup.remove()
         self._user_namespace.close()
 
-    def put_to_bed(self) -> list[Checkpoint]:
+    def back_up_for_sleep(self) -> list[Checkpoint]:
         """Backs up everything that is in the sandbox, so that `sleep` can free the node's disk. Changes nothing else.
 
         What has not been touched since it was brought back from such backups is still safe in them.
@@ -840,7 +840,7 @@ class LocalSandbox:
 
     def _checkpoints(self, backup_ids: Collection[str]) -> list[Checkpoint] | None:
         """The checkpoints that these backups are; None if one of them is none."""
-        state = self.custody.state
+        state = self.ownership.state
         found = [row for row in (state.checkpoints if state else ()) if row.backup_id in backup_ids]
         return found if len(found) == len(backup_ids) else None
 
@@ -857,7 +857,7 @@ class LocalSandbox:
     def sleep(self, in_bed: Sequence[Checkpoint] | None = None) -> None:
         """Ends what runs and unmounts everything. The next call wakes it with all its files.
 
-        With what `put_to_bed` has made its files leave this node, and it can wake on any.
+        With what `back_up_for_sleep` has made its files leave this node, and it can wake on any.
 
         Raises:
             NodeError: a mount is in use; the next call wakes it with all its files.
@@ -876,7 +876,7 @@ class LocalSandbox:
             self._put_down()
             self._sweep()
             try:
-                self.custody.sleep(in_bed)
+                self.ownership.sleep(in_bed)
             except StorageError as e:
                 log.warning("sleep_not_written", sandbox=self.id, detail=str(e))
                 raise StorageUnavailableError(
@@ -885,7 +885,7 @@ class LocalSandbox:
             self._remove_files()
             self._restored.forget()
             self._presence.give_up(for_good=True)
-        self.custody.clear_sleep()
+        self.ownership.clear_sleep()
 
     def hand_over(self) -> None:
         """Moves the sandbox into the bucket whatever runs in it, so that it can wake on another node. Repeatable.
@@ -898,11 +898,11 @@ class LocalSandbox:
         """
         if not self.is_awake:
             with self._unavailable_unless("handed over", outcome="not_executed"):
-                if not self._restored.exists or not self.custody.may_be_here():
+                if not self._restored.exists or not self.ownership.may_be_here():
                     return
             self.wake()
         with self._unavailable_unless("handed over", outcome="not_executed"):
-            self.custody.check()  # a bucket that is away should cost no command a pause
+            self.ownership.check()  # a bucket that is away should cost no command a pause
         with self._gate.alone(), self._unavailable_unless("handed over", outcome="not_executed"):
             with self._commands.paused():
                 in_bed = self._backed_up(self._undamaged)
@@ -910,20 +910,20 @@ class LocalSandbox:
             self.sleep(in_bed)
 
     def _sleep_here(self) -> None:
-        if self.is_awake and not self.custody.is_recorded:
-            self.custody.report(lambda state: state)
+        if self.is_awake and not self.ownership.is_recorded:
+            self.ownership.report(lambda state: state)
         with self._gate.repairing():
             self._is_new = False
             was_awake = self.is_awake
-            if was_awake and not self.custody.is_recorded:
+            if was_awake and not self.ownership.is_recorded:
                 raise StorageUnavailableError(
                     "The bucket does not know yet where the sandbox's files are.", context={"outcome": "not_executed"}
                 )
             self._put_down()
             try:
                 if was_awake:
-                    self.custody.report(lambda state: happened(state, "slept"))
-                    self.custody.clear_sleep()
+                    self.ownership.report(lambda state: happened(state, "slept"))
+                    self.ownership.clear_sleep()
             finally:
                 self._let_go()
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from actors.config import SandboxConfig
     from actors.models import BackupOptions, ExecRequest, ForgetOptions, RestoreOptions
     from actors.sandbox.facade import LocalSandbox
-    from actors.state.document import Found
+    from actors.state.document import StateRead
     from storage.metadata import Checkpoint
 
 LANES = {**{lane: threads for lane, threads in THREADS.items() if lane != MAILBOX}, "control": 8, "labels": 1}
@@ -92,7 +92,7 @@ class SandboxHost:
             except Exception as e:  # the bucket is away, or who says whether its node is lost
                 log.warning("sandbox_not_back", error=type(e).__name__)
 
-    def _get_ready(self, found: Found, lane: str | None) -> None:
+    def _get_ready(self, found: StateRead, lane: str | None) -> None:
         """Begins what the call that is on its way would wait for otherwise."""
         with contextlib.suppress(Exception), self._activity.call():  # the call itself meets it, and says so
             self._sandbox().prepare(found, wake=lane not in (None, MAILBOX))  # a mailbox may bring a `destroy`
@@ -156,7 +156,7 @@ class SandboxHost:
 
     def _end_if_superseded(self) -> None:
         """Ends the process, once its answer is out, when another actor has taken the sandbox over."""
-        if self._made is not None and self._made.custody.is_superseded and not self._ending:
+        if self._made is not None and self._made.ownership.is_superseded and not self._ending:
             self._ending = True
             log.error("superseded_actor_ends")
             threading.Timer(_LAST_WORDS_S, self._end, args=(self._made,)).start()
@@ -224,7 +224,7 @@ class SandboxHost:
         if self._made is None or not self._made.is_awake or config.on_sleep == "keep" or config.bucket is None:
             return None
         try:
-            return self._answer(lambda box: box.put_to_bed())
+            return self._answer(lambda box: box.back_up_for_sleep())
         except HoldfastError as e:
             log.warning("files_stay_on_the_node", error=e.code)
             return None
@@ -312,7 +312,7 @@ class SandboxHost:
         return True
 
     @ray.method(concurrency_group="control")
-    def let_in(self, lane: str | None, found: Found | None = None) -> tuple[str, int, bool]:
+    def admit(self, lane: str | None, found: StateRead | None = None) -> tuple[str, int, bool]:
         """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError.
 
         `found` is what the service, which has just made this actor, has found in the bucket; None if that is unknown.
@@ -325,7 +325,7 @@ class SandboxHost:
         if lane is None:
             self._activity.touch()
         else:
-            self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._let_in(lane))
+            self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._admit(lane))
         if lane == EXEC and self._made is not None and self._made.is_awake:
             self._made.expect_command()
         if found is not None:  # the call is on its way: what it needs is put in place meanwhile
@@ -333,8 +333,8 @@ class SandboxHost:
         has_news = self._made is None or self._made.may_have_news
         return ray.get_runtime_context().get_node_id(), self._restarts, has_news
 
-    def _let_in(self, lane: str) -> int:
-        before = self._admission.let_in(lane)  # first, so that who is refused keeps nobody awake
+    def _admit(self, lane: str) -> int:
+        before = self._admission.admit(lane)  # first, so that who is refused keeps nobody awake
         try:
             self._activity.touch()
         except SandboxUnavailableError:
@@ -358,12 +358,12 @@ class SandboxHost:
     @ray.method(concurrency_group="labels")
     def told(self, at: datetime) -> None:
         """Somebody was told of the recovery of that instant."""
-        self._answer(lambda box: box.custody.told(at))
+        self._answer(lambda box: box.ownership.told(at))
 
     @ray.method(concurrency_group="labels")
     def relabel(self) -> None:
         """Told by whoever has changed the labels in the bucket."""
-        self._answer(lambda box: box.custody.relabel())
+        self._answer(lambda box: box.ownership.relabel())
 
     @ray.method(concurrency_group="control")
     def operation(self) -> Any:

@@ -25,7 +25,7 @@ from actors.sandbox.operations import Progress
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.state.document import happened
 from actors.state.node_record import Entry
-from actors.state.ownership import Custody
+from actors.state.ownership import Ownership
 from storage.errors import DocumentError, IntegrityError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Mending:
         self,
         tenant: str,
         restored: RestoredDirectories,
-        custody: Custody,
+        ownership: Ownership,
         verified: Verified,
         *,
         spool: Path,
@@ -61,7 +61,7 @@ class Mending:
         """`node` is this node's identity."""
         self._tenant = tenant
         self._restored = restored
-        self._custody = custody
+        self._custody = ownership
         self._verified = verified
         self._spool = spool
         self._node = node

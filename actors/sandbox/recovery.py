@@ -27,7 +27,7 @@ from actors.node.archive_cache import ArchiveCache
 from actors.sandbox.operations import Operations, Progress
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.sandbox.unsaved import lost_with
-from actors.state.node_record import Entry, RecoveryPlan, Wanted
+from actors.state.node_record import Entry, RecoveryItem, RecoveryPlan
 from storage.metadata import SandboxState
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class DirectoryRecovery:
         Raises:
             SandboxUnavailableError: something is missing still.
         """
-        tried: list[Wanted] = []
+        tried: list[RecoveryItem] = []
         for wanted in self._restored.missing:
             if any(_lies_in(wanted.dir, outer.dir) for outer in tried):
                 continue
@@ -169,7 +169,7 @@ class DirectoryRecovery:
             directory == other or _lies_in(directory, other) for other in failed
         )
 
-    def give_up(self, directories: Sequence[str], *, given_up_before: Collection[str]) -> list[Wanted]:
+    def give_up(self, directories: Sequence[str], *, given_up_before: Collection[str]) -> list[RecoveryItem]:
         """Gives up directories that are missing, all or none; returns those that were not given up before.
 
         Raises:
@@ -208,10 +208,10 @@ class DirectoryRecovery:
             if row.dir == options.dir or _lies_in(row.dir, options.dir)
         }
 
-    def _cause(self, row: Wanted) -> str:
+    def _cause(self, row: RecoveryItem) -> str:
         return self._causes.get(row.dir) or row.error or ""
 
-    def _note(self, wanted: Wanted, cause: str) -> None:
+    def _note(self, wanted: RecoveryItem, cause: str) -> None:
         self._causes[wanted.dir] = cause
         log.error("directory_missing", sandbox=self._sandbox, dir=wanted.dir, backup=wanted.backup_id, cause=cause)
         try:
@@ -219,7 +219,7 @@ class DirectoryRecovery:
         except OSError as e:  # the disk may be full; the directory stays missing all the same
             log.warning("cause_not_recorded", sandbox=self._sandbox, error=type(e).__name__)
 
-    def _bring_one_back(self, wanted: Wanted, restoration: BackupRestoration, progress: Progress) -> str | None:
+    def _bring_one_back(self, wanted: RecoveryItem, restoration: BackupRestoration, progress: Progress) -> str | None:
         """Restores one directory; returns the cause if that failed."""
         options = RestoreOptions(id=wanted.backup_id, dir=wanted.dir, mode=RestoreMode(wanted.mode))
         try:
@@ -254,7 +254,7 @@ class DirectoryRecovery:
 def recovery_plan(state: SandboxState, lost_node: str | None) -> RecoveryPlan:
     """The plan of a recovery that begins now: everything of which there is a checkpoint, and what is lost for good."""
     directories = tuple(
-        Wanted(
+        RecoveryItem(
             dir=row.dir,
             backup_id=row.backup_id,
             taken_at=row.taken_at,

@@ -32,7 +32,7 @@ from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.tree import TEMPORARY, Tree, temporary_name
 from actors.sandbox.steps import RestoreStep, step
-from actors.state.node_record import Entry, Record, RecoveryPlan, Wanted, now, twin_file
+from actors.state.node_record import Entry, Record, RecoveryItem, RecoveryPlan, now, twin_file
 
 _UNMOUNT_S = 10.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -42,7 +42,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class RestoredDirectories:
     """The restored directories of one sandbox. Not thread-safe: its owner holds the gate.
 
-    `is_whole` says whether all of them are there and mounted where they belong: after `take_up`, and once all that a
+    `is_whole` says whether all of them are there and mounted where they belong: after `mount_all`, and once all that a
     recovery has to bring back is settled, until something goes wrong that could not be undone.
     """
 
@@ -92,7 +92,7 @@ class RestoredDirectories:
         return all(entry.layer in self._open for entry in self.record.entries if entry.is_mounted)
 
     @property
-    def missing(self) -> list[Wanted]:
+    def missing(self) -> list[RecoveryItem]:
         """What still has to be recovered."""
         return self.record.recovery.missing if self.record.recovery else []
 
@@ -106,7 +106,7 @@ class RestoredDirectories:
         """The restored directories, outer ones before those inside them."""
         return tuple(sorted(self.record.entries, key=lambda entry: entry.dir))
 
-    def take_up(self, *, but_in: str | None = None) -> None:
+    def mount_all(self, *, but_in: str | None = None) -> None:
         """Brings disk and mounts to what the record says, whatever an earlier process has left.
 
         Args:
@@ -118,7 +118,7 @@ class RestoredDirectories:
         """
         self.unmounted = None
         self._check_readable()
-        self.put_down()
+        self.unmount_all()
         stuck = sweep(self._file.parent, deadline_s=_UNMOUNT_S)
         if stuck:
             raise MountError(f"{len(stuck)} mounts of an earlier process are still in use.")
@@ -208,14 +208,14 @@ class RestoredDirectories:
         finally:
             self._recovering = {}
 
-    def note_failure(self, wanted: Wanted, error: str) -> None:
+    def note_failure(self, wanted: RecoveryItem, error: str) -> None:
         """Records what has kept a directory from coming back; it stays missing. Raises OSError."""
         assert self.record.recovery is not None
         recovery = self.record.recovery.failed(wanted.dir, error)
         if recovery != self.record.recovery:
             self._save(self.record.model_copy(update={"recovery": recovery}))
 
-    def give_up(self, directories: Sequence[Wanted]) -> None:
+    def give_up(self, directories: Sequence[RecoveryItem]) -> None:
         """Settles directories that are missing, with what has kept them from coming back. Raises OSError."""
         recovery = self.record.recovery
         for wanted in directories:
@@ -224,14 +224,14 @@ class RestoredDirectories:
         if directories:
             self._save(self.record.model_copy(update={"recovery": recovery}))
 
-    def give_up_unmounted(self, error: str) -> Wanted:
+    def give_up_unmounted(self, error: str) -> RecoveryItem:
         """Gives up the overlay that cannot be mounted, with all that was written to it. Raises OSError.
 
         Its layer is removed when everything is taken up again.
         """
         entry = self.unmounted
         assert entry is not None
-        row = Wanted(
+        row = RecoveryItem(
             dir=entry.dir,
             backup_id=entry.backup_id,
             taken_at=entry.taken_at or entry.restored_at,
@@ -275,7 +275,7 @@ class RestoredDirectories:
         """Removes the links to archives that no recorded layer needs."""
         self._kept.drop_all_but({entry.archive_sha256 for entry in self.record.entries if entry.archive_sha256})
 
-    def put_down(self) -> None:
+    def unmount_all(self) -> None:
         """Unmounts everything and keeps every upper layer. Raises MountError if something is in use."""
         self._is_mounted = False
         if self._open and sweep(self._tree.root, deadline_s=_UNMOUNT_S):
@@ -328,7 +328,7 @@ class RestoredDirectories:
 
     @contextmanager
     def staging(self, place: str) -> Iterator[Path]:
-        """A fresh name beside the directory `place`; what lies there is removed after the block, or by `take_up`."""
+        """A fresh name beside the directory `place`; what lies there is removed after the block, or by `mount_all`."""
         stage = f"{place.rpartition('/')[0]}/{temporary_name()}"
         self._stage_note.write_text(stage)
         try:

@@ -18,7 +18,7 @@ _WAIT_S = 10.0
 _POLL_S = 0.02
 
 
-class Presence:
+class SandboxLock:
     """The lock of one sandbox on this node. Tells processes apart, not the threads of one."""
 
     def __init__(self, file: Path) -> None:

@@ -49,7 +49,7 @@ from actors.node.process import kill_group, printable
 from actors.node.tree import DEAD_MOUNT, Tree
 from actors.sandbox.commands import Commands
 from actors.sandbox.tar_excludes import TarExcludes
-from actors.sandbox.tree_lock import Gate
+from actors.sandbox.tree_lock import TreeLock
 
 _ABANDONED_AFTER_S = 600.0
 _XATTRS = ("--xattrs", "--xattrs-include=user.*")
@@ -104,7 +104,7 @@ class _Open:
 class Transfers:
     """The open transfers of one sandbox."""
 
-    def __init__(self, tree: Tree, commands: Commands, gate: Gate, *, spool: Path) -> None:
+    def __init__(self, tree: Tree, commands: Commands, gate: TreeLock, *, spool: Path) -> None:
         """`spool` is a folder of the sandbox on the node, for what is not in its tree yet; it need not be there."""
         self._tree = tree
         self._commands = commands

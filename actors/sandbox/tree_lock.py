@@ -14,7 +14,7 @@ from fasteners import ReaderWriterLock
 from actors.errors import SandboxUnavailableError
 
 
-class Gate:
+class TreeLock:
     """A readers-writer lock over a tree that has to be whole. The one who is alone may enter again, either way."""
 
     def __init__(self, is_whole: Callable[[], bool]) -> None:

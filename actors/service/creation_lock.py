@@ -33,7 +33,7 @@ class _Failure:
             raise SandboxUnavailableError(self.error.message, hint=self.error.hint, context=self.error.context)
 
 
-class Turns:
+class CreationLock:
     """Turns by name. Thread-safe."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:

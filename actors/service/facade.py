@@ -36,7 +36,7 @@ from actors.models import (
 )
 from actors.service.doctor import checks
 from actors.state.api_views import public_event, public_recovery, public_restored
-from actors.state.document import Found
+from actors.state.document import StateRead
 from actors.state.labels import relabelled
 from actors.state.location import DAMAGED_HINT
 from actors.state.patience import answered_in_moments
@@ -113,14 +113,14 @@ class Service:
         if self.has_conditional_writes is False:
             log.warning("no_conditional_writes", bucket=self._catalog.store.bucket)
 
-    def find_state(self, tenant: str, sandbox_id: str) -> Found | None:
+    def find_state(self, tenant: str, sandbox_id: str) -> StateRead | None:
         """What the bucket has of a sandbox; None if that cannot be known in moments."""
         catalog = self._catalog
         if catalog is None:
             return None
-        return answered_in_moments(lambda: Found(catalog.find_state(tenant, sandbox_id)))
+        return answered_in_moments(lambda: StateRead(catalog.find_state(tenant, sandbox_id)))
 
-    def record_new(self, tenant: str, sandbox_id: str) -> Found | None:
+    def record_new(self, tenant: str, sandbox_id: str) -> StateRead | None:
         """Puts a sandbox that is new on record, so that whoever has used it finds it in the list; returns as above.
 
         Where that fails, its actor does it.
@@ -129,7 +129,7 @@ class Service:
             return None
         state = _new_state(tenant, sandbox_id)
         try:
-            return Found(StoredState(state, self._brief.write_state(state, replacing=None)))
+            return StateRead(StoredState(state, self._brief.write_state(state, replacing=None)))
         except StorageError as e:
             log.warning("sandbox_not_recorded", sandbox=sandbox_id, error=type(e).__name__)
             return None

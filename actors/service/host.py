@@ -27,12 +27,12 @@ from actors.rpc.names import NAMESPACE, SERVICE_NAME, sandbox_actor_name
 from actors.rpc.ray_errors import unwrapped, was_leaving
 from actors.sandbox.host import LANES, SandboxHost
 from actors.service.cluster_metrics import cluster_metrics
-from actors.service.creation_lock import Turns
+from actors.service.creation_lock import CreationLock
 from actors.service.facade import Service, is_log_disk_full
 from actors.service.node_host import node_host_class
 from actors.service.placement import SLOTS, Nodes
 from actors.service.warm_workers import WarmWorkers
-from actors.state.document import Found
+from actors.state.document import StateRead
 
 _SERVICE_LANES = {"spawn": 64, "collect": 2, "adopt": 4, "metrics": 2, "report": 2, "lost": 8}
 """What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""
@@ -64,7 +64,7 @@ class ServiceHost:
         self._config = config
         self._service = Service(config, open_catalog(config), awake=_awake)
         self._nodes = Nodes(node_host_class(), config)
-        self._turns = Turns()
+        self._turns = CreationLock()
         self._warm = WarmWorkers(config.warm_workers)
         self._recorded: int | None = None
         threading.Thread(target=self._keep_house, daemon=True, name="housekeeping").start()
@@ -72,10 +72,10 @@ class ServiceHost:
         threading.Thread(target=self._let_idle_ones_leave, daemon=True, name="evictor").start()
 
     @ray.method(concurrency_group="spawn")
-    def spawn(self, tenant: str, sandbox_id: str, lane: str | None, near: str | None) -> tuple[Any, int]:
+    def spawn(self, tenant: str, sandbox_id: str, lane: str | None, cached_backup_id: str | None) -> tuple[Any, int]:
         """A sandbox's actor, made unless there is one, that has let a call in to `lane`.
 
-        `near` names a backup that it is about to restore.
+        `cached_backup_id` names a backup that it is about to restore.
 
         Returns:
             The handle, and how often Ray has restarted the actor.
@@ -87,19 +87,21 @@ class ServiceHost:
         """
         name = sandbox_actor_name(tenant, sandbox_id)
         with self._turns.turn(name):
-            return self._spawn(name, tenant, sandbox_id, lane, near)
+            return self._spawn(name, tenant, sandbox_id, lane, cached_backup_id)
 
-    def _spawn(self, name: str, tenant: str, sandbox_id: str, lane: str | None, near: str | None) -> tuple[Any, int]:
+    def _spawn(
+        self, name: str, tenant: str, sandbox_id: str, lane: str | None, cached_backup_id: str | None
+    ) -> tuple[Any, int]:
         deadline = time.monotonic() + _SPAWN_S
         while True:
-            found: Found | None = None
+            found: StateRead | None = None
             try:
                 actor, is_ours = ray.get_actor(name, namespace=NAMESPACE), False
             except ValueError:  # there is none
-                (actor, found), is_ours = self._new_actor(name, tenant, sandbox_id, near), True
+                (actor, found), is_ours = self._new_actor(name, tenant, sandbox_id, cached_backup_id), True
                 deadline = time.monotonic() + _SPAWN_S
             try:
-                told: Any = ray.get(actor.let_in.remote(lane, found), timeout=max(0.0, deadline - time.monotonic()))
+                told: Any = ray.get(actor.admit.remote(lane, found), timeout=max(0.0, deadline - time.monotonic()))
                 node, restarts, _ = told
                 if is_ours:
                     self._warm.replace(node)
@@ -118,14 +120,16 @@ class ServiceHost:
                     ray.kill(actor)
                 raise _not_started() from None
 
-    def _new_actor(self, name: str, tenant: str, sandbox_id: str, near: str | None) -> tuple[Any, Found | None]:
+    def _new_actor(
+        self, name: str, tenant: str, sandbox_id: str, cached_backup_id: str | None
+    ) -> tuple[Any, StateRead | None]:
         """A sandbox's new actor, and what the bucket has of the sandbox. Nobody else makes one meanwhile."""
         found = self._service.find_state(tenant, sandbox_id)
         if found is None:  # the bucket is away, or the state is damaged
             home = self._nodes.keeper(tenant, sandbox_id)
         else:
             home = found.stored.state.node if found.stored else None
-        node = guarded(lambda: self._nodes.choose((tenant, sandbox_id), home, near))
+        node = guarded(lambda: self._nodes.choose((tenant, sandbox_id), home, cached_backup_id))
         config = self._config.model_copy(update={"conditional_writes": self._service.has_conditional_writes})
         actor = (
             _sandbox_class()
@@ -142,7 +146,7 @@ class ServiceHost:
             )
             .remote(tenant, sandbox_id, config)
         )
-        if found == Found(None):  # while its process starts
+        if found == StateRead(None):  # while its process starts
             found = self._service.record_new(tenant, sandbox_id)
         return actor, found
 

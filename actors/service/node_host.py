@@ -21,7 +21,7 @@ from actors.rpc.cluster import draining_nodes
 if TYPE_CHECKING:
     from actors.config import SandboxConfig
     from actors.service.drain import Drain
-    from actors.service.node_sweeper import Upkeep
+    from actors.service.node_sweeper import NodeSweeper
 
 _SWEEP_S = 300.0
 _DRAIN_S = 1.0
@@ -44,14 +44,14 @@ class NodeHost:
         threading.Thread(target=self._scrub, name="scrub", daemon=True).start()
 
     @functools.cached_property
-    def _upkeep(self) -> Upkeep:
+    def _upkeep(self) -> NodeSweeper:
         from actors.bucket import open_catalog
         from actors.config import on_this_node
-        from actors.service.node_sweeper import Upkeep
+        from actors.service.node_sweeper import NodeSweeper
 
         configure_logging()
         here = on_this_node(self._config)
-        return Upkeep(here.node, open_catalog(here))
+        return NodeSweeper(here.node, open_catalog(here))
 
     def identity(self) -> str:
         return self._upkeep.identity()

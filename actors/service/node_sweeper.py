@@ -1,6 +1,6 @@
 """The upkeep of a node: everything that no living sandbox owns goes, and nothing of a living one is touched.
 
-A sandbox that is awake has its `Presence`, a lock that ends with its process. Whatever is mounted or runs under a
+A sandbox that is awake has its `SandboxLock`, a lock that ends with its process. Whatever is mounted or runs under a
 sandbox without one was left by an actor that was killed. Its files stay: it is only asleep.
 """
 
@@ -24,10 +24,10 @@ from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.verified import Verified
 from actors.node_layout import NodeLayout
-from actors.sandbox.sandbox_lock import Presence
+from actors.sandbox.sandbox_lock import SandboxLock
 from actors.service.scrub import Scrub
 from actors.state import location
-from actors.state.document import Place
+from actors.state.document import NodeRef
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 
@@ -51,7 +51,7 @@ class Swept:
     stuck: list[str] = field(default_factory=list)
 
 
-class Upkeep:
+class NodeSweeper:
     """The upkeep of one node."""
 
     def __init__(self, node: NodeConfig, catalog: BackupCatalog | None) -> None:
@@ -61,7 +61,7 @@ class Upkeep:
         self._cache = ArchiveCache(self._layout.cache, max_bytes=node.cache_max_bytes, verified=verified)
         self.scrub = Scrub(self._cache, self._layout.root / "boxes", verified)
         self._at_a_box = threading.Lock()
-        """Held while one sandbox is being swept: `Presence` does not keep this process from itself."""
+        """Held while one sandbox is being swept: `SandboxLock` does not keep this process from itself."""
         self._rests = False
 
     def rest(self) -> None:
@@ -132,7 +132,7 @@ class Upkeep:
     def _sweep_unless_awake(
         self, tenant: str, sandbox: str, home: Path, swept: Swept, *, lives_elsewhere: bool | None
     ) -> None:
-        presence = Presence(self._layout.presence(tenant, sandbox))
+        presence = SandboxLock(self._layout.presence(tenant, sandbox))
         try:
             presence.claim(wait_s=0)
         except MountBusyError:  # it is awake
@@ -186,7 +186,7 @@ class Upkeep:
         except StorageError as e:
             log.warning("state_not_read", sandbox=sandbox, detail=str(e))
             return None
-        return not location.may_be_here(found.state if found else None, Place(self.identity()))
+        return not location.may_be_here(found.state if found else None, NodeRef(self.identity()))
 
     def _sweep_shared(self, swept: Swept) -> None:
         if self._layout.lowers.exists():

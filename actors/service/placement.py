@@ -157,7 +157,7 @@ class Nodes:
             return not alive[cluster_node]
         return time.monotonic() - self._began > REUNION_S
 
-    def choose(self, address: tuple[str, str], identity: str | None, near: str | None) -> str:
+    def choose(self, address: tuple[str, str], identity: str | None, cached_backup_id: str | None) -> str:
         """The node for a new actor: where its files are, where a backup's archive is at hand, or where most is free.
 
         It is none that is being drained. If the files are on such a one, that node's host learns that somebody waits.
@@ -165,7 +165,7 @@ class Nodes:
         Args:
             address: the sandbox's tenant and name.
             identity: of the node with the sandbox's files, if it has any.
-            near: a backup that the sandbox is about to restore.
+            cached_backup_id: a backup that the sandbox is about to restore.
 
         Raises:
             SandboxUnavailableError: no slot is free, or none on the node with the files, after seconds; or it moves off
@@ -176,7 +176,7 @@ class Nodes:
             if (host := self._old_host(home)) is not None:
                 host.want.remote(*address)
             raise refused_by_drain()
-        having = self._having(near) if home is None else set[str]()
+        having = self._having(cached_backup_id) if home is None else set[str]()
         deadline = time.monotonic() + _FREED_S
         while True:
             with self._choosing:

@@ -8,7 +8,7 @@ from actors.errors import SandboxUnavailableError
 from actors.logs import log
 from actors.state.changes import without_pending
 from actors.state.document import Change, with_backup
-from actors.state.ownership import Custody
+from actors.state.ownership import Ownership
 from storage.errors import StorageError
 from storage.metadata import BackupRecord, SandboxState
 
@@ -17,7 +17,7 @@ from storage.metadata import BackupRecord, SandboxState
 class SandboxLedger:
     """Writes into the sandbox's state, under the actor's epoch. See `actors.sandbox.backup.Ledger`."""
 
-    _custody: Custody
+    _custody: Ownership
 
     def begin(self, backup_id: str, *, of_sleep: bool) -> None:
         """Before anything of it is in the bucket: the next actor would settle it."""

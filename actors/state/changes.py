@@ -207,7 +207,7 @@ def after_forgetting(state: SandboxState, record: Record, given_up: Collection[s
     return after_recovery(state, record).model_copy(update={"unsaved": state.unsaved})
 
 
-def asleep_nowhere(state: SandboxState, checkpoints: Sequence[Checkpoint], slept_at: datetime) -> SandboxState:
+def asleep_in_bucket(state: SandboxState, checkpoints: Sequence[Checkpoint], slept_at: datetime) -> SandboxState:
     """The state of a sandbox whose files are, from a moment on, nowhere but in these checkpoints."""
     changed = {
         "node": None,

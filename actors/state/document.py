@@ -37,7 +37,7 @@ class SupersededError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NodeRef:
     """A node: the identity of its data folder, and what the cluster calls it."""
 
     identity: str
@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StateRead:
     """What somebody has found in the bucket of a sandbox: its state, or None if there is none."""
 
     stored: StoredState | None
@@ -54,7 +54,7 @@ class Found:
 class DurableState:
     """One actor's hold on the state. Thread-safe: writes are done one at a time, in order."""
 
-    def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str, place: Place) -> None:
+    def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef) -> None:
         self._catalog = catalog
         self._tenant = tenant
         self._sandbox = sandbox
@@ -83,7 +83,7 @@ class DurableState:
         log.error("damaged_state_replaced", sandbox=self._sandbox)
         return StoredState(state, self._catalog.write_state(state, replacing=etag))
 
-    def take(self, found: StoredState | None, change: Change) -> SandboxState:
+    def acquire_epoch(self, found: StoredState | None, change: Change) -> SandboxState:
         """Takes the next epoch after `found`, with `change` made to the rest. An actor may take one after another.
 
         Raises:
@@ -106,7 +106,7 @@ class DurableState:
                 self._written, self._wanted, self.is_behind = StoredState(mine, etag), mine, False
                 self.is_here = True
                 return mine
-            raise PreconditionFailedError("take", detail="the state changes all the time")
+            raise PreconditionFailedError("acquire_epoch", detail="the state changes all the time")
 
     def _next(self, base: StoredState | None, change: Change) -> SandboxState:
         now = datetime.now(UTC)

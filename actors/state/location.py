@@ -24,7 +24,7 @@ from enum import StrEnum
 
 from actors import faults
 from actors.errors import SandboxUnavailableError
-from actors.state.document import Place
+from actors.state.document import NodeRef
 from storage.errors import CorruptMetadataError, DocumentError
 from storage.metadata import SandboxState
 
@@ -48,7 +48,7 @@ class Origin(StrEnum):
 
 
 def origin(
-    state: SandboxState | None, *, has_record: bool, place: Place, is_lost: Callable[[str, str | None], bool]
+    state: SandboxState | None, *, has_record: bool, place: NodeRef, is_lost: Callable[[str, str | None], bool]
 ) -> Origin:
     """The table above, for a bucket that answers.
 
@@ -81,7 +81,7 @@ def was_taken_up(state: SandboxState) -> bool:
     return state.epoch > 0 or state.node is not None
 
 
-def may_be_here(state: SandboxState | None, place: Place) -> bool:
+def may_be_here(state: SandboxState | None, place: NodeRef) -> bool:
     """Whether a sandbox that this node has a record of is this node's still."""
     return state is None or not was_taken_up(state) or place.identity in (state.node, state.slept_on)
 

@@ -52,7 +52,7 @@ class Entry(BaseModel):
         )
 
 
-class Wanted(BaseModel):
+class RecoveryItem(BaseModel):
     """One directory that a recovery has to bring back. It is missing until it is settled.
 
     `error` is the code of what kept it from coming back when that was tried last. One that is settled with an error was
@@ -84,17 +84,17 @@ class RecoveryPlan(BaseModel):
 
     at: datetime
     lost_node: str | None = None
-    directories: tuple[Wanted, ...] = ()
+    directories: tuple[RecoveryItem, ...] = ()
     lost: tuple[str, ...] | None = None
     """The writable roots of which something is in no backup; None in the plan of an earlier release."""
 
     @property
-    def missing(self) -> list[Wanted]:
+    def missing(self) -> list[RecoveryItem]:
         """The directories that are not settled yet, outer ones before those inside them."""
         return sorted((wanted for wanted in self.directories if not wanted.settled), key=lambda wanted: wanted.dir)
 
     @property
-    def given_up(self) -> list[Wanted]:
+    def given_up(self) -> list[RecoveryItem]:
         """The directories that will not come back, because a person has said so."""
         return [wanted for wanted in self.directories if wanted.settled and wanted.error]
 

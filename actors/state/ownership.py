@@ -18,7 +18,7 @@ from actors.faults import damaged
 from actors.logs import log
 from actors.state import location
 from actors.state.changes import (
-    asleep_nowhere,
+    asleep_in_bucket,
     begun_takeover,
     checkpoint_in,
     taken_over,
@@ -26,7 +26,15 @@ from actors.state.changes import (
     without_pending,
     without_sleep_backups,
 )
-from actors.state.document import Change, DurableState, Found, Place, SupersededError, with_backup, with_checkpoint
+from actors.state.document import (
+    Change,
+    DurableState,
+    NodeRef,
+    StateRead,
+    SupersededError,
+    with_backup,
+    with_checkpoint,
+)
 from actors.state.location import Origin
 from actors.state.node_record import Record
 from actors.state.patience import MOMENTS_S, answered_in_moments, within_moments
@@ -47,7 +55,7 @@ def superseded() -> SandboxUnavailableError:
     )
 
 
-class Custody:
+class Ownership:
     """One actor's claim to one sandbox. Without a bucket there is nothing to claim, and it does nothing."""
 
     def __init__(
@@ -55,7 +63,7 @@ class Custody:
         catalog: BackupCatalog | None,
         tenant: str,
         sandbox: str,
-        place: Place,
+        place: NodeRef,
         *,
         record: Callable[[], Record],
         is_lost: Callable[[str, str | None], bool],
@@ -69,7 +77,7 @@ class Custody:
         self._catalog = catalog
         self._durable = DurableState(catalog, tenant, sandbox, place) if catalog is not None else None
         self._taking = threading.Lock()
-        self._found: Found | None = None
+        self._found: StateRead | None = None
         """What was found as the sandbox was located, until it is used to take the epoch."""
         self._located: SandboxState | None = None
         self._inherited: list[str] = []
@@ -102,7 +110,7 @@ class Custody:
         """Whether another actor has taken over."""
         return self._durable is not None and self._durable.is_superseded
 
-    def suppose(self, found: Found) -> None:
+    def suppose(self, found: StateRead) -> None:
         """Saves `locate` the question, if it was not asked yet: this is what somebody has just found in the bucket."""
         if not self._is_open and self.state is None:
             self._found = found
@@ -146,7 +154,7 @@ class Custody:
         self._located = state
         return location.origin(state, has_record=has_record, place=self._place, is_lost=self._is_lost)
 
-    def take(self) -> tuple[str | None, SandboxState]:
+    def acquire_epoch(self) -> tuple[str | None, SandboxState]:
         """Takes over a sandbox whose files are not here, and settles what others have begun.
 
         Interrupted, it is done again: the sandbox then says itself where its files had been.
@@ -161,7 +169,9 @@ class Custody:
         durable = self._durable
         assert durable is not None
         with self._taking, _told():
-            self._take(durable, self._last_found(durable), lambda state: taken_over(state, node=self._place.identity))
+            self._acquire_epoch(
+                durable, self._last_found(durable), lambda state: taken_over(state, node=self._place.identity)
+            )
             state = durable.state
             begun = begun_takeover(state) if state is not None else None
             assert state is not None and begun is not None
@@ -169,7 +179,7 @@ class Custody:
 
     def _last_found(self, durable: DurableState) -> StoredState | None:
         """What was found as the sandbox was located: good for one try, and looked up again for the next."""
-        found, self._found = self._found or Found(durable.find()), None
+        found, self._found = self._found or StateRead(durable.find()), None
         return found.stored
 
     def _last_found_or_remade(self, durable: DurableState) -> StoredState | None:
@@ -182,21 +192,21 @@ class Custody:
             state = remade_state(self._catalog, self._tenant, self._sandbox, self._place, self._record())
             return durable.replace_damaged(state)
 
-    def _take(self, durable: DurableState, found: StoredState | None, change: Change) -> None:
-        taken = durable.take(found, change)
+    def _acquire_epoch(self, durable: DurableState, found: StoredState | None, change: Change) -> None:
+        taken = durable.acquire_epoch(found, change)
         self._inherited = list(taken.pending)
         self._settle(durable)
 
-    def take_soon(self) -> None:
+    def acquire_epoch_in_background(self) -> None:
         """Takes the epoch of a sandbox whose files are here, in the background; tells the bucket what it missed.
 
         Not at once: it would take processor time from the call for which the sandbox was taken up.
         """
         durable = self._durable
         if durable is not None and (durable.is_behind or not self.is_recorded):
-            threading.Thread(target=self._take_quietly, name="epoch", daemon=True).start()
+            threading.Thread(target=self._acquire_epoch_quietly, name="epoch", daemon=True).start()
 
-    def _take_quietly(self) -> None:
+    def _acquire_epoch_quietly(self) -> None:
         time.sleep(_SOON_S)
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -230,7 +240,7 @@ class Custody:
             found = self._last_found_or_remade(durable)
             if not location.may_be_here(found.state if found else None, self._place):
                 durable.give_way()
-            self._take(durable, found, self._taken_up)
+            self._acquire_epoch(durable, found, self._taken_up)
         self._settle(durable)
 
     def _taken_up(self, state: SandboxState) -> SandboxState:
@@ -401,7 +411,7 @@ class Custody:
 
         def tell() -> None:
             try:
-                durable.change(lambda state: asleep_nowhere(state, checkpoints, slept_at), keep=False)
+                durable.change(lambda state: asleep_in_bucket(state, checkpoints, slept_at), keep=False)
                 outcome.append(None)
             except (StorageError, SupersededError) as e:
                 outcome.append(e)
@@ -501,10 +511,10 @@ class Custody:
                 log.warning("sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
 
 
-def _found_or_damaged(durable: DurableState) -> Found | DocumentError:
+def _found_or_damaged(durable: DurableState) -> StateRead | DocumentError:
     """The state in the bucket, or why that cannot be used. Raises StorageError: it does not answer."""
     try:
-        return Found(durable.find())
+        return StateRead(durable.find())
     except DocumentError as e:
         return e
 

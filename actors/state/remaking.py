@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from actors.state.changes import checkpoint_in, latest_entries, restored_in
-from actors.state.document import STATE_REPLACED, Change, Place, happened, with_backup, with_checkpoint
+from actors.state.document import STATE_REPLACED, Change, NodeRef, happened, with_backup, with_checkpoint
 from actors.state.node_record import Entry, Record
 from storage.catalog import BackupCatalog
 from storage.metadata import BackupRecord, SandboxState
 
 
-def remade_state(catalog: BackupCatalog, tenant: str, sandbox: str, place: Place, record: Record) -> SandboxState:
+def remade_state(catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef, record: Record) -> SandboxState:
     """The state of a sandbox whose files are on this node, as `record` has it.
 
     Its epoch is greater than any that the damaged one can have had, so that an earlier actor finds itself replaced.

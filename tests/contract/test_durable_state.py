@@ -16,11 +16,19 @@ from pydantic import SecretStr
 from actors.errors import SandboxUnavailableError
 from actors.state.backup_ledger import SandboxLedger
 from actors.state.changes import after_restore, restored_in
-from actors.state.document import MAX_EVENTS, MAX_ROWS, DurableState, Found, SupersededError, happened, with_checkpoint
-from actors.state.document import Place as NodePlace
+from actors.state.document import (
+    MAX_EVENTS,
+    MAX_ROWS,
+    DurableState,
+    NodeRef,
+    StateRead,
+    SupersededError,
+    happened,
+    with_checkpoint,
+)
 from actors.state.location import Origin
-from actors.state.node_record import Entry, Record, RecoveryPlan, Wanted
-from actors.state.ownership import Custody
+from actors.state.node_record import Entry, Record, RecoveryItem, RecoveryPlan
+from actors.state.ownership import Ownership
 from storage import keys
 from storage.catalog import STATE_BYTES, BackupCatalog, StoredState
 from storage.errors import ObjectMissingError, StorageError, StoreUnavailableError
@@ -47,19 +55,19 @@ class World:
     place: Place
 
     def durable(self, node: str = "a") -> DurableState:
-        return DurableState(self.catalog, TENANT, self.sandbox, NodePlace(node, f"cluster-{node}"))
+        return DurableState(self.catalog, TENANT, self.sandbox, NodeRef(node, f"cluster-{node}"))
 
     def owner(self, node: str = "a") -> DurableState:
         durable = self.durable(node)
-        durable.take(durable.find(), lambda state: state)
+        durable.acquire_epoch(durable.find(), lambda state: state)
         return durable
 
-    def custody(self, node: str = "a", *, record: Record | None = None, lost: tuple[str, ...] = ()) -> Custody:
-        return Custody(
+    def ownership(self, node: str = "a", *, record: Record | None = None, lost: tuple[str, ...] = ()) -> Ownership:
+        return Ownership(
             self.catalog,
             TENANT,
             self.sandbox,
-            NodePlace(node, f"cluster-{node}"),
+            NodeRef(node, f"cluster-{node}"),
             record=lambda: record or Record(created_at=NOW),
             is_lost=lambda identity, _: identity in lost,
         )
@@ -162,7 +170,7 @@ def test_an_older_actor_can_write_nothing_more(world: World) -> None:
     assert world.bytes == before
 
 
-@pytest.mark.parametrize("act", ["check", "forget", "take"])
+@pytest.mark.parametrize("act", ["check", "forget", "acquire_epoch"])
 def test_each_question_alone_tells_an_older_actor_the_truth(world: World, act: str) -> None:
     old = world.owner("a")
     found = old.find()
@@ -174,7 +182,7 @@ def test_each_question_alone_tells_an_older_actor_the_truth(world: World, act: s
         elif act == "forget":
             old.forget(lambda state: pytest.fail("nothing may be deleted"))
         else:
-            old.take(found, lambda state: state)
+            old.acquire_epoch(found, lambda state: state)
     assert old.is_superseded
     assert world.bytes == before
 
@@ -183,9 +191,9 @@ def test_of_two_that_take_from_the_same_state_one_is_told(world: World) -> None:
     world.owner("lost")
     one, other = world.durable("a"), world.durable("b")
     seen_by_one, seen_by_other = one.find(), other.find()
-    one.take(seen_by_one, lambda state: state)
+    one.acquire_epoch(seen_by_one, lambda state: state)
     with pytest.raises(SupersededError):
-        other.take(seen_by_other, lambda state: state)
+        other.acquire_epoch(seen_by_other, lambda state: state)
     assert (world.stored.node, world.stored.epoch) == ("a", 2)
 
 
@@ -213,18 +221,18 @@ def test_labels_that_somebody_changes_before_the_epoch_is_taken_survive(world: W
     durable = world.durable("b")
     found = durable.find()
     world.rewrite(labelled(by="a person"))
-    durable.take(found, noted("woke"))
+    durable.acquire_epoch(found, noted("woke"))
     assert (world.stored.labels, world.stored.epoch) == ({"by": "a person"}, 2)
 
 
-@pytest.mark.parametrize("act", ["take", "change", "forget"])
+@pytest.mark.parametrize("act", ["acquire_epoch", "change", "forget"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_write_whose_answer_is_lost_is_settled_or_can_be_repeated(world: World, act: str, *, after: bool) -> None:
-    durable = world.durable() if act == "take" else world.owner()
+    durable = world.durable() if act == "acquire_epoch" else world.owner()
 
     def call() -> None:
-        if act == "take":
-            durable.take(durable.find(), noted("woke"))
+        if act == "acquire_epoch":
+            durable.acquire_epoch(durable.find(), noted("woke"))
         elif act == "change":
             durable.change(noted("backed_up"))
         else:
@@ -254,10 +262,10 @@ def test_a_take_that_cannot_be_settled_is_taken_again(world: World) -> None:
     if not world.place.conditional_writes:
         world.faulty.fail("get", "state.json", after=False)  # it is read before it is written, too
     with pytest.raises(StoreUnavailableError):
-        durable.take(found, lambda state: state)
+        durable.acquire_epoch(found, lambda state: state)
     world.faulty.faults.clear()
     assert durable.state is None
-    durable.take(durable.find(), lambda state: state)
+    durable.acquire_epoch(durable.find(), lambda state: state)
     durable.change(noted("next"))
     assert kinds(world.stored) == ["next"]
 
@@ -375,87 +383,87 @@ def test_the_largest_state_can_be_read() -> None:
 # --- custody
 
 
-def opened(custody: Custody, *, has_record: bool = True) -> Custody:
-    custody.locate(has_record=has_record)
-    return custody
+def opened(ownership: Ownership, *, has_record: bool = True) -> Ownership:
+    ownership.locate(has_record=has_record)
+    return ownership
 
 
 def test_the_epoch_is_taken_by_whatever_needs_it_first(world: World) -> None:
-    custody = opened(world.custody())
+    ownership = opened(world.ownership())
     assert not world.has(keys.state(TENANT, world.sandbox))
-    custody.change(noted("first"))
+    ownership.change(noted("first"))
     assert kinds(world.stored) == ["created", "first"]
-    again = opened(world.custody())
-    again.take_soon()
+    again = opened(world.ownership())
+    again.acquire_epoch_in_background()
     assert wait_until(lambda: world.stored.epoch == 2)
     assert kinds(world.stored) == ["created", "first", "woke"]
 
 
 def test_what_somebody_has_found_saves_the_question_and_binds_nobody(world: World) -> None:
     world.owner("a")
-    found = Found(world.catalog.find_state(TENANT, world.sandbox))
-    custody = world.custody("a")
+    found = StateRead(world.catalog.find_state(TENANT, world.sandbox))
+    ownership = world.ownership("a")
     world.faulty.fail("get", "state.json", after=False)
-    custody.suppose(found)
+    ownership.suppose(found)
     world.faulty.calls.clear()
-    assert custody.locate(has_record=True) is Origin.HERE
+    assert ownership.locate(has_record=True) is Origin.HERE
     assert world.faulty.calls == []
     world.faulty.faults.clear()
     world.owner("b")
     with pytest.raises(SandboxUnavailableError) as raised:
-        custody.change(noted("late"))
+        ownership.change(noted("late"))
     assert raised.value.context["reason"] == "SUPERSEDED"
     assert (world.stored.node, world.stored.epoch) == ("b", 2)
 
 
 def test_what_somebody_has_found_is_of_no_use_to_who_has_asked_himself(world: World) -> None:
     world.owner("a")
-    custody = opened(world.custody("a"))
-    custody.suppose(Found(None))
-    custody.change(lambda state: state)
+    ownership = opened(world.ownership("a"))
+    ownership.suppose(StateRead(None))
+    ownership.change(lambda state: state)
     assert (world.stored.epoch, kinds(world.stored)) == (2, ["woke"])
 
 
 def test_a_new_sandbox_that_was_put_on_record_begins_afresh_under_its_first_epoch(world: World) -> None:
     made = SandboxState(id=world.sandbox, tenant=TENANT, created_at=NOW)
     etag = world.catalog.write_state(made, replacing=None)
-    custody = world.custody("a")
-    custody.suppose(Found(StoredState(made, etag)))
-    assert custody.locate(has_record=False) is Origin.AFRESH
-    custody.change(lambda state: state)
+    ownership = world.ownership("a")
+    ownership.suppose(StateRead(StoredState(made, etag)))
+    assert ownership.locate(has_record=False) is Origin.AFRESH
+    ownership.change(lambda state: state)
     assert (world.stored.node, world.stored.epoch, kinds(world.stored)) == ("a", 1, ["created"])
 
 
 def test_a_destroyed_sandbox_is_not_made_anew_by_what_comes_late(world: World) -> None:
-    custody = opened(world.custody())
-    custody.change(noted("first"))
-    custody.forget()
-    custody._take_quietly()
-    custody.report(noted("slept"))
+    ownership = opened(world.ownership())
+    ownership.change(noted("first"))
+    ownership.forget()
+    ownership._acquire_epoch_quietly()
+    ownership.report(noted("slept"))
     with pytest.raises(SandboxUnavailableError):
-        custody.change(noted("late"))
+        ownership.change(noted("late"))
     assert not world.has(keys.state(TENANT, world.sandbox))
-    assert not custody.is_superseded
-    opened(custody, has_record=False).change(noted("anew"))
+    assert not ownership.is_superseded
+    opened(ownership, has_record=False).change(noted("anew"))
     assert (kinds(world.stored), world.stored.epoch) == (["created", "anew"], 1)
 
 
 def test_a_sandbox_that_was_never_taken_up_has_nothing_to_report(world: World) -> None:
-    world.custody().report(noted("slept"))
+    world.ownership().report(noted("slept"))
     assert not world.has(keys.state(TENANT, world.sandbox))
 
 
 @pytest.mark.parametrize("of_sleep", [False, True])
 def test_a_backup_that_was_begun_is_settled_by_the_next(world: World, *, of_sleep: bool) -> None:
-    old = opened(world.custody("a"))
+    old = opened(world.ownership("a"))
     committed, open_one = world.record("/workspace", of_sleep=of_sleep), world.record("/app")
     for record in (committed, open_one):
         SandboxLedger(old).begin(record.id, of_sleep=of_sleep)
         world.upload(record)
     world.catalog.commit(committed)
-    new = world.custody("b", lost=("a",))
+    new = world.ownership("b", lost=("a",))
     assert new.locate(has_record=False) is Origin.LOSS
-    lost_node, state = new.take()
+    lost_node, state = new.acquire_epoch()
     assert lost_node == "a"
     assert [(row.dir, row.backup_id, row.of_sleep) for row in state.checkpoints] == [
         ("/workspace", committed.id, of_sleep)
@@ -476,7 +484,7 @@ def test_a_backup_that_was_begun_is_settled_by_the_next(world: World, *, of_slee
 def test_a_settled_backup_covers_what_was_backed_up_inside_it_before_unless_it_is_partial(
     world: World, *, partial: bool
 ) -> None:
-    old = opened(world.custody("a"))
+    old = opened(world.ownership("a"))
     inside, outer = world.record("/workspace/a"), world.record("/workspace", partial=partial)
     for record in (inside, outer):
         SandboxLedger(old).begin(record.id, of_sleep=False)
@@ -484,77 +492,77 @@ def test_a_settled_backup_covers_what_was_backed_up_inside_it_before_unless_it_i
         world.catalog.commit(record)
         if record is inside:
             SandboxLedger(old).committed(record)
-    new = world.custody("b", lost=("a",))  # the old one died between the commit and the checkpoint
+    new = world.ownership("b", lost=("a",))  # the old one died between the commit and the checkpoint
     new.locate(has_record=False)
-    _, state = new.take()
+    _, state = new.acquire_epoch()
     assert [row.dir for row in state.checkpoints] == (["/workspace/a", "/workspace"] if partial else ["/workspace"])
 
 
 def test_a_settled_backup_leaves_what_was_restored_inside_it_since(world: World) -> None:
-    old, outer = opened(world.custody("a")), world.record("/workspace")
+    old, outer = opened(world.ownership("a")), world.record("/workspace")
     SandboxLedger(old).begin(outer.id, of_sleep=False)
     world.upload(outer)
     world.catalog.commit(outer)
     since = NOW + timedelta(minutes=1)
     inside = Entry(dir="/workspace/src", backup_id=str(uuid.uuid4()), mode="overlay", restored_at=since)
     before = Entry(dir="/workspace/old", backup_id=str(uuid.uuid4()), mode="overlay", restored_at=NOW)
-    new = opened(world.custody("a", record=Record(created_at=NOW, entries=(before, inside))))
+    new = opened(world.ownership("a", record=Record(created_at=NOW, entries=(before, inside))))
     new.change(noted("later"))
     rows = {row.dir: row.backup_id for row in world.stored.checkpoints}
     assert rows == {"/workspace": outer.id, "/workspace/src": inside.backup_id}
 
 
 def test_a_takeover_waits_until_all_is_settled(world: World) -> None:
-    old, record = opened(world.custody("a")), world.record()
+    old, record = opened(world.ownership("a")), world.record()
     SandboxLedger(old).begin(record.id, of_sleep=False)
     world.upload(record)
-    new = world.custody("b", lost=("a",))
+    new = world.ownership("b", lost=("a",))
     new.locate(has_record=False)
     world.faulty.fail("delete", "data.sqsh", after=False)
     with pytest.raises(StorageError):
-        new.take()
+        new.acquire_epoch()
     assert world.stored.pending == [record.id]
     assert new.locate(has_record=False) is Origin.LOSS
-    assert new.take()[0] == "a"
+    assert new.acquire_epoch()[0] == "a"
     assert world.stored.pending == []
     assert not world.has(keys.archive(record.id))
 
 
 @pytest.mark.parametrize("slept", [False, True])
 def test_a_takeover_that_was_cut_short_still_knows_which_node_had_the_files(world: World, *, slept: bool) -> None:
-    first = opened(world.custody("a"))
+    first = opened(world.ownership("a"))
     if slept:
         first.sleep([checkpoint("/workspace", of_sleep=True)])
     else:
         first.change(noted("backed_up"))
     expected = None if slept else "a"
     for _ in range(2):  # each dies right after
-        next_one = world.custody("b", lost=("a",))
+        next_one = world.ownership("b", lost=("a",))
         next_one.locate(has_record=False)
-        assert next_one.take()[0] == expected
-    third = world.custody("c", lost=("b",))
+        assert next_one.acquire_epoch()[0] == expected
+    third = world.ownership("c", lost=("b",))
     third.locate(has_record=False)
-    assert third.take()[0] == "b"
+    assert third.acquire_epoch()[0] == "b"
 
 
 def test_a_disk_that_was_lost_is_told_from_a_recovery_that_was_cut_short(world: World) -> None:
-    opened(world.custody("a")).change(noted("backed_up"))
-    again = world.custody("a")
+    opened(world.ownership("a")).change(noted("backed_up"))
+    again = world.ownership("a")
     assert again.locate(has_record=False) is Origin.LOSS
-    assert again.take()[0] == "a"
+    assert again.acquire_epoch()[0] == "a"
 
 
 def test_what_the_actor_before_could_not_say_is_read_from_the_record(world: World) -> None:
-    lost = Wanted(dir="/app", backup_id=str(uuid.uuid4()), taken_at=NOW, settled=True, error="BACKUP_EXPIRED")
-    back = Wanted(dir="/workspace", backup_id=str(uuid.uuid4()), taken_at=NOW, settled=True)
+    lost = RecoveryItem(dir="/app", backup_id=str(uuid.uuid4()), taken_at=NOW, settled=True, error="BACKUP_EXPIRED")
+    back = RecoveryItem(dir="/workspace", backup_id=str(uuid.uuid4()), taken_at=NOW, settled=True)
     record = Record(
         created_at=NOW,
         entries=(Entry(dir="/workspace", backup_id=back.backup_id, mode="copy", restored_at=NOW, taken_at=NOW),),
         recovery=RecoveryPlan(at=datetime.now(UTC), lost_node="x", directories=(lost, back)),
     )
-    world.custody("a")
+    world.ownership("a")
     for _ in range(2):
-        opened(world.custody("a", record=record)).change(noted("used"))
+        opened(world.ownership("a", record=record)).change(noted("used"))
     assert kinds(world.stored) == ["recovered", "used", "woke", "used"]
     assert [row.dir for row in world.stored.checkpoints] == ["/workspace"]
     assert [row.dir for row in world.stored.restored] == ["/workspace"]
@@ -564,37 +572,37 @@ def test_what_the_actor_before_could_not_say_is_read_from_the_record(world: Worl
 
 
 def test_a_sleep_that_could_not_be_told_changes_nothing(world: World) -> None:
-    custody = opened(world.custody("a"))
-    custody.change(noted("used"))
+    ownership = opened(world.ownership("a"))
+    ownership.change(noted("used"))
     unsettled(world, after=True)
     with pytest.raises(StorageError):
-        custody.sleep([checkpoint("/workspace", of_sleep=True)])
+        ownership.sleep([checkpoint("/workspace", of_sleep=True)])
     world.faulty.faults.clear()
     assert world.stored.node is None
-    assert world.custody("a").locate(has_record=True) is Origin.HERE
-    assert custody.locate(has_record=True) is Origin.HERE
-    custody.take_soon()
+    assert world.ownership("a").locate(has_record=True) is Origin.HERE
+    assert ownership.locate(has_record=True) is Origin.HERE
+    ownership.acquire_epoch_in_background()
     assert wait_until(lambda: world.stored.node == "a")
     assert (world.stored.checkpoints, world.stored.slept_on) == ([], None)
 
 
 def test_the_actor_that_put_it_to_sleep_takes_it_up_under_a_new_epoch(world: World) -> None:
-    custody = opened(world.custody("a"))
-    custody.sleep([checkpoint("/workspace", of_sleep=True)])
-    custody._take_quietly()
+    ownership = opened(world.ownership("a"))
+    ownership.sleep([checkpoint("/workspace", of_sleep=True)])
+    ownership._acquire_epoch_quietly()
     assert (world.stored.node, world.stored.epoch) == (None, 1)
-    assert custody.locate(has_record=False) is Origin.SLEEP
-    assert custody.take()[0] is None
+    assert ownership.locate(has_record=False) is Origin.SLEEP
+    assert ownership.acquire_epoch()[0] is None
     assert (world.stored.node, world.stored.slept_on, world.stored.epoch) == ("a", None, 2)
 
 
 def test_nobody_takes_an_epoch_while_the_bucket_is_told_of_a_sleep(world: World) -> None:
     held = HeldStore(world.faulty, "put", "state.json", nth=3)
-    custody = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).custody("a"))
-    custody.change(noted("used"))
-    sleeping = Background(lambda: custody.sleep([checkpoint("/workspace", of_sleep=True)]))
+    ownership = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).ownership("a"))
+    ownership.change(noted("used"))
+    sleeping = Background(lambda: ownership.sleep([checkpoint("/workspace", of_sleep=True)]))
     held.wait()
-    late = [Background(custody._take_quietly), Background(lambda: custody.change(noted("late")))]
+    late = [Background(ownership._acquire_epoch_quietly), Background(lambda: ownership.change(noted("late")))]
     time.sleep(0.5)  # both have come to where they would take one
     held.released.set()
     sleeping.result()
@@ -610,15 +618,15 @@ def restored(directory: str) -> Entry:
 
 def test_what_it_was_put_to_sleep_with_is_newer_than_what_its_node_has_on_record(world: World) -> None:
     entries = (restored("/workspace"), restored("/workspace/src"))
-    custody = opened(world.custody("a", record=Record(created_at=NOW, entries=entries)))
+    ownership = opened(world.ownership("a", record=Record(created_at=NOW, entries=entries)))
     in_bed = checkpoint("/workspace", of_sleep=True)
     time.sleep(0.01)
-    custody.sleep([in_bed])  # and dies before the files are removed
-    again = opened(world.custody("a", record=Record(created_at=NOW, entries=entries)))
+    ownership.sleep([in_bed])  # and dies before the files are removed
+    again = opened(world.ownership("a", record=Record(created_at=NOW, entries=entries)))
     again.change(noted("used"))
     assert world.stored.checkpoints == [in_bed]
     assert [row.dir for row in world.stored.restored] == ["/workspace", "/workspace/src"]
-    last = opened(world.custody("a", record=Record(created_at=NOW, entries=(*entries, restored("/app")))))
+    last = opened(world.ownership("a", record=Record(created_at=NOW, entries=(*entries, restored("/app")))))
     last.change(noted("used"))
     assert [row.dir for row in world.stored.checkpoints] == ["/workspace", "/app"]
 
@@ -627,37 +635,37 @@ def test_what_it_was_put_to_sleep_with_is_newer_than_what_its_node_has_on_record
 def test_a_sleep_of_which_the_bucket_may_know_has_to_be_taken_back_before_the_next(
     world: World, *, after: bool
 ) -> None:
-    custody = opened(world.custody("a"))
-    assert not custody.is_recorded
-    custody.change(noted("used"))
-    assert custody.is_recorded
+    ownership = opened(world.ownership("a"))
+    assert not ownership.is_recorded
+    ownership.change(noted("used"))
+    assert ownership.is_recorded
     unsettled(world, after=after)
     with pytest.raises(StorageError):
-        custody.sleep([checkpoint("/workspace", of_sleep=True)])
-    assert not custody.is_recorded
+        ownership.sleep([checkpoint("/workspace", of_sleep=True)])
+    assert not ownership.is_recorded
     world.faulty.faults.clear()
-    assert custody.locate(has_record=True) is Origin.HERE
+    assert ownership.locate(has_record=True) is Origin.HERE
     unsettled(world, after=False)
     with pytest.raises(StorageError):
-        custody.change(noted("used"))
-    assert not custody.is_recorded
+        ownership.change(noted("used"))
+    assert not ownership.is_recorded
     world.faulty.faults.clear()
-    custody.change(noted("used"))
-    assert custody.is_recorded
+    ownership.change(noted("used"))
+    assert ownership.is_recorded
     assert world.stored.node == "a"
 
 
 def test_a_backup_that_was_committed_as_its_sandbox_was_put_down_is_settled_before_the_next(world: World) -> None:
-    custody = opened(world.custody("a"))
+    ownership = opened(world.ownership("a"))
     first, second = world.record(), world.record()
     for record in (first, second):
-        SandboxLedger(custody).begin(record.id, of_sleep=False)
+        SandboxLedger(ownership).begin(record.id, of_sleep=False)
         world.upload(record)
         world.catalog.commit(record)
         if record is first:
-            custody.close()
-        SandboxLedger(custody).committed(record)
-        custody.locate(has_record=True)
+            ownership.close()
+        SandboxLedger(ownership).committed(record)
+        ownership.locate(has_record=True)
     assert world.stored.pending == []
     assert [row.backup_id for row in world.stored.checkpoints] == [second.id]
     assert [event.backup_id for event in world.stored.events if event.kind == "backed_up"] == [first.id, second.id]
@@ -666,14 +674,14 @@ def test_a_backup_that_was_committed_as_its_sandbox_was_put_down_is_settled_befo
 def test_a_restore_that_could_not_be_told_for_want_of_settling_is_told_with_the_next_change(world: World) -> None:
     entry = restored("/workspace")
     record = Record(created_at=NOW, entries=(entry,))
-    custody = opened(world.custody("a"))
+    ownership = opened(world.ownership("a"))
     left = world.record("/app")
-    SandboxLedger(custody).begin(left.id, of_sleep=False)
-    custody.leave_behind(left.id)
+    SandboxLedger(ownership).begin(left.id, of_sleep=False)
+    ownership.leave_behind(left.id)
     world.faulty.fail("get", keys.metadata(left.id), after=False)
-    custody.report(lambda state: after_restore(state, record, entry))
+    ownership.report(lambda state: after_restore(state, record, entry))
     assert world.stored.checkpoints == []
-    custody.change(noted("used"))
+    ownership.change(noted("used"))
     assert [row.backup_id for row in world.stored.checkpoints] == [entry.backup_id]
     assert "restored" in kinds(world.stored)
 
@@ -681,30 +689,30 @@ def test_a_restore_that_could_not_be_told_for_want_of_settling_is_told_with_the_
 def test_reports_that_come_in_another_order_leave_what_was_restored_last(world: World) -> None:
     first, last = restored("/workspace"), restored("/workspace")
     record = Record(created_at=NOW, entries=(last,))  # of the moment in which both reports are written
-    custody = opened(world.custody("a", record=record))
+    ownership = opened(world.ownership("a", record=record))
     for entry in (last, first):
-        custody.change(lambda state, entry=entry: after_restore(state, record, entry))  # type: ignore[misc]
+        ownership.change(lambda state, entry=entry: after_restore(state, record, entry))  # type: ignore[misc]
     assert [row.backup_id for row in world.stored.checkpoints] == [last.backup_id]
 
 
 def test_labels_that_come_late_replace_no_newer_ones(world: World) -> None:
-    custody = opened(world.custody("a"))
-    custody.relabel()  # has no epoch yet
-    custody.change(noted("used"))
+    ownership = opened(world.ownership("a"))
+    ownership.relabel()  # has no epoch yet
+    ownership.change(noted("used"))
     world.rewrite(labelled(of="first"))
     world.rewrite(labelled(of="second"))
-    custody.change(noted("used"))
-    custody.relabel()  # told of the first
-    custody.change(noted("used"))
+    ownership.change(noted("used"))
+    ownership.relabel()  # told of the first
+    ownership.change(noted("used"))
     assert world.stored.labels == {"of": "second"}
     world.rewrite(labelled(of="third"))
-    custody.relabel()
-    assert custody.last_known is not None and custody.last_known.labels == {"of": "third"}
+    ownership.relabel()
+    assert ownership.last_known is not None and ownership.last_known.labels == {"of": "third"}
     world.faulty.fail("get", "state.json", after=False)
-    custody.relabel()
+    ownership.relabel()
     world.owner("b")
-    custody.relabel()
-    assert custody.is_superseded
+    ownership.relabel()
+    assert ownership.is_superseded
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -713,17 +721,17 @@ def test_a_sleep_whose_answer_comes_late_is_taken_back(
 ) -> None:
     monkeypatch.setattr("actors.state.patience.MOMENTS_S", 0.2)
     held = HeldStore(world.faulty, "put", "state.json", nth=3)
-    custody = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).custody("a"))
-    custody.change(lambda state: state)
+    ownership = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).ownership("a"))
+    ownership.change(lambda state: state)
     with pytest.raises(StorageError):
-        custody.sleep([checkpoint("/workspace", of_sleep=True)])
-    assert custody.locate(has_record=True) is Origin.HERE
-    assert not custody.is_recorded
+        ownership.sleep([checkpoint("/workspace", of_sleep=True)])
+    assert ownership.locate(has_record=True) is Origin.HERE
+    assert not ownership.is_recorded
     if fails:
         world.faulty.fail("put", "state.json", after=False)
     held.released.set()
-    custody.change(noted("used"))
-    assert custody.is_recorded
+    ownership.change(noted("used"))
+    assert ownership.is_recorded
     assert world.stored.node == "a"
     assert kinds(world.stored)[-1] == "used"
     assert ("slept" in kinds(world.stored)) is not fails
@@ -733,18 +741,18 @@ def test_a_sleep_that_has_to_wait_for_its_turn_is_taken_back_if_it_comes_too_lat
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("actors.state.patience.MOMENTS_S", 0.2)
-    custody = opened(world.custody("a"))
-    custody.change(lambda state: state)
-    durable = custody._durable
+    ownership = opened(world.ownership("a"))
+    ownership.change(lambda state: state)
+    durable = ownership._durable
     assert durable is not None
     with durable._lock:  # as while labels are read from a bucket that hangs
         with pytest.raises(StorageError):
-            custody.sleep([checkpoint("/workspace", of_sleep=True)])
-        assert custody.locate(has_record=True) is Origin.HERE
-        assert not custody.is_recorded
-        custody.take_soon()
+            ownership.sleep([checkpoint("/workspace", of_sleep=True)])
+        assert ownership.locate(has_record=True) is Origin.HERE
+        assert not ownership.is_recorded
+        ownership.acquire_epoch_in_background()
     assert wait_until(lambda: (world.stored.node, world.stored.epoch) == ("a", 2))
-    assert wait_until(lambda: custody.is_recorded)
+    assert wait_until(lambda: ownership.is_recorded)
 
 
 def test_a_change_that_is_taken_back_takes_no_labels_back(world: World) -> None:
@@ -765,10 +773,10 @@ def test_a_change_that_is_taken_back_takes_no_labels_back(world: World) -> None:
 def test_a_report_says_nothing_of_a_later_restore_that_was_not_reported_yet(world: World) -> None:
     first, second = restored("/workspace"), restored("/app")
     record = Record(created_at=NOW, entries=(first, second))
-    custody = opened(world.custody("a"))
-    custody.change(lambda state: after_restore(state, record, first))  # and dies before it reports the second
+    ownership = opened(world.ownership("a"))
+    ownership.change(lambda state: after_restore(state, record, first))  # and dies before it reports the second
     assert [row.dir for row in world.stored.restored] == ["/workspace"]
-    opened(world.custody("a", record=record)).change(noted("used"))
+    opened(world.ownership("a", record=record)).change(noted("used"))
     assert {row.dir: row.backup_id for row in world.stored.checkpoints} == {
         "/workspace": first.backup_id,
         "/app": second.backup_id,
@@ -776,34 +784,34 @@ def test_a_report_says_nothing_of_a_later_restore_that_was_not_reported_yet(worl
 
 
 def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(world: World) -> None:
-    custody = opened(world.custody("a"))
+    ownership = opened(world.ownership("a"))
     made = []
     for _ in range(3):
         record = world.record(of_sleep=True)
-        ledger = SandboxLedger(custody)
+        ledger = SandboxLedger(ownership)
         ledger.begin(record.id, of_sleep=True)
         world.upload(record)
         world.catalog.commit(record)
         ledger.committed(record)
         made.append(record)
-    custody.clear_sleep()
+    ownership.clear_sleep()
     assert [world.has(keys.metadata(record.id)) for record in made] == [False, False, True]
     assert world.stored.sleep_backups == [made[2].id]
-    custody.clear_sleep()
+    ownership.clear_sleep()
     world.faulty.fail("delete", "state.json", after=False)
     with pytest.raises(StorageError):
-        custody.forget()
-    custody.forget()
+        ownership.forget()
+    ownership.forget()
     assert not world.has(keys.metadata(made[2].id))
 
 
 def test_a_late_epoch_is_refused_to_who_has_lost_the_sandbox_meanwhile(world: World) -> None:
     world.owner("a")
-    late = world.custody("a")
+    late = world.ownership("a")
     world.faulty.fail("get", "state.json", after=False)
     assert late.locate(has_record=True) is Origin.HERE
     world.owner("b")
-    late.take_soon()
+    late.acquire_epoch_in_background()
     assert wait_until(lambda: late.is_superseded)
     with pytest.raises(SandboxUnavailableError) as raised:
         late.locate(has_record=True)
@@ -813,7 +821,7 @@ def test_a_late_epoch_is_refused_to_who_has_lost_the_sandbox_meanwhile(world: Wo
 
 def test_an_answer_that_is_out_of_date_gives_nobody_an_epoch(world: World) -> None:
     world.owner("a")
-    late = opened(world.custody("a"))  # has read the state, and takes its epoch only later
+    late = opened(world.ownership("a"))  # has read the state, and takes its epoch only later
     world.owner("b")
     with pytest.raises(SandboxUnavailableError):
         late.change(noted("late"))

@@ -93,7 +93,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> None:
 def taken(node: Node, store: Any = None) -> LocalSandbox:
     """A sandbox that has its epoch, and asks its bucket once."""
     box = node.sandbox(catalog=node.catalog(store or S3ObjectStore(node.bucket, transfer=ONCE)))
-    box.custody.change(lambda state: state)
+    box.ownership.change(lambda state: state)
     return box
 
 
@@ -206,7 +206,7 @@ def test_a_restore_whose_store_dies_before_a_step_changes_everything_or_nothing(
         restore(box, handle)
         server.start()
     assert sh(box, "sha256sum large small") == content
-    box.custody.change(lambda state: state)
+    box.ownership.change(lambda state: state)
     check_nothing_is_left(on_mortal, {handle.id})
     assert [row.backup_id for row in on_mortal.state("box").restored] == [handle.id]
 

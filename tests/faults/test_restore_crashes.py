@@ -98,7 +98,7 @@ class Crashing:
         (entry,) = box.info().restored
         assert (entry.dir, entry.backup_id) == ("/workspace/data", self.new.id if recorded else self.old.id)
         self.check_nothing_is_left(box)
-        box.custody.change(lambda state: state)
+        box.ownership.change(lambda state: state)
         assert [(row.dir, row.backup_id, row.mode) for row in node.state("box").restored] == [
             ("/workspace/data", entry.backup_id, entry.mode)
         ]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from actors.node import process, squashfs
-from actors.node.archiver import Archiver, Made
+from actors.node.archiver import Archiver, PackedArchive
 from actors.node.bubblewrap import Bind, Box
 from actors.node.errors import (
     ArchiveError,
@@ -64,11 +64,11 @@ class Setup:
         spool.mkdir(mode=0o711)
         return spool
 
-    def create(self, spool: Path | None = None, **options: Any) -> Made:
+    def create(self, spool: Path | None = None, **options: Any) -> PackedArchive:
         given: dict[str, Any] = {"compression": "zstd", "level": 1, "timeout_s": 30, "cancelled": threading.Event()}
         return self.archiver.create("/workspace", spool or self.spool(), **{**given, **options})
 
-    def extracted(self, made: Made) -> Path:
+    def extracted(self, made: PackedArchive) -> Path:
         parent = self.spool()
         self.archiver.extract(made.path, parent, "tree", cancelled=threading.Event())
         return parent / "tree"

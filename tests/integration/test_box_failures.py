@@ -87,7 +87,7 @@ with from_description(sys.argv[1]) as node:
         sh(box, "echo 2 > file")
         restore(box, handle, mode=mode)
         print(f"{mode} {sh(box, 'cat file')}", file=sys.stderr, flush=True)
-    box.sleep(box.put_to_bed())
+    box.sleep(box.back_up_for_sleep())
     print(f"woken {sh(node.sandbox(), 'cat file')}", file=sys.stderr, flush=True)
 """
 

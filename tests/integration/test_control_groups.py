@@ -21,7 +21,7 @@ from actors.node import former_groups
 from actors.node.cgroup import Cgroup, Limits
 from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies
 from actors.node_layout import NodeLayout
-from actors.service.node_sweeper import Upkeep
+from actors.service.node_sweeper import NodeSweeper
 from tests.support.mount_leaks import wait_until
 from tests.support.service import PROJECT
 
@@ -166,7 +166,7 @@ def test_what_an_earlier_run_left_elsewhere_is_ended_and_anothers_is_not(parent:
             (earlier / PROCS).write_text(str(old.pid))
             (other / PROCS).write_text(str(foreign.pid))
             (earlier / "cgroup.freeze").write_text("1")
-            Upkeep(NodeConfig(data_dir=tmp_path), None).sweep()
+            NodeSweeper(NodeConfig(data_dir=tmp_path), None).sweep()
             assert old.wait(10) == -9
             assert not earlier.parent.exists()
             assert foreign.poll() is None

@@ -55,7 +55,7 @@ def record(node: Node) -> Verified:
 
 
 def events(box: LocalSandbox, kind: str = "archive_damaged") -> list[tuple[str | None, str | None]]:
-    state = box.custody.last_known
+    state = box.ownership.last_known
     assert state is not None
     return [(event.dir, event.backup_id) for event in state.events if event.kind == kind]
 
@@ -421,7 +421,7 @@ def test_another_backup_is_restored_over_a_directory_that_cannot_be_mounted(
     restore(box, other, "/workspace", mode)
     assert sh(box, "ls; cat file; ls /tmp/kept; cat /tmp/kept/later") == "file\nkept\nfile\nlater\nwritten\n"
     assert len(list((kernel_node.home("box") / "layers").iterdir())) == (2 if mode is RestoreMode.OVERLAY else 1)
-    state = box.custody.last_known
+    state = box.ownership.last_known
     assert state is not None and (state.recovery is None or not state.recovery.directories)
     box.close()
     assert sh(kernel_node.sandbox(), "cat file /tmp/kept/later") == "kept\nwritten\n"

@@ -137,7 +137,7 @@ def test_what_the_directories_are_recovered_from_is_found_again(used: Used) -> N
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_reading_says_what_is_damaged_and_deletion_works_at_once(used: Used, damage: str) -> None:
-    asleep = {row.backup_id for row in used.box.put_to_bed()}
+    asleep = {row.backup_id for row in used.box.back_up_for_sleep()}
     box = used.taken_up_anew()
     used.damage(DAMAGES[damage])
     service = used.service
@@ -170,7 +170,7 @@ def test_reading_says_what_is_damaged_and_deletion_works_at_once(used: Used, dam
 
 
 def test_a_sandbox_asleep_in_the_bucket_whose_state_is_damaged_is_deleted_and_restored(used: Used) -> None:
-    checkpoints = used.box.put_to_bed()
+    checkpoints = used.box.back_up_for_sleep()
     used.box.sleep(checkpoints)
     used.damage(DAMAGES["half"])
     box = used.node.sandbox(used.name, awake=False)

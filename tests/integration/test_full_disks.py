@@ -131,7 +131,7 @@ def test_a_sandbox_without_files_here_is_destroyed_on_a_full_disk(
     ):
         box = node.sandbox()
         sh(box, "echo > file")
-        box.sleep(box.put_to_bed())
+        box.sleep(box.back_up_for_sleep())
         assert not node.home("box").exists()
         with fill(disk):
             node.sandbox(awake=False).destroy()

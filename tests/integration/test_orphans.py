@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from actors.node import holders
-from actors.service.node_sweeper import Upkeep
+from actors.service.node_sweeper import NodeSweeper
 from tests.support.mount_leaks import loop_devices, wait_until
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh
 
@@ -143,7 +143,7 @@ def test_the_child_of_a_bubblewrap_that_died_half_started_does_not_keep_its_sand
         box = node.sandbox()
         assert sh(box, "cat data/file data/later") == "original\nlater\n"
         box.close()
-        assert not Upkeep(node.config.node, None).sweep().stuck
+        assert not NodeSweeper(node.config.node, None).sweep().stuck
         assert orphans(node) == []
         assert loop_devices(node.data_dir) == []
     finally:
@@ -203,7 +203,7 @@ def test_the_sweep_ends_the_child_of_a_bubblewrap_that_died_half_started(kernel_
         ended = crash(HALF_STARTED, described(kernel_node), how)
         assert ended.status == -9, ended.stderr
         assert orphans(kernel_node) != []
-        assert not Upkeep(kernel_node.config.node, None).sweep().stuck
+        assert not NodeSweeper(kernel_node.config.node, None).sweep().stuck
         assert orphans(kernel_node) == []
         assert loop_devices(kernel_node.data_dir) == []
 
@@ -258,7 +258,7 @@ def test_a_loop_device_of_ours_that_nothing_is_mounted_from_is_detached(kernel_n
     archive.write_bytes(bytes(1_000_000))
     subprocess.run(["losetup", "--find", archive], check=True)
     assert loop_devices(kernel_node.data_dir)
-    Upkeep(kernel_node.config.node, None).sweep()
+    NodeSweeper(kernel_node.config.node, None).sweep()
     assert wait_until(lambda: not loop_devices(kernel_node.data_dir))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors.node.errors import MountBusyError
-from actors.sandbox.sandbox_lock import Presence
+from actors.sandbox.sandbox_lock import SandboxLock
 from tests.support.sandboxes import Background, crash
 
 HOLDER = """
@@ -59,7 +59,7 @@ def held_by_another(file: Path, end: str) -> Iterator[subprocess.Popen[str]]:
 def test_who_waits_gets_it_when_the_other_lets_go_and_then_nobody_else_does(tmp_path: Path, end: str) -> None:
     file = tmp_path / "presence" / "default.box"
     with held_by_another(file, end) as holder:
-        mine = Presence(file)
+        mine = SandboxLock(file)
         with pytest.raises(MountBusyError):
             mine.claim(wait_s=0.1)
         waiting = Background(lambda: mine.claim(wait_s=60))

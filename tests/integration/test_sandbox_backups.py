@@ -497,7 +497,7 @@ def test_the_record_says_what_was_archived(kernel_node: Node) -> None:
 def test_a_directory_that_cannot_be_backed_up_is_the_callers_error(kernel_node: Node, directory: str) -> None:
     box = kernel_node.sandbox()
     sh(box, "touch file; ln -s /etc out; ln -s /nowhere dangling")
-    box.custody.check()  # its epoch is taken
+    box.ownership.check()  # its epoch is taken
     before = kernel_node.keys()
     with pytest.raises(InvalidBackupConfigError):
         backup(box, directory)

@@ -461,7 +461,7 @@ def test_a_cancelled_backup_leaves_nothing(kernel_node: Node, phase: str) -> Non
         (kernel_node.tree(box) / "workspace" / "large").write_bytes(os.urandom(24_000_000))
         if phase == "compressing":
             os.truncate(kernel_node.tree(box) / "workspace" / "large", MINUTES_OF_READING)
-        box.custody.change(lambda state: state)
+        box.ownership.change(lambda state: state)
         before, unfinished = kernel_node.keys(), kernel_node.catalog().store.list_uploads("backups/")
         if phase == "uploading":
             proxy.script("part", "stall " * 8)

@@ -78,7 +78,7 @@ class History:
         if before is not None and before.is_awake:
             before.close()
         box = self.actors[self.at] = self.nodes[self.at].sandbox(self.name, lost=[lost] if lost else [])
-        box.custody.check()  # its epoch is taken: a crash that comes sooner is another test's
+        box.ownership.check()  # its epoch is taken: a crash that comes sooner is another test's
         return box
 
     def write(self, path: str) -> None:
@@ -104,7 +104,7 @@ class History:
         self.box = self.wake()
 
     def sleep_nowhere(self) -> None:
-        self.box.sleep(self.box.put_to_bed())
+        self.box.sleep(self.box.back_up_for_sleep())
         assert not self.nodes[self.at].home(self.name).exists()
         self.model.safe = {
             top: kept for top in ("/workspace", "/app", "/home", "/tmp") if (kept := within(self.model.now, top))

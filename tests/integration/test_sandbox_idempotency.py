@@ -134,7 +134,7 @@ def test_of_two_actors_with_the_same_key_the_one_that_was_replaced_makes_nothing
     refused: list[SandboxUnavailableError] = []
     first = kernel_node.sandbox()
     write(first, "/workspace/file", "content")
-    first.custody.check()
+    first.ownership.check()
 
     def as_the_older_one() -> None:
         with pytest.raises(SandboxUnavailableError) as raised:

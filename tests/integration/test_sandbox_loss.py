@@ -178,7 +178,7 @@ def test_it_is_told_until_somebody_was_told_for_sure_and_then_no_more(nodes: Nod
     again.sleep()
     woken = nodes.b.sandbox(nodes.name)
     assert woken.notice() == notice
-    woken.custody.told(notice.at)
+    woken.ownership.told(notice.at)
     assert woken.notice() is None and not woken.may_have_news
     assert (told := woken.info().recovery) is not None and told.told and told.lost == ["/workspace"]
     woken.sleep()
@@ -203,8 +203,8 @@ def test_a_recovery_that_is_begun_anew_elsewhere_still_names_what_is_lost(nodes:
     write(nodes.on_a(), "/tmp/file", "lost")
     assert nodes.noted("/tmp")
     taken = nodes.on_b(awake=False)
-    taken.custody.locate(has_record=False)
-    taken.custody.take()  # and dies before anything else
+    taken.ownership.locate(has_record=False)
+    taken.ownership.acquire_epoch()  # and dies before anything else
     assert lost(nodes.c.sandbox(nodes.name, lost=["a", "b"])) == ["/tmp"]
 
 

@@ -110,7 +110,7 @@ CALLS: dict[str, Callable[[LocalSandbox], object]] = {
     "backup": lambda box: backup(box),
     "persist": lambda box: list(box.persist("a-name")),
     "hydrate": lambda box: box.open_hydrate(),
-    "sleep": lambda box: box.put_to_bed(),
+    "sleep": lambda box: box.back_up_for_sleep(),
 }
 
 
@@ -121,7 +121,7 @@ def gone(pair: Pair, way: str) -> Callable[[], LocalSandbox]:
     if way == "loss":
         backup(box, "/workspace/data")
         return lambda: pair.on_b(awake=False)
-    box.sleep(box.put_to_bed())
+    box.sleep(box.back_up_for_sleep())
     return lambda: pair.on_b(awake=False, lost=())
 
 
@@ -272,7 +272,7 @@ def test_giving_up_is_repeatable_and_only_for_what_is_missing(nodes: Pair) -> No
     assert again.forget(ForgetOptions(dir="/workspace/data")) == first
     with pytest.raises(InvalidRequestError):
         again.forget(ForgetOptions(dir="/workspace"))
-    again.sleep(again.put_to_bed())
+    again.sleep(again.back_up_for_sleep())
     later = nodes.on_b(awake=False, lost=())
     assert later.forget(ForgetOptions(dir="/workspace/data")) == first
     assert sh(later, "ls -A") == ""

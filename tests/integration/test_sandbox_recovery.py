@@ -22,7 +22,7 @@ from actors.models import DirectoryBackup
 from actors.node import mountinfo
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
-from actors.state.document import Found
+from actors.state.document import StateRead
 from storage.config import BucketConfig
 from storage.errors import StoreUnavailableError
 from storage.s3 import S3ObjectStore
@@ -172,7 +172,7 @@ from actors.sandbox.restored_directories import RestoredDirectories
 from actors.sandbox.facade import LocalSandbox
 from tests.support.sandboxes import from_description
 told, name, place, method, number, when = sys.argv[1:]
-kinds = {"custody": Custody, "recovery": DirectoryRecovery, "restored": RestoredDirectories, "sandbox": LocalSandbox}
+kinds = {"ownership": Custody, "recovery": DirectoryRecovery, "restored": RestoredDirectories, "sandbox": LocalSandbox}
 kind = kinds[place]
 real, calls = getattr(kind, method), []
 
@@ -193,12 +193,12 @@ print("survived", flush=True)
 """
 MOMENTS = [
     ("sandbox", "_put_aside", 1, "after"),
-    ("custody", "_settle", 1, "before"),
-    ("custody", "take", 1, "after"),
+    ("ownership", "_settle", 1, "before"),
+    ("ownership", "acquire_epoch", 1, "after"),
     ("restored", "begin_recovery", 1, "after"),
     ("recovery", "_bring_one_back", 1, "after"),
     ("restored", "_commit", 2, "before"),
-    ("custody", "report", 1, "before"),
+    ("ownership", "report", 1, "before"),
 ]
 
 
@@ -210,7 +210,7 @@ def test_a_recovery_that_is_killed_is_completed_by_the_next(
     box = nodes.on_a()
     sh(box, "echo 1 > file; echo 2 > /app/file")
     if asleep:
-        box.sleep(box.put_to_bed())
+        box.sleep(box.back_up_for_sleep())
     else:
         backup(box), backup(box, "/app")
     ended = crash(KILLED, described(nodes.b), nodes.name, place, method, str(number), when)
@@ -220,7 +220,7 @@ def test_a_recovery_that_is_killed_is_completed_by_the_next(
 
     assert sh(again, "cat file /app/file; ls -A . /app") == "1\n2\n.:\nfile\n\n/app:\nfile\n"
     sh(again, "echo later > later")
-    again.custody.change(lambda state: state)
+    again.ownership.change(lambda state: state)
     if asleep:
         assert nodes.state.recovery is None
     else:
@@ -335,7 +335,7 @@ def test_a_node_that_comes_back_wakes_what_slept_elsewhere_since(nodes: Pair) ->
     old.close()
     new = nodes.on_b()
     sh(new, "rm stale; echo second > file")
-    new.sleep(new.put_to_bed())
+    new.sleep(new.back_up_for_sleep())
     assert sh(nodes.on_a(), "cat file; ls -A") == "second\nfile\n"
 
 
@@ -433,7 +433,7 @@ def test_a_sandbox_put_to_sleep_leaves_its_node_and_wakes_on_another(each_driver
     pair = each_driver
     box = pair.on_a()
     expected = furnished(box, pair.a)
-    in_bed = box.put_to_bed()
+    in_bed = box.back_up_for_sleep()
     assert contents(box, pair.a) == expected
     assert {row.dir for row in in_bed} == {"/workspace", "/home", "/tmp", "/var/tmp", "/app"}
     box.sleep(in_bed)
@@ -452,7 +452,7 @@ def test_a_sandbox_put_to_sleep_leaves_its_node_and_wakes_on_another(each_driver
 
 def test_an_empty_sandbox_sleeps_without_a_backup(nodes: Pair) -> None:
     box = nodes.on_a()
-    assert box.put_to_bed() == []
+    assert box.back_up_for_sleep() == []
     box.sleep([])
     assert left_on(nodes.a) == ([], [])
     again = nodes.b.sandbox(nodes.name)
@@ -465,13 +465,13 @@ def test_a_second_sleep_deletes_the_first_ones_backups_and_no_others(nodes: Pair
     box = nodes.on_a()
     sh(box, "echo 1 > file; echo 1 > ~/file")
     own = backup(box, name="mine")
-    first = box.put_to_bed()
+    first = box.back_up_for_sleep()
     box.sleep(first)
     again = nodes.on_b(lost=())
     restore(again, own, "/app/mine")
-    second = again.put_to_bed()
+    second = again.back_up_for_sleep()
     abandoned = {row.backup_id for row in second}
-    third = again.put_to_bed()  # somebody called meanwhile
+    third = again.back_up_for_sleep()  # somebody called meanwhile
     again.sleep(third)
     kept = {own.id, *(row.backup_id for row in third)}
     assert set(nodes.backups) == kept
@@ -483,11 +483,11 @@ def test_a_second_sleep_deletes_the_first_ones_backups_and_no_others(nodes: Pair
 def test_a_sandbox_that_nobody_has_touched_sleeps_again_in_the_same_backups(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file; echo 1 > ~/file")
-    first = box.put_to_bed()
+    first = box.back_up_for_sleep()
     box.sleep(first)
     again = nodes.on_b(lost=())
     assert [entry.name for entry in again.list_files("/workspace")] == ["file"]
-    assert again.put_to_bed() == first
+    assert again.back_up_for_sleep() == first
     again.sleep(first)
     assert set(nodes.backups) == {row.backup_id for row in first}
 
@@ -497,10 +497,10 @@ def test_a_command_that_comes_just_as_its_sandbox_is_back_is_not_lost_at_the_nex
 ) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
-    first = box.put_to_bed()
+    first = box.back_up_for_sleep()
     box.sleep(first)
     again = nodes.on_b(lost=(), awake=False)
-    report, commands = again.custody.report, list[Background[str]]()
+    report, commands = again.ownership.report, list[Background[str]]()
 
     def while_it_reports(change: Any) -> None:
         assert again.is_awake
@@ -508,11 +508,11 @@ def test_a_command_that_comes_just_as_its_sandbox_is_back_is_not_lost_at_the_nex
         assert wait_until(lambda: again._safe_in is None)
         report(change)
 
-    monkeypatch.setattr(again.custody, "report", while_it_reports)
+    monkeypatch.setattr(again.ownership, "report", while_it_reports)
     again.wake()
     commands[0].result()
     monkeypatch.undo()
-    again.sleep(again.put_to_bed())
+    again.sleep(again.back_up_for_sleep())
     assert sh(nodes.on_a(), "cat file") == "2\n"
 
 
@@ -521,7 +521,7 @@ CHANGES: dict[str, Callable[[LocalSandbox], object]] = {
     "file": lambda box: write(box, "/workspace/file", b"2"),
     "deletion": lambda box: box.delete_file("/workspace/file"),
     "tar": lambda box: box.abort(box.open_hydrate()),
-    "restore": lambda box: restore(box, DirectoryBackup(id=box.custody.state.checkpoints[0].backup_id, dir="/app")),  # type: ignore[union-attr]
+    "restore": lambda box: restore(box, DirectoryBackup(id=box.ownership.state.checkpoints[0].backup_id, dir="/app")),  # type: ignore[union-attr]
 }
 
 
@@ -529,11 +529,11 @@ CHANGES: dict[str, Callable[[LocalSandbox], object]] = {
 def test_a_sandbox_that_somebody_may_have_changed_is_backed_up_anew(nodes: Pair, change: str) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
-    first = box.put_to_bed()
+    first = box.back_up_for_sleep()
     box.sleep(first)
     again = nodes.on_b(lost=())
     CHANGES[change](again)
-    second = again.put_to_bed()
+    second = again.back_up_for_sleep()
     assert second != first
     assert not {row.backup_id for row in first} & {row.backup_id for row in second}
 
@@ -541,7 +541,7 @@ def test_a_sandbox_that_somebody_may_have_changed_is_backed_up_anew(nodes: Pair,
 def test_nobody_else_may_restore_what_a_sandbox_sleeps_in(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
-    (in_bed,) = (row for row in box.put_to_bed() if row.dir == "/workspace")
+    (in_bed,) = (row for row in box.back_up_for_sleep() if row.dir == "/workspace")
     other = nodes.a.sandbox("somebody-else")
     with pytest.raises(InvalidBackupConfigError, match="sleep"):
         restore(other, DirectoryBackup(id=in_bed.backup_id, dir="/workspace"))
@@ -585,7 +585,7 @@ def test_a_backup_whose_commit_was_not_answered_is_found_or_removed_but_not_both
     store = Flapping(either.store, when)
     box = either.on_a(catalog=either.a.catalog(cast(ObjectStore, store)))
     sh(box, "echo 1 > file")
-    box.custody.change(lambda state: state)
+    box.ownership.change(lambda state: state)
     if either.conditional and when == "after":
         made = backup(box)
         assert set(either.backups) == {made.id}
@@ -608,9 +608,9 @@ def test_a_backup_that_the_next_actor_has_found_is_no_failure_of_the_one_that_ma
     store = Flapping(nodes.store, "after", lambda: successors.append(nodes.on_b()))
     box = nodes.on_a(catalog=nodes.a.catalog(cast(ObjectStore, store)))
     sh(box, "echo 1 > file")
-    box.custody.change(lambda state: state)
+    box.ownership.change(lambda state: state)
     made = backup(box)
-    assert box.custody.is_superseded
+    assert box.ownership.is_superseded
     assert set(nodes.backups) == {made.id}
     assert [row.backup_id for row in nodes.state.checkpoints] == [made.id]
     assert sh(successors[0], "cat file") == "1\n"
@@ -619,7 +619,7 @@ def test_a_backup_that_the_next_actor_has_found_is_no_failure_of_the_one_that_ma
 def test_backups_for_sleeping_go_once_the_sandbox_has_newer_ones_of_its_own(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
-    box.sleep(box.put_to_bed())
+    box.sleep(box.back_up_for_sleep())
     again = nodes.on_b(lost=())
     own = backup(again)
     again.sleep()
@@ -632,7 +632,7 @@ import os, signal, sys
 from actors.sandbox.facade import LocalSandbox
 from tests.support.sandboxes import from_description
 box = from_description(sys.argv[1]).sandbox(sys.argv[2])
-in_bed = box.put_to_bed()
+in_bed = box.back_up_for_sleep()
 def dies(self):
     os.kill(os.getpid(), signal.SIGKILL)
 LocalSandbox._remove_files = dies
@@ -653,10 +653,10 @@ def test_a_crash_between_the_state_and_the_files_loses_nothing(nodes: Pair, then
     again = nodes.on_a() if then == "a" else nodes.b.sandbox(nodes.name)
     assert sh(again, "cat file ~/file") == "1\n2\n"
     sh(again, "echo later > file")
-    again.custody.change(lambda state: state)
+    again.ownership.change(lambda state: state)
     assert nodes.state.node == (nodes.a if then == "a" else nodes.b).layout.identity()
     if then == "b":
-        again.sleep(again.put_to_bed())
+        again.sleep(again.back_up_for_sleep())
         assert sh(nodes.on_a(), "cat file ~/file") == "later\n2\n"
     else:
         again.close()
@@ -667,7 +667,7 @@ def test_a_sandbox_that_cannot_be_told_to_sleep_stays_as_it_is(nodes: Pair) -> N
     away = AwayStore(nodes.store)
     box = nodes.on_a(catalog=nodes.a.catalog(away))
     sh(box, "echo 1 > file")
-    in_bed = box.put_to_bed()
+    in_bed = box.back_up_for_sleep()
     away.is_away = True
     with pytest.raises(StorageUnavailableError):
         box.sleep(in_bed)
@@ -686,7 +686,7 @@ def test_a_sandbox_that_cannot_be_told_to_sleep_stays_as_it_is(nodes: Pair) -> N
 def test_nobody_goes_to_sleep_who_is_not_awake(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
-    in_bed = box.put_to_bed()
+    in_bed = box.back_up_for_sleep()
     box.close()
     with pytest.raises(SandboxUnavailableError):
         box.sleep(in_bed)
@@ -700,7 +700,7 @@ def test_a_destroyed_sandbox_that_slept_takes_its_backups_for_sleeping_along(nod
     box = nodes.on_a()
     sh(box, "echo 1 > file")
     own = backup(box, name="mine")
-    box.sleep(box.put_to_bed())
+    box.sleep(box.back_up_for_sleep())
     assert len(nodes.backups) == 2
     nodes.on_b(awake=False).destroy()
     assert set(nodes.backups) == {own.id}
@@ -711,11 +711,11 @@ def test_a_destroyed_sandbox_that_slept_takes_its_backups_for_sleeping_along(nod
 def test_who_comes_late_to_prepare_a_call_wakes_no_sandbox_that_was_destroyed(nodes: Pair) -> None:
     box = nodes.on_a(awake=False)
     box.destroy()
-    box.prepare(Found(None), wake=True)
+    box.prepare(StateRead(None), wake=True)
     assert not box.is_awake
     assert left_on(nodes.a) == ([], [])
     fresh = nodes.on_a(awake=False)
-    fresh.prepare(Found(None), wake=True)
+    fresh.prepare(StateRead(None), wake=True)
     assert fresh.is_awake
 
 
@@ -746,7 +746,7 @@ def test_a_destroyed_sandbox_stays_destroyed_when_its_actor_leaves(nodes: Pair) 
     backup(box)
     box.destroy()
     box.sleep()
-    box.custody._take_quietly()
+    box.ownership._acquire_epoch_quietly()
     assert not nodes.is_known
     assert left_on(nodes.a)[1] == []
 

@@ -319,7 +319,7 @@ def test_a_sandbox_whose_files_are_on_another_node_does_not_begin_afresh(
             assert raised.value.context == {"outcome": "not_executed", "reason": "ELSEWHERE"}
         back = kernel_node.sandbox("travelling")
         assert sh(back, "cat file") == "kept\n"
-        back.custody.check()  # it takes no epoch any more
+        back.ownership.check()  # it takes no epoch any more
 
         there.destroy()
         restore(there, handle)

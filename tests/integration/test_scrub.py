@@ -12,7 +12,7 @@ import pytest
 from actors.node.archive_cache import ArchiveCache
 from actors.node.errors import DamagedCopyError
 from actors.node.verified import Verified
-from actors.service.node_sweeper import Upkeep
+from actors.service.node_sweeper import NodeSweeper
 from actors.service.scrub import Scrub, Scrubbed, digest_on_disk
 from tests.integration.test_damaged_copies import (
     NOISE,
@@ -30,7 +30,7 @@ from tests.support.sandboxes import Node, restore, sh
 
 
 def scrub_of(node: Node) -> Scrub:
-    return Upkeep(node.config.node, None).scrub
+    return NodeSweeper(node.config.node, None).scrub
 
 
 def test_a_round_reads_each_archive_once_and_finds_nothing_in_good_ones(kernel_node: Node) -> None:

@@ -24,7 +24,7 @@ from actors.node.cgroup import Cgroup
 from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
 from actors.sandbox.facade import LocalSandbox
-from actors.service.node_sweeper import OUT_OF_DATE_S, Swept, Upkeep
+from actors.service.node_sweeper import OUT_OF_DATE_S, NodeSweeper, Swept
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
 from tests.support.held_store import AwayStore
@@ -87,8 +87,8 @@ print("produced", flush=True)
 """
 
 
-def upkeep_of(node: Node) -> Upkeep:
-    return Upkeep(node.config.node, node.catalog())
+def upkeep_of(node: Node) -> NodeSweeper:
+    return NodeSweeper(node.config.node, node.catalog())
 
 
 def group_of(node: Node, name: str = "box") -> Cgroup:
@@ -251,7 +251,7 @@ def moved(kernel_node: Node, scratch: Path, bucket: BucketConfig) -> Iterator[Mo
 @pytest.mark.parametrize("asleep", [False, True])
 def test_files_that_are_out_of_date_go_a_day_after_they_were_found_to_be(moved: Moved, *, asleep: bool) -> None:
     if asleep:
-        moved.elsewhere.sleep(moved.elsewhere.put_to_bed())
+        moved.elsewhere.sleep(moved.elsewhere.back_up_for_sleep())
     upkeep = upkeep_of(moved.node)
     assert upkeep.sweep() == Swept()
     assert moved.mark.exists()
@@ -308,7 +308,7 @@ def test_what_was_recovered_back_to_this_node_is_kept(moved: Moved) -> None:
 
 def test_without_the_bucket_nothing_is_out_of_date_and_no_mark_is_lost(moved: Moved) -> None:
     store = AwayStore(S3ObjectStore(moved.node.bucket, transfer=FAST))
-    upkeep = Upkeep(moved.node.config.node, moved.node.catalog(store))
+    upkeep = NodeSweeper(moved.node.config.node, moved.node.catalog(store))
     store.is_away = True
     assert upkeep.sweep() == Swept()
     assert not moved.mark.exists()
@@ -316,7 +316,7 @@ def test_without_the_bucket_nothing_is_out_of_date_and_no_mark_is_lost(moved: Mo
     upkeep.sweep()
     moved.age(OUT_OF_DATE_S + 1)
     store.is_away = True
-    for sweeping in (upkeep, Upkeep(moved.node.config.node, None)):
+    for sweeping in (upkeep, NodeSweeper(moved.node.config.node, None)):
         assert sweeping.sweep() == Swept()
         assert moved.mark.exists()
         moved.check_kept()
@@ -346,7 +346,7 @@ def test_a_half_made_archive_that_cannot_be_removed_does_not_hold_up_the_rest(ke
     (cache / f"whole_{'0' * 64}.sqsh").write_bytes(bytes(100))
     subprocess.run(["mount", "-t", "tmpfs", "none", str(stuck)], check=True)
     try:
-        Upkeep(kernel_node.config.node.model_copy(update={"cache_max_bytes": 50}), None).sweep()
+        NodeSweeper(kernel_node.config.node.model_copy(update={"cache_max_bytes": 50}), None).sweep()
         assert list(cache.glob("*.sqsh")) == []
     finally:
         subprocess.run(["umount", str(stuck)], check=True)
@@ -381,7 +381,7 @@ def test_the_least_recently_used_archives_go_but_no_layer_misses_them(kernel_nod
         return path
 
     def kept(max_bytes: int) -> list[bool]:
-        upkeep = Upkeep(kernel_node.config.node.model_copy(update={"cache_max_bytes": max_bytes}), None)
+        upkeep = NodeSweeper(kernel_node.config.node.model_copy(update={"cache_max_bytes": max_bytes}), None)
         assert upkeep.sweep().stuck == []
         return [upkeep.has_archive(handle.id) for handle in made]
 
@@ -421,17 +421,17 @@ def test_a_node_knows_which_archives_it_has(kernel_node: Node) -> None:
 
 def test_a_fresh_node_has_nothing_to_sweep_and_one_identity_whoever_asks_first(tmp_path: Path) -> None:
     nodes = [NodeConfig(data_dir=tmp_path / name) for name in ("a", "b")]
-    assert Upkeep(nodes[0], None).sweep() == Swept()
-    assert not Upkeep(nodes[0], None).has_archive("0" * 36)
+    assert NodeSweeper(nodes[0], None).sweep() == Swept()
+    assert not NodeSweeper(nodes[0], None).has_archive("0" * 36)
     at_once = threading.Barrier(8)
 
     def ask() -> str:
         at_once.wait(20)
-        return Upkeep(nodes[0], None).identity()
+        return NodeSweeper(nodes[0], None).identity()
 
     asking = [Background(ask) for _ in range(8)]
     (identity,) = {asked.result() for asked in asking}
     assert re.fullmatch("[0-9a-f]{32}", identity)
-    assert Upkeep(nodes[0], None).identity() == identity
-    assert Upkeep(nodes[1], None).identity() != identity
+    assert NodeSweeper(nodes[0], None).identity() == identity
+    assert NodeSweeper(nodes[1], None).identity() != identity
     assert sorted(path.name for path in (tmp_path / "a" / "node").iterdir()) == ["id", "trash"]

@@ -10,14 +10,14 @@ from actors.sandbox.admission import Admission
 
 def test_so_many_calls_may_wait_in_a_lane_and_no_more() -> None:
     admission = Admission({"mailbox": 1, "exec": 1}, limit=2)
-    admission.let_in("mailbox")
-    admission.let_in("mailbox")
+    admission.admit("mailbox")
+    admission.admit("mailbox")
     with pytest.raises(TooManyCallsError) as raised:
-        admission.let_in("mailbox")
+        admission.admit("mailbox")
     assert raised.value.context == {"limit": 2, "outcome": "not_executed"}
-    admission.let_in("exec")
+    admission.admit("exec")
     with admission.serving("mailbox"):
-        admission.let_in("mailbox")
+        admission.admit("mailbox")
     assert admission.waiting() == {"mailbox": 2, "exec": 1}
 
 
@@ -31,10 +31,10 @@ def test_a_call_that_was_sent_without_being_let_in_takes_nobodys_place() -> None
 def test_a_caller_that_was_let_in_and_never_came_is_forgotten_whatever_others_do() -> None:
     now = 0.0
     admission = Admission({"mailbox": 1}, limit=2, clock=lambda: now)
-    assert admission.let_in("mailbox") == 0
+    assert admission.admit("mailbox") == 0
     for _ in range(7):  # others come and go
         now += 10.0
-        admission.let_in("mailbox")
+        admission.admit("mailbox")
         with admission.serving("mailbox"):
             pass
     assert admission.waiting() == {"mailbox": 0}
@@ -44,12 +44,12 @@ def test_one_that_waits_for_a_thread_is_not_forgotten() -> None:
     now = 0.0
     admission = Admission({"exec": 2}, clock=lambda: now)
     for _ in range(3):
-        admission.let_in("exec")
+        admission.admit("exec")
     with admission.serving("exec"), admission.serving("exec"):
         now += 3000.0
-        assert admission.let_in("exec") == 1
+        assert admission.admit("exec") == 1
         now += 1000.0
-        assert admission.let_in("exec") == 1
+        assert admission.admit("exec") == 1
     assert admission.waiting() == {"exec": 2}
 
 
@@ -57,28 +57,28 @@ def test_those_that_wait_for_a_thread_are_not_forgotten_as_it_becomes_free_but_o
     now = 0.0
     admission = Admission({"mailbox": 1}, clock=lambda: now)
     for _ in range(4):
-        admission.let_in("mailbox")
+        admission.admit("mailbox")
     for _ in range(2):
         with admission.serving("mailbox"):
             now += 100.0
         now += 0.5
-        assert admission.let_in("mailbox") >= 3
+        assert admission.admit("mailbox") >= 3
     now += 1.0
-    assert admission.let_in("mailbox") == 1  # the one of a second ago may still come
+    assert admission.admit("mailbox") == 1  # the one of a second ago may still come
 
 
 def test_what_needs_no_leave_takes_up_a_thread_and_nobodys_place() -> None:
     now = 0.0
     admission = Admission({"files": 1}, clock=lambda: now)
-    admission.let_in("files")
+    admission.admit("files")
     with admission.serving("files", was_let_in=False):
         assert admission.waiting() == {"files": 1}
         now += 1000.0
-        assert admission.let_in("files") == 1
+        assert admission.admit("files") == 1
 
 
 def test_one_that_gives_up_at_the_door_makes_room_at_once() -> None:
     admission = Admission({"exec": 1}, limit=1)
-    admission.let_in("exec")
+    admission.admit("exec")
     admission.withdraw("exec")
-    assert admission.let_in("exec") == 0
+    assert admission.admit("exec") == 0

@@ -105,7 +105,7 @@ class Actor:
     def __init__(self, *answers: object, pings: Sequence[object] = (), restarts: int = 0) -> None:
         self.answers = list(answers)
         self.ping = Method(*pings)
-        self.let_in = Method(*[("node", restarts, False)] * 2)
+        self.admit = Method(*[("node", restarts, False)] * 2)
         self.notice = Method(*[None] * 2)
         self._actor_id = ray.ActorID.nil()
 
@@ -182,7 +182,7 @@ def test_an_actor_that_left_before_it_was_called_at_all_is_made_again(monkeypatc
     def find(name: str, namespace: str) -> Actor:
         raise ValueError
 
-    def create(lane: str | None, near: str | None) -> Generator[Any, Any, Any]:
+    def create(lane: str | None, cached_backup_id: str | None) -> Generator[Any, Any, Any]:
         return (yield lambda: next(made))
 
     monkeypatch.setattr(ray, "get_actor", find)
@@ -194,12 +194,16 @@ def test_an_actor_made_for_a_call_has_let_it_in(monkeypatch: pytest.MonkeyPatch)
     def find(name: str, namespace: str) -> Actor:
         raise ValueError
 
-    def create(lane: str | None, near: str | None) -> Generator[Any, Any, Any]:
-        assert (lane, near) == ("mailbox", "a backup")
+    def create(lane: str | None, cached_backup_id: str | None) -> Generator[Any, Any, Any]:
+        assert (lane, cached_backup_id) == ("mailbox", "a backup")
         return (yield lambda: (Actor("done"), 0))
 
     monkeypatch.setattr(ray, "get_actor", find)
-    call = Call(lambda: ActorRef("a", create=create).call(lambda actor: actor.answer, lane="mailbox", near="a backup"))
+    call = Call(
+        lambda: ActorRef("a", create=create).call(
+            lambda actor: actor.answer, lane="mailbox", cached_backup_id="a backup"
+        )
+    )
     assert call.result() == "done"
 
 
@@ -240,12 +244,12 @@ class Restarting:
     """An actor that lets nobody in until it is back."""
 
     def __init__(self, *answers: object) -> None:
-        self.let_in = self
+        self.admit = self
         self._answers = list(answers)
         self.served = 0
 
     def remote(self, lane: str) -> Callable[[], object]:
-        """What `actor.let_in.remote(lane)` gives to be waited for."""
+        """What `actor.admit.remote(lane)` gives to be waited for."""
         assert lane == "mailbox"
         return lambda: given(self._answers.pop(0))
 
@@ -323,7 +327,7 @@ class Recovered(Actor):
 
     def __init__(self, *answers: object, news: object = BACK, has_news: bool = True) -> None:
         super().__init__(*answers)
-        self.let_in = Method(("node", 0, has_news))
+        self.admit = Method(("node", 0, has_news))
         self.notice = Method(news)
         self.heard: list[datetime] = []
         self.told = self

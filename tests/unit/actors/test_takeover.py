@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 import pytest
 
 from actors.errors import SandboxUnavailableError
-from actors.state.document import Place
+from actors.state.document import NodeRef
 from actors.state.location import Origin, origin, unknown
 from storage.metadata import SandboxState
 
-HERE = Place("here", "node-1")
+HERE = NodeRef("here", "node-1")
 REFUSED = None
 
 

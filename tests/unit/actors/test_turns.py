@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from actors.errors import LEAVING, SandboxUnavailableError, TooManyCallsError
-from actors.service.creation_lock import Turns
+from actors.service.creation_lock import CreationLock
 
 FULL = SandboxUnavailableError(
     "No node has room.", hint="Try later.", context={"outcome": "not_executed", "reason": "F"}
 )
 
 
-def fail(turns: Turns, name: str, error: Exception, *, meanwhile: int) -> None:
+def fail(turns: CreationLock, name: str, error: Exception, *, meanwhile: int) -> None:
     """A turn that fails, during which so many others are sent back."""
     with pytest.raises(type(error)), turns.turn(name):
         for _ in range(meanwhile):
@@ -22,7 +22,7 @@ def fail(turns: Turns, name: str, error: Exception, *, meanwhile: int) -> None:
 
 
 def test_while_one_makes_an_actor_others_are_to_ask_again() -> None:
-    turns = Turns()
+    turns = CreationLock()
     with turns.turn("a"):
         with turns.turn("b"):
             pass
@@ -34,7 +34,7 @@ def test_while_one_makes_an_actor_others_are_to_ask_again() -> None:
 
 
 def test_what_one_has_met_is_what_those_meet_who_were_sent_back_meanwhile_and_nobody_else() -> None:
-    turns = Turns()
+    turns = CreationLock()
     fail(turns, "a", FULL, meanwhile=2)
     with turns.turn("b"):
         pass
@@ -56,7 +56,7 @@ def test_what_one_has_met_is_what_those_meet_who_were_sent_back_meanwhile_and_no
 
 def test_what_was_met_is_soon_forgotten() -> None:
     now = 100.0
-    turns = Turns(clock=lambda: now)
+    turns = CreationLock(clock=lambda: now)
     fail(turns, "a", FULL, meanwhile=1)
     now += 1.1
     with turns.turn("a"):
@@ -76,7 +76,7 @@ def test_what_was_met_is_soon_forgotten() -> None:
     ],
 )
 def test_what_concerns_one_call_only_is_not_told_to_others(error: Exception) -> None:
-    turns = Turns()
+    turns = CreationLock()
     fail(turns, "a", error, meanwhile=3)
     with turns.turn("a"):
         pass
