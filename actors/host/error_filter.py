@@ -1,4 +1,4 @@
-"""The guard at an actor's edge: lets our own errors out only; any other would carry what is not for callers."""
+"""The error filter of every actor: only our own errors leave it. Any other could carry what is not for callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imported by every worker as it starts: what the first call to a sandbox would otherwise import and load.
+"""The imports of a worker, made as it starts, so that the first call to a sandbox need not make them.
 
 By then Ray has put the worker's log in the place of its stdout and stderr: a full disk of the logs is to end no worker.
 

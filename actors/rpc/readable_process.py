@@ -1,4 +1,4 @@
-"""A process as Ray can describe it: Ray keeps the command line and the folder of each driver, and takes UTF-8 only.
+"""A command line and folder that Ray can read: it keeps those of each driver, and takes UTF-8 only.
 
 A file's name on the command line may be any bytes. Without this, a driver with such a name finds no cluster.
 """

@@ -1,4 +1,4 @@
-"""Whether a sandbox's actor serves anybody, so that it leaves between calls and never under one."""
+"""The calls that an actor serves, counted. It leaves between calls, and never during one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Why a command or a tool in a sandbox did not begin, or not end: from the words of its box to an error that says
-whose fault it was."""
+"""The errors of commands and tools that did not begin, or did not end, made from what their box printed.
+
+Each says whose fault it was.
+"""
 
 from __future__ import annotations
 

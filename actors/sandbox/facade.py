@@ -1,9 +1,9 @@
 """A sandbox on this node: its tree, commands, transfers, backups and restores. Knows nothing of Ray and HTTP.
 
 Calls arrive in lanes. The mailbox brings backup, restore and destroy, one at a time and in order; others bring
-commands and files, many at once, and questions and cancellations. What keeps them apart inside is one gate: commands
-and files hold it shared for an instant whenever they touch the tree, and the mailbox holds it alone while the tree
-must not change.
+commands and files, many at once, and questions and cancellations. One lock keeps them apart (`TreeLock`): commands and
+files share it for an instant whenever they touch the tree, and the mailbox holds it alone while the tree must not
+change.
 """
 
 from __future__ import annotations

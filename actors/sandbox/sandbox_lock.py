@@ -1,7 +1,7 @@
-"""The presence of a sandbox on its node: a lock file of the process that has it awake, which ends with the process.
+"""The lock of an awake sandbox on its node: a file lock of the actor's process, which ends with that process.
 
-An actor that is restarted may begin before the old process has ended (2 ms apart in a measurement); and the sweep must
-not touch what an actor is about to take up. Both wait here.
+A restarted actor may begin before the old process has ended (2 ms apart in a measurement), and the sweeper must not
+touch what an actor is about to mount. Both wait for this lock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The gate between the lanes of a sandbox: many touch the tree for an instant, or one alone while it must not change.
+"""The read-write lock of a sandbox's tree: many share it for an instant, or one holds it while nothing may change.
 
-The gate lets nobody in while the tree is not whole, that is while something that was restored is not mounted where it
-belongs: what is read then would be missing the most, and what is written then would disappear under the mount.
+Nobody gets it while the tree is not whole, that is, while a restored directory is not mounted: a read would miss most
+of the files, and a write would disappear under the mount.
 """
 
 from __future__ import annotations

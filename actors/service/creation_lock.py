@@ -1,8 +1,8 @@
-"""Turns at making a sandbox's actor: one call at a time, and nobody waits for it in the service.
+"""The lock under which the service makes a sandbox's actor: one call makes it, and no other waits in the service.
 
-A cluster that is full, or a node that is slow, can take a call half a minute. If all the calls to one such sandbox
-waited in the service, there would be no thread left for the others. So they are sent back, and their callers' side asks
-again; and what the one has met is what those have met who were sent back meanwhile.
+A full cluster or a slow node can take half a minute. If all calls to such a sandbox waited in the service, no thread
+would be left for the others. So they are turned away, and their callers ask again. Callers turned away during a failed
+attempt get its error.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ class _Failure:
     error: SandboxUnavailableError
     until: float
     left: int
-    """How often it is still to be told: as often as others were sent back."""
+    """How many callers still get this error: those that were turned away."""
 
     def tell(self, now: float) -> None:
-        """Raises it, so many times."""
+        """Raises the error, once for each of those callers."""
         self.left -= 1
         if self.left >= 0 and now <= self.until:
             raise SandboxUnavailableError(self.error.message, hint=self.error.hint, context=self.error.context)
 
 
 class CreationLock:
-    """Turns by name. Thread-safe."""
+    """A lock for each name. Whoever does not get it is turned away at once. Thread-safe."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
-        """The turns, and how often others were sent back during each."""
+        """The locks that are held, and how many callers were turned away from each."""
         self._failed: dict[str, _Failure] = {}
 
     @contextmanager
     def turn(self, name: str) -> Iterator[None]:
-        """Within the block, it is the turn of this call.
+        """Holds the lock within the block.
 
         Raises:
-            SandboxUnavailableError: it is another's, and the caller's side is to ask again in a moment; or what that
-                one has met.
+            SandboxUnavailableError: another call holds it, and the caller is to ask again in a moment; or the error of
+                a call that held it before and has failed.
         """
         with self._lock:
             if name in self._taken:
@@ -71,7 +71,7 @@ class CreationLock:
             raise
         finally:
             with self._lock:
-                sent_back, now = self._taken.pop(name), self._clock()
+                turned_away, now = self._taken.pop(name), self._clock()
                 self._failed = {other: failed for other, failed in self._failed.items() if now <= failed.until}
-                if error is not None and sent_back:
-                    self._failed[name] = _Failure(error, now + _REMEMBERED_S, sent_back)
+                if error is not None and turned_away:
+                    self._failed[name] = _Failure(error, now + _REMEMBERED_S, turned_away)

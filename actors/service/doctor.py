@@ -1,4 +1,4 @@
-"""`doctor`: the node's findings in the form that travels."""
+"""The findings of `doctor` on a node, in the form that travels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service's own part: what concerns a tenant or the bucket as a whole. Knows nothing of Ray and HTTP."""
+"""The service: all that concerns a tenant or the bucket as a whole. Knows nothing of Ray and HTTP."""
 
 from __future__ import annotations
 

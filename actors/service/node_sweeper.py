@@ -1,7 +1,7 @@
-"""The upkeep of a node: everything that no living sandbox owns goes, and nothing of a living one is touched.
+"""The sweeper of a node: removes what no living sandbox owns, and touches nothing of a living one.
 
-A sandbox that is awake has its `SandboxLock`, a lock that ends with its process. Whatever is mounted or runs under a
-sandbox without one was left by an actor that was killed. Its files stay: it is only asleep.
+An awake sandbox has its `SandboxLock`, which ends with its process. Whatever is mounted or runs under a sandbox without
+one was left by an actor that was killed. Its files stay: it is only asleep.
 """
 
 from __future__ import annotations

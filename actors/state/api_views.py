@@ -1,4 +1,4 @@
-"""The bucket's documents of a sandbox as its owner is told of them: made into models that travel."""
+"""The views of a sandbox's documents that the API shows: models made of what is in the bucket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bucket's copy of what a sandbox is, as one actor writes it: under an epoch of its own, by compare-and-swap.
+"""The state document of a sandbox, `state.json` in the bucket. Its actor writes it by compare-and-swap.
 
 Ray keeps one actor for each name, but after a partition the old process can live on beside the new one. So each actor
 takes the next epoch before it writes anything durable. Whoever finds a newer epoch than its own has been replaced: it

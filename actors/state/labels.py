@@ -1,4 +1,4 @@
-"""Changing a sandbox's labels in the bucket, beside an actor that writes the same document."""
+"""The labels of a sandbox, changed in the bucket beside an actor that writes the same document."""
 
 from __future__ import annotations
 

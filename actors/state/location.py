@@ -1,4 +1,4 @@
-"""The place of a sandbox's files when an actor takes it up, decided from the node's record and the bucket's state.
+"""The location of a sandbox's files when it wakes, decided from the node's record and the state document.
 
 the node has a record   the bucket's state says              the actor
 yes                     nothing, or never taken up           takes up what is here

@@ -1,8 +1,7 @@
-"""An actor's claim to its sandbox: from the question where the files are, to the epoch under which it writes the state.
+"""The ownership of a sandbox by its actor: locate the files, then claim the epoch (a fencing token).
 
-An actor takes the epoch soon after it has taken the sandbox up, in the background: commands and files need none. What
-is durable (a backup, a restore, a recovery) waits for it. One that has been replaced is told so at its next write, and
-ends.
+The actor claims the epoch in the background, soon after the sandbox is awake. Commands and files need no epoch. What is
+durable (a backup, a restore, a recovery) waits for it. An actor that was replaced learns it at its next write and ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Questions to the bucket on the way to something else, which they must not hold up when it does not answer."""
+"""Time limits for questions to the bucket that are asked on the way. They hold nothing up when it does not answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sandbox's state made anew, in the place of one in the bucket that is damaged.
+"""The replacement of a damaged state document, made from the node's record and the sandbox's backups.
 
 The node's record is the truth for where the files are and what is restored where. What every directory is recovered
 from follows from it and from the sandbox's backups, which are signed. Labels, earlier events and how an earlier loss

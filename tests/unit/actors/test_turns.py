@@ -33,7 +33,7 @@ def test_while_one_makes_an_actor_others_are_to_ask_again() -> None:
         pass
 
 
-def test_what_one_has_met_is_what_those_meet_who_were_sent_back_meanwhile_and_nobody_else() -> None:
+def test_callers_turned_away_during_a_failed_spawn_get_its_error() -> None:
     turns = CreationLock()
     fail(turns, "a", FULL, meanwhile=2)
     with turns.turn("b"):
