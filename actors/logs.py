@@ -24,9 +24,14 @@ _in_json = False
 
 
 def configure_logging() -> None:
-    """From now on this process logs in JSON; no value of ours can break a line."""
+    """From now on this process logs in JSON, and so does `storage` in it; no value of ours can break a line."""
     global _in_json
     _in_json = True
+    storage = logging.getLogger("storage")
+    if not any(isinstance(handler, _OfTheStandardLibrary) for handler in storage.handlers):
+        storage.addHandler(_OfTheStandardLibrary())
+    storage.setLevel(logging.INFO)
+    storage.propagate = False
 
 
 @contextmanager
@@ -60,6 +65,17 @@ class Log:
 
 
 log = Log()
+
+
+class _OfTheStandardLibrary(logging.Handler):
+    """Hands what is logged through the standard library on to `log`. `storage` knows no other way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one line: the message is the event, and `logger` says where it comes from."""
+        write = log.info if record.levelno < logging.WARNING else log.warning
+        if record.levelno >= logging.ERROR:
+            write = log.error
+        write(record.getMessage(), logger=record.name)
 
 
 class LogStream:

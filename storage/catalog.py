@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -256,7 +257,8 @@ class BackupCatalog:
             listed = self.store.list(prefix, after=after, limit=limit - len(rows))
             entries = [entry for row in listed.objects if (entry := keys.find_index_entry(row.key))]
             with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
-                rows += [row for row in pool.map(self._row, entries) if row is not None]
+                futures = [pool.submit(copy_context().run, self._row, entry) for entry in entries]
+            rows += [row for future in futures if (row := future.result()) is not None]
             after = listed.after
             if after is None or len(rows) >= limit:
                 return RecordPage(tuple(rows), after and after.removeprefix(prefix))

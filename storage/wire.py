@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -176,7 +177,7 @@ class Wire:
     def run(self, operation: str, tasks: Sequence[Callable[[], T]], *, threads: int) -> list[T]:
         """Runs tasks in threads, in order of their beginning. The first failure ends all; no thread is left behind."""
         with ThreadPoolExecutor(min(threads, len(tasks)), thread_name_prefix="transfer") as pool:
-            futures = [pool.submit(task) for task in tasks]
+            futures = [pool.submit(copy_context().run, task) for task in tasks]  # log lines keep the call's names
             try:
                 pending = set(futures)
                 while pending:

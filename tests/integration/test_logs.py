@@ -37,6 +37,39 @@ def test_a_line_is_one_json_object_with_what_belongs_to_the_call() -> None:
     assert done.stdout == ""
 
 
+STORAGE = """
+import logging
+from actors.logs import configure_logging, naming
+from storage.wire import Wire
+configure_logging()
+configure_logging()
+logger = logging.getLogger("storage.upload")
+def task():
+    logger.info("in a %s", "thread")
+with naming(sandbox="box", request_id="r"):
+    logger.warning("%s", "two\\nlines")
+    Wire.run(WIRE, "put", [task, task], threads=2)
+logger.error("damaged")
+logger.debug("details")
+"""
+
+
+def test_what_storage_logs_is_a_line_like_all_others() -> None:
+    program = STORAGE.replace("WIRE", 'type("NoWire", (), {"go_on": lambda self, operation: None})()')
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    for line in lines:
+        del line["timestamp"]
+    named = {"logger": "storage.upload", "sandbox": "box", "request_id": "r"}
+    in_a_thread = {"event": "in a thread", "level": "info", **named}
+    assert lines == [
+        {"event": "two\nlines", "level": "warning", **named},
+        in_a_thread,
+        in_a_thread,
+        {"event": "damaged", "level": "error", "logger": "storage.upload"},
+    ]
+
+
 def test_a_log_that_cannot_be_written_keeps_nobody_from_anything() -> None:
     program = "from actors.logs import configure_logging, log; configure_logging(); log.error('full'); print('goes on')"
     with open("/dev/full", "w") as full:
