@@ -61,7 +61,7 @@ class Mending:
         """`node` is this node's identity."""
         self._tenant = tenant
         self._restored = restored
-        self._custody = ownership
+        self._ownership = ownership
         self._verified = verified
         self._spool = spool
         self._node = node
@@ -95,7 +95,7 @@ class Mending:
 
     def _tell(self, entry: Entry) -> None:
         dir_, backup_id, node = entry.dir, entry.backup_id, self._node
-        self._custody.report(lambda state: happened(state, DAMAGED, dir=dir_, backup_id=backup_id, node=node))
+        self._ownership.report(lambda state: happened(state, DAMAGED, dir=dir_, backup_id=backup_id, node=node))
 
     def _replace(self, entry: Entry, fetch: ArchiveFetch) -> None:
         assert entry.archive_sha256 is not None

@@ -17,7 +17,7 @@ from storage.metadata import BackupRecord, SandboxState
 class SandboxLedger:
     """Writes into the sandbox's state, under the actor's epoch. See `actors.sandbox.backup.Ledger`."""
 
-    _custody: Ownership
+    _ownership: Ownership
 
     def begin(self, backup_id: str, *, of_sleep: bool) -> None:
         """Before anything of it is in the bucket: the next actor would settle it."""
@@ -26,11 +26,11 @@ class SandboxLedger:
             made = [*state.sleep_backups, backup_id] if of_sleep else state.sleep_backups
             return state.model_copy(update={"pending": [*state.pending, backup_id], "sleep_backups": made})
 
-        self._custody.change(begun, keep=False)
+        self._ownership.change(begun, keep=False)
 
     def check(self) -> None:
         """Whether this actor may still commit."""
-        self._custody.check()
+        self._ownership.check()
 
     def committed(self, record: BackupRecord) -> None:
         """From here on the directory is recovered from it."""
@@ -38,12 +38,12 @@ class SandboxLedger:
             self._write(lambda state: with_backup(without_pending(state, record.id), record))
         except SandboxUnavailableError as e:
             log.warning("state_not_written", error=type(e).__name__)
-            if not self._custody.is_superseded:  # put down meanwhile; who has taken over has settled it, and found it
-                self._custody.leave_behind(record.id)
+            if not self._ownership.is_superseded:  # put down meanwhile; who has taken over has settled it, and found it
+                self._ownership.leave_behind(record.id)
 
     def left_behind(self, backup_id: str) -> None:
         """Something of it may be left: it is settled before anything else is written."""
-        self._custody.leave_behind(backup_id)
+        self._ownership.leave_behind(backup_id)
 
     def abandoned(self, backup_id: str) -> None:
         """Nothing is left of it. Raises SandboxUnavailableError if another actor has taken over."""
@@ -51,6 +51,6 @@ class SandboxLedger:
 
     def _write(self, change: Change) -> None:
         try:
-            self._custody.change(change)
+            self._ownership.change(change)
         except StorageError as e:
             log.warning("state_not_written", error=type(e).__name__)

@@ -380,7 +380,7 @@ def test_the_largest_state_can_be_read() -> None:
     assert len(state.to_json()) < STATE_BYTES
 
 
-# --- custody
+# --- ownership
 
 
 def opened(ownership: Ownership, *, has_record: bool = True) -> Ownership:

@@ -41,7 +41,7 @@ from tests.support.killing import act_at
 from tests.support.sandboxes import from_description
 told, key, step, when = sys.argv[1:]
 box = from_description(told).sandbox("crashing")
-box.custody.change(lambda state: state)
+box.ownership.change(lambda state: state)
 act_at(step, when)
 box.create_backup(BackupOptions(dir="/workspace"), idempotency_key=key)
 print("survived", flush=True)
@@ -59,7 +59,7 @@ node = from_description(told)
 node.adjust(transfer=FAST.model_copy(update={"concurrency": 1}))
 store = Interrupted(S3ObjectStore(node.bucket, transfer=FAST), method, when, int(nth), of=of)
 box = node.sandbox("crashing", catalog=node.catalog(store))
-box.custody.change(lambda state: state)
+box.ownership.change(lambda state: state)
 backup(box)
 print("survived", flush=True)
 """
@@ -69,7 +69,7 @@ ARCHIVE = """
 import sys
 from tests.support.sandboxes import backup, command, from_description
 box = from_description(sys.argv[1]).sandbox("crashing")
-box.custody.change(lambda state: state)
+box.ownership.change(lambda state: state)
 with command(box, "echo started; exec sleep 1000"):
     backup(box)
 """

@@ -24,7 +24,7 @@ STRIDE = int(os.environ.get("HOLDFAST_TEST_STEPS_APART", "101"))
 ACTORS = """
 import os, random, signal, sys, time
 from actors.node import actor_group, holders, mountinfo
-from actors.service.node_sweeper import Upkeep
+from actors.service.node_sweeper import NodeSweeper
 from tests.support.mount_leaks import loop_devices
 from tests.support.sandboxes import backup, from_description, restore, run, sh
 told, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -63,7 +63,7 @@ for number in range(count):
     time.sleep(chance.uniform(0, 0.03))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-swept = Upkeep(node.config.node, None).sweep()
+swept = NodeSweeper(node.config.node, None).sweep()
 assert not swept.stuck, swept
 assert not [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
 assert not loop_devices(node.data_dir), loop_devices(node.data_dir)
@@ -265,7 +265,7 @@ def test_a_loop_device_of_ours_that_nothing_is_mounted_from_is_detached(kernel_n
 AT_EACH_STEP = """
 import os, signal, sys, time
 from actors.node import actor_group, holders, mountinfo
-from actors.service.node_sweeper import Upkeep
+from actors.service.node_sweeper import NodeSweeper
 from tests.support.mount_leaks import loop_devices
 from tests.support.sandboxes import backup, from_description, run, sh
 from tests.support.stepping import Steps
@@ -303,7 +303,7 @@ while not ended:
     for fd in (reading, go, going):
         os.close(fd)
     step += stride
-swept = Upkeep(node.config.node, None).sweep()
+swept = NodeSweeper(node.config.node, None).sweep()
 assert not swept.stuck, swept
 assert not [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
 assert not loop_devices(node.data_dir), loop_devices(node.data_dir)

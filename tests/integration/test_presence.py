@@ -17,8 +17,8 @@ from tests.support.sandboxes import Background, crash
 HOLDER = """
 import sys
 from pathlib import Path
-from actors.sandbox.sandbox_lock import Presence
-presence = Presence(Path(sys.argv[1]))
+from actors.sandbox.sandbox_lock import SandboxLock
+presence = SandboxLock(Path(sys.argv[1]))
 presence.claim()
 print("held", flush=True)
 sys.stdin.readline()
@@ -32,9 +32,9 @@ TRIER = """
 import sys
 from pathlib import Path
 from actors.node.errors import MountBusyError
-from actors.sandbox.sandbox_lock import Presence
+from actors.sandbox.sandbox_lock import SandboxLock
 try:
-    Presence(Path(sys.argv[1])).claim(wait_s=0.1)
+    SandboxLock(Path(sys.argv[1])).claim(wait_s=0.1)
 except MountBusyError:
     print("busy")
 else:

@@ -166,13 +166,14 @@ def test_a_recovery_that_the_bucket_cuts_short_shows_nothing_and_goes_on(nodes: 
 
 KILLED = """
 import os, signal, sys
-from actors.state.ownership import Custody
+from actors.state.ownership import Ownership
 from actors.sandbox.recovery import DirectoryRecovery
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.sandbox.facade import LocalSandbox
 from tests.support.sandboxes import from_description
 told, name, place, method, number, when = sys.argv[1:]
-kinds = {"ownership": Custody, "recovery": DirectoryRecovery, "restored": RestoredDirectories, "sandbox": LocalSandbox}
+kinds = {"ownership": Ownership, "recovery": DirectoryRecovery, "restored": RestoredDirectories}
+kinds["sandbox"] = LocalSandbox
 kind = kinds[place]
 real, calls = getattr(kind, method), []
 
