@@ -31,7 +31,6 @@ def configure_logging() -> None:
     if not any(isinstance(handler, _OfTheStandardLibrary) for handler in storage.handlers):
         storage.addHandler(_OfTheStandardLibrary())
     storage.setLevel(logging.INFO)
-    storage.propagate = False
 
 
 @contextmanager

@@ -143,7 +143,7 @@ class BackupRecord(Document):
     `name` is absent when there is none. `parts` are the SHA-256 of consecutive stretches of `part_bytes`.
     `uid` is the numeric owner that the archive's files had; `max_name_bytes` the longest name among them. `partial`
     says that something was left out on purpose; `of_sleep` that the service made it to put its sandbox to sleep, and
-    will delete it.
+    will delete it. `place` is where the directory lay, if symbolic links led there from `dir`.
     """
 
     id: BackupId
@@ -169,6 +169,7 @@ class BackupRecord(Document):
     uid: Count | None = None
     partial: bool | None = None
     of_sleep: bool | None = None
+    place: Directory | None = None
     signature: Annotated[str, Field(max_length=256)] | None = None
 
     @property

@@ -30,6 +30,8 @@ class PackedArchive:
 
     path: Path
     found: Survey
+    place: str | None = None
+    """The path of the archived directory without symbolic links; None for an archive that was converted."""
 
 
 class Archiver:
@@ -72,7 +74,7 @@ class Archiver:
         # mksquashfs takes the names of one link for different links.
         unchanged = replace(self._box, binds=tuple(replace(bind, writable=False) for bind in self._box.binds))
         with self._tree.directory(directory) as fd:
-            inside = self._tree.canonical(fd)
+            inside = self._tree.nameable(fd)
             found = survey(
                 fd,
                 limits=self._limits,
@@ -93,7 +95,7 @@ class Archiver:
                 cancelled=cancelled,
                 on_percent=on_percent,
             )
-        return PackedArchive(path, found)
+        return PackedArchive(path, found, inside)
 
     def left_out(self, directory: str, excludes: Sequence[str], *, timeout_s: float) -> list[bytes]:
         """The paths in a directory of the sandbox that patterns leave out, relative to it; none below another one.

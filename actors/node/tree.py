@@ -117,6 +117,15 @@ class Tree:
             raise PathError("The path leads outside the sandbox's writable roots.")
         return inside
 
+    def nameable(self, fd: int) -> str:
+        """As `canonical`, for a path that documents have to name. Raises PathError also if it is not UTF-8."""
+        place = self.canonical(fd)
+        try:
+            place.encode()
+        except UnicodeEncodeError:
+            raise PathError("It leads to a directory whose name is not UTF-8.") from None
+        return place
+
     def _inside(self, fd: int) -> str | None:
         real = os.readlink(f"/proc/self/fd/{fd}")
         root = os.path.realpath(self.root)

@@ -252,6 +252,7 @@ class BackupCreation:
             uid=self.uid,
             partial=bool(options.excludes or options.gitignore) or None,
             of_sleep=self.of_sleep or None,
+            place=None if made.place == options.dir else made.place,
         )
 
     def _commit(

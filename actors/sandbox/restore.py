@@ -236,19 +236,9 @@ class BackupRestoration:
         try:
             made = self.tree.make_directory(directory)
             with self.tree.directory(directory) as fd:
-                place = self.tree.canonical(fd)
-                _check_utf8(place)
-                return made, place
+                return made, self.tree.nameable(fd)
         except PathError as e:
             self.tree.remove_directories(made)
             raise InvalidBackupConfigError(
                 f"The backup cannot be restored there: {e.message}", context={"dir": directory}
             ) from None
-
-
-def _check_utf8(place: str) -> None:
-    """Raises PathError for a path that the record could not name."""
-    try:
-        place.encode()
-    except UnicodeEncodeError:
-        raise PathError("It leads to a directory whose name is not UTF-8.") from None

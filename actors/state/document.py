@@ -269,7 +269,7 @@ def with_checkpoint(state: SandboxState, checkpoint: Checkpoint, *, covers_all: 
 def with_backup(state: SandboxState, record: BackupRecord) -> SandboxState:
     """The state of a sandbox of which a backup has just been committed."""
     checkpoint = Checkpoint(
-        dir=record.dir, backup_id=record.id, taken_at=record.created_at, of_sleep=bool(record.of_sleep)
+        dir=record.place or record.dir, backup_id=record.id, taken_at=record.created_at, of_sleep=bool(record.of_sleep)
     )
     state = with_checkpoint(state, checkpoint, covers_all=not record.partial)
     return happened(state, "backed_up", dir=record.dir, backup_id=record.id)

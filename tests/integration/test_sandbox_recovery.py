@@ -138,6 +138,24 @@ def test_a_lost_sandbox_has_the_content_of_its_last_backups_elsewhere(each_drive
     assert sh(pair.on_b(), "cat file data/file") == "parent\nnew\n"
 
 
+def test_a_backup_and_a_restore_know_a_directory_by_one_path_whichever_link_led_there(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "mkdir -p real/inner; echo 1 > real/inner/file; ln -s real link; ln -s real/inner further")
+
+    def known() -> list[tuple[str, str]]:
+        return [(row.dir, row.backup_id) for row in nodes.state.checkpoints]
+
+    made = {}
+    for directory in ("/workspace/link/inner", "/workspace/further", "/workspace/real/inner"):
+        handle = made[directory] = backup(box, directory)
+        assert handle.dir == directory, "the caller's word for it"
+        assert known() == [("/workspace/real/inner", handle.id)]
+    sh(box, "echo 2 > real/inner/file")
+    restore(box, made["/workspace/further"])
+    assert known() == [("/workspace/real/inner", made["/workspace/further"].id)]
+    assert sh(nodes.on_b(), "find . -type f; cat real/inner/file") == "./real/inner/file\n1\n"
+
+
 def test_a_lost_sandbox_without_a_backup_is_empty_and_says_so(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo lost > file")

@@ -255,7 +255,7 @@ def test_every_key_verifies_and_the_first_signs() -> None:
 @pytest.mark.parametrize("name", sorted(set(BackupRecord.model_fields) - {"signature"}))
 def test_a_record_that_lost_its_signature_is_told_from_a_foreign_one(name: str) -> None:
     six = load(BackupRecord, json.dumps(FOREIGN).encode())
-    value = FULL.model_copy(update={"partial": True, "of_sleep": True}).__dict__[name]
+    value = FULL.model_copy(update={"partial": True, "of_sleep": True, "place": "/app"}).__dict__[name]
     record = six.model_copy(update={name: value})
     assert record.has_lost_its_signature is (name not in ("id", "dir", "name", "size_bytes", "ttl", "created_at"))
     assert not record.model_copy(update={"signature": "x"}).has_lost_its_signature
