@@ -49,6 +49,7 @@ from actors.models import (
     RecoveredDirectory,
     Recovery,
     RestoreBackupResult,
+    RestoreMode,
     RestoreOptions,
     SandboxInfo,
     writable_path,
@@ -263,13 +264,13 @@ class LocalSandbox:
         self, options: RestoreOptions, catalog: BackupCatalog, stopped: Callable[[], AbstractContextManager[None]]
     ) -> RestoreBackupResult:
         with self._operations.run(OperationKind.RESTORE, options.dir) as progress:
-            result = self._restoration(catalog, stopped).restore(options, progress)
-        entry = self._restored.record.entries[-1]  # the one that has just been written
+            entry = self._restoration(catalog, stopped).restore(options, progress)
         self._watch.begin()
         with step(RestoreStep.REPORT):
             self.ownership.report(lambda state: after_restore(state, self._restored.record, entry))
         self._look()
-        return result
+        mode = RestoreMode(entry.mode)
+        return RestoreBackupResult(dir=options.dir, id=options.id, mode=None if mode is options.mode else mode)
 
     def _restore_instead(self, options: RestoreOptions, catalog: BackupCatalog) -> RestoreBackupResult | None:
         """Restores to the place of directories that are missing, which are given up in the step in which it succeeds.

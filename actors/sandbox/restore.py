@@ -34,7 +34,7 @@ from actors.errors import (
 )
 from actors.faults import failing_as
 from actors.logs import log
-from actors.models import Phase, RestoreBackupResult, RestoreMode, RestoreOptions
+from actors.models import Phase, RestoreMode, RestoreOptions
 from actors.node.archive_cache import CachedArchive
 from actors.node.archiver import Archiver
 from actors.node.drivers import Limit
@@ -73,8 +73,8 @@ class BackupRestoration:
     restores_unsigned: bool = False
     """Whether a backup that nobody has signed may be restored."""
 
-    def restore(self, options: RestoreOptions, progress: Progress) -> RestoreBackupResult:
-        """Restores one backup.
+    def restore(self, options: RestoreOptions, progress: Progress) -> Entry:
+        """Restores one backup, and returns the entry of the record that says so.
 
         Raises:
             InvalidBackupConfigError: the directory leads out of the sandbox, or the backup is of another one's sleep.
@@ -92,10 +92,8 @@ class BackupRestoration:
                     record = self._metadata(options)
                 with step(RestoreStep.FETCH):
                     archive = self._fetch(record, work / "archive.sqsh", progress)
-                if mode is RestoreMode.OVERLAY:
-                    self._overlay(options, record, archive, progress)
-                else:
-                    self._copy(options, record, archive, progress)
+                put = self._overlay if mode is RestoreMode.OVERLAY else self._copy
+                entry = put(options, record, archive, progress)
         finally:
             if archive is not None:
                 with contextlib.suppress(NodeError, OSError):
@@ -103,7 +101,7 @@ class BackupRestoration:
             shutil.rmtree(work, ignore_errors=True)
             self.restored.drop_unused_archives()
         log.info("backup_restored", backup=options.id, dir=options.dir, mode=mode.value)
-        return RestoreBackupResult(dir=options.dir, id=options.id, mode=None if mode is options.mode else mode)
+        return entry
 
     def _mode(self, options: RestoreOptions) -> RestoreMode:
         """The mode that was asked for; a copy for an overlay that nobody asked for and the node cannot make."""
@@ -148,7 +146,7 @@ class BackupRestoration:
 
     def _overlay(
         self, options: RestoreOptions, record: BackupRecord, archive: CachedArchive, progress: Progress
-    ) -> None:
+    ) -> Entry:
         self._check_names(record, archive, progress)
         progress.enter(Phase.MOUNTING)
         with step(RestoreStep.PREPARE):
@@ -170,6 +168,7 @@ class BackupRestoration:
                         archive_sha256=archive.sha256,
                     )
                     self.restored.replace_by_layer(entry, layer)
+                    return entry
                 except BaseException:
                     self.tree.remove_directories(made)
                     raise
@@ -208,7 +207,7 @@ class BackupRestoration:
                 stack.enter_context(self.stopped())
             yield
 
-    def _copy(self, options: RestoreOptions, record: BackupRecord, archive: CachedArchive, progress: Progress) -> None:
+    def _copy(self, options: RestoreOptions, record: BackupRecord, archive: CachedArchive, progress: Progress) -> Entry:
         progress.enter(Phase.EXTRACTING)
         with self._stopped():
             self.restored.put_back()
@@ -226,6 +225,7 @@ class BackupRestoration:
                         taken_at=record.created_at,
                     )
                     self.restored.replace_by_copy(entry, stage)
+                    return entry
             except BaseException:
                 self.tree.remove_directories(made)
                 raise
