@@ -1,1 +1,1 @@
-"""The process of one sandbox's actor. `host` is the shell around Ray; the rest are plain classes."""
+"""The modules that run in the process of a sandbox's actor. `host` is the Ray shell; the rest are plain classes."""

@@ -1,4 +1,4 @@
-"""The calls that an actor serves, counted. It leaves between calls, and never during one."""
+"""Counts the calls that a sandbox's actor serves, so that the actor leaves between calls and never during one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from actors.errors import DRAINING, LEAVING, SandboxUnavailableError
 
 _FIRST_CALL_S = 10.0
-"""How long a new actor waits at least for the call it was made for."""
+"""Minimum time that a new actor waits for its first call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The use of an actor: whether it serves a call, and how long ago it served the last one."""
+    """The use of an actor: whether it is serving a call, and the time since it served the last one."""
 
     is_serving: bool
     idle_s: float
 
 
 def refused_by_drain() -> SandboxUnavailableError:
-    """For a call to a sandbox that is being handed over: the caller's side waits, and sends it to the other node."""
+    """The error of a call to a sandbox that is being handed over. The client waits and retries on the other node."""
     return SandboxUnavailableError(
         "The sandbox's node is being drained, and the sandbox moves to another one.",
         hint="Try again.",
@@ -32,7 +32,7 @@ def refused_by_drain() -> SandboxUnavailableError:
 
 
 class Activity:
-    """Counts the calls that are being served. Thread-safe."""
+    """Counts the calls that are being served, and closes the actor to new ones. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Condition()
@@ -40,13 +40,13 @@ class Activity:
         self._used_at = time.monotonic() + _FIRST_CALL_S
         self._leaving = False
         self._is_closed = False
-        """Whether only those calls are served that go on with what earlier ones have begun."""
+        """True while the actor accepts only calls that continue an earlier one."""
 
     @contextlib.contextmanager
     def call(self, *, goes_on: bool = False) -> Iterator[None]:
-        """One call is served within the block; `goes_on` says that it is a further part of an earlier one.
+        """Counts one call as being served within the block. `goes_on` marks a call that continues an earlier one.
 
-        Raises SandboxUnavailableError, for the caller's side to try again.
+        Raises SandboxUnavailableError if the actor is closed or leaving; the client then retries.
         """
         with self._lock:
             if self._is_closed and not (goes_on and not self._leaving):
@@ -65,43 +65,43 @@ class Activity:
                 self._lock.notify_all()
 
     def touch(self) -> None:
-        """A call is on its way. Raises SandboxUnavailableError, as a call would."""
+        """Restarts the idle time because a call is on its way. Raises SandboxUnavailableError, as `call` does."""
         with self.call():
             pass
 
     def idle_since(self, idle_s: float) -> float | None:
-        """Since when nothing has been served, if that is `idle_s` ago; otherwise None."""
+        """The time since which nothing has been served, if that is at least `idle_s` ago; otherwise None."""
         with self._lock:
             idle = not self._serving and time.monotonic() - self._used_at >= idle_s
             return self._used_at if idle else None
 
     def leave(self, idle_since: float) -> bool:
-        """From now on serves nothing, if nothing was served since `idle_since`; otherwise gives False."""
+        """Refuses every call from now on and returns True; returns False if a call was served since `idle_since`."""
         with self._lock:
             self._leaving = not self._serving and self._used_at <= idle_since
             return self._leaving
 
     def stay(self) -> None:
-        """Serves again."""
+        """Serves calls again, after `leave` or `close`."""
         with self._lock:
             self._leaving = self._is_closed = False
 
     def usage(self) -> Usage:
-        """Whether a call is being served, and for how long none was."""
+        """The current usage of the actor."""
         with self._lock:
             return Usage(self._serving > 0, max(0.0, time.monotonic() - self._used_at))
 
     def close(self) -> None:
-        """From now on begins nothing new, until `stay`: the sandbox is about to be handed over to another node."""
+        """Refuses new calls until `stay`, because the sandbox is about to be handed over to another node."""
         with self._lock:
             self._is_closed = True
 
     def end(self) -> None:
-        """From now on serves nothing at all, whatever is being served."""
+        """Refuses every call from now on, even while others are being served."""
         with self._lock:
             self._leaving = True
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """Whether nothing is being served any more, by the end of `timeout_s` at the latest."""
+        """Waits until no call is being served. Returns False if one still is after `timeout_s`."""
         with self._lock:
             return self._lock.wait_for(lambda: not self._serving, timeout_s)

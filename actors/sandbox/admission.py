@@ -1,9 +1,9 @@
 """Admission control: bounds the calls that wait for one sandbox.
 
-A sandbox does its backups and restores one after the other, and only so many commands at once; without a bound, a
-client that repeats its calls in a loop would queue work for hours, and fill the memory. Ray's own `max_pending_calls`
-counts only the calls of the process that made the actor. So a caller first asks to be let in, in the control lane,
-which answers at once; that also tells a sandbox that works from one that is just being restarted.
+A sandbox runs its backups and restores one after the other, and a limited number of commands at once. Without a bound,
+a client that repeats its calls in a loop could queue work for hours and fill the memory. Ray's own `max_pending_calls`
+counts only the calls of the process that made the actor. So a caller first asks for admission. The control lane
+answers at once, even while the other lanes are busy. No answer means that the actor is being restarted.
 """
 
 from __future__ import annotations
@@ -19,47 +19,48 @@ from dataclasses import dataclass, field
 from actors.errors import TooManyCallsError
 
 THREADS: Mapping[str, int] = {"mailbox": 1, "exec": 32, "files": 8, "reads": 16}
-"""How many calls each lane serves at once. Reads wait for their readers, so nothing else may have to wait for them."""
+"""Number of calls that each lane serves at once. Reads have a lane of their own because they wait for their readers."""
 WAITING_LIMIT = 64
+"""Maximum number of calls that wait in each lane."""
 _ON_ITS_WAY_S = 30.0
-"""How long a call that was let in may take to come. If a thread idles after that, its caller has given up."""
+"""Time limit for an admitted call to arrive. If its lane is idle after that, the caller is lost."""
 _IDLE_S = 1.0
-"""How long a thread has to be free to be idle: then nothing waits for it."""
+"""Time for which a lane must have had a free thread to be idle: then no call waits in it."""
 _LET_IN_S = 3600.0
-"""How long a caller that gave up is counted while no thread idles."""
+"""Time after which the ticket of a lost caller expires if its lane is never idle."""
 
 
 @dataclass(slots=True)
 class _Lane:
     threads: int
     waiting: deque[float] = field(default_factory=deque)
-    """When each call was let in that has not begun."""
+    """The tickets: for each admitted call that has not begun, the time of its admission. Oldest first."""
     serving: int = 0
     full_at: float = -math.inf
-    """When it last had no thread free."""
+    """The last time at which the lane had no free thread."""
     idle_at: float = -math.inf
-    """When it last was seen to have one that idles."""
+    """The last time at which the lane was seen idle."""
 
     def look(self, now: float) -> None:
-        """Takes note of whether a thread is free."""
+        """Notes whether the lane is full or idle now."""
         if self.serving >= self.threads:
             self.full_at = now
         elif now - self.full_at > _IDLE_S:
             self.idle_at = now
 
     def forget_lost(self, now: float) -> None:
-        """Forgets the calls that do not come any more."""
+        """Drops the tickets of lost callers."""
         while self.waiting and (now - self.waiting[0] > _LET_IN_S or self.idle_at - self.waiting[0] > _ON_ITS_WAY_S):
             self.waiting.popleft()
 
     def withdraw(self) -> None:
-        """The youngest makes room, so that one that never comes ages."""
+        """Drops the newest ticket; a lost caller's oldest one then expires."""
         if self.waiting:
             self.waiting.pop()
 
 
 class Admission:
-    """Counts the calls that were let in and have not begun yet, by lane. Thread-safe."""
+    """Counts, for each lane, the admitted calls that have not begun yet. Thread-safe."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Admission:
         self._lanes = {name: _Lane(count) for name, count in threads.items()}
 
     def admit(self, lane: str) -> int:
-        """One more call of this lane is on its way; returns how many waited already. Raises TooManyCallsError."""
+        """Admits one call to a lane; returns the number of calls that waited already. Raises TooManyCallsError."""
         with self._lock:
             found, now = self._lanes[lane], self._clock()
             found.look(now)
@@ -89,13 +90,13 @@ class Admission:
             return len(found.waiting) - 1
 
     def withdraw(self, lane: str) -> None:
-        """A call of this lane does not wait any more."""
+        """Takes back one admission to a lane."""
         with self._lock:
             self._lanes[lane].withdraw()
 
     @contextmanager
     def serving(self, lane: str, *, was_let_in: bool = True) -> Iterator[None]:
-        """A call of this lane is served within the block, and does not wait any more if it had to be let in."""
+        """Serves one call of a lane within the block; drops its ticket if it was admitted (`was_let_in`)."""
         found = self._lanes[lane]
         with self._lock:
             if was_let_in:
@@ -110,6 +111,6 @@ class Admission:
                 found.serving -= 1
 
     def waiting(self) -> dict[str, int]:
-        """How many wait in each lane."""
+        """Number of calls that wait in each lane."""
         with self._lock:
             return {name: len(lane.waiting) for name, lane in self._lanes.items()}

@@ -1,17 +1,17 @@
 """The protocol of creating a backup: archive, upload, claim, commit. All or nothing.
 
-    step         what it leaves                       what undoes it
-    archive      a file in the node's spool           removing the spool
-    begin        the id among the pending ones        the next change of the state; or settling it
-    upload       backups/<id>/data.sqsh               the upload removes its parts; `abandon` the object
-    claim        what an idempotency key stands for   nothing: without the commit it does not count
+    step         leaves                               undone by
+    archive      a file in the sandbox's spool        removing the spool
+    begin        the id among the pending backups     the next change of the state document; or settling it
+    upload       backups/<id>/data.sqsh               the upload removes its parts; `abandon` removes the object
+    claim        the backup id of an idempotency key  nothing: without the commit the claim does not count
     commit       backups/<id>/meta.json, index entry  nothing: from here on the backup exists
-    checkpoint   what the directory is recovered from nothing; without it the id is pending still, and so found
+    checkpoint   the checkpoint of the directory      nothing; without it the id is still pending, and so found
     cache        the archive in the node's cache      nothing
 
-An archive without metadata is nobody's: it can never be restored. What the bucket did not let us remove stays among the
-pending ones: the next backup settles it, or the next actor. An actor that has been replaced while it uploaded meets a
-fence in the place of the metadata (`BackupCatalog.settle`), and commits nothing.
+An archive without metadata can never be restored. If the bucket does not let the actor remove it, its id stays pending:
+the next backup or the next actor settles it. An actor that was replaced during its upload finds a fence in place of the
+metadata (`BackupCatalog.settle`), and commits nothing.
 """
 
 from __future__ import annotations
@@ -55,30 +55,30 @@ from storage.transfer import UploadedArchive, upload
 
 
 class Ledger(Protocol):
-    """Where an actor says what it begins and what it has committed, and learns whether it still may."""
+    """The sandbox's list of pending and committed backups, written under the actor's epoch."""
 
     def begin(self, backup_id: str, *, of_sleep: bool) -> None:
-        """Before anything of it is in the bucket; settles what earlier calls could not remove.
+        """Adds a pending backup, before any part of it is in the bucket. Settles what earlier calls could not remove.
 
         Raises StorageError, SandboxUnavailableError.
         """
 
     def check(self) -> None:
-        """Whether this actor may still commit. Raises StorageError, SandboxUnavailableError."""
+        """Checks that this actor may still commit. Raises SandboxUnavailableError if not; StorageError."""
 
     def committed(self, record: BackupRecord) -> None:
-        """The backup exists. Raises nothing: what cannot be written now is written with the next."""
+        """Notes that the backup exists. Raises nothing: a note that cannot be written now goes with the next one."""
 
     def left_behind(self, backup_id: str) -> None:
-        """Something of it may be left in the bucket, and has to be removed later."""
+        """Notes that parts of the backup may be left in the bucket, and have to be removed later."""
 
     def abandoned(self, backup_id: str) -> None:
-        """Nothing is left of it. Raises SandboxUnavailableError if another actor has taken over."""
+        """Notes that nothing of the backup is left. Raises SandboxUnavailableError if another actor has taken over."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackupCreation:
-    """Everything that creating backups of one sandbox needs."""
+    """Creates the backups of one sandbox."""
 
     tenant: str
     sandbox: str
@@ -91,18 +91,18 @@ class BackupCreation:
     pause_s: float
     ledger: Ledger
     paused: Callable[[], AbstractContextManager[None]]
-    """Pauses all that could change the tree."""
+    """Pauses everything that could change the tree."""
     of_sleep: bool = False
-    """Whether the service makes them, to put the sandbox to sleep."""
+    """True for backups that the service makes when the sandbox goes to sleep."""
     meter: Meter = UNMETERED
 
     def create(
         self, options: BackupOptions, progress: Progress, *, idempotency_key: str | None = None
     ) -> DirectoryBackup:
-        """Creates one backup, or gives the one that an earlier call with the same key has created.
+        """Creates one backup, or returns the one that an earlier call with the same key has created.
 
         Raises:
-            InvalidBackupConfigError: the directory does not exist, is none, or leads out of the sandbox.
+            InvalidBackupConfigError: the path does not exist, is not a directory, or leads out of the sandbox.
             BackupCreateError: it failed; nothing is left of it, unless the context says that the outcome is unknown.
             OperationCancelledError: nothing is left of it.
         """
@@ -150,7 +150,7 @@ class BackupCreation:
         return DirectoryBackup(id=backup_id, dir=options.dir)
 
     def _made_before(self, idempotency_key: str | None, options: BackupOptions) -> DirectoryBackup | None:
-        """The backup that an earlier call has made with the same key, while it can be restored."""
+        """The backup that an earlier call made with the same key, if it can be restored."""
         if idempotency_key is None:
             return None
         claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)
@@ -161,11 +161,11 @@ class BackupCreation:
             return None
         try:
             found = self.catalog.read_signed(claim.backup_id)
-        except ObjectMissingError:  # the call that claimed it failed; or it was deleted since
+        except ObjectMissingError:  # the call that claimed the key failed, or the backup was deleted since
             return None
         except NewerDocumentError:
             raise
-        except DocumentError as e:  # it stands for nothing that could be restored
+        except DocumentError as e:  # the backup cannot be restored
             log.warning("claimed_backup_unusable", backup=claim.backup_id, detail=str(e))
             return None
         if (found.owner, found.sandbox) != (self.tenant, self.sandbox) or self.catalog.is_expired(found):
@@ -258,10 +258,10 @@ class BackupCreation:
     def _commit(
         self, record: BackupRecord, options: BackupOptions, idempotency_key: str | None, progress: Progress
     ) -> DirectoryBackup | None:
-        """Commits the backup; or leaves nothing of it, and gives the one that another call has made with the same key.
+        """Commits the backup. If another call has made one with the same key, discards ours and returns that one.
 
-        The key is claimed before the commit, and a claim without a commit does not count. So after a crash between the
-        two the next call makes the backup, and after one behind both it finds it.
+        The key is claimed before the commit, and a claim without a commit does not count. After a crash between the
+        two, the next call makes the backup; after a crash behind both, the next call finds it.
         """
         progress.point_of_no_return(Phase.COMMITTING)
         with step(CreateStep.CLAIM):
@@ -274,14 +274,14 @@ class BackupCreation:
         return None
 
     def _abandon(self, backup_id: str, error: BaseException) -> bool:
-        """Removes what there is of a backup that has failed; if that cannot be done now, the ledger has it settled.
+        """Removes what is left of a failed backup. If that fails too, the ledger keeps it, to be settled later.
 
         Returns:
-            False if it was committed after all, and is there.
+            False if the backup was committed after all, and exists.
 
         Raises:
             SandboxUnavailableError: another actor has taken over, and settles it; that is why the bucket failed us.
-            BackupCreateError: the bucket lets neither know whether it was committed, nor remove it.
+            BackupCreateError: the bucket could not be asked whether the backup was committed, nor was it removed.
         """
         may_exist = isinstance(error, StoreUnavailableError) and error.key == keys.metadata(backup_id)
         try:
@@ -304,12 +304,13 @@ class BackupCreation:
         return True
 
     def _remove(self, backup_id: str, *, may_exist: bool) -> bool:
-        """Removes what there is of a backup, unless it was committed: False.
+        """Removes what is left of a backup. Returns False, and removes nothing, if it was committed.
 
-        Where that can be avoided it deletes no metadata: the deletion might arrive when our successor has found them.
+        Metadata that may exist is deleted only where the store has no conditional writes: a late deletion could remove
+        metadata that our successor has found.
 
         Raises:
-            SandboxUnavailableError: another actor has taken over; nothing is left of it.
+            SandboxUnavailableError: another actor has taken over; nothing is left of the backup.
             StorageError: something may be left.
         """
         try:
@@ -353,7 +354,7 @@ def _not_kept(found: Survey) -> NotKept:
 
 
 def default_level(compression: Compression) -> int | None:
-    """The level to ask the tool for: 1 for zstd, whose own default of 15 takes twenty times as long."""
+    """The compression level for the tool: by default 1 for zstd, whose own default of 15 takes twenty times as long."""
     if compression.level is None and compression.format == "zstd":
         return 1
     return compression.level

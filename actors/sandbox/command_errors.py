@@ -1,6 +1,6 @@
 """The errors of commands and tools that did not begin, or did not end, made from what their box printed.
 
-Each says whose fault it was.
+Each error says whether the caller or the node is at fault.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _NOT_ENTERED: Mapping[int, tuple[type[HoldfastError], str]] = MappingProxyType(
 
 
 def not_begun(said: bytes, *, status: int, cwd: str) -> HoldfastError:
-    """The error of a command whose box ended with `status`, and said this, before the command began."""
+    """The error of a command whose box ended before the command began, with `status` and the output `said`."""
     return _not_entered(said, cwd) or _not_built(said, status)
 
 
 def not_started(error: NodeError | OSError) -> HoldfastError:
-    """The error of a command for which the node could not even start a box."""
+    """The error of a command for which the node could not start a box."""
     if isinstance(error, OSError) and error.errno == errno.E2BIG:
         return _too_long()
     return _unavailable(error)
 
 
 def cut_off() -> SandboxUnavailableError:
-    """The error of a command that ran, and whose box ended without its exit status."""
+    """The error of a command that ran, but whose box ended without its exit status."""
     reason, _ = reason_of(ToolKilledError(""))
     return SandboxUnavailableError(
         "The command's box ended before the command did: perhaps the sandbox's memory was used up.",
@@ -60,9 +60,12 @@ def cut_off() -> SandboxUnavailableError:
 
 
 def find_disturbance(said: bytes, *, status: int, has_run: bool) -> SandboxUnavailableError | None:
-    """The error for which tar, which has ended and said this, did not do its work; None if it came to its own end."""
+    """The error of a tar that ended before its work was done, with `status` and the output `said`.
+
+    None if no signal ended it and its box was built.
+    """
     if has_run and not is_signalled(status):
-        return None  # what it says may quote the caller's own names
+        return None  # its output is no evidence: it may quote the caller's own file names
     try:
         check_undisturbed(Ended(status, b"", said), tool="tar", has_run=has_run)
     except NodeError as e:
@@ -71,7 +74,10 @@ def find_disturbance(said: bytes, *, status: int, has_run: bool) -> SandboxUnava
 
 
 def _not_entered(said: bytes, cwd: str) -> HoldfastError | None:
-    """Source: bubblewrap 0.8, whose words are these and then strerror(3)'s, untranslated."""
+    """The error of a working directory that cannot be entered, or None.
+
+    Source: bubblewrap 0.8 prints these words and then strerror(3)'s, untranslated.
+    """
     words = b"bwrap: Can't chdir to " + os.fsencode(cwd) + b": "
     for number, (kind, sentence) in _NOT_ENTERED.items():
         if words + os.strerror(number).encode() in said:

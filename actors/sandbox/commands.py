@@ -1,4 +1,4 @@
-"""Commands in a sandbox: each in a box of its own, all in the sandbox's control group."""
+"""Runs a sandbox's commands: each in a box of its own, all in the sandbox's control group."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Running:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stop(self, error: HoldfastError) -> None:
-        """Kills the command; `error` is what its caller gets, unless another came first."""
+        """Kills the command. Its caller gets `error`, unless an earlier stop has set another."""
         with self.lock:
             self.error = self.error or error
         process.kill_group(self.process)
@@ -53,21 +53,21 @@ class _Running:
 
 @dataclass(frozen=True, slots=True)
 class RunningTool:
-    """One of our tools, at work over the tree."""
+    """One of our tools, running over the tree."""
 
     _running: _Running
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
-        """Its process, or rather that of its box."""
+        """The process of the tool's box."""
         return self._running.process
 
     def check_undisturbed(self, said: bytes) -> None:
-        """Raises unless the tool, which has ended and said this, came to its own end. To be asked once.
+        """Raises unless the tool, which has ended with the output `said`, came to its own end. Call it only once.
 
         Raises:
             ExecError: it was stopped from outside.
-            SandboxUnavailableError: no box could be built around it, or a signal ended it; the context has the reason.
+            SandboxUnavailableError: its box could not be built, or a signal ended it; the context has the reason.
         """
         if self._running.error is not None:
             raise self._running.error
@@ -89,10 +89,10 @@ class Commands:
         gate: TreeLock,
         has_lost_mount: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`gate` is held (shared) while a command starts, so that none starts into a tree that is being swapped.
+        """`gate` is the tree lock. It is held shared while a command starts, so that no command starts during a swap.
 
-        `has_lost_mount` says whether a file system under the tree is dead or damaged: what ended then was perhaps told
-        lies.
+        `has_lost_mount` tells whether a file system under the tree is dead or damaged: a command that ended then may
+        have read wrong data.
         """
         self._box = box
         self._cgroup = cgroup
@@ -107,7 +107,7 @@ class Commands:
 
     @property
     def count(self) -> int:
-        """How many commands run now."""
+        """Number of commands and tools that run now."""
         return len(self._running)
 
     def run(self, command_id: str, request: ExecRequest) -> Iterator[ExecEvent]:
@@ -116,10 +116,10 @@ class Commands:
         Abandoning the iterator stops the command.
 
         Raises:
-            FileNotFoundInSandboxError, PathForbiddenError: the working directory cannot be entered. This, like all that
-                keeps a command from being started, is raised before any output.
+            FileNotFoundInSandboxError, PathForbiddenError: the working directory cannot be entered. Like every error
+                of a command that did not start, this comes before any output.
             ExecError: (one of its kinds) the command was ended from outside.
-            SandboxUnavailableError: no box could be built around it, or the box ended before it; the context has the
+            SandboxUnavailableError: its box could not be built, or ended before the command; the context has the
                 reason.
         """
         timeout_s = min((request.timeout_ms or float("inf")) / 1000, self._limits.timeout_s)
@@ -137,10 +137,10 @@ class Commands:
 
     @contextmanager
     def tool(self, name: str, argv: Sequence[str], *, identity: Identity, stdin: int | None) -> Iterator[RunningTool]:
-        """Runs one of our tools over the tree as a command of the sandbox: paused and stopped like any other.
+        """Runs one of our tools over the tree, within the block. It is paused and stopped like the sandbox's commands.
 
         Raises:
-            ExecStoppedError: after the block, if it was stopped from outside.
+            ExecError, SandboxUnavailableError: (after the block) it was stopped from outside, or a mount under it died.
         """
         with self._started(name, list(argv), cwd="/workspace", env={}, identity=identity, stdin=stdin) as running:
             try:
@@ -152,15 +152,15 @@ class Commands:
             self._check_undisturbed(running)
 
     def _check_undisturbed(self, running: _Running) -> None:
-        """Raises the error for which a process was ended from outside, or MountLostError if a mount under it died."""
-        lost = self._has_lost_mount()  # asked first: whoever mounts it anew stops the commands before
+        """Raises the error with which a process was ended from outside, or MountLostError if a mount under it died."""
+        lost = self._has_lost_mount()  # read first: a dead mount is mounted anew only after the commands were stopped
         if running.error is not None:
             raise running.error
         if lost:
             raise MountLostError("A file system under the command died or was damaged; it is being mounted anew.")
 
     def stop(self, command_id: str) -> bool:
-        """Stops one command; False if it does not run: should it come yet, it will not be started."""
+        """Stops one command. Returns False if it does not run; it is then killed if it starts later."""
         with self._lock:
             running = self._running.get(command_id)
             if running is None:
@@ -170,7 +170,7 @@ class Commands:
         return True
 
     def stop_all(self, error: HoldfastError) -> None:
-        """Stops every process of the sandbox, and returns when none is left. Raises CgroupError."""
+        """Stops every process of the sandbox; returns when none is left. Raises CgroupError."""
         with self._lock:
             for running in self._running.values():
                 running.stop(error)
@@ -178,10 +178,10 @@ class Commands:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Pauses every process of the sandbox within the block; the time does not count against their limits.
+        """Pauses every process of the sandbox within the block. The pause does not count towards their time limits.
 
         Raises:
-            CgroupError: they could not be paused; all run on.
+            CgroupError: the processes could not be paused; all of them run on.
         """
         with self._cgroup.frozen():
             self._paused_at = time.monotonic()
@@ -232,13 +232,13 @@ class Commands:
             process.kill_group(child)
             for pipe in (child.stdin, child.stdout, child.stderr, running.status):
                 if pipe is not None:
-                    with suppress(BrokenPipeError):  # what a stopped tool was still to be fed
+                    with suppress(BrokenPipeError):  # input that a stopped tool did not read
                         pipe.close()
             with self._lock:
                 del self._running[name]
 
     def _watch(self, running: _Running, timeout_s: float) -> None:
-        """Ends a command when its time is over, whether or not anybody reads its output."""
+        """Stops a command when its time is over, even if nobody reads its output."""
         error = ExecTimeoutError(
             f"The command ran longer than {timeout_s:g} s.", context={"timeout_ms": round(timeout_s * 1000)}
         )

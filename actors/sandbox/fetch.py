@@ -1,4 +1,4 @@
-"""Archives of backups, brought to this node: from its cache, or from the bucket, checked and safe to mount."""
+"""Fetches the archives of backups from the node's cache or the bucket, checked and safe to mount."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage.transfer import download
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFetch:
-    """Everything that fetching archives for one sandbox needs."""
+    """Fetches the archives for one sandbox."""
 
     uid: int
     catalog: BackupCatalog
@@ -34,7 +34,7 @@ class ArchiveFetch:
         """Links a backup's archive to `link`.
 
         Raises:
-            BackupNotFoundError: it is not in the bucket.
+            BackupNotFoundError: the archive is not in the bucket.
             StorageError, NodeError, OSError: nothing is at `link`.
             OperationCancelledError: likewise.
         """
@@ -55,12 +55,12 @@ class ArchiveFetch:
         return archive
 
     def fetch_again(self, tenant: str, backup_id: str, sha256: str, link: Path, progress: Progress) -> CachedArchive:
-        """Links the archive that a layer was made with to `link`; asks the bucket only if the cache does not have it.
+        """Links the archive that a layer was made with to `link`. Reads the bucket only if the cache does not have it.
 
         The backup's time to live does not matter: its content is in the sandbox already.
 
         Raises:
-            BackupNotFoundError: it is not in the bucket any more, or another one is.
+            BackupNotFoundError: the archive is no longer in the bucket, or has been replaced by another one.
             StorageError, NodeError, OSError: nothing is at `link`.
         """
 
@@ -76,7 +76,7 @@ class ArchiveFetch:
         return archive
 
     def _is_ours(self, record: BackupRecord) -> bool:
-        """Whether its archive can be mounted as it is."""
+        """True if the backup's archive can be mounted without conversion."""
         return self.catalog.trusted(record) and record.uid == self.uid and record.sha256 is not None
 
     def _produce(self, record: BackupRecord, work: Path, progress: Progress) -> tuple[Path, str]:

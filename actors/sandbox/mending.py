@@ -1,7 +1,7 @@
-"""The archives under a sandbox's layers, when this node's copy of one is damaged or gone: fetched anew, never shown.
+"""Replaces an archive under a sandbox's layer when this node's copy of it is damaged or gone.
 
-The layer keeps its upper. What the sandbox has written over the archive is there again once the layer is mounted from
-a good copy: that of the node's cache, or the bucket's.
+A damaged archive is never mounted. The good copy comes from the node's cache or the bucket. The layer keeps its upper,
+so everything that the sandbox has written over the archive is there again once the layer is mounted.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from actors.sandbox.fetch import ArchiveFetch
 
 DAMAGED = "archive_damaged"
-"""The event of a sandbox whose directory was mounted from a damaged archive, or was to be."""
+"""The event of a sandbox whose directory was mounted, or was about to be mounted, from a damaged archive."""
 _LOOK_S = 5.0
 
 
 def disturbed() -> MountLostError:
-    """For whoever may have read what was never in the backup."""
+    """The error of a caller that may have read what was never in the backup."""
     return MountLostError(
         "The archive under a restored directory was damaged on the node; it is fetched and mounted anew.",
         hint="Try again.",
@@ -67,16 +67,16 @@ class Mending:
         self._node = node
 
     def mend(self, damaged: Sequence[Entry], fetch: ArchiveFetch) -> dict[str, str]:
-        """Fetches the archives of these directories anew, and has the sandbox's events say so.
+        """Fetches the archives of these directories anew, and records that in the sandbox's events.
 
-        One that the bucket does not have any more, or not so that it can be believed, stays damaged: its directory
-        cannot be mounted.
+        An archive that is missing in the bucket, or cannot be verified there, stays damaged: its directory cannot be
+        mounted.
 
         Returns:
-            The directories that stay damaged, each with the cause that lies in the bucket.
+            The directories whose archives stay damaged, each with the cause, which lies in the bucket.
 
         Raises:
-            StorageError, NodeError, OSError: one could not be fetched now.
+            StorageError, NodeError, OSError: an archive could not be fetched now.
         """
         for entry in damaged:
             self._tell(entry)
@@ -113,7 +113,7 @@ class Mending:
 
 
 class Watch:
-    """A thread that looks after something every few seconds, until `look` says that there is nothing to look after."""
+    """A background thread that calls `look` every few seconds, until `look` returns False."""
 
     def __init__(self, look: Callable[[], bool]) -> None:
         self._look = look
@@ -122,7 +122,7 @@ class Watch:
         self._is_asked = False
 
     def begin(self) -> None:
-        """Begins, unless it looks already. May be called from `look`, and by who has a lock that `look` needs."""
+        """Starts the thread unless it runs already. May be called from `look`, or under a lock that `look` needs."""
         with self._lock:
             self._is_asked = True
             if not self._is_running:

@@ -1,4 +1,4 @@
-"""The operation that holds the mailbox: its progress, its cancellation, and the record of those that ended."""
+"""The operation that runs in the mailbox: its progress and its cancellation, and a list of those that have ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEPT = 100
 
 
 class Progress:
-    """What one running operation reports, and what others may tell it. Safe to use from any thread."""
+    """The progress of one running operation, and the request to cancel it. Thread-safe."""
 
     def __init__(self, kind: OperationKind, directory: str | None, clock: Callable[[], datetime]) -> None:
         self.id = uuid.uuid4().hex
@@ -37,14 +37,14 @@ class Progress:
         """Begins a phase.
 
         Raises:
-            OperationCancelledError: somebody cancelled the operation, and it still can be.
+            OperationCancelledError: the operation was cancelled before its point of no return.
         """
         with self._lock:
             self._check()
             self._phase, self._done, self._total, self._unit = phase, 0, total, unit
 
     def check(self) -> None:
-        """Raises OperationCancelledError if somebody has cancelled the operation."""
+        """Raises OperationCancelledError if the operation was cancelled before its point of no return."""
         with self._lock:
             self._check()
 
@@ -53,14 +53,14 @@ class Progress:
             raise OperationCancelledError("The operation was cancelled.", context={"operation": self.id})
 
     def point_of_no_return(self, phase: Phase) -> None:
-        """Begins the phase after which a cancellation comes too late. Raises OperationCancelledError."""
+        """Begins a phase from which on the operation cannot be cancelled. Raises OperationCancelledError."""
         with self._lock:
             self._check()
             self._phase, self._done, self._total, self._unit = phase, 0, 0, "files"
             self._final = True
 
     def advance(self, amount: int) -> None:
-        """Adds to what is done; negative when a piece has to be done again."""
+        """Adds `amount` to what is done. It is negative when a piece has to be done again."""
         with self._lock:
             self._done = max(0, self._done + amount)
 
@@ -70,7 +70,7 @@ class Progress:
             self._done = max(0, done)
 
     def cancel(self) -> bool:
-        """Asks the operation to stop; False when it is too late for that."""
+        """Asks the operation to stop. Returns False if it is past its point of no return."""
         with self._lock:
             if self._final:
                 return False
@@ -78,7 +78,7 @@ class Progress:
             return True
 
     def snapshot(self) -> Operation:
-        """The progress as it is now."""
+        """The current progress."""
         with self._lock:
             return Operation(
                 id=self.id,
@@ -93,7 +93,7 @@ class Progress:
 
 
 class Operations:
-    """The running operation, and the last hundred that ended."""
+    """The running operation, and the last hundred that have ended."""
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
@@ -130,16 +130,16 @@ class Operations:
 
     @property
     def running(self) -> Operation | None:
-        """The progress of the running operation."""
+        """The progress of the running operation, or None."""
         progress = self._running
         return progress.snapshot() if progress else None
 
     @property
     def ended(self) -> list[OperationRecord]:
-        """The operations that ended, oldest first."""
+        """The operations that have ended, oldest first."""
         return list(self._ended)
 
     def cancel(self) -> bool:
-        """Cancels the running operation; False if there is none or it is too late."""
+        """Cancels the running operation. Returns False if there is none, or if it is past its point of no return."""
         progress = self._running
         return progress.cancel() if progress else False
