@@ -1,8 +1,8 @@
-"""Brings a sandbox's directories back from their checkpoints: after a loss of its node, or a sleep in the bucket.
+"""Recovers a sandbox's directories from their checkpoints: after the loss of its node, or a sleep in the bucket.
 
-A directory that cannot be brought back is never shown as an empty one, whatever the cause: the sandbox serves nobody,
-and every call tries again, until the directory is there or a person gives it up. What fails on the node, in the bucket,
-or with the backup differs in one thing only: whether a retry may help.
+A directory that cannot be recovered is never shown as an empty one, whatever the cause. The sandbox serves no calls,
+and each call retries the recovery, until the directory is back or a person forgets it (`holdfast forget`). Failures of
+the node, the bucket and the backup are treated alike, except that the error says whether a retry may help.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from actors.sandbox.restore import BackupRestoration
 
 DIRECTORY_MISSING = "DIRECTORY_MISSING"
-"""The reason, in an error's context, of a sandbox that is closed because a directory could not be brought back."""
+"""The reason in the error's context if a sandbox serves no calls because a directory could not be recovered."""
 _NOT_BY_ITSELF = "It will not come back by itself."
 _PUT_BACK = "Bring the object back, from a version or a copy of the bucket."
 _NOT_BY_A_RETRY = {
@@ -48,25 +48,25 @@ _NOT_BY_A_RETRY = {
     "UNSIGNED_METADATA": ("nobody has signed its backup", "Run `holdfast adopt {backup}`, and try again."),
     "NEWER_DOCUMENT": ("a later release has written its metadata", "Run that release, or a later one, on every node."),
 }
-"""Causes that lie in the bucket, not on the node: a retry alone meets them again."""
+"""Causes that lie in the bucket, not on the node: a retry alone fails again."""
 _STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
 _COPY_ONLY = ("NAME_TOO_LONG", "NAME_REFUSED", "SIGNS_REFUSED", "NO_MOUNT_DRIVER")
-"""Reasons for which a backup can be restored here by copy only."""
+"""Reasons after which the backup is restored by copy instead of overlay."""
 _MAKES_NO_COPY = "PATH"
-"""The reason for which a directory inside an overlay can be restored by an overlay only: the fuse driver renames none.
-"""
+"""The reason after which a directory is restored by overlay instead of copy: inside an overlay, the fuse driver cannot
+rename a directory that came from the archive."""
 _PASSING = ("BAD_ARCHIVE", "DAMAGED_COPY", "TOOL_FAILED", "TOOL_KILLED", "OUT_OF_MEMORY", "NO_PROCESSES")
 """Reasons that may be gone a moment later."""
 _OF_THE_COPY_HERE = ("BAD_ARCHIVE", "DAMAGED_COPY", "TOOL_FAILED")
-"""Reasons for which the archive is fetched anew: what lies on this node may be damaged."""
+"""Reasons after which the archive is fetched anew, since this node's copy may be damaged."""
 _ANOTHER_LAYER = "LAYER_MISMATCH"
-"""The reason for which an overlay can never be mounted again."""
+"""The reason of an overlay that can never be mounted again."""
 _ASK_DOCTOR = "Try again; `holdfast doctor` on the node says what it lacks."
 _TRIES = 3
 
 
 class DirectoryRecovery:
-    """The recovery of one sandbox. Whoever runs it holds the gate."""
+    """The recovery of one sandbox. The caller holds the tree lock."""
 
     def __init__(
         self, sandbox: str, restored: RestoredDirectories, operations: Operations, cache: ArchiveCache
@@ -76,19 +76,19 @@ class DirectoryRecovery:
         self._operations = operations
         self._cache = cache
         self._causes: dict[str, str] = {}
-        """The causes that have kept directories away from here, since a full disk may not let them be recorded."""
+        """The cause of each failed directory. Kept in memory too, since a full disk may prevent the record."""
         self._kept_unmounted = ""
-        """The cause for which the overlay that `restored` names cannot be mounted."""
+        """The cause of the overlay that could not be mounted (`RestoredDirectories.unmounted`)."""
 
     def bring_back(self, restoration: Callable[[], BackupRestoration]) -> None:
-        """Restores what is missing. What came back stays, whatever else fails.
+        """Restores the missing directories. Those that came back stay, whatever else fails.
 
-        Goes on to the next directory where a backup is lost or damaged, so that all of those are known at once, and
-        stops at what the node or the bucket has failed in, since that would meet the next one too. A directory inside
-        one that is missing waits for it: restoring the outer one would replace it.
+        If a backup is lost or damaged, goes on to the next directory, so that all such failures are known at once. If
+        the node or the bucket fails, stops: the next directory would fail too. A directory inside a missing one waits
+        for the outer one, whose restore would replace it.
 
         Raises:
-            SandboxUnavailableError: something is missing still.
+            SandboxUnavailableError: a directory is still missing.
         """
         tried: list[RecoveryItem] = []
         for wanted in self._restored.missing:
@@ -112,7 +112,7 @@ class DirectoryRecovery:
             raise self.missing_error()
 
     def missing_error(self) -> SandboxUnavailableError:
-        """The error of every call while something is missing; about the first directory whose cause is known."""
+        """The error of every call while a directory is missing. It names the first directory whose cause is known."""
         missing = self._restored.missing
         row = next((row for row in missing if self._cause(row)), missing[0])
         cause = self._cause(row)
@@ -133,9 +133,9 @@ class DirectoryRecovery:
         )
 
     def unmounted_error(self, entry: Entry, cause: str, *, in_bucket: str | None) -> SandboxUnavailableError:
-        """The error of a sandbox whose files are here, of which one overlay cannot be mounted.
+        """The error of every call while an overlay of a sandbox with files on this node cannot be mounted.
 
-        `in_bucket` is the cause for which its archive, damaged on the node, could not be fetched anew.
+        `in_bucket` is set if the archive is damaged on the node and could not be fetched anew: the cause of that.
         """
         self._kept_unmounted = cause
         log.error("directory_missing", sandbox=self._sandbox, dir=entry.dir, backup=entry.backup_id, cause=cause)
@@ -159,7 +159,7 @@ class DirectoryRecovery:
         )
 
     def is_known_missing(self, directory: str) -> bool:
-        """Whether a directory could not be brought back when that was tried last, or waits for such a one."""
+        """True if the directory could not be recovered or mounted in the last attempt, or lies in such a directory."""
         unmounted = self._restored.unmounted
         if unmounted is not None and unmounted.dir == directory:
             return True
@@ -170,11 +170,11 @@ class DirectoryRecovery:
         )
 
     def give_up(self, directories: Sequence[str], *, given_up_before: Collection[str]) -> list[RecoveryItem]:
-        """Gives up directories that are missing, all or none; returns those that were not given up before.
+        """Forgets missing directories, all or none; returns those that were not forgotten before.
 
         Raises:
-            InvalidRequestError: one is not missing; nothing was changed.
-            OSError: the record could not be written; likewise.
+            InvalidRequestError: one of them is not missing; nothing was changed.
+            OSError: the record could not be written; nothing was changed.
         """
         wanted = {directory for directory in directories if self.is_known_missing(directory)}
         present = [
@@ -195,9 +195,9 @@ class DirectoryRecovery:
         return given_up
 
     def settled_by(self, options: RestoreOptions) -> dict[str, str | None]:
-        """The missing directories that a restore would put something else in the place of, each with its error.
+        """The missing directories that a restore would replace, each with its error; None for one that it brings back.
 
-        None of them, if the restore goes into a directory that is missing, and would be replaced when that comes back.
+        Empty if the restore goes into a missing directory, whose recovery would replace it.
         """
         missing = self._restored.missing
         if any(_lies_in(options.dir, row.dir) for row in missing):
@@ -220,7 +220,7 @@ class DirectoryRecovery:
             log.warning("cause_not_recorded", sandbox=self._sandbox, error=type(e).__name__)
 
     def _bring_one_back(self, wanted: RecoveryItem, restoration: BackupRestoration, progress: Progress) -> str | None:
-        """Restores one directory; returns the cause if that failed."""
+        """Restores one directory. Returns the cause if that failed, otherwise None."""
         options = RestoreOptions(id=wanted.backup_id, dir=wanted.dir, mode=RestoreMode(wanted.mode))
         try:
             with self._restored.recovering({wanted.dir: None}):
@@ -238,7 +238,7 @@ class DirectoryRecovery:
         return None
 
     def _restore_patiently(self, restoration: BackupRestoration, options: RestoreOptions, progress: Progress) -> None:
-        """Restores; a tool that failed may have been killed for want of memory, and is given another chance."""
+        """Restores, and retries after causes that may pass: a tool may have been killed for want of memory."""
         for last in [False] * (_TRIES - 1) + [True]:
             try:
                 restoration.restore(options, progress)
@@ -252,7 +252,7 @@ class DirectoryRecovery:
 
 
 def recovery_plan(state: SandboxState, lost_node: str | None) -> RecoveryPlan:
-    """The plan of a recovery that begins now: everything of which there is a checkpoint, and what is lost for good."""
+    """The plan of a recovery that begins now: the directories that have a checkpoint, and the roots with losses."""
     directories = tuple(
         RecoveryItem(
             dir=row.dir,

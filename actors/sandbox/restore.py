@@ -1,18 +1,18 @@
 """The protocol of restoring a backup: read the metadata, fetch the archive, prepare, swap. All or nothing.
 
-    step       what it leaves                            what undoes it
+    step       leaves                                    undone by
     metadata   nothing
-    fetch      an entry in the node's archive cache      it stays: verified, and bounded in size
+    fetch      an entry in the node's archive cache      nothing: it stays, verified, in a cache of bounded size
     prepare    a mounted layer, or an unpacked tree      discarding it
-    stop       commands and transfers have ended         nothing
-    unmount    the record still names what was mounted   mounting it again
-    show       the new content in the sandbox's tree     unbinding, exchanging back
-    record     the commit point: sandbox.json            nothing: from here on the directory is restored
-    discard    what was replaced is gone                 nothing
-    report     the bucket's copy of the state            nothing; the next change brings it up to date
+    stop       commands and transfers stopped            nothing
+    unmount    old mounts gone, the record unchanged     mounting them again
+    show       the new content in the sandbox's tree     unbinding, or exchanging back
+    record     sandbox.json, the commit point            nothing: from here on the directory is restored
+    discard    the replaced content deleted              nothing
+    report     the state document up to date             nothing; if it fails, the next change does it
 
-Commands are ended only for the swap (for `copy`: for the unpacking too), so a backup that is missing, expired
-or damaged costs the sandbox nothing.
+Commands are stopped only for the swap (for `copy`: for the unpacking too). So a backup that is missing, expired or
+damaged stops no command.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from storage.metadata import BackupRecord
 
 @dataclass(frozen=True, slots=True)
 class BackupRestoration:
-    """Everything that restoring backups into one sandbox needs."""
+    """Restores backups into one sandbox."""
 
     tenant: str
     sandbox: str
@@ -69,15 +69,16 @@ class BackupRestoration:
     restored: RestoredDirectories
     spool: Path
     stopped: Callable[[], AbstractContextManager[None]]
-    """Ends every command and transfer of the sandbox, and lets none begin within the block."""
+    """Stops every command and transfer of the sandbox, and lets none begin within the block."""
     restores_unsigned: bool = False
-    """Whether a backup that nobody has signed may be restored."""
+    """True if unsigned backups may be restored."""
 
     def restore(self, options: RestoreOptions, progress: Progress) -> Entry:
         """Restores one backup, and returns the entry of the record that says so.
 
         Raises:
-            InvalidBackupConfigError: the directory leads out of the sandbox, or the backup is of another one's sleep.
+            InvalidBackupConfigError: the directory leads out of the sandbox, or the backup was made for another
+                sandbox's sleep.
             BackupNotFoundError, BackupExpiredError: nothing was changed.
             BackupRestoreError, OperationCancelledError: the directory is as it was.
         """
@@ -104,7 +105,7 @@ class BackupRestoration:
         return entry
 
     def _mode(self, options: RestoreOptions) -> RestoreMode:
-        """The mode that was asked for; a copy for an overlay that nobody asked for and the node cannot make."""
+        """The mode of the options; but a copy if overlay is only the default, and the node cannot mount one."""
         if options.mode is RestoreMode.COPY or self.layers.can_mount:
             return options.mode
         if options.asks_for_overlay:
@@ -175,7 +176,7 @@ class BackupRestoration:
         except BaseException:
             try:
                 self.layers.discard(layer)
-            except NodeError as e:  # it goes when the sandbox is taken up; what went wrong first is what counts
+            except NodeError as e:  # the layer is removed when the sandbox wakes next; the first error is what counts
                 log.warning("layer_left_behind", layer=layer.id, error=type(e).__name__)
             raise
 
@@ -231,7 +232,7 @@ class BackupRestoration:
                 raise
 
     def _target(self, directory: str) -> tuple[list[str], str]:
-        """Makes the directory where it is missing; returns what was made, and where it really lies."""
+        """Makes the directory if it is missing; returns the directories that were made, and its real path."""
         made: list[str] = []
         try:
             made = self.tree.make_directory(directory)

@@ -1,7 +1,7 @@
-"""The directories of a sandbox that came from backups: recorded on the node, mounted, replaced and taken up again.
+"""The restored directories of a sandbox: their record on the node, their mounts, and their replacement.
 
-The record is the commit point of a restore. What is mounted follows from it: after a crash, at any instant,
-the mounts are made anew from what it says, with the same upper layers.
+The record is the commit point of a restore. The mounts follow from it: after a crash at any instant, they are made anew
+from the record, with the same uppers.
 """
 
 from __future__ import annotations
@@ -40,14 +40,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class RestoredDirectories:
-    """The restored directories of one sandbox. Not thread-safe: its owner holds the gate.
-
-    `is_whole` says whether all of them are there and mounted where they belong: after `mount_all`, and once all that a
-    recovery has to bring back is settled, until something goes wrong that could not be undone.
-    """
+    """The restored directories of one sandbox. Not thread-safe: the caller holds the tree lock."""
 
     def __init__(self, file: Path, tree: Tree, layers: Layers, kept: KeptArchives) -> None:
-        """`kept` are the archives that the layers are mounted from."""
+        """`kept` holds the archives that the layers are mounted from."""
         self._file = file
         self._twin = twin_file(file)
         self._kept = kept
@@ -58,17 +54,17 @@ class RestoredDirectories:
         self._devices: dict[str, str] = {}
         self._is_mounted = False
         self._recovering: Mapping[str, str | None] = {}
-        """The directories that the next commit settles, each with its error if it is given up."""
+        """The missing directories that the next commit settles, each with its error if it is forgotten."""
         self._damage: CorruptRecordError | None = None
         self.unmounted: Entry | None = None
-        """The overlay that could not be mounted when everything was taken up last."""
+        """The overlay that could not be mounted in the last `mount_all`."""
         self._is_on_record = False
-        """Whether the disk has the record, twice."""
+        """True if both copies of the record on the disk are good."""
         self.record = Record(created_at=now())
         self.read()
 
     def read(self) -> None:
-        """Reads the record: another process of this node may have written it since. Nothing of it may be mounted."""
+        """Reads the record, which another process of this node may have written meanwhile; `mount_all` must follow."""
         try:
             found, self._is_on_record = self._twin.read()
             self.record, self._damage = found or Record(created_at=now()), None
@@ -78,27 +74,27 @@ class RestoredDirectories:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the tree may be seen."""
+        """True if every restored directory is there and mounted in its place, and no recovery is unfinished."""
         return self._is_mounted and not self.missing
 
     @property
     def is_shown(self) -> bool:
-        """Whether all that is recorded is mounted where it belongs, whatever else has to be recovered."""
+        """True if every recorded directory is mounted in its place, even if others have to be recovered still."""
         return self._is_mounted
 
     @property
     def is_open(self) -> bool:
-        """Whether every recorded overlay is mounted, shown or not."""
+        """True if the layer of every recorded overlay is mounted, in the sandbox's tree or not."""
         return all(entry.layer in self._open for entry in self.record.entries if entry.is_mounted)
 
     @property
     def missing(self) -> list[RecoveryItem]:
-        """What still has to be recovered."""
+        """The directories that still have to be recovered."""
         return self.record.recovery.missing if self.record.recovery else []
 
     @property
     def exists(self) -> bool:
-        """Whether this node has a record of the sandbox, readable or not."""
+        """True if this node has a record of the sandbox, readable or not."""
         return self._twin.exists
 
     @property
@@ -107,14 +103,14 @@ class RestoredDirectories:
         return tuple(sorted(self.record.entries, key=lambda entry: entry.dir))
 
     def mount_all(self, *, but_in: str | None = None) -> None:
-        """Brings disk and mounts to what the record says, whatever an earlier process has left.
+        """Mounts everything that the record names, and removes what earlier processes have left.
 
         Args:
-            but_in: a directory whose overlays, and those inside it, stay unmounted: for who replaces them at once.
+            but_in: a directory that a restore replaces next; overlays there or inside it stay unmounted.
 
         Raises:
-            NodeError: a recorded layer cannot be mounted, or the record cannot be read; nothing of them is lost.
-                DamagedCopyError: one of the archives is damaged; `damaged` says whose.
+            NodeError: a recorded layer cannot be mounted, or the record cannot be read; nothing is lost.
+                DamagedCopyError: one of the archives is damaged; `damaged` names its directory.
         """
         self.unmounted = None
         self._check_readable()
@@ -122,7 +118,7 @@ class RestoredDirectories:
         stuck = sweep(self._file.parent, deadline_s=_UNMOUNT_S)
         if stuck:
             raise MountError(f"{len(stuck)} mounts of an earlier process are still in use.")
-        self._tree.prepare()  # not before: a mount whose daemon is dead can cover a top folder
+        self._tree.prepare()  # after the sweep: a mount whose daemon is dead can cover a top folder
         for entry in self.entries:
             if but_in is not None and entry.lies_in(but_in):
                 continue
@@ -141,7 +137,7 @@ class RestoredDirectories:
         self._is_mounted = True
 
     def discard_leftovers(self) -> None:
-        """Removes the layers that no recorded directory has. Raises NodeError, OSError."""
+        """Removes the layers of no recorded directory. Raises NodeError, OSError."""
         recorded = {entry.layer for entry in self.record.entries}
         leftovers = [layer_id for layer_id in self._layers.ids() if layer_id not in recorded]
         for layer_id in leftovers:
@@ -150,7 +146,7 @@ class RestoredDirectories:
             self.release_lowers()
 
     def _note_conversions(self) -> None:
-        """Writes into the record that layers of fuse-overlayfs were opened with the driver of this node."""
+        """Records the new driver of layers that were converted from fuse-overlayfs to this node's driver."""
         entries = tuple(
             entry.model_copy(update={"driver": self._layers.driver}) if entry.layer in self._open else entry
             for entry in self.record.entries
@@ -163,12 +159,12 @@ class RestoredDirectories:
         return [entry for entry in self.entries if entry.layer in self._open]
 
     def put_back(self) -> None:
-        """Brings mounts back that a command has moved, by renaming a directory above them.
+        """Mounts overlays in their places again after a command has moved them, by renaming a directory above them.
 
-        One that cannot be shown, because something else lies in its way, is shown as soon as that is gone.
+        An overlay whose place something else has taken stays out; the next call tries again.
 
         Raises:
-            MountBusyError: one is in use; the next call takes everything up.
+            MountBusyError: a mount is in use; the sandbox's next call mounts everything anew.
         """
         found = [(entry, self._points(entry)) for entry in self._mounted]
         if all(points == [self._real_place(entry.dir)] for entry, points in found if points):
@@ -181,26 +177,26 @@ class RestoredDirectories:
         self._is_mounted = True
 
     def release_lowers(self) -> None:
-        """Unmounts the archives that a killed process has left mounted by the kernel, and nobody else uses."""
+        """Unmounts the archives that killed processes have left mounted by the kernel, unless they are in use."""
         try:
             self._layers.release_unused_lowers()
-        except (NodeError, OSError) as e:  # they go with the next
+        except (NodeError, OSError) as e:  # the next call removes them
             log.warning("lowers_left_mounted", error=type(e).__name__)
 
     def forget(self) -> None:
-        """Begins anew, after the sandbox's files were removed."""
+        """Begins with an empty record, after the sandbox's files were removed."""
         self.record, self._damage, self._is_on_record = Record(created_at=now()), None, False
         self._devices.clear()
 
     def begin_recovery(self, created_at: datetime, recovery: RecoveryPlan) -> None:
-        """Records what has to come back, before anything else of the sandbox is here. What was here must be gone."""
+        """Records a recovery before it begins. Older files of the sandbox must have been removed from this node."""
         self._save(Record(created_at=created_at, recovery=recovery))
 
     @contextmanager
     def recovering(self, settled: Mapping[str, str | None]) -> Iterator[None]:
-        """The restore within the block settles directories, in the same step as it takes effect.
+        """The commit of the restore within the block also settles the directories in `settled`.
 
-        They are back then; or given up for what it brings to their place, those with an error.
+        A directory with an error is forgotten, and replaced by the restore. One without an error is back.
         """
         self._recovering = settled
         try:
@@ -209,14 +205,14 @@ class RestoredDirectories:
             self._recovering = {}
 
     def note_failure(self, wanted: RecoveryItem, error: str) -> None:
-        """Records what has kept a directory from coming back; it stays missing. Raises OSError."""
+        """Records the error that kept a directory from being recovered; it stays missing. Raises OSError."""
         assert self.record.recovery is not None
         recovery = self.record.recovery.failed(wanted.dir, error)
         if recovery != self.record.recovery:
             self._save(self.record.model_copy(update={"recovery": recovery}))
 
     def give_up(self, directories: Sequence[RecoveryItem]) -> None:
-        """Settles directories that are missing, with what has kept them from coming back. Raises OSError."""
+        """Forgets missing directories; the record keeps the error of each. Raises OSError."""
         recovery = self.record.recovery
         for wanted in directories:
             assert recovery is not None
@@ -225,9 +221,9 @@ class RestoredDirectories:
             self._save(self.record.model_copy(update={"recovery": recovery}))
 
     def give_up_unmounted(self, error: str) -> RecoveryItem:
-        """Gives up the overlay that cannot be mounted, with all that was written to it. Raises OSError.
+        """Forgets the overlay that cannot be mounted, with everything that was written to it. Raises OSError.
 
-        Its layer is removed when everything is taken up again.
+        The next `mount_all` removes its layer.
         """
         entry = self.unmounted
         assert entry is not None
@@ -248,13 +244,13 @@ class RestoredDirectories:
         return row
 
     def keep_archive(self, archive: Path, sha256: str) -> Path:
-        """Links an archive to where the layers of this sandbox find it, whatever the node's cache evicts."""
+        """Links an archive into the sandbox's folder, for its layers. The link stays if the node's cache evicts it."""
         return self._kept.keep(archive, sha256)
 
     def damaged(self) -> list[Entry]:
-        """Those whose archive is damaged or gone on this node; reads what was not read since the node booted.
+        """The restored directories whose archive is damaged or gone on this node.
 
-        Raises CorruptRecordError.
+        Reads each archive that was not verified since the node booted. Raises CorruptRecordError.
         """
         self._check_readable()
         found = []
@@ -276,7 +272,7 @@ class RestoredDirectories:
         self._kept.drop_all_but({entry.archive_sha256 for entry in self.record.entries if entry.archive_sha256})
 
     def unmount_all(self) -> None:
-        """Unmounts everything and keeps every upper layer. Raises MountError if something is in use."""
+        """Unmounts everything and keeps every upper. Raises MountError if a mount is in use."""
         self._is_mounted = False
         if self._open and sweep(self._tree.root, deadline_s=_UNMOUNT_S):
             raise MountBusyError("A restored directory is still in use.")
@@ -285,17 +281,17 @@ class RestoredDirectories:
         self._kept.forget_mounts()
 
     def replace_by_layer(self, entry: Entry, layer: Layer) -> None:
-        """Shows a new layer at `entry.dir`, in place of all that was restored there or below it. All or nothing.
+        """Mounts a new layer at `entry.dir`, in place of everything that was restored there or below. All or nothing.
 
         Raises:
-            NodeError: the directory shows what it showed before; the layer is the caller's to discard.
+            NodeError: the directory has its old content; the caller discards the layer.
         """
         with self._without_mounts_in(entry.dir) as replaced:
             self._open[layer.id] = layer
             try:
                 with step(RestoreStep.SHOW):
                     self._bind(entry)
-                if self._layers.is_lost(layer):  # from here on it is mounted anew, because the record has it
+                if self._layers.is_lost(layer):  # a daemon that dies later is revived, because the record has the layer
                     raise MountError("A file system daemon under the directory died.")
                 self._commit(entry, replaced)
             except BaseException:
@@ -306,13 +302,13 @@ class RestoredDirectories:
             self._discard(replaced)
 
     def replace_by_copy(self, entry: Entry, stage: Path) -> None:
-        """Puts the plain directory `stage`, which lies beside it, at `entry.dir`. All or nothing.
+        """Exchanges the directory at `entry.dir` with the plain directory `stage` beside it. All or nothing.
 
         Afterwards `stage` holds the old content.
 
         Raises:
-            PathError: a directory of a restored overlay cannot be replaced with this driver.
-            NodeError: the directory shows what it showed before.
+            PathError: this driver cannot replace a directory inside a restored overlay.
+            NodeError: the directory has its old content.
         """
         with self._without_mounts_in(entry.dir) as replaced:
             place = self._place(entry.dir)
@@ -328,7 +324,7 @@ class RestoredDirectories:
 
     @contextmanager
     def staging(self, place: str) -> Iterator[Path]:
-        """A fresh name beside the directory `place`; what lies there is removed after the block, or by `mount_all`."""
+        """A fresh path beside the directory `place`. Its content is removed after the block, or by `mount_all`."""
         stage = f"{place.rpartition('/')[0]}/{temporary_name()}"
         self._stage_note.write_text(stage)
         try:
@@ -340,23 +336,23 @@ class RestoredDirectories:
         if not self._stage_note.exists():
             return
         parent, _, name = self._stage_note.read_text().rpartition("/")
-        if not TEMPORARY.fullmatch(name):  # a note that was not written to its end: nothing was staged yet
+        if not TEMPORARY.fullmatch(name):  # the note was cut short: nothing was staged yet
             self._stage_note.unlink()
             return
         try:
             with self._tree.directory(parent or "/") as fd:
                 remove_tree(Path(f"/proc/{os.getpid()}/fd/{fd}/{name}"))
             self._stage_note.unlink()
-        except (NodeError, OSError) as e:  # the note stays, so it goes when the sandbox is taken up
+        except (NodeError, OSError) as e:  # the note stays, so the next `mount_all` removes the stage
             log.warning("stage_left_behind", error=type(e).__name__)
 
     def revive(self, layer: Layer, stop_users: Callable[[], None]) -> None:
-        """Mounts a layer anew whose daemon died, under the same upper. Raises NodeError.
+        """Mounts a layer again after its daemon died, with the same upper. Raises NodeError.
 
-        Not while something else is missing as well: only taking everything up anew makes the tree whole then.
+        Refuses while another layer is missing too: only `mount_all` makes the tree whole then.
         """
         entry = next((entry for entry in self.entries if entry.layer == layer.id), None)
-        if entry is None or layer.id not in self._open:  # put down, or replaced, in the meantime
+        if entry is None or layer.id not in self._open:  # unmounted or replaced in the meantime
             return
         if not self._is_mounted:
             raise MountError("Another layer is missing.")
@@ -381,7 +377,7 @@ class RestoredDirectories:
 
     @contextmanager
     def _without_mounts_in(self, directory: str) -> Iterator[list[Entry]]:
-        """Takes the mounts at and below `directory` out of the tree; puts them back if the block fails."""
+        """Removes the mounts at and below `directory` from the tree; mounts them again if the block fails."""
         covered = self._mounted_in(self._place(directory), directory)
         taken: list[Entry] = []
         try:
@@ -408,7 +404,7 @@ class RestoredDirectories:
                 log.warning("layer_left_behind", layer=layer.id, error=type(e).__name__)
 
     def _mounted_in(self, place: Path, directory: str) -> list[Entry]:
-        """The overlays that lie in `directory` by their record, or in `place` by their mounts; outer ones first."""
+        """The overlays that are recorded in `directory`, or mounted in `place`; outer ones first."""
         found = []
         for entry in self._mounted:
             places = self._places(entry)
@@ -417,9 +413,9 @@ class RestoredDirectories:
         return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
     def _show(self, entries: Sequence[Entry]) -> None:
-        """Mounts overlays into the tree, outer ones first; one whose place something else has taken stays out of it.
+        """Mounts overlays into the tree, outer ones first. An overlay stays out if something else has taken its place.
 
-        A place belongs to the overlay that was restored to it, before one that a symbolic link leads there by now.
+        The overlay that was restored to a place comes before one that a symbolic link now leads there.
         """
         detours = []
         for entry in sorted(entries, key=lambda entry: entry.dir):
@@ -443,8 +439,8 @@ class RestoredDirectories:
         """Mounts an overlay into the tree.
 
         Raises:
-            PathError: something else lies in its way.
-            MountError: it is not mounted at all; its daemon may just have died.
+            PathError: something else has taken its place.
+            MountError: its layer is not mounted; its daemon may just have died.
         """
         layer = self._open[entry.layer or ""]
         self._tree.make_directory(entry.dir)
@@ -454,7 +450,7 @@ class RestoredDirectories:
                 raise PathError("Another restored directory is shown there.")
             bind(layer.merged, target)
         mounted = mountinfo.find(layer.merged)
-        if mounted is None:  # and so a bare directory of the node's disk was bound
+        if mounted is None:  # so a bare directory of the node's disk was bound
             unbind(place, deadline_s=_UNMOUNT_S)
             raise MountError("The layer is not mounted.")
         self._devices[layer.id] = mounted.device
@@ -464,17 +460,17 @@ class RestoredDirectories:
             unbind(point, deadline_s=_UNMOUNT_S)
 
     def _points(self, entry: Entry) -> list[Path]:
-        """Where in the tree an overlay is mounted now."""
+        """The places in the tree at which an overlay is mounted now."""
         device = self._devices.get(entry.layer or "")
         mounts = mountinfo.mounts_under(self._place("/"))
         return [mount.point for mount in mounts if mount.device == device]
 
     def _places(self, entry: Entry) -> list[Path]:
-        """Where an overlay is mounted now, or where it belongs if it is not."""
+        """The places at which an overlay is mounted now, or its recorded place if it is not mounted."""
         return self._points(entry) or [self._place(entry.dir)]
 
     def _real_place(self, directory: str) -> Path | None:
-        """Where a directory lies once its symbolic links are resolved; None if there is none."""
+        """The place of a directory with its symbolic links resolved; None if there is no such directory."""
         try:
             with self._tree.directory(directory) as fd:
                 return self._place(self._tree.canonical(fd))
@@ -485,16 +481,16 @@ class RestoredDirectories:
         return Path(os.path.realpath(self._tree.root)) / directory.lstrip("/")
 
     def _save(self, record: Record) -> None:
-        """Writes the record, whole or not at all: once it has its name, nothing here fails any more."""
+        """Writes the record, whole or not at all. Once the file has its name, nothing here can fail."""
         self._twin.write(record.model_dump_json())
         self.record, self._is_on_record = record, True
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """renameat2(2) with RENAME_EXCHANGE: both names change hands in one step."""
+    """Exchanges two paths in one step: renameat2(2) with RENAME_EXCHANGE."""
     result = _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
     if result != 0:
         error = ctypes.get_errno()
-        if error == errno.EXDEV:  # what fuse-overlayfs says of a directory that came from the archive
+        if error == errno.EXDEV:  # from fuse-overlayfs, for a directory that came from the archive
             raise PathError('A directory inside a restored one cannot be replaced here; use mode "overlay".')
         raise MountError(f"The directory cannot be exchanged: {os.strerror(error)}.")

@@ -1,7 +1,7 @@
-"""The lock of an awake sandbox on its node: a file lock of the actor's process, which ends with that process.
+"""The sandbox lock: a file lock on the node, which the actor's process holds while the sandbox is awake.
 
-A restarted actor may begin before the old process has ended (2 ms apart in a measurement), and the sweeper must not
-touch what an actor is about to mount. Both wait for this lock.
+The lock ends with its process. A restarted actor may begin before the old process has ended (2 ms apart in a
+measurement), so it waits for this lock. So does the sweeper, which must not remove what an actor is about to mount.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _POLL_S = 0.02
 
 
 class SandboxLock:
-    """The lock of one sandbox on this node. Tells processes apart, not the threads of one."""
+    """The sandbox lock of one sandbox on this node. It excludes other processes, not other threads of this one."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -29,21 +29,21 @@ class SandboxLock:
         """Takes the lock, unless this process has it already.
 
         Raises:
-            MountBusyError: another process had it until the end of `wait_s`.
+            MountBusyError: another process still held it after `wait_s`.
         """
         while self._lock is None:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = InterProcessLock(self._file)
             if not lock.acquire(timeout=wait_s, delay=_POLL_S, max_delay=_POLL_S):
-                lock.lockfile.close()  # which fasteners leaves open after a vain attempt
+                lock.lockfile.close()  # fasteners leaves it open after a failed attempt
                 raise MountBusyError("Another process of this node still has the sandbox.")
             if self._is_current(lock):
                 self._lock = lock
-            else:  # it was removed while we waited
+            else:  # the file was removed while we waited
                 lock.release()
 
     def give_up(self, *, for_good: bool = False) -> None:
-        """Lets go of the lock; `for_good` removes its file too, since nothing of the sandbox is left here."""
+        """Releases the lock. `for_good` removes its file too, when nothing of the sandbox is left on this node."""
         if self._lock is None:
             return
         if for_good:

@@ -1,6 +1,6 @@
-"""The steps of the two protocols, in their order. Whatever process dies before or after any of them, nothing is lost.
+"""The steps of the backup and restore protocols, in order. A process may die before or after any step: nothing is lost.
 
-`tests/faults` kills an actor before and after each step that is named here, and DESIGN.md says what each one leaves.
+`tests/faults` kills an actor before and after each step here, and DESIGN.md says what each step leaves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class CreateStep(StrEnum):
-    """Creating a backup."""
+    """The steps of creating a backup."""
 
     ARCHIVE = "archive"
     BEGIN = "begin"
@@ -23,7 +23,7 @@ class CreateStep(StrEnum):
 
 
 class RestoreStep(StrEnum):
-    """Restoring one: by a mounted layer, or by plain files."""
+    """The steps of restoring a backup, as an overlay or a copy."""
 
     METADATA = "metadata"
     FETCH = "fetch"
@@ -42,13 +42,13 @@ _watchers: list[Watcher] = []
 
 
 def watch(watcher: Watcher) -> None:
-    """From now on tells `watcher` of each step of this process, "before" it and "after" it."""
+    """Calls `watcher` with "before" and "after" at each later step of this process."""
     _watchers.append(watcher)
 
 
 @contextmanager
 def step(name: Step) -> Iterator[None]:
-    """One step is done within the block."""
+    """Runs the block as one step: calls the watchers before and after it."""
     for watcher in _watchers:
         watcher(name, "before")
     yield

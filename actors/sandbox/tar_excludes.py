@@ -1,7 +1,7 @@
-"""The paths that GNU tar leaves out of an archive, handed to it so that each names itself and nothing else.
+"""Excludes paths from an archive of GNU tar, each taken literally.
 
-tar reads its list from its standard input, a path on each line, and takes white space off the end of a line. What no
-line can hold becomes a word of the command.
+tar reads the list from its standard input, one path a line, and strips white space from the end of each line. A path
+that no line can hold becomes an argument of the command.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from actors.errors import InvalidRequestError
 
 _MOST_WORDS_BYTES = 1_000_000
-"""Bytes of words, so that the command can still be started. Source: execve(2), "Limits on size of arguments"."""
+"""Limit for the bytes of all such arguments. Source: execve(2), "Limits on size of arguments"."""
 _LITERALLY = ("--anchored", "--no-wildcards")
-"""For the options behind them; tar then looks a path up in a table.
+"""Apply to the exclude options that follow them; tar then finds a path in a table.
 
 Source: GNU tar manual, "Controlling Pattern-Matching".
 """
@@ -23,17 +23,17 @@ Source: GNU tar manual, "Controlling Pattern-Matching".
 
 @dataclass(frozen=True, slots=True)
 class TarExcludes:
-    """Options of tar, and what it is to read from its standard input meanwhile; None if it reads nothing."""
+    """Options for tar, and the bytes for its standard input; None if it reads nothing."""
 
     options: tuple[str, ...] = ()
     lines: bytes | None = None
 
 
 def tar_excludes(paths: Sequence[bytes]) -> TarExcludes:
-    """Leaves out these paths, which are relative to the directory that is archived as ".", and all that is below them.
+    """Excludes these paths and everything below them. Paths are relative to the directory that is archived as ".".
 
     Raises:
-        InvalidRequestError: too many of them can stand on no line.
+        InvalidRequestError: too many of the paths fit on no line.
     """
     if not paths:
         return TarExcludes()

@@ -1,7 +1,7 @@
-"""Files and tar archives on their way into and out of a sandbox, piece by piece.
+"""Transfers of files and tar archives into and out of a sandbox, piece by piece.
 
-A transfer lasts over many calls, and a restore must not wait for a slow client: it ends every transfer and
-so closes every descriptor that would keep the old directory busy.
+A transfer lasts over many calls, and a restore must not wait for a slow client. So a restore ends every transfer, which
+closes every descriptor that would keep the old directory busy.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ _XATTRS = ("--xattrs", "--xattrs-include=user.*")
 _TAR_IN = ("tar", "--extract", "--file=-", "--no-same-owner", "--delay-directory-restore", *_XATTRS, "--block-number",
            "--warning=no-timestamp", "--warning=no-unknown-keyword")  # fmt: skip
 _TAR_LOOK = (*_TAR_IN, "--exclude=*")
-"""Reads all of it, and unpacks nothing. It prints no names, which could be taken for an end mark."""
+"""Reads the whole archive and unpacks nothing. Unlike --list it prints no names, which could look like an end mark."""
 _END_MARK = b"** Block of NULs **"
-"""Said on stdout of an archive's end, because of --block-number. Source: GNU tar's list.c, `read_and`."""
+"""Printed to stdout at an archive's end, because of --block-number. Source: GNU tar's list.c, `read_and`."""
 _OURS = "--exclude=.holdfast-????????????????"
 _PAX = "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"
-"""Nothing of the process, nor of who has read a file, so that equal trees give equal archives."""
+"""Leaves out the process id, the access times and the change times, so that equal trees give equal archives."""
 _TAR_OUT = ("tar", "--create", "--file=-", "--format=posix", _PAX, *_XATTRS, "--sparse", "--owner=1000",
             "--group=1000", "--numeric-owner", "--warning=no-file-ignored", _OURS)  # fmt: skip
 _NO_ATTRIBUTES = re.compile(rb": Warning: Cannot \w*listxattr\w*: Operation not supported$")
-"""Said of each file of a restored archive without any attributes, by the file system below it."""
+"""tar's warning for each file of a restored archive that holds no attributes: its file system cannot list them."""
 _OF_A_LIVE_TREE = (b": file changed as we read it", b": File removed before we read it")
 _CUT_OFF = re.compile(rb"^tar: Unexpected EOF in archive$", re.MULTILINE)
 _DISK_FULL = re.compile(rb": (No space left on device|Disk quota exceeded|Wrote only \d+ of \d+ bytes)$", re.MULTILINE)
@@ -75,19 +75,22 @@ _TAR_DIFFERED = 1
 
 
 class Sink(Protocol):
-    """Where an upload goes. A file shows whole or not at all; a tar archive as it is unpacked, once all has come."""
+    """The target of an upload. A file becomes visible whole or not at all.
+
+    A tar archive is unpacked once all of it has arrived, and becomes visible file by file.
+    """
 
     def write(self, data: bytes) -> None:
-        """Takes the next bytes."""
+        """Accepts the next bytes."""
 
     def commit(self) -> None:
-        """Makes the whole visible, or begins to."""
+        """Makes the upload visible, or begins to."""
 
     def finish(self) -> None:
-        """Returns when the whole is visible. It may take long, so no lock is held; `abort` may come meanwhile."""
+        """Returns when the whole upload is visible. It may take long, so no lock is held, and `abort` may be called."""
 
     def abort(self) -> None:
-        """Throws away what does not show yet. Repeatable."""
+        """Discards everything that is not visible yet. Repeatable."""
 
 
 @dataclass(slots=True)
@@ -98,14 +101,14 @@ class _Open:
     used_at: float = field(default_factory=time.monotonic)
     ended: bool = False
     error: HoldfastError | None = None
-    """Why it was ended, where that is neither a request nor a restore."""
+    """The error with which the transfer was ended, if not on request or by a restore."""
 
 
 class Transfers:
     """The open transfers of one sandbox."""
 
     def __init__(self, tree: Tree, commands: Commands, gate: TreeLock, *, spool: Path) -> None:
-        """`spool` is a folder of the sandbox on the node, for what is not in its tree yet; it need not be there."""
+        """`gate` is the tree lock; `spool` a folder on the node, made when needed, for uploads not yet in the tree."""
         self._tree = tree
         self._commands = commands
         self._gate = gate
@@ -115,7 +118,7 @@ class Transfers:
 
     @property
     def has_uploads(self) -> bool:
-        """Whether an upload is open that its sender has not abandoned."""
+        """True if a transfer is open, other than abandoned uploads."""
         self._end_abandoned()
         return bool(self._open)
 
@@ -154,7 +157,7 @@ class Transfers:
         self._with(transfer_id, lambda sink: sink.write(data))
 
     def commit(self, transfer_id: str) -> None:
-        """Ends a transfer well."""
+        """Completes an upload: makes it visible."""
         found = self._with(transfer_id, lambda sink: sink.commit())
         found.used_at = math.inf
         try:
@@ -167,7 +170,7 @@ class Transfers:
                 self._open.pop(transfer_id, None)
 
     def abort(self, transfer_id: str) -> bool:
-        """Ends a transfer and what came of it; False if there is none (any more)."""
+        """Ends a transfer and discards what it has sent. Returns False if there is no such transfer (any more)."""
         with self._lock:
             found = self._open.pop(transfer_id, None)
         if found is not None:
@@ -175,9 +178,9 @@ class Transfers:
         return found is not None
 
     def abort_all(self, error: HoldfastError | None = None) -> None:
-        """Ends every transfer, also those that read, and returns when none holds a file open.
+        """Ends every transfer, reads included; returns when none holds a file open.
 
-        `error` is what their callers get, if the reason is neither a request nor a restore.
+        Their callers get `error`; None stands for a request or a restore.
         """
         with self._lock:
             everything = list(self._open.values())
@@ -194,8 +197,8 @@ class Transfers:
             tar = tool.process
             assert tar.stdout is not None and tar.stderr is not None
             complaints = _Complaints(tar)
-            if tar.stdin is not None and excludes.lines is not None:  # read to its end before anything is written
-                with suppress(BrokenPipeError):  # it has ended, and says why
+            if tar.stdin is not None and excludes.lines is not None:  # tar reads all of it before it writes anything
+                with suppress(BrokenPipeError):  # tar has ended, and says why on stderr
                     tar.stdin.write(excludes.lines)
                     tar.stdin.close()
             while data := tar.stdout.read(TRANSFER_BYTES):
@@ -222,7 +225,7 @@ class Transfers:
                     raise self._end_of(found)
                 found.used_at = time.monotonic()
                 act(found.sink)
-        except SandboxUnavailableError:  # the gate lets nobody in, perhaps because what has ended the transfer is done
+        except SandboxUnavailableError:  # the tree is not whole, perhaps because of what ended the transfer
             error = self._end_of(found) if found.ended else None
             self.abort(transfer_id)
             if error is not None:
@@ -257,7 +260,7 @@ class Transfers:
 
 
 class _Reading:
-    """A file that is being read: nothing to undo but the descriptor."""
+    """A file that is being read. Only its descriptor has to be closed at the end."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -279,14 +282,15 @@ class _Reading:
         raise InvalidRequestError("This transfer goes the other way.")
 
     def abort(self) -> None:
-        with suppress(OSError):  # what close(2) reports of a file system that does not answer; it is closed
+        with suppress(OSError):  # close(2) reports a file system that does not answer; the descriptor is closed
             os.close(self.fd)
 
 
 class _TarSink:
-    """A tar archive on its way in. Nothing of it shows before all of it has come, and a first tar has found it whole.
+    """A tar archive that is being uploaded. It is unpacked only after all of it has arrived and is found whole.
 
-    What has come is kept in a nameless file on the node, from which a second tar unpacks it.
+    A first tar checks the bytes as they arrive. They are kept in an unnamed file on the node, from which a second tar
+    unpacks them.
     """
 
     def __init__(self, commands: Commands, spool: Path) -> None:
@@ -329,16 +333,16 @@ class _TarSink:
 
 
 class _Tar:
-    """A tar process in the sandbox. Its verdict on an archive is ours, but that an end mark is required.
+    """A tar process in the sandbox. An archive is accepted if tar accepts it and has seen an end mark.
 
-    tar would let pass what was cut off after one of its members. It ends once it has read the archive's end, which
-    padding may follow, or whatever it does not look at.
+    tar by itself accepts an archive that was cut off between two members. It ends after the archive's end mark, and
+    does not read what may follow, such as padding.
     """
 
     def __init__(self, commands: Commands, argv: Sequence[str], stdin: int) -> None:
         self._has_read_all = False
         self.is_ending = False
-        """Whether `end` is being called, or will be: it cleans up then."""
+        """True once `end` is being called, or is about to be: then `end` cleans up, and not `abort`."""
         self._stack = ExitStack()
         self._tool = self._stack.enter_context(
             commands.tool(uuid.uuid4().hex, argv, identity=Identity.READER, stdin=stdin)
@@ -350,7 +354,7 @@ class _Tar:
         self._drain.start()
 
     def take(self, data: bytes) -> bool:
-        """Feeds it the next bytes; False if it does not want any more."""
+        """Feeds the next bytes to tar. Returns False if tar has read the whole archive already."""
         assert self._tar.stdin is not None
         if not self._has_read_all:
             try:
@@ -358,11 +362,11 @@ class _Tar:
             except BrokenPipeError:
                 self._check_verdict()
                 self._has_read_all = True
-                return True  # some of these may belong to the archive
+                return True  # some of these bytes may belong to the archive
         return not self._has_read_all
 
     def end(self) -> None:
-        """Waits for its end. Raises the error for which the archive is refused."""
+        """Waits until tar ends. Raises the error for which the archive is refused, if it is."""
         self.is_ending = True
         if self._tar.stdin is not None:
             with suppress(BrokenPipeError):
@@ -376,7 +380,7 @@ class _Tar:
         self._stack.close()
 
     def abort(self) -> None:
-        """Kills it. Repeatable, and also while another thread is in `end`."""
+        """Kills tar. Repeatable; may be called while another thread is in `end`."""
         kill_group(self._tar)
         if not self.is_ending:
             with suppress(ExecError, SandboxUnavailableError):
@@ -412,7 +416,7 @@ class _Tar:
 
 
 class _Complaints:
-    """What a tar process says on stderr, read aside so that it never blocks."""
+    """The stderr of a tar process, read in a thread of its own so that tar never blocks on it."""
 
     def __init__(self, tar: subprocess.Popen[bytes]) -> None:
         self._said = bytearray()
@@ -428,21 +432,21 @@ class _Complaints:
         return printable(self.said())
 
     def changed_only(self) -> bool:
-        """Whether it says that files changed or went while they were read, as a live tree's may, and nothing else."""
+        """True if tar's only complaints are files that changed or disappeared while it read them, as in a live tree."""
         lines = self.said().splitlines()
         return bool(lines) and all(line.endswith(_OF_A_LIVE_TREE) for line in lines)
 
     def say(self, sentence: re.Pattern[bytes]) -> bool:
-        """Whether tar says this."""
+        """True if tar's complaints contain this sentence."""
         return sentence.search(self.said()) is not None
 
     def of_attributes(self) -> bool:
-        """Whether an attribute could not be set, or that may be what was cut off. tar ends with 0 all the same."""
+        """True if tar could not set an attribute, in which case it still exits with 0; or if its output was cut off."""
         self._reader.join(5)
         return b"Cannot set '" in self._said or len(self._said) == _MAX_COMPLAINTS_BYTES
 
     def of_a_dead_mount(self) -> bool:
-        """Whether a file system under the tree did not answer."""
+        """True if tar complains of a file system that does not answer."""
         self._reader.join(5)
         return any(os.strerror(number).encode() in self._said for number in DEAD_MOUNT)
 
@@ -467,7 +471,7 @@ def _mount_lost() -> MountLostError:
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Turns the node's errors about a path of the sandbox into those that a caller may see."""
+    """Turns the node's errors about a path of the sandbox into the errors for callers."""
     context = {"path": path} if path else {}
     try:
         yield

@@ -1,7 +1,7 @@
-"""The read-write lock of a sandbox's tree: many share it for an instant, or one holds it while nothing may change.
+"""The tree lock of a sandbox: a readers-writer lock, shared for an instant, or exclusive while nothing may change.
 
-Nobody gets it while the tree is not whole, that is, while a restored directory is not mounted: a read would miss most
-of the files, and a write would disappear under the mount.
+The lock is refused while the tree is not whole, that is, while a restored directory is not mounted: a read would miss
+most of the files, and a write would disappear under the mount.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from actors.errors import SandboxUnavailableError
 
 
 class TreeLock:
-    """A readers-writer lock over a tree that has to be whole. The one who is alone may enter again, either way."""
+    """A readers-writer lock over a tree that has to be whole. Its exclusive holder may take it again, in any way.
+
+    `shared` and `alone` raise SandboxUnavailableError if the tree is not whole; the next call wakes the sandbox.
+    """
 
     def __init__(self, is_whole: Callable[[], bool]) -> None:
         self._is_whole = is_whole
@@ -23,21 +26,21 @@ class TreeLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Together with others. Raises SandboxUnavailableError; the next call takes the sandbox up anew."""
+        """Holds the lock shared within the block."""
         with self._lock.read_lock():
             self._check()
             yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While nobody else is in. Raises SandboxUnavailableError; the next call takes the sandbox up anew."""
+        """Holds the lock exclusively within the block."""
         with self._lock.write_lock():
             self._check()
             yield
 
     @contextmanager
     def repairing(self) -> Iterator[None]:
-        """Alone, whether the tree is whole or not: for those who make it whole, or put it down."""
+        """Holds the lock exclusively within the block, even if the tree is not whole: to mount or unmount it."""
         with self._lock.write_lock():
             yield
 

@@ -1,6 +1,6 @@
-"""The parts of a sandbox's tree that are in no backup, so that their loss can be named.
+"""Finds the parts of a sandbox's tree that are in no backup, so that their loss can be reported.
 
-A look costs a few opened directories.
+Each look opens a few directories only.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from actors.node.tree import Tree
 from storage.metadata import SandboxState
 
 _FIRST_LOOK_S, _LOOK_S = 1.0, 30.0
-"""How soon, and how often at least, somebody looks what a command that runs has written."""
+"""Time to the first look while a command runs, and longest time between two looks."""
 
 T = TypeVar("T")
 
 
 class UnsavedWatch:
-    """Has somebody look at the tree in the background: while a command runs, and after each change.
+    """Looks at the tree in a background thread: while a command runs, and after each change.
 
-    In the background because the gate, which a look needs, may be taken for as long as an archive takes.
+    A look needs the tree lock, which a backup may hold for as long as the archive takes.
     """
 
     def __init__(self, look: Callable[[], None]) -> None:
@@ -32,11 +32,11 @@ class UnsavedWatch:
         self._watching = threading.Lock()
         self._counting = threading.Lock()
         self._followed = 0
-        """The number of commands that are being followed to their end."""
+        """Number of running commands that are followed to their end."""
         self._to_look = threading.Event()
 
     def following(self, events: Iterator[T]) -> Iterator[T]:
-        """The events of a command; a look follows its end, and now and then before."""
+        """Passes on the events of a command; looks now and then while it runs, and once after its end."""
         with self._counting:
             self._followed += 1
         self._begin()
@@ -48,7 +48,7 @@ class UnsavedWatch:
             self.look_soon()
 
     def look_soon(self) -> None:
-        """Something has changed in the tree. Returns at once."""
+        """Asks for a look, after a change of the tree. Returns at once."""
         self._to_look.set()
         self._begin()
 
@@ -66,17 +66,17 @@ class UnsavedWatch:
                 self._look()
         finally:
             self._watching.release()
-        if self._to_look.is_set():  # somebody has asked for a look just now
+        if self._to_look.is_set():  # another thread has just asked for a look
             self._begin()
 
 
 def unsaved_roots(tree: Tree, saved: Collection[str]) -> list[str]:
-    """The writable roots that hold anything outside of the directories `saved`. Raises NodeError."""
+    """The writable roots that hold anything outside the directories `saved`. Raises NodeError."""
     return [root for root in WRITABLE_ROOTS if _holds_anything_else(tree, root, saved)]
 
 
 def _holds_anything_else(tree: Tree, root: str, saved: Collection[str]) -> bool:
-    """Looks along the ways to those directories only, not at the whole tree."""
+    """True if `root` holds anything else. Reads only the parents of the saved directories, not the whole tree."""
     passages = {parent for directory in (*saved, HOME) for parent in _parents(directory)} | {HOME}
     to_see = [root]
     while to_see:
@@ -86,7 +86,7 @@ def _holds_anything_else(tree: Tree, root: str, saved: Collection[str]) -> bool:
         known = {name for name in (*saved, *passages) if name.rpartition("/")[0] == directory}
         try:
             found = {f"{directory}/{name}" for name in tree.some_names(directory, at_most=len(known) + 1)}
-        except PathError:  # something else than the directory that led to a saved one
+        except PathError:  # no longer the directory that led to a saved one
             return True
         if found - known:
             return True
@@ -100,9 +100,9 @@ def _parents(directory: str) -> Iterable[str]:
 
 
 def lost_with(state: SandboxState) -> list[str]:
-    """The writable roots of which something is lost for good with the sandbox's files.
+    """The writable roots that lose something for good with the sandbox's files.
 
-    Where an earlier release has taken no note of what they held, those are named of which there is no checkpoint.
+    If an earlier release did not note which roots hold unsaved files, every root without a checkpoint counts as lost.
     """
     saved = {row.dir for row in state.checkpoints}
     roots = WRITABLE_ROOTS if state.unsaved is None else state.unsaved
