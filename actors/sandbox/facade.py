@@ -1,8 +1,8 @@
 """A sandbox on this node: its tree, commands, transfers, backups and restores. Knows nothing of Ray and HTTP.
 
-Calls arrive in lanes. The mailbox brings backup, restore and destroy, one at a time and in order; others bring
-commands and files, many at once, and questions and cancellations. One lock keeps them apart (`TreeLock`): commands and
-files share it for an instant whenever they touch the tree, and the mailbox holds it alone while the tree must not
+Calls arrive in lanes. The mailbox brings backup, restore and destroy, one at a time and in order. Other lanes bring
+commands and files, many at once, and questions and cancellations. The tree lock (`TreeLock`) keeps them apart: commands
+and files share it for an instant whenever they touch the tree; the mailbox holds it exclusively while the tree must not
 change.
 """
 
@@ -111,7 +111,7 @@ _SLEEP_TTL_S = 36_500 * 86_400.0
 
 
 class LocalSandbox:
-    """One sandbox. Cheap to make; `wake` takes up what is on the disk, on the first call."""
+    """One sandbox. Cheap to make: the first call wakes it (`wake`), which mounts its files."""
 
     def __init__(
         self,
@@ -125,10 +125,10 @@ class LocalSandbox:
         is_lost: Callable[[str, str | None], bool] = lambda identity, cluster_node: False,
         meter: Meter = UNMETERED,
     ) -> None:
-        """`catalog` is None while the bucket is not configured: everything but backup and restore works.
+        """`catalog` is None while no bucket is configured: everything but backup and restore works.
 
-        `cluster_node` is what the cluster calls this node; `is_lost` says whether another one (its identity, and what
-        the cluster called it) is gone for good.
+        `cluster_node` is Ray's id of this node. `is_lost` takes another node's identity and Ray's id of it, and tells
+        whether that node is gone for good.
         """
         self.id = sandbox_id
         self.tenant = tenant
@@ -179,9 +179,9 @@ class LocalSandbox:
         self._operations = Operations()
         self._awake_since = datetime.now(UTC)
         self._is_new = True
-        """Whether it was neither woken nor put down since it was made."""
+        """True until the sandbox is woken, closed or destroyed for the first time."""
         self._safe_in: frozenset[str] | None = None
-        """The backups that hold everything, as long as nothing was touched since they were restored."""
+        """The backups that still hold everything, since nothing has changed after their restore; otherwise None."""
         self._waking = threading.Lock()
         self._unsaved = UnsavedWatch(self._look)
         self.ownership = Ownership(
@@ -228,7 +228,7 @@ class LocalSandbox:
         of_sleep: bool = False,
         paused: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> BackupCreation:
-        from actors.sandbox.backup import BackupCreation  # late: commands need not wait for what only transfers use
+        from actors.sandbox.backup import BackupCreation  # imported late: commands do not need it
 
         return BackupCreation(
             tenant=self.tenant,
@@ -273,9 +273,9 @@ class LocalSandbox:
         return RestoreBackupResult(dir=options.dir, id=options.id, mode=None if mode is options.mode else mode)
 
     def _restore_instead(self, options: RestoreOptions, catalog: BackupCatalog) -> RestoreBackupResult | None:
-        """Restores to the place of directories that are missing, which are given up in the step in which it succeeds.
+        """Restores in place of missing directories, and forgets them in the same step.
 
-        None if it would take the place of none; nothing was done then.
+        Returns None, and does nothing, if the restore would replace no missing directory.
         """
         with self._waking, self._gate.repairing():
             unmounted = self._restored.unmounted
@@ -292,9 +292,9 @@ class LocalSandbox:
         return result
 
     def _restore_over(self, unmounted: Entry, options: RestoreOptions, catalog: BackupCatalog) -> RestoreBackupResult:
-        """Restores to the place of an overlay that cannot be mounted, or above it; that stays as it is if this fails.
+        """Restores in place of an overlay that cannot be mounted, or above it. If this fails, the overlay is unchanged.
 
-        For who holds the gate: until the restore has succeeded the tree looks whole, and is not.
+        The caller holds the tree lock: meanwhile `is_whole` is true although the overlay is not mounted.
         """
         try:
             with self._unavailable_unless("taken up", outcome="not_executed", hint=_AGAIN):
@@ -306,7 +306,7 @@ class LocalSandbox:
             self._restored.unmounted = self._restored.unmounted or unmounted
             raise
         with contextlib.suppress(NodeError, OSError):
-            if not self._restored.is_open:  # a symbolic link has led the restore elsewhere
+            if not self._restored.is_open:  # a symbolic link led the restore elsewhere
                 self._restored.unmount_all()
                 return result
             self._restored.discard_leftovers()
@@ -318,7 +318,7 @@ class LocalSandbox:
     def _restoration(
         self, catalog: BackupCatalog, stopped: Callable[[], AbstractContextManager[None]]
     ) -> BackupRestoration:
-        from actors.sandbox.restore import BackupRestoration  # late, as above
+        from actors.sandbox.restore import BackupRestoration  # imported late, as above
 
         return BackupRestoration(
             tenant=self.tenant,
@@ -336,7 +336,7 @@ class LocalSandbox:
         )
 
     def _fetch(self, catalog: BackupCatalog) -> ArchiveFetch:
-        from actors.sandbox.fetch import ArchiveFetch  # late, as above
+        from actors.sandbox.fetch import ArchiveFetch  # imported late, as above
 
         return ArchiveFetch(
             uid=self._config.node.sandbox_uid,
@@ -358,7 +358,7 @@ class LocalSandbox:
         return ForgetResult(forgotten=[forgotten[directory] for directory in dict.fromkeys(options.dirs)])
 
     def _forgotten(self) -> dict[str, RecoveredDirectory]:
-        """The directories that were given up, by the bucket's state and by this node's record."""
+        """The forgotten directories, by path, from the state document and this node's record."""
         state = self.ownership.last_known
         found = [
             public_recovery(state.recovery if state else None),
@@ -371,7 +371,7 @@ class LocalSandbox:
         self.ownership.report(lambda state: after_forgetting(state, self._restored.record, directories))
 
     def _find_out_what_is_missing(self, directories: Sequence[str]) -> None:
-        """Tries to wake, unless that was tried, and these directories were found to be missing."""
+        """Tries to wake the sandbox, unless an earlier attempt found all of these directories missing."""
         is_held = self._restored.is_shown or self._restored.unmounted is not None
         if is_held and all(self._recovery.is_known_missing(each) for each in directories):
             return
@@ -382,13 +382,12 @@ class LocalSandbox:
                 raise
 
     def destroy(self) -> None:
-        """Ends everything and removes the sandbox's files and state; its backups stay. Repeatable.
+        """Ends everything and removes the sandbox's files and state document; its backups stay. Repeatable.
 
         Raises:
-            SandboxUnavailableError: something of it is still in use; call again.
-            DocumentDamagedError: a later release has written its state; nothing was removed.
-            StorageUnavailableError: the bucket does not answer, and the context says whether the files are gone; call
-                again.
+            SandboxUnavailableError: a part of the sandbox is still in use; call again.
+            DocumentDamagedError: a later release has written the state document; nothing was removed.
+            StorageUnavailableError: the bucket does not answer; call again. The context says if the files are gone.
         """
         with self._operations.run(OperationKind.DESTROY) as progress:
             progress.point_of_no_return(Phase.WAITING)
@@ -402,13 +401,13 @@ class LocalSandbox:
                     self._remove_files()
                 self._restored.forget()
                 try:
-                    self._delete_state()  # let nobody in before: who finds the state, but no files, recovers them
+                    self._delete_state()  # under the lock: an actor that finds the state but no files recovers them
                 finally:
                     self._presence.give_up(for_good=True)
 
     def _claim_to_destroy(self) -> None:
-        """Keeps other processes away. Where nothing of the sandbox is here, a disk that has no room for that is no
-        obstacle: nobody can begin anything here, either."""
+        """Takes the sandbox lock. If the disk has no room for it and nothing of the sandbox is here, goes on without
+        the lock: no other process can begin anything here, either."""
         try:
             self._presence.claim()
         except OSError as e:
@@ -431,7 +430,7 @@ class LocalSandbox:
             ) from None
 
     def _remove_files(self) -> None:
-        """Takes the folder away at once, then deletes it: dying meanwhile leaves no half of a sandbox."""
+        """Moves the sandbox's folder away in one step, then deletes it. So a crash leaves no half of a sandbox."""
         if not self._home.exists():
             return
         self._layout.remove(self._home)
@@ -445,7 +444,7 @@ class LocalSandbox:
         return self._unsaved.following(self._commands.run(command_id, request))
 
     def _look(self) -> None:
-        """Takes note of what is in no backup, so that it can be named should it be lost with the node."""
+        """Notes which roots hold unsaved files, so that their loss can be reported if the node is lost."""
         state = self.ownership.last_known
         saved = {row.dir for row in (state.checkpoints if state else ())}
         saved |= {entry.dir for entry in self._restored.record.entries}
@@ -477,12 +476,12 @@ class LocalSandbox:
         self._transfers.send(transfer_id, data)
 
     def commit(self, transfer_id: str) -> None:
-        """Ends a transfer well."""
+        """Completes an upload: makes it visible."""
         self._transfers.commit(transfer_id)
         self._unsaved.look_soon()
 
     def abort(self, transfer_id: str) -> None:
-        """Throws a transfer away."""
+        """Ends a transfer and discards what it has sent."""
         self._transfers.abort(transfer_id)
 
     def persist(self, command_id: str, excludes: Sequence[str] = ()) -> Iterator[bytes]:
@@ -492,7 +491,7 @@ class LocalSandbox:
         return self._transfers.persist(command_id, tar_excludes(left_out))
 
     def _left_out(self, directory: str, excludes: Sequence[str]) -> list[bytes]:
-        """The paths that patterns leave out. Commands are paused meanwhile, as they are for a backup."""
+        """The paths that the patterns exclude. Commands are paused meanwhile, as for a backup."""
         with (
             self._unavailable_unless("paused", outcome="not_executed"),
             self._gate.alone(),
@@ -531,7 +530,7 @@ class LocalSandbox:
     # --- control
 
     def info(self) -> SandboxInfo:
-        """What is known of the sandbox."""
+        """The information about the sandbox. Does not wake it."""
         state = self.ownership.last_known
         return SandboxInfo(
             id=self.id,
@@ -556,54 +555,56 @@ class LocalSandbox:
         return CommandLimits(memory_bytes=found.memory_bytes, processes=found.processes)
 
     def notice(self) -> Recovery | None:
-        """The sandbox's recovery, while nobody was told of it for sure; None if there is nothing to tell."""
+        """The sandbox's recovery if no caller has confirmed yet that it knows of it; otherwise None."""
         state = self.ownership.last_known if self.is_awake else None
         untold = state is not None and state.recovery is not None and state.recovery.is_untold
         return public_recovery(state.recovery) if state is not None and untold else None
 
     @property
     def may_have_news(self) -> bool:
-        """Whether `notice` may have something to tell once the next call is served."""
+        """True if `notice` may return a recovery once the next call is served."""
         return not self.is_awake or self.notice() is not None
 
     def operation(self) -> Operation | None:
-        """The running operation."""
+        """The running operation, or None."""
         return self._operations.running
 
     def cancel(self) -> bool:
-        """Cancels the running operation."""
+        """Cancels the running operation. Returns False if there is none, or if it is past its point of no return."""
         return self._operations.cancel()
 
     def stop(self, name: str) -> bool:
-        """Stops one command or one transfer; False if there is none of this name."""
+        """Stops one command or transfer. Returns False if there is none of this name."""
         return self._commands.stop(name) or self._transfers.abort(name)
 
     def expect_command(self) -> None:
-        """Has the kernel ready for a command that is on its way. Returns at once."""
+        """Prepares the kernel for a command that is on its way (`announce_entry`). Returns at once."""
         threading.Thread(target=announce_entry, name="announce", daemon=True).start()
 
     @property
     def is_awake(self) -> bool:
-        """Whether everything of it is in place: it has been used since it was made, closed or destroyed."""
+        """True if all of the sandbox is mounted: it was woken, and has not been closed or destroyed since."""
         return self._restored.is_whole
 
     @property
     def is_empty(self) -> bool:
-        """Whether it was destroyed, and not used since."""
+        """True if the sandbox was destroyed and not used since."""
         return not self._is_new and not self.is_awake and not self._restored.exists
 
     @property
     def must_stay(self) -> bool:
-        """Whether it may not sleep now: somebody is sending a file, or the bucket does not know yet where it is."""
+        """True if the sandbox may not sleep: a transfer is open, or the bucket does not know yet where the files are."""
         return self._transfers.has_uploads or (self.is_awake and not self.ownership.is_recorded)
 
     # --- life
 
     def wake(self) -> None:
-        """Takes up what an earlier process has left on the disk: paused commands, mounts, half-made archives.
+        """Wakes the sandbox: mounts or recovers its files, and cleans up after an earlier process that died.
+
+        Does nothing if the sandbox is awake and its archives are undamaged.
 
         Raises:
-            SandboxUnavailableError: it cannot be taken up now; nothing is lost.
+            SandboxUnavailableError: it cannot wake now; nothing is lost.
         """
         if self.ownership.is_superseded:
             raise superseded()
@@ -615,7 +616,7 @@ class LocalSandbox:
                 self._wake()
 
     def _put_down_disturbed(self) -> None:
-        """Takes away what is mounted, if an archive under it has changed: it is looked at as the sandbox is taken up.
+        """Unmounts everything if an archive under a mount has changed. The next `_wake` checks the archives.
 
         Raises SandboxUnavailableError.
         """
@@ -626,7 +627,7 @@ class LocalSandbox:
                 self._restored.unmount_all()
 
     def _look_at_archives(self) -> bool:
-        """The watch's look while anything is mounted; a call that comes would do the same."""
+        """Remounts the sandbox if an archive has changed, as a call would. Returns False if nothing is left to watch."""
         if not (self.is_awake and self._kept.is_in_use):
             return False
         if self._kept.is_disturbed():
@@ -641,10 +642,10 @@ class LocalSandbox:
         return self.is_awake
 
     def prepare(self, found: StateRead, *, wake: bool) -> None:
-        """Does for a call that is on its way what it would have to wait for. Raises as `wake`.
+        """Prepares the sandbox for a call that is on its way, and wakes it if `wake` is true. Raises as `wake`.
 
-        Does nothing once the sandbox was woken, closed or destroyed: that call may be over by now. `found` is what
-        somebody has just found in the bucket, as `Ownership.suppose` takes it.
+        Does nothing if the sandbox was woken, closed or destroyed before: that call may be over by now. `found` is the
+        state that the service has just found in the bucket (`Ownership.suppose`).
         """
         with self._waking, self._gate.repairing():
             if self._is_new:
@@ -653,7 +654,7 @@ class LocalSandbox:
                     self._wake()
 
     def come_back(self) -> None:
-        """Wakes after the death of an actor, if there is anything to come back. Raises as `wake`, and StorageError."""
+        """Wakes the sandbox after a crash of its actor, if it existed. Raises as `wake`, and StorageError."""
         with self._waking, self._gate.repairing():
             if self._is_new and (self._restored.exists or self.ownership.is_known()):
                 self._wake()
@@ -666,7 +667,7 @@ class LocalSandbox:
                 self._restored.read()
                 origin = self._take_up()
             except BaseException:
-                if not (self._restored.is_shown or self._restored.unmounted):  # else it is held: parts are mounted
+                if not (self._restored.is_shown or self._restored.unmounted):  # else parts are mounted
                     self._let_go()
                 raise
         self._is_new = False
@@ -685,12 +686,12 @@ class LocalSandbox:
         self._safe_in = None
         if origin.is_elsewhere:
             wanted = self._begin_recovery(origin)
-            if origin is Origin.SLEEP:  # before anybody sees the tree: whoever changes it takes this back
+            if origin is Origin.SLEEP:  # before the tree is visible: every change resets it
                 self._safe_in = frozenset(row.backup_id for row in wanted)
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._cgroup.prepare()
         self._cgroup.thaw()
-        actor_group.end_orphans(self._layout.cgroup)  # first: they may be about to enter the sandbox's own group
+        actor_group.end_orphans(self._layout.cgroup)  # first: an orphan may be about to enter the sandbox's group
         self._stop(ExecStoppedError("The sandbox was taken up anew, which stopped the command."))
         self.expect_command()
         remove_tree(self._home / "spool")
@@ -704,7 +705,7 @@ class LocalSandbox:
         return origin
 
     def _mount_everything(self, unmended: Mapping[str, str]) -> None:
-        """Mounts what the record says. `unmended` are the causes for which archives could not be fetched anew."""
+        """Mounts what the record names. `unmended` has the directories whose archives stay damaged, with the causes."""
         try:
             self._take_up_mounts()
         except (NodeError, OSError) as e:
@@ -722,7 +723,7 @@ class LocalSandbox:
         return self._mending.mend(damaged, self._fetch(configured(self._catalog, self._config))) if damaged else {}
 
     def _take_up_mounts(self) -> None:
-        """Mounts what the record says, in spite of what earlier actors of this node have left."""
+        """Mounts what the record names. If a mount fails, ends the orphans of earlier actors and tries once more."""
         try:
             self._restored.mount_all()
         except MountError:
@@ -731,7 +732,7 @@ class LocalSandbox:
             self._restored.mount_all()
 
     def _begin_recovery(self, origin: Origin) -> tuple[RecoveryItem, ...]:
-        """Takes the sandbox over, and records what has to come back from checkpoints; what was here is out of date."""
+        """Claims the epoch and records the directories to recover. Removes the sandbox's older files from this node."""
         self._put_aside()
         lost_node, state = self.ownership.acquire_epoch()
         log.warning("sandbox_taken_over", sandbox=self.id, origin=origin.value, lost_node=lost_node)
@@ -743,19 +744,19 @@ class LocalSandbox:
         return recovery.directories
 
     def _put_aside(self) -> None:
-        """Takes away what this node has of a sandbox whose files are newer elsewhere."""
+        """Removes the files that this node has of a sandbox whose newer files are elsewhere."""
         self._put_down()
         self._sweep()
         self._remove_files()
         self._restored.forget()
 
     def _recover(self, *, begun: bool) -> None:
-        """Brings back from checkpoints what is missing. Interrupted, it goes on when the sandbox is taken up again.
+        """Recovers the missing directories from their checkpoints. After an interruption, the next wake continues.
 
-        `begun` says that this recovery was begun just now, and has to be told of even if nothing can come back.
+        `begun` marks a recovery that has just begun. It is reported even if there is nothing to recover.
 
         Raises:
-            SandboxUnavailableError: something is missing still.
+            SandboxUnavailableError: a directory is still missing.
         """
         plan = self._restored.record.recovery
         if plan is None or not (begun or plan.missing):
@@ -780,7 +781,7 @@ class LocalSandbox:
         )
 
     def _tell_of_what_is_missing(self) -> None:
-        """So that it can be read without a call that would wake the sandbox."""
+        """Writes the missing directories to the state document, so that they can be read without waking the sandbox."""
         known = self.ownership.last_known
         told = known.recovery if known else None
         if recovery_in(self._restored.record, told) != told:
@@ -790,7 +791,10 @@ class LocalSandbox:
         return unavailable_unless(self.id, done, outcome=outcome, hint=hint)
 
     def close(self) -> None:
-        """Ends what runs and unmounts everything; files and layers stay. Raises NodeError; the next call wakes it."""
+        """Ends everything that runs and unmounts everything; files and layers stay. The next call wakes the sandbox.
+
+        Raises NodeError.
+        """
         with self._gate.repairing():
             self._is_new = False
             self._put_down()
@@ -800,7 +804,7 @@ class LocalSandbox:
         self.ownership.close()
         self._user_namespace.close()
         with contextlib.suppress(OSError):
-            os.utime(self._home)  # when it was used last, for whoever has to choose between those that sleep here
+            os.utime(self._home)  # the time of the last use: the order in which a drain moves sleeping sandboxes
         self._presence.give_up()
 
     def _put_down(self) -> None:
@@ -810,19 +814,19 @@ class LocalSandbox:
         self._user_namespace.close()
 
     def back_up_for_sleep(self) -> list[Checkpoint]:
-        """Backs up everything that is in the sandbox, so that `sleep` can free the node's disk. Changes nothing else.
+        """Backs up everything in the sandbox, so that `sleep` can free the node's disk. Changes nothing else.
 
-        What has not been touched since it was brought back from such backups is still safe in them.
+        Makes no backups if the sandbox has not changed since it woke from such backups; returns those.
 
         Raises:
-            HoldfastError: something could not be backed up.
+            HoldfastError: a directory could not be backed up.
         """
         configured(self._catalog, self._config)
         self.wake()
         return self._backed_up(self._paused)
 
     def _backed_up(self, paused: Callable[[], AbstractContextManager[None]]) -> list[Checkpoint]:
-        """Checkpoints of everything that is in the sandbox; `paused` pauses all that could change it meanwhile."""
+        """Backs up everything in the sandbox; returns the checkpoints. `paused` pauses what could change the tree."""
         catalog = configured(self._catalog, self._config)
         if self._safe_in is not None and (kept := self._checkpoints(self._safe_in)) is not None:
             return kept
@@ -840,7 +844,7 @@ class LocalSandbox:
         return recorded
 
     def _checkpoints(self, backup_ids: Collection[str]) -> list[Checkpoint] | None:
-        """The checkpoints that these backups are; None if one of them is none."""
+        """The checkpoints of these backups; None if one of the backups is no checkpoint."""
         state = self.ownership.state
         found = [row for row in (state.checkpoints if state else ()) if row.backup_id in backup_ids]
         return found if len(found) == len(backup_ids) else None
@@ -852,18 +856,19 @@ class LocalSandbox:
                 return bool(names)
             try:
                 return bool(self._tree.some_names(HOME, at_most=1))
-            except PathError:  # something else than the directory that every sandbox has
+            except PathError:  # HOME is no longer the directory that every sandbox has
                 return True
 
     def sleep(self, in_bed: Sequence[Checkpoint] | None = None) -> None:
-        """Ends what runs and unmounts everything. The next call wakes it with all its files.
+        """Ends everything that runs and unmounts everything. The next call wakes the sandbox with all its files.
 
-        With what `back_up_for_sleep` has made its files leave this node, and it can wake on any.
+        With `in_bed`, the checkpoints from `back_up_for_sleep`, the files are removed from this node, and the sandbox
+        can wake on any node.
 
         Raises:
-            NodeError: a mount is in use; the next call wakes it with all its files.
-            StorageUnavailableError: the bucket could not be told; likewise.
-            SandboxUnavailableError: another actor has taken over, or it is not awake; nothing was removed.
+            NodeError: a mount is in use; the next call wakes the sandbox with all its files.
+            StorageUnavailableError: the sleep could not be written to the bucket; likewise.
+            SandboxUnavailableError: another actor has taken over, or the sandbox is not awake; nothing was removed.
         """
         if in_bed is None:
             self._sleep_here()
@@ -889,13 +894,13 @@ class LocalSandbox:
         self.ownership.clear_sleep()
 
     def hand_over(self) -> None:
-        """Moves the sandbox into the bucket whatever runs in it, so that it can wake on another node. Repeatable.
+        """Moves the sandbox into the bucket, even if commands run, so that it can wake on another node. Repeatable.
 
-        What runs is paused until everything is backed up, and ended then: nothing that it has written is lost. Does
-        nothing where the sandbox has no files on this node, or newer ones elsewhere.
+        Running commands are paused until everything is backed up, and then ended: nothing that they have written is
+        lost. Does nothing if the sandbox has no files on this node, or newer ones elsewhere.
 
         Raises:
-            HoldfastError: it is here still, and the next call finds it with all its files.
+            HoldfastError: the sandbox is still on this node, and the next call finds it with all its files.
         """
         if not self.is_awake:
             with self._unavailable_unless("handed over", outcome="not_executed"):
@@ -903,7 +908,7 @@ class LocalSandbox:
                     return
             self.wake()
         with self._unavailable_unless("handed over", outcome="not_executed"):
-            self.ownership.check()  # a bucket that is away should cost no command a pause
+            self.ownership.check()  # before the pause: no command is paused for a bucket that does not answer
         with self._gate.alone(), self._unavailable_unless("handed over", outcome="not_executed"):
             with self._commands.paused():
                 in_bed = self._backed_up(self._undamaged)
@@ -929,7 +934,7 @@ class LocalSandbox:
                 self._let_go()
 
     def _make_home(self) -> None:
-        # The sandbox may have put something else there, or filled the disk: no reason not to wake.
+        # The sandbox may have put something else there, or filled the disk. It can wake all the same.
         with contextlib.suppress(NodeError, OSError):
             self._tree.make_directory(HOME)
 
@@ -945,7 +950,7 @@ class LocalSandbox:
         self._check_archives()
 
     def _check_archives(self) -> None:
-        """Raises BackupCreateError if what is archived now may not be what was restored."""
+        """Raises BackupCreateError if an archive under a restored directory has changed: a backup could be wrong."""
         if self._kept.is_disturbed():
             raise BackupCreateError(
                 "The backup could not be created: the archive under a restored directory was damaged on the node.",
@@ -964,18 +969,18 @@ class LocalSandbox:
         self._transfers.abort_all(error if isinstance(error, SandboxUnavailableError) else None)
 
     def _revive(self, layer: Layer) -> None:
-        """A daemon under a restored directory died: ends what used it, and mounts the same upper again."""
+        """Mounts a layer again after its daemon died, with the same upper. Stops all commands and transfers first."""
         lost = MountLostError("A file system daemon under the directory died; it has been mounted anew.")
         with self._gate.repairing():
             try:
                 self._restored.revive(layer, lambda: self._stop(lost))
                 log.warning("layer_revived", sandbox=self.id, layer=layer.id)
-            except (NodeError, OSError) as e:  # the tree is not whole now, so the next call takes it up anew
+            except (NodeError, OSError) as e:  # the tree is not whole now, so the next call mounts it anew
                 log.error("layer_lost", sandbox=self.id, layer=layer.id, error=type(e).__name__)
 
 
 def _moved() -> SandboxUnavailableError:
-    """For whoever waits for something that a hand-over has ended."""
+    """The error of a call that a hand-over has ended."""
     return SandboxUnavailableError(
         "The sandbox's node is being drained, which ended the call; what it had written until then was kept.",
         hint="Look at the sandbox's state before you repeat the call.",

@@ -1,11 +1,11 @@
-"""One sandbox's actor: a thin Ray shell round `actors.sandbox.facade`.
+"""The Ray actor of one sandbox: a thin shell around `actors.sandbox.facade`, in a process of its own.
 
-Lanes are Ray concurrency groups of a synchronous actor. The default group, left without `max_concurrency`,
-is the mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, `files` what is done
-to files, `reads` what is read of them, which waits for its reader, and `control` questions and cancellations, which
-answer in about a millisecond while the others are busy.
+Lanes are Ray concurrency groups of a synchronous actor. The default group, left without `max_concurrency`, is the
+mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, and `files` changes of files.
+`reads` carries reads of files, which wait for their readers. `control` carries questions and cancellations, and answers
+in about a millisecond while the others are busy.
 
-Nothing is retried by Ray: a call with an effect runs once, or its caller learns that the outcome is unknown.
+Ray retries nothing: a call with an effect runs once, or its caller learns that the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ if TYPE_CHECKING:
 
 LANES = {**{lane: threads for lane, threads in THREADS.items() if lane != MAILBOX}, "control": 8, "labels": 1}
 _LAST_WORDS_S = 0.5
-"""How long an actor that was replaced lives on, so that the answers of its calls arrive."""
+"""Time that a replaced or handed-over actor lives on, so that the answers of its calls arrive."""
 _CALLS_END_S = 2.0
-"""How long short calls get to end before a hand-over, and those that it has ended to hand their errors out."""
+"""Time for running calls to end before a hand-over, and for the calls that it ended to return their errors."""
 _NODE_ASKED_S = 30.0
 _UNCALLED_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""How long a restarted actor waits for a call before it wakes by itself, and before each further try: after those that
-somebody waits for, and not for ever, so that it can sleep."""
+"""Pauses in which a restarted actor waits for a call before each attempt to wake by itself. Sandboxes with waiting
+callers wake first. The attempts end at last, so that the actor can sleep."""
 _STREAM_AHEAD = 16
-"""Items that a stream may be ahead of its reader: 16 MiB of a file."""
+"""Number of items that a stream may be ahead of its reader: 16 MiB of a file."""
 
 T = TypeVar("T")
 
 
 @observed
 class SandboxHost:
-    """One sandbox's actor. `__init__` does nothing that can fail: an error there would lose its class."""
+    """The actor of one sandbox. `__init__` does nothing that can fail: an error there would lose its class."""
 
     def __init__(self, tenant: str, sandbox_id: str, config: SandboxConfig) -> None:
         self._address = (tenant, sandbox_id, config)
@@ -70,7 +70,7 @@ class SandboxHost:
         threading.Thread(target=self._begin, name="begin", daemon=True).start()
 
     def _sandbox(self) -> LocalSandbox:
-        """The sandbox, made once."""
+        """Returns the sandbox; makes it on the first call."""
         if self._made is None:
             with self._making:
                 if self._made is None:
@@ -78,8 +78,8 @@ class SandboxHost:
         return self._made
 
     def _begin(self) -> None:
-        """Makes the sandbox for the first call. An actor that Ray has restarted wakes it, too, if nobody calls."""
-        with contextlib.suppress(Exception):  # the next call meets it, and says so
+        """Makes the sandbox for the first call. An actor that Ray has restarted also wakes it if no call comes."""
+        with contextlib.suppress(Exception):  # the next call fails likewise, and reports it
             self._sandbox()
         for pause_s in _UNCALLED_S:
             if self._called.wait(pause_s):
@@ -89,13 +89,13 @@ class SandboxHost:
                     with self._activity.call():
                         self._sandbox().come_back()
                 return
-            except Exception as e:  # the bucket is away, or who says whether its node is lost
+            except Exception as e:  # the bucket is away, or the service, which knows whether a node is lost
                 log.warning("sandbox_not_back", error=type(e).__name__)
 
     def _get_ready(self, found: StateRead, lane: str | None) -> None:
-        """Begins what the call that is on its way would wait for otherwise."""
-        with contextlib.suppress(Exception), self._activity.call():  # the call itself meets it, and says so
-            self._sandbox().prepare(found, wake=lane not in (None, MAILBOX))  # a mailbox may bring a `destroy`
+        """Prepares the sandbox for a call that is on its way, so that the call waits less."""
+        with contextlib.suppress(Exception), self._activity.call():  # the call itself fails likewise, and reports it
+            self._sandbox().prepare(found, wake=lane not in (None, MAILBOX))  # a mailbox call may be `destroy`
 
     def _make(self) -> LocalSandbox:
         from actors.bucket import open_catalog
@@ -133,14 +133,14 @@ class SandboxHost:
             ) from None
 
     def _answer(self, act: Callable[[LocalSandbox], T]) -> T:
-        """A question: keeps nobody awake."""
+        """Answers a question. It does not count as activity, so it does not keep the sandbox awake."""
         try:
             return guarded(lambda: act(self._sandbox()))
         finally:
             self._end_if_superseded()
 
     def _serve(self, lane: str, act: Callable[[LocalSandbox], T], *, was_let_in: bool = True) -> T:
-        """Serves a call that was let in to `lane`, or that goes on with a transfer, and needed no leave."""
+        """Serves a call in `lane`. A call that continues a transfer needs no admission (`was_let_in` is False)."""
         with (
             self._admission.serving(lane, was_let_in=was_let_in),
             self._activity.call(goes_on=not was_let_in),
@@ -155,7 +155,7 @@ class SandboxHost:
                 self._end_if_superseded()
 
     def _end_if_superseded(self) -> None:
-        """Ends the process, once its answer is out, when another actor has taken the sandbox over."""
+        """If another actor has taken the sandbox over, ends the process shortly after this answer."""
         if self._made is not None and self._made.ownership.is_superseded and not self._ending:
             self._ending = True
             log.error("superseded_actor_ends")
@@ -164,7 +164,7 @@ class SandboxHost:
     def _end(self, box: LocalSandbox) -> None:
         try:
             box.close()
-        except Exception as e:  # the node's sweep does it
+        except Exception as e:  # the node's sweeper does it
             log.warning("superseded_sandbox_not_closed", error=type(e).__name__)
         os._exit(1)
 
@@ -183,16 +183,16 @@ class SandboxHost:
         self._serve(MAILBOX, lambda box: box.destroy())
 
     def close(self) -> None:
-        """Unmounts everything and ends what runs, before the service stops."""
+        """Ends everything that runs and unmounts everything, before the service stops."""
         self._called.set()
         if self._made is not None:
             self._answer(lambda box: box.close())
 
     def leave(self, idle_s: float) -> None:
-        """Gives the process back if no call came for `idle_s`; the next call finds everything in place.
+        """Ends the actor if no call came for `idle_s`. The sandbox keeps its files; the next call makes a new actor.
 
-        An empty one, which was destroyed, waits for the end of its calls only.
-        Sent by somebody else: an actor that sends it to itself would wait for its own end.
+        The actor of a destroyed sandbox waits only until its calls have ended. Other processes send this call: an actor
+        that sent it to itself would wait for its own end.
         """
         if self._made is not None and self._made.is_empty:
             idle_s = 0.0
@@ -219,7 +219,7 @@ class SandboxHost:
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
     def _put_to_bed(self) -> list[Checkpoint] | None:
-        """Backs everything up, where sandboxes sleep in the bucket. None: its files stay on this node."""
+        """Backs everything up if sandboxes sleep in the bucket. Returns None if the files stay on this node."""
         _, _, config = self._address
         if self._made is None or not self._made.is_awake or config.on_sleep == "keep" or config.bucket is None:
             return None
@@ -231,19 +231,19 @@ class SandboxHost:
 
     @ray.method(concurrency_group="control")
     def usage(self) -> tuple[str, Usage]:
-        """The cluster's name for the node it runs on, and how much it is used."""
+        """Returns Ray's id of the actor's node, and the actor's usage."""
         return ray.get_runtime_context().get_node_id(), self._activity.usage()
 
     @ray.method(concurrency_group="control")
     def close_door(self) -> None:
-        """Begins no call any more: `hand_over` is in the mailbox, and opens the door again if it fails."""
+        """Refuses new calls. `hand_over`, which follows in the mailbox, accepts calls again if it fails."""
         self._called.set()
         self._activity.close()
 
     def hand_over(self, force: bool) -> None:
-        """Moves the sandbox into the bucket, and leaves. Without `force` not while it serves a call.
+        """Moves the sandbox into the bucket and ends the actor. Without `force`, fails while a call is being served.
 
-        Sent, after `close_door`, by the host of a node that is being drained.
+        The node's `NodeHost` sends it after `close_door`, when the node is being drained.
         """
         with self._admission.serving(MAILBOX, was_let_in=False):
             try:
@@ -313,13 +313,18 @@ class SandboxHost:
 
     @ray.method(concurrency_group="control")
     def admit(self, lane: str | None, found: StateRead | None = None) -> tuple[str, int, bool]:
-        """Asked before each call that may have to wait. Raises TooManyCallsError, SandboxUnavailableError.
+        """Admits a call to a lane; callers send this before each call that may have to wait.
 
-        `found` is what the service, which has just made this actor, has found in the bucket; None if that is unknown.
+        Args:
+            lane: the call's lane; None for a caller that needs the actor, but no admission.
+            found: the state that the service, which has just made this actor, found in the bucket; None if unknown.
 
         Returns:
-            What the cluster calls the node it runs on; how often Ray has restarted this actor; and whether it may have
-            something to tell once the call is served.
+            Ray's id of the actor's node; the number of times that Ray has restarted this actor; and True if `notice`
+            may have something to report once the call is served.
+
+        Raises:
+            TooManyCallsError, SandboxUnavailableError: the call was not admitted.
         """
         self._called.set()
         if lane is None:
@@ -328,13 +333,13 @@ class SandboxHost:
             self.watch.tally.add(QUEUE_LENGTH, lane, amount=self._admit(lane))
         if lane == EXEC and self._made is not None and self._made.is_awake:
             self._made.expect_command()
-        if found is not None:  # the call is on its way: what it needs is put in place meanwhile
+        if found is not None:  # prepare while the call is on its way
             threading.Thread(target=self._get_ready, args=(found, lane), name="ready", daemon=True).start()
         has_news = self._made is None or self._made.may_have_news
         return ray.get_runtime_context().get_node_id(), self._restarts, has_news
 
     def _admit(self, lane: str) -> int:
-        before = self._admission.admit(lane)  # first, so that who is refused keeps nobody awake
+        before = self._admission.admit(lane)  # first, so that a refused call does not count as activity
         try:
             self._activity.touch()
         except SandboxUnavailableError:
@@ -352,17 +357,17 @@ class SandboxHost:
 
     @ray.method(concurrency_group="control")
     def notice(self) -> Any:
-        """The sandbox's recovery, while nobody was told of it for sure; None if there is nothing to tell."""
+        """Returns the sandbox's recovery if no caller has confirmed yet that it knows of it; otherwise None."""
         return self._answer(lambda box: box.notice())
 
     @ray.method(concurrency_group="labels")
     def told(self, at: datetime) -> None:
-        """Somebody was told of the recovery of that instant."""
+        """Notes that a caller knows of the recovery that began at this time."""
         self._answer(lambda box: box.ownership.told(at))
 
     @ray.method(concurrency_group="labels")
     def relabel(self) -> None:
-        """Told by whoever has changed the labels in the bucket."""
+        """Reads the labels anew. A client sends it after it has changed them in the bucket."""
         self._answer(lambda box: box.ownership.relabel())
 
     @ray.method(concurrency_group="control")
@@ -379,7 +384,7 @@ class SandboxHost:
 
 
 def _is_lost(identity: str, cluster_node: str | None) -> bool:
-    """Whether the service takes a node for lost; if it cannot be asked, nothing is lost."""
+    """True if the service considers a node lost. False if the service cannot be asked."""
     try:
         service: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
         return bool(ray.get(service.is_lost.remote(identity, cluster_node), timeout=_NODE_ASKED_S))

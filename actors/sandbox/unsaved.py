@@ -103,6 +103,7 @@ def lost_with(state: SandboxState) -> list[str]:
     """The writable roots that lose something for good with the sandbox's files.
 
     If an earlier release did not note which roots hold unsaved files, every root without a checkpoint counts as lost.
+    Losses of an earlier recovery that no caller knows of yet are included.
     """
     saved = {row.dir for row in state.checkpoints}
     roots = WRITABLE_ROOTS if state.unsaved is None else state.unsaved
