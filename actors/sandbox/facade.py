@@ -481,7 +481,7 @@ class LocalSandbox:
         self._unsaved.look_soon()
 
     def abort(self, transfer_id: str) -> None:
-        """Ends a transfer and discards what it has sent."""
+        """Ends a transfer and discards what is not visible yet."""
         self._transfers.abort(transfer_id)
 
     def persist(self, command_id: str, excludes: Sequence[str] = ()) -> Iterator[bytes]:
@@ -593,7 +593,7 @@ class LocalSandbox:
 
     @property
     def must_stay(self) -> bool:
-        """True if the sandbox may not sleep: a transfer is open, or the bucket does not know yet where the files are."""
+        """True if the sandbox may not sleep: a transfer is open, or its location is not yet recorded in the bucket."""
         return self._transfers.has_uploads or (self.is_awake and not self.ownership.is_recorded)
 
     # --- life
@@ -627,7 +627,7 @@ class LocalSandbox:
                 self._restored.unmount_all()
 
     def _look_at_archives(self) -> bool:
-        """Remounts the sandbox if an archive has changed, as a call would. Returns False if nothing is left to watch."""
+        """Remounts the sandbox if an archive has changed, as a call would. Returns False if it is not mounted."""
         if not (self.is_awake and self._kept.is_in_use):
             return False
         if self._kept.is_disturbed():

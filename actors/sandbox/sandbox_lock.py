@@ -1,7 +1,8 @@
 """The sandbox lock: a file lock on the node, which the actor's process holds while the sandbox is awake.
 
 The lock ends with its process. A restarted actor may begin before the old process has ended (2 ms apart in a
-measurement), so it waits for this lock. So does the sweeper, which must not remove what an actor is about to mount.
+measurement), so it waits for this lock. The sweeper takes it too, and skips a sandbox whose lock is held: it must not
+remove what an actor is about to mount.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class Transfers:
                 self._open.pop(transfer_id, None)
 
     def abort(self, transfer_id: str) -> bool:
-        """Ends a transfer and discards what it has sent. Returns False if there is no such transfer (any more)."""
+        """Ends a transfer and discards what is not visible yet. Returns False if there is no such transfer."""
         with self._lock:
             found = self._open.pop(transfer_id, None)
         if found is not None:
