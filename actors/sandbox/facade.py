@@ -593,7 +593,7 @@ class LocalSandbox:
 
     @property
     def must_stay(self) -> bool:
-        """True if the sandbox may not sleep: a transfer is open, or its location is not yet recorded in the bucket."""
+        """True if the sandbox may not sleep: a transfer is open, or the bucket does not record where its files are."""
         return self._transfers.has_uploads or (self.is_awake and not self.ownership.is_recorded)
 
     # --- life
@@ -627,7 +627,7 @@ class LocalSandbox:
                 self._restored.unmount_all()
 
     def _look_at_archives(self) -> bool:
-        """Remounts the sandbox if an archive has changed, as a call would. Returns False if it is not mounted."""
+        """Remounts the sandbox if an archive has changed, as a call would. Returns False once nothing is mounted."""
         if not (self.is_awake and self._kept.is_in_use):
             return False
         if self._kept.is_disturbed():

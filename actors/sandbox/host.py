@@ -1,9 +1,9 @@
 """The Ray actor of one sandbox: a thin shell around `actors.sandbox.facade`, in a process of its own.
 
 Lanes are Ray concurrency groups of a synchronous actor. The default group, left without `max_concurrency`, is the
-mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, and `files` changes of files.
-`reads` carries reads of files, which wait for their readers. `control` carries questions and cancellations, and answers
-in about a millisecond while the others are busy.
+mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands; `files` carries changes and
+listings of files; `reads` carries reads of files, which wait for their readers. `control` carries questions and
+cancellations, and answers in about a millisecond while the others are busy.
 
 Ray retries nothing: a call with an effect runs once, or its caller learns that the outcome is unknown.
 """

@@ -174,7 +174,7 @@ class DirectoryRecovery:
 
         Raises:
             InvalidRequestError: one of them is not missing; nothing was changed.
-            OSError: the record could not be written; nothing was changed.
+            OSError: the record could not be written. If several were forgotten, an unmounted overlay may be left over.
         """
         wanted = {directory for directory in directories if self.is_known_missing(directory)}
         present = [
