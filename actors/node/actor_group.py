@@ -1,10 +1,11 @@
-"""The control group of an actor's own process, in which all that it starts is born.
+"""The control group of a sandbox's actor: every process that the actor starts is born in it.
 
-So nothing that it starts can hold a mount or a loop device, however early it is cut short, without being in a group
-that tells whose it is. Commands leave it for the group of their sandbox. When the actor is dead, whoever comes next
-ends what is left in its group before it mounts anything: a bubblewrap, say, whose child waits for a killed parent.
+So a process that holds a mount or a loop device is always in a group that names its actor, even if it is killed right
+after its start. Commands move on into their sandbox's group. What a dead actor has left in its group is ended by the
+service's sweeper, and by any actor of the node before it mounts its layers: for example a bubblewrap whose child waits
+for a killed parent.
 
-    <the service's group>/holdfast-<identity>/actor-<pid>-<when it started>
+    <the service's group>/holdfast-<identity>/actor-<pid>-<start time>
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from actors.node.hierarchies import ACTOR, PROCS, Hierarchies
 _PROC = Path("/proc")
 _END_S = 3.0
 _STARTED = 19
-"""The field of /proc/<pid>/stat, counted after the name. Source: proc_pid_stat(5), starttime."""
+"""Index of a process's start time among the fields of /proc/<pid>/stat after the name. Source: proc_pid_stat(5)."""
 
 
 def enter(node_group: str) -> None:
-    """Moves this process into a group of its own, below the node's. What it starts from now on is born there.
+    """Moves this process into a new group of its own below the node's. What it starts from now on is born there.
 
     Raises:
-        CgroupError, OSError: it cannot be moved.
+        CgroupError, OSError: the process cannot be moved.
     """
     own = Hierarchies.find().v2 / node_group / _name("self")
     own.mkdir(parents=True, exist_ok=True)
@@ -35,9 +36,9 @@ def enter(node_group: str) -> None:
 
 
 def end_orphans(node_group: str) -> int:
-    """Ends all that actors that are dead have started, and removes their groups; returns how many processes it were.
+    """Ends the processes that dead actors have left, and removes their groups. Returns the number of these processes.
 
-    One that hangs in the kernel is named in the log, and left.
+    The group of a process that hangs in the kernel is named in the log, and left.
 
     Raises:
         CgroupError: as `Hierarchies.find`.
@@ -46,7 +47,7 @@ def end_orphans(node_group: str) -> int:
     for group in (Hierarchies.find().v2 / node_group).glob(f"{ACTOR}*"):
         if _lives(group.name):
             continue
-        with suppress(FileNotFoundError):  # somebody else was quicker
+        with suppress(FileNotFoundError):  # another process has removed the group
             orphans = (group / PROCS).read_text().split()
             for pid in orphans:
                 log.warning("orphan_ended", pid=int(pid), name=_comm(pid), of=group.name)
@@ -72,7 +73,7 @@ def _lives(name: str) -> bool:
 
 
 def _identity(process: str) -> tuple[str, str]:
-    """What tells a process from all that have ever had its pid. Raises FileNotFoundError for one that is dead."""
+    """The pid and start time of a process, which no other process has had. Raises FileNotFoundError if it is dead."""
     pid, _, rest = (_PROC / process / "stat").read_text().partition(" ")
     fields = rest.rpartition(")")[2].split()
     if fields[0] in ("Z", "X"):

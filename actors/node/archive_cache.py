@@ -1,10 +1,10 @@
-"""The node's archives: downloaded, verified and converted once, shared by every sandbox of the node.
+"""The node's cache of archives: each is downloaded, verified and converted once, for all sandboxes of the node.
 
-An entry is one file, named for its backup and its content, and never changed. Whoever needs one takes a hard
-link, so eviction can neither disturb a mount nor a restore that is under way.
+An entry is one file, named for its backup and its SHA-256, and never changed. A caller gets a hard link to it, so
+eviction disturbs neither a mount nor a running restore.
 
-The disk is not believed: an entry is read before its first use after each boot of the node, and after any change of its
-file (`actors.node.verified`). One that is not what its name says is removed, and made anew.
+The disk is not trusted: an entry is read before its first use after each boot of the node, and after any change of its
+file (`actors.node.verified`). An entry whose SHA-256 is not the one in its name is removed, and made anew.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _LOCK_FILES = 4096
 
 @dataclass(frozen=True, slots=True)
 class CachedArchive:
-    """An archive in the cache that is verified and safe to mount."""
+    """An archive of the cache: an entry, or a verified link to one, which is safe to mount."""
 
     path: Path
     sha256: str
 
 
 class ArchiveCache:
-    """A folder of archives, bounded in size; least recently used ones go first, by their access times."""
+    """A folder of archives, bounded in size. The least recently used, by access time, are evicted first."""
 
     def __init__(self, folder: Path, *, max_bytes: int, verified: Verified | None = None) -> None:
-        """`verified` is the node's record of archives that were checked: by default the one beside the folder."""
+        """`verified` is the node's record of checked archives, by default the folder `verified` beside `folder`."""
         self._folder = folder
         self._verified = verified or Verified(folder.parent / "verified")
         self._locks = folder / "locks"
@@ -56,18 +56,19 @@ class ArchiveCache:
         sha256: str | None = None,
         waiting: Callable[[], None] = lambda: None,
     ) -> tuple[CachedArchive, bool]:
-        """Links a backup's archive to `link`; has it produced first if the cache does not hold it.
+        """Makes a hard link to a backup's archive at `link`. Produces the archive first if the cache does not have it.
 
-        One process at a time produces one archive; the others wait and then find it.
+        Single flight: one process produces an archive; the others wait and then use it.
 
         Args:
-            produce: is given an empty work folder, and returns the finished archive in it and its SHA-256.
-            sha256: the digest that signed metadata records; an entry of another one is not used. Without it, as for an
+            produce: makes the archive in the empty folder that it is called with; returns its path and SHA-256.
+            sha256: the digest in the signed metadata; entries with another digest are removed. Without it, as for an
                 archive that was converted here, the digest in the entry's name counts.
-            waiting: is called over and over while another process produces it, or it is read; raises to give up.
+            waiting: called repeatedly while another process has the lock, or the archive is read; raises to end the
+                wait.
 
         Returns:
-            The archive at `link`, and whether it was in the cache already.
+            The archive at `link`, and True if it was in the cache already.
         """
         with self._locked(backup_id, waiting):
             found = self._linked(backup_id, link, sha256, waiting)
@@ -90,7 +91,7 @@ class ArchiveCache:
     def _linked(
         self, backup_id: str, link: Path, sha256: str | None, waiting: Callable[[], None]
     ) -> CachedArchive | None:
-        """Links an entry that is as it should be; removes every other one of the backup."""
+        """Links the backup's first entry that is intact and has the digest `sha256`; removes those found before it."""
         for found in list(self._found(backup_id)):
             if sha256 is not None and found.sha256 != sha256:
                 self.drop(found.path, "it is not the archive that the backup's metadata names")
@@ -103,32 +104,32 @@ class ArchiveCache:
         return None
 
     def drop(self, path: Path, why: str) -> None:
-        """Removes an entry that is not as it should be, so that it is fetched anew when somebody needs it.
+        """Removes a bad entry, so that the archive is fetched anew when it is next needed.
 
         Raises:
-            OSError, ToolError: it could not be removed.
+            OSError, ToolError: the entry could not be removed.
         """
         log.error("cached_archive_dropped", entry=path.name, detail=why)
         self._verified.unlink(path, _digest_in(path))
 
     def holds(self, backup_id: str) -> bool:
-        """Whether a backup's archive is here now."""
+        """Tells whether the cache has a backup's archive now."""
         return next(self._found(backup_id), None) is not None
 
     def entries(self) -> list[CachedArchive]:
-        """Every entry."""
+        """All entries, in no particular order."""
         return [CachedArchive(path, _digest_in(path)) for path in self._folder.glob(f"*{SUFFIX}")]
 
     def forget(self, backup_id: str) -> None:
-        """Removes a backup's archive, so that it is fetched anew."""
+        """Removes a backup's archive from the cache, so that it is fetched anew."""
         for found in list(self._found(backup_id)):
             self._verified.unlink(found.path, found.sha256)
 
     def adopt(self, backup_id: str, archive: Path, sha256: str, *, as_of: Stamp | None = None) -> None:
-        """Takes an archive over that was made on this node; the file at `archive` moves.
+        """Moves the file `archive`, an archive made on this node, into the cache.
 
-        `as_of` is the file as it was before its digest was taken. If it has changed since, or without it, the archive
-        is read before its first use.
+        `as_of` is the file's stamp from before its digest was computed. Without a stamp, or if the file has changed
+        since, the archive is read before its first use.
         """
         with self._locked(backup_id):
             is_as_digested = stamp_of(archive) == as_of
@@ -146,7 +147,7 @@ class ArchiveCache:
                 waiting()
                 time.sleep(_POLL_S)
         except BaseException:
-            lock.lockfile.close()  # which fasteners leaves open after a vain attempt
+            lock.lockfile.close()  # fasteners leaves it open after a failed attempt
             raise
         try:
             yield
@@ -154,11 +155,11 @@ class ArchiveCache:
             lock.release()
 
     def _lock_file(self, backup_id: str) -> Path:
-        """One of so many: a file for each backup would be left for ever."""
+        """The lock file of a backup, one of `_LOCK_FILES`. A file for each backup would be left behind for ever."""
         return self._locks / str(zlib.crc32(backup_id.encode()) % _LOCK_FILES)
 
     def remove_leftovers(self) -> None:
-        """Removes what processes that died have left half-made."""
+        """Removes the work folders of processes that died while they produced an archive."""
         for work in self._folder.glob(".*.work"):
             lock = InterProcessLock(self._lock_file(work.stem.removeprefix(".")))
             if lock.acquire(blocking=False):
@@ -170,7 +171,7 @@ class ArchiveCache:
                 lock.lockfile.close()
 
     def evict(self) -> None:
-        """Removes the least recently used archives until the rest fits."""
+        """Removes each archive that no longer fits into the cache beside those that were used more recently."""
         entries = sorted(self._entries(), key=lambda entry: entry[0], reverse=True)
         total = 0
         for _, size, path in entries:

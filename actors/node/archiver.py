@@ -1,4 +1,4 @@
-"""Archives made from a sandbox's tree, and unpacked into one, by tools that run in the sandbox's own box."""
+"""Makes archives of a sandbox's directories, and unpacks archives, with tools that run in the sandbox's box."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LIST_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class PackedArchive:
-    """An archive that was made and verified. `path` is the caller's to move or delete."""
+    """A new, verified archive. The caller moves or deletes `path`."""
 
     path: Path
     found: Survey
@@ -35,7 +35,10 @@ class PackedArchive:
 
 
 class Archiver:
-    """Makes and unpacks archives for one sandbox. The caller sees to it that nothing else changes the tree."""
+    """Makes and unpacks archives for one sandbox. The caller ensures that nothing else changes the tree meanwhile.
+
+    Every method but `left_out` ends early, without an error, when its `cancelled` is set.
+    """
 
     def __init__(self, box: Box, tree: Tree, *, limits: Limits, memory_bytes: int) -> None:
         self._box = box
@@ -61,17 +64,17 @@ class Archiver:
         """Archives a directory of the tree into the empty folder `spool`.
 
         Args:
-            timeout_s: for the walk and the archive together, since commands are paused all the while.
+            timeout_s: for the survey and the archive together, because commands are paused until both are done.
 
         Raises:
             PathError: the directory cannot be used; PathMissingError and PathTypeError say why.
-            TreeError: it cannot be archived faithfully, or is beyond the limits.
-            ArchiveError: what was made is not what it should be.
-            BoxError, ToolError, NoSpaceLeftError: it could not be made.
+            TreeError: the directory cannot be archived faithfully, or is beyond the limits.
+            ArchiveError: the new archive failed its verification.
+            BoxError, ToolError, NoSpaceLeftError: the archive could not be made.
         """
         deadline = time.monotonic() + timeout_s
-        # Mounted read-only the tree keeps its times of access: by one that changes while it reads symbolic links,
-        # mksquashfs takes the names of one link for different links.
+        # A read-only mount keeps access times from changing. If they change while mksquashfs reads symbolic links,
+        # it takes the names of one link for different links.
         unchanged = replace(self._box, binds=tuple(replace(bind, writable=False) for bind in self._box.binds))
         with self._tree.directory(directory) as fd:
             inside = self._tree.nameable(fd)
@@ -98,23 +101,21 @@ class Archiver:
         return PackedArchive(path, found, inside)
 
     def left_out(self, directory: str, excludes: Sequence[str], *, timeout_s: float) -> list[bytes]:
-        """The paths in a directory of the sandbox that patterns leave out, relative to it; none below another one.
+        """Returns the paths in a directory that patterns exclude, relative to it; none below an excluded directory.
 
         Raises:
             PathError: the directory cannot be used; PathMissingError and PathTypeError say why.
-            TreeError: it is beyond the limits, or could not be walked in time.
+            TreeError: the directory is beyond the limits, or could not be walked in time.
         """
         with self._tree.directory(directory) as fd:
             self._tree.canonical(fd)
             return survey(fd, limits=self._limits, excludes=excludes, timeout_s=timeout_s).excluded
 
     def extract(self, archive: Path, parent: Path, name: str, *, cancelled: threading.Event) -> None:
-        """Unpacks an archive of ours into the new directory `name` of `parent`, with owners and modes.
-
-        Cut short, without an error, when `cancelled` is set; so are the other methods here.
+        """Unpacks an archive that this service made into the new directory `name` of `parent`, with owners and modes.
 
         Raises:
-            BoxError, ToolError, NoSpaceLeftError: what was unpacked has to be removed by the caller.
+            BoxError, ToolError, NoSpaceLeftError: the caller has to remove what was unpacked.
         """
         binds = (Bind(archive, "/archive"), Bind(parent, "/parent", writable=True))
         command = squashfs.unsquashfs("/archive", f"/parent/{name}", processors=self._processors)
@@ -128,7 +129,7 @@ class Archiver:
         squashfs.verify_extracted_tree(archive, parent / name, self._limits)
 
     def find_name(self, archive: Path, wanted: Callable[[bytes], bool], *, cancelled: threading.Event) -> bytes | None:
-        """The first file name in an archive of ours for which `wanted` is true.
+        """Returns the first file name for which `wanted` is true, from an archive that this service made.
 
         Raises:
             BoxError, ToolError: the archive cannot be listed now.
@@ -146,21 +147,20 @@ class Archiver:
             cancelled=cancelled,
         )
         if not cancelled.is_set():
-            squashfs.verify_extraction(replace(ended, stdout=b""))  # names, which may sound like complaints
+            squashfs.verify_extraction(replace(ended, stdout=b""))  # file names may look like errors
         return names.found
 
     def convert(self, archive: Path, work: Path, *, cancelled: threading.Event) -> PackedArchive:
-        """Remakes an archive from elsewhere: unpacked without any privilege, packed again by us.
+        """Converts a foreign archive: unpacks it without any privilege, and packs it again.
 
-        What comes out is safe for the kernel to mount, and its files belong to the sandbox. Owners, devices and
-        set-id bits of the original are not kept.
+        The kernel can safely mount the new archive, and its files belong to the sandbox. Owners, devices and
+        set-id bits of the original are not kept. After an error the caller has to remove `work`.
 
         Raises:
-            ArchiveError: it is none, or holds what unsquashfs cannot unpack.
+            ArchiveError: it is no archive, or holds what unsquashfs cannot unpack.
             TreeError: it holds more than the limits allow; nothing was unpacked.
             NoSpaceLeftError: it takes more than half of the free disk.
-            BoxError, ToolError: as in the other methods.
-                `work` has to be removed by the caller.
+            BoxError, ToolError: the archive could not be unpacked or packed.
         """
         squashfs.superblock(archive)
         content = work / "content"
@@ -177,7 +177,7 @@ class Archiver:
             )
         if cancelled.is_set():
             return PackedArchive(archive, Survey())
-        squashfs.verify_extraction(ended, blamed=ArchiveError)  # nobody has signed what its bytes should be
+        squashfs.verify_extraction(ended, blamed=ArchiveError)  # its bytes are not vouched for by signed metadata
         fd = os.open(content / "tree", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             found = survey(fd, limits=self._limits, cancelled=cancelled)
