@@ -1,6 +1,6 @@
 """Bind mounts that put a layer into a sandbox's tree.
 
-The target is a descriptor, not a path: between a check of a path and its use the sandbox could swap a symlink in.
+The target is a descriptor, not a path: the sandbox could replace a path by a symlink between its check and its use.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _REQUIRED = frozenset({"nosuid", "nodev"})
 
 
 def bind(source: Path, target_fd: int) -> None:
-    """Mounts the directory `source` onto the directory that `target_fd` (O_PATH) pins.
+    """Mounts the directory `source` onto the directory to which the descriptor `target_fd` (O_PATH) refers.
 
-    A bind mount takes over the flags of the mount that `source` lies on, and those have to include nosuid and
-    nodev: they could only be added afterwards, when the sandbox has already seen the mount without them.
+    A bind mount gets the flags of the mount that holds `source`. These have to include nosuid and nodev: flags can
+    only be added after the mount, when the sandbox may already have used it without them.
     Source: mount(2), "Creating a bind mount".
 
     Raises:
-        MountError: `source` is no directory or lacks the flags, or the kernel refused; nothing is mounted.
+        MountError: `source` is no directory, its mount lacks the flags, or the kernel refused; nothing is mounted.
     """
     with _pinned(source) as source_fd:
         missing = _REQUIRED - _flags(source_fd)
@@ -34,10 +34,10 @@ def bind(source: Path, target_fd: int) -> None:
 
 
 def unbind(path: Path, *, deadline_s: float) -> None:
-    """Unmounts what is mounted at `path` (absolute, without symlinks); nothing being there is success.
+    """Unmounts what is mounted at `path` (absolute, without symlinks). Succeeds if nothing is mounted there.
 
     Raises:
-        MountBusyError: something used it until the deadline; it is still mounted.
+        MountBusyError: something used the mount until the deadline; it is still there.
     """
     mounting.unmount(path, deadline_s=deadline_s)
 

@@ -1,6 +1,6 @@
-"""Every kind of box that is ever built on a node, tried for what it is needed for.
+"""Trials of each kind of box that the service builds, run by `holdfast doctor` and at the start of `serve`.
 
-One row for each use of `boxed` in the service. Whoever adds another use adds a row: `doctor` then tries it.
+There is one trial for each use of `boxed`. Add one with each new use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OWN = "/own"
 
 @dataclass(frozen=True, slots=True)
 class BoxTrial:
-    """One kind of box. `script` is a shell's, and fails where the box does not allow what it is needed for."""
+    """One kind of box. `script`, for a shell, fails if the box does not allow what its `purpose` needs."""
 
     name: str
     purpose: str
@@ -35,14 +35,14 @@ class BoxTrial:
 
 @dataclass(frozen=True, slots=True)
 class TriedBox:
-    """What came of a trial: `obstacle` is the box's or the tool's own words, None where it works."""
+    """The result of a trial. `obstacle` is the error output of the box or the script; None on success."""
 
     trial: BoxTrial
     obstacle: str | None
 
 
 def box_trials(*, network: bool) -> list[BoxTrial]:
-    """The kinds of box that a node's settings need."""
+    """The trials for a node. `network` adds the box with the node's network."""
     trials = [
         BoxTrial("sandbox", "runs a command as an unprivileged user", Identity.COMMAND, f"touch {_OWN}/written"),
         BoxTrial("box reader", "mksquashfs and tar read a file of mode 0", Identity.READER, f"cat {_OWN}/closed"),
@@ -68,7 +68,7 @@ def box_trials(*, network: bool) -> list[BoxTrial]:
 
 
 def tried_boxes(uid: int, *, network: bool) -> Iterator[TriedBox]:
-    """Builds each kind of box round a small script, over a folder that is removed afterwards."""
+    """Runs each trial's script in its kind of box, over a temporary folder."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="holdfast-doctor-"))
         own = Path(folder, "own")

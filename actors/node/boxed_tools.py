@@ -1,7 +1,7 @@
-"""Tools that run in a box, and how their end is told from that of the box, and from what the node did to them.
+"""Runs a tool in a box, and tells the tool's own failure from a failure of the box or the node.
 
-A tool that was killed, or got no memory, has said nothing about what it was working on. So each circumstance of the
-node has an error of its own here, and only a tool that ran to its own end gives a result.
+A tool that was killed, or got no memory, says nothing about its input. So each failure of the node has an error of its
+own, and only a tool that ran to its own end gives a result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from actors.node.errors import BoxError, NoMemoryLeftError, NoProcessesLeftError
 from actors.node.process import Ended, printable
 
 _SIGNALLED = 128
-"""Added by bubblewrap to the number of a signal that ended its command. Source: bwrap(1) 0.8, as in a shell."""
+"""Bubblewrap's exit status is this plus the number of the signal that ended its command. Source: bwrap(1) 0.8."""
 _NO_MEMORY = (b"Out of memory", b"Cannot allocate memory", b"failed to allocate", b"failed to map segment")
 _NO_PROCESSES = (b"Failed to create thread", b"Resource temporarily unavailable", b"Cannot fork")
 
@@ -31,13 +31,13 @@ def run_boxed(
     on_stdout: Callable[[bytes], None] | None = None,
     cancelled: threading.Event | None = None,
 ) -> Ended:
-    """Runs a tool in a box to its own end, and returns how it ended, whatever its exit status.
+    """Runs a tool in a box to its own end. Returns its exit status and output; a non-zero status is no error.
 
-    Cut short, without an error, when `cancelled` is set.
+    Ends the tool early, without an error, when `cancelled` is set.
 
     Raises:
-        BoxError: no box could be built around it; it did not run.
-        ToolKilledError, NoMemoryLeftError, NoProcessesLeftError: the node did not let it finish.
+        BoxError: the box could not be built; the tool did not run.
+        ToolKilledError, NoMemoryLeftError, NoProcessesLeftError: the node did not let the tool finish.
         ToolMissingError, ToolTimeoutError: as `process.run`.
     """
     with boxed(box, command, identity=identity, cwd=cwd, binds=binds, with_status=True) as ready:
@@ -54,7 +54,7 @@ def run_boxed(
 
 
 def check_undisturbed(ended: Ended, *, tool: str, has_run: bool = True) -> None:
-    """Raises NodeError unless a tool came to its own end. `has_run` is False if its box was not built around it.
+    """Raises a NodeError unless a tool ran to its own end. `has_run` is False if its box could not be built.
 
     Raises:
         BoxError, ToolKilledError, NoMemoryLeftError, NoProcessesLeftError: see `run_boxed`.
@@ -71,7 +71,7 @@ def check_undisturbed(ended: Ended, *, tool: str, has_run: bool = True) -> None:
 
 
 def is_signalled(status: int) -> bool:
-    """Whether a tool, or the box around it, was ended by a signal."""
+    """Tells from an exit status whether a signal ended a tool, or its box."""
     return status < 0 or status > _SIGNALLED
 
 

@@ -1,21 +1,21 @@
-"""The box in which a sandbox's commands, and the tools that read its tree, run.
+"""The box: the namespaces in which a sandbox's commands, and the tools that work on its files, run.
 
-Two bubblewraps, one inside the other. The outer one starts as root, because only root can reach the
-sandbox's files; it shows the inner one nothing but /usr and those files, and drops to the sandbox's uid. The
-inner one is unprivileged: new namespaces of every kind, no capabilities, a seccomp filter, no further
-user namespaces. What it mounts and sets comes through a file descriptor, so that neither the node's process
-list nor the sandbox's shows a path or an environment.
+A box is two bubblewraps, one inside the other. The outer one starts as root, because only root can reach the
+sandbox's files. It shows the inner one only the system's files (/usr, /etc, /dev, /proc) and those of the sandbox, and
+drops to the sandbox's uid. The inner one is unprivileged: new namespaces of every kind, no capabilities, a seccomp
+filter, no further user namespaces. Both get their options, and the environment, through file descriptors, so that no
+process list, the node's or the sandbox's, shows a path or a variable.
 
-Between the two, the inner one enters the sandbox's user namespace, which has the kernel's limits per user for itself.
+Between the two, the process enters the sandbox's own user namespace, so no other sandbox shares its limits per user.
 
 Identities:
     command   uid 1000 inside, the sandbox's uid outside; no capability.
-    reader    uid 0 inside, the sandbox's uid outside; may read files whatever their mode, and only this
-              sandbox's files, since nothing else is mapped. For mksquashfs and tar.
-    keeper    outer box only: real root with the capabilities over files alone, nothing but the bound
-              folders in sight. For unsquashfs of archives that this service has signed.
+    reader    uid 0 inside, the sandbox's uid outside. May read files of any mode, but only this sandbox's,
+              because no other user is mapped. For mksquashfs and tar.
+    keeper    outer box only: real root with only the capabilities over files, and only the system's files and
+              the bound folders in sight. For unsquashfs of archives that this service has made.
 
-Source: bwrap(1) 0.8; its own page says that the policy is the caller's to make.
+Source: bwrap(1) 0.8, which leaves the security policy to its caller.
 """
 
 from __future__ import annotations
@@ -50,27 +50,27 @@ _NETWORK_ETC = ("resolv.conf", "nsswitch.conf", "gai.conf", "services", "protoco
 _READER_CAPS = ("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_FOWNER")
 _KEEPER_CAPS = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD")
 _ALONE = ("unshare", "--net", "--")
-"""Gives the keeper a network namespace without an interface that is up. By bwrap's own `--unshare-net` it would need
-CAP_NET_ADMIN, which few containers have: bwrap brings the loopback interface up. Source: bubblewrap 0.8, network.c."""
+"""Gives the keeper a network namespace in which no interface is up. bwrap's own `--unshare-net` brings the loopback
+interface up, and so needs CAP_NET_ADMIN, which few containers have. Source: bubblewrap 0.8, network.c."""
 _OUTER = "/sandbox"
 _TERMINALS = f"{_OUTER}/pts"
 _WITH_TERMINALS = f'mount -t devpts -o newinstance,ptmxmode=0666,mode=620,max=64 devpts {_TERMINALS} && exec "$@"'
-"""A shell's whole program: gives a command's box 64 pseudo-terminals, then becomes what follows it.
+"""Shell program that mounts 64 pseudo-terminals for a command's box, then executes its arguments.
 
-bwrap's own `--dev` would let one box have all that the machine has for boxes: kernel.pty.max less kernel.pty.reserve,
-which is 3,072 as a rule. Source: Documentation/filesystems/devpts.rst.
+With bwrap's own `--dev` one box could take all pseudo-terminals that the machine has for boxes: kernel.pty.max less
+kernel.pty.reserve, which is 3,072 by default. Source: Documentation/filesystems/devpts.rst.
 """
 _PROCESS_1 = ("unshare", "--fork")
 """The first process of the outer box's pid namespace: it waits for the command, and ends with its status.
 
-bwrap has one of its own, and leaves it to whoever is process 1 here; in a container that often reaps nobody. With
-`--as-pid-1` this one takes its place, bwrap waits for it, and the kernel reaps the rest of the namespace.
+bwrap's own first process would be left to process 1 of the machine or container, and a container's often reaps nothing.
+With `--as-pid-1` this one takes its place: bwrap waits for it, and the kernel reaps the rest of the namespace.
 """
 _STATUS_BYTES = 65_536
 
 
 class Identity(StrEnum):
-    """Who runs in the box."""
+    """The user and capabilities with which a command runs in the box; see the module."""
 
     COMMAND = "command"
     READER = "reader"
@@ -79,7 +79,7 @@ class Identity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A folder or file of the node, and where the box shows it."""
+    """A folder or file of the node, and the path at which the box shows it."""
 
     source: Path
     target: str
@@ -88,18 +88,18 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """What every command of one sandbox has in common."""
+    """The settings that all boxes of one sandbox share."""
 
     uid: int
     hostname: str
     binds: tuple[Bind, ...]
     network: bool = False
     user_namespace: UserNamespace | None = None
-    """Where all but the keeper are; None is the node's own."""
+    """The user namespace for every identity but the keeper; None is the node's own."""
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a command: these few, then the caller's."""
+    """The environment of a command: a few defaults, which `extra` overrides."""
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
         "HOME": HOME,
@@ -124,13 +124,14 @@ def _system() -> list[str]:
 def outer(binds: Sequence[Bind]) -> list[str]:
     """The outer box's options, for its `--args` descriptor.
 
-    Its pid namespace is for the end: when the actor dies, so does the namespace's first process, and with it all that
-    runs inside. `--die-with-parent` alone ends there, since the outer bwrap gives up the right to signal another uid.
+    The pid namespace ensures the end: when the actor dies, so does the namespace's first process, and with it all that
+    runs inside. `--die-with-parent` alone would not do: the inner processes have another uid, which the outer bwrap may
+    not signal.
 
-    /proc is where that first process mounts the /proc of its namespace, over the caller's own. That one would show
-    other processes under the pids that the inner bwrap knows, and yet has to be there: in a container with a user
-    namespace the kernel mounts a new one only where another is in sight. bwrap's `--proc` is of no use: it covers parts
-    of what it mounts, and then the kernel lets no user namespace inside mount a whole one.
+    The first process mounts its namespace's /proc over the caller's, which is bound here. The caller's cannot stay,
+    because it shows other processes under the pids that the inner bwrap uses. It cannot be left out either: in a user
+    namespace, as in some containers, the kernel mounts a new /proc only where another one is visible. bwrap's `--proc`
+    covers parts of what it mounts, and then the kernel lets no user namespace inside mount a whole one.
     Source: mount_too_revealing in fs/namespace.c.
     """
     args = [
@@ -163,12 +164,12 @@ def outer(binds: Sequence[Bind]) -> list[str]:
 
 
 def drop_to(uid: int) -> list[str]:
-    """The command that becomes the unprivileged `uid` for good, and then what follows it."""
+    """The command that becomes the unprivileged `uid` for good, then executes its arguments."""
     return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--"]
 
 
 def entering(user_namespace: int) -> list[str]:
-    """The command that enters a user namespace, given as a descriptor, and then becomes what follows it."""
+    """The command that enters a user namespace, given as a descriptor, then executes its arguments."""
     return ["nsenter", f"--user=/proc/self/fd/{user_namespace}", "--"]
 
 
@@ -196,7 +197,7 @@ def inner(
         args += ["--dev-bind", _TERMINALS, "/dev/pts"]
     for number, bind in enumerate(binds):
         args += ["--bind" if bind.writable else "--ro-bind", f"{_OUTER}/{number}", bind.target]
-    # A command could write there that the kernel is to end it last. No other file of a process's own is missed.
+    # Else a command could lower its oom_score_adj. It needs to write no other file in /proc.
     args += ["--remount-ro", "/proc"]
     return [*args, "--remount-ro", "/", "--chdir", cwd, "--seccomp", str(fds["seccomp"])]
 
@@ -204,7 +205,7 @@ def inner(
 def keeper(binds: Sequence[Bind], *, cwd: str) -> list[str]:
     """The keeper's options, for its `--args` descriptor. Its network namespace comes from `_ALONE`.
 
-    Its command is the first process of the pid namespace itself: it is one of ours, and has no children.
+    The command itself is the first process of the pid namespace: it is a tool of ours that starts no children.
     """
     args = ["--die-with-parent", "--new-session", "--as-pid-1"]
     args += [f"--unshare-{namespace}" for namespace in ("ipc", "pid", "uts", "cgroup")]
@@ -219,9 +220,9 @@ def keeper(binds: Sequence[Bind], *, cwd: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Boxed:
-    """A command ready to be started: its argv, and the descriptors that it must inherit.
+    """A boxed command, ready to be started: its argv, and the descriptors that it must inherit.
 
-    `status`, where asked for, is a pipe: `ran` tells from it, afterwards, whether the command ran.
+    `status`, if requested, is a pipe from which `ran` tells, once the box has ended, whether the command ran.
     """
 
     argv: list[str]
@@ -240,11 +241,11 @@ def boxed(
     binds: Sequence[Bind] = (),
     with_status: bool = False,
 ) -> Iterator[Boxed]:
-    """Makes a command ready to be started in the box, within the block.
+    """Prepares a command to be started in the box, within the block.
 
     Args:
-        binds: folders that only this command sees, besides the box's own.
-        with_status: have `Boxed.status`, which is then the caller's to close.
+        binds: folders or files that only this command sees, besides the box's own.
+        with_status: provide `Boxed.status`, which the caller then closes.
     """
     every = (*box.binds, *binds)
     if identity is Identity.KEEPER:
@@ -266,7 +267,7 @@ def boxed(
         options = inner(box, every, identity=identity, cwd=cwd, env=env or {}, fds=fds)
         options += _told_to(told)
         if namespace is not None:
-            options += ["--sync-fd", str(namespace)]  # closes it where the command is to run
+            options += ["--sync-fd", str(namespace)]  # bwrap closes it before it runs the command
         with _memory_files({"inner": _packed(options)}) as more:
             argv = ["bwrap", "--args", str(fds["outer"]), "--", *_PROCESS_1, "--mount-proc", "--"]
             if identity is Identity.COMMAND:
@@ -278,7 +279,7 @@ def boxed(
 
 
 def ran(status: IO[bytes]) -> bool:
-    """Whether the command of an ended box ran; if not, the box could not be built around it."""
+    """Tells whether the command of an ended box ran. If not, the box could not be built."""
     return b'"exit-code"' in status.read(_STATUS_BYTES)
 
 
@@ -287,7 +288,7 @@ def _told_to(told: int | None) -> list[str]:
 
 
 def _passed(others: Sequence[int | None], *files: Mapping[str, int]) -> tuple[int, ...]:
-    """The descriptors that a box inherits."""
+    """The descriptors that a box inherits: those of the files, and those of `others` that are not None."""
     return (*(fd for each in files for fd in each.values()), *(fd for fd in others if fd is not None))
 
 

@@ -1,7 +1,8 @@
-"""The causes of what cannot be done here, with the line to change: observed failures, explained by the surroundings.
+"""Explains a failure of the node by its surroundings (container, privileges, kernel), and names the fix.
 
-Each row says which words a failure has, what of the surroundings makes it the row's, and the fix: an option of
-`docker run`, a line of a pod's manifest, or a command on a machine. The first row that fits explains the failure.
+`_ROWS` is the table of known causes. A row has words of the error message, a condition on the surroundings, the cause
+and the fix: an option of `docker run`, a line of a pod's manifest, or a command on a machine. The first row that fits
+explains the failure.
 
 Source: capabilities(7), user_namespaces(7); Docker's run reference and default profiles; the security contexts of
 Kubernetes; mount_too_revealing in fs/namespace.c. The container tests make each failure happen.
@@ -31,12 +32,12 @@ USES = {
     "SETGID": "becoming the sandboxes' user",
     "KILL": "ending commands",
 }
-"""The capabilities that the service needs, and what for."""
+"""The capabilities that the service needs, and the use of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The cause of a failure, in a short sentence without its full stop, and what to do."""
+    """The cause of a failure, in a short sentence without a full stop, and the fix."""
 
     why: str
     fix: str
@@ -45,18 +46,18 @@ class Cause:
 @dataclass(frozen=True, slots=True)
 class _Row:
     words: tuple[str, ...]
-    """The failure has one of these, in lower case."""
+    """The error message contains one of these, in lower case."""
     when: Callable[[Surroundings], bool]
     cause: Cause
 
 
 def option(docker: str, pod: str, machine: str | None = None) -> str:
-    """A fix for each place in which the service runs."""
+    """The text of a fix, for each place in which the service may run."""
     return f"docker run {docker}; in a pod: {pod}{f'; on a machine: {machine}' if machine else ''}"
 
 
 def lacking(*names: str) -> Cause:
-    """The cause that these capabilities are missing."""
+    """The cause for missing capabilities."""
     return Cause(
         f"this process lacks {', '.join(f'CAP_{name}' for name in names)}",
         option(
@@ -159,13 +160,13 @@ _ROWS = (
 
 
 def explain(failure: str, here: Surroundings) -> Cause | None:
-    """The cause of a failure, if that is known."""
+    """Returns the cause of a failure (an error message), or None if it is unknown."""
     said = failure.lower()
     return next((row.cause for row in _ROWS if row.when(here) and any(word in said for word in row.words)), None)
 
 
 def foreseen(here: Surroundings) -> list[tuple[str, Cause]]:
-    """All that the surroundings alone say against this place, each with a name: for a process that cannot try."""
+    """All obstacles that the surroundings alone show, as names and causes. For a process that cannot try them."""
     said = [
         (here.masked_proc, "proc", _PROC),
         (here.cgroup != "rw", "cgroup", cgroup_cause(here)),
@@ -178,7 +179,7 @@ def foreseen(here: Surroundings) -> list[tuple[str, Cause]]:
 
 
 def cgroup_cause(here: Surroundings) -> Cause:
-    """The cause for which no control groups can be made here."""
+    """The cause why no control groups can be made here."""
     if here.cgroup is None:
         return Cause("no cgroup v2 is mounted", f"mount -t cgroup2 none {here.cgroup_point}")
     if here.cgroup == "ro":
@@ -198,7 +199,7 @@ def cgroup_cause(here: Surroundings) -> Cause:
 
 
 def brief(failure: str) -> str:
-    """A tool's words in one short line: paths by their last part, and no long digests."""
+    """A tool's error message as one short line: only the last part of each path, and no long digests."""
     first, _, _ = failure.partition(_ESCAPED_NEWLINE)
     line = " ".join(_LONG_HEX.sub("…", _OWN_PATH.sub(r"\1", first)).split())
     return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:_SHOWN_CHARACTERS]}…"

@@ -1,8 +1,8 @@
-"""The control group of one sandbox's commands: stopped, paused, resumed and limited as one.
+"""The control group of one sandbox's commands, which are killed, paused, resumed and limited together.
 
-It lies below the group that the service was started in (`Hierarchies`). Pausing and killing are cgroup v2's. Limits on
-memory and processes, and an equal share of the processors, use v2's controllers where they can be had, and the v1
-hierarchies where a node (or its container) still keeps the controllers there.
+It lies below the group that the service was started in (`Hierarchies`). Pausing and killing use cgroup v2. Limits on
+memory and processes, and an equal share of the processors, use v2's controllers where they are available, and the v1
+hierarchies where a node (or its container) still has the controllers there.
 
 Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of the kernel.
 """
@@ -28,23 +28,25 @@ JOIN = (
     f"{{ echo {int(Rank.COMMAND)} > /proc/self/oom_score_adj; }} 2> /dev/null; "
     'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
 )
-"""A shell's whole program: enters each group that is named before `--`, then becomes what is named after it."""
+"""Shell program that enters each group named before `--`, then executes the arguments after it. It exits with 125 if it
+cannot enter one."""
 
 _THAW_WHEN_ORPHANED = 'read -r _ || echo 0 > "$1"'
-"""The guard's program. It is dismissed by a line, because a thaw that comes late would hit the next pause."""
+"""The guard's shell program: thaws the group if the actor dies. A line on its input ends it without a thaw, because a
+late thaw would end the next pause."""
 _NOBODYS_CHILD = ("unshare", "--pid", "--fork", "--")
-"""Keeps the guard from being a child of the actor, which Ray kills all of; and has it reaped, unlike a daemon."""
+"""Puts a process between the actor and the guard: Ray kills the actor's own children. It also reaps the guard."""
 _V1_LIMIT = {"memory": "memory.limit_in_bytes", "pids": "pids.max"}
 _V2_LIMIT = {"memory": "memory.max", "pids": "pids.max"}
 _V1_WEIGHT, _V2_WEIGHT = ("cpu.shares", 1024, 2**18), ("cpu.weight", 100, 10_000)
-"""The file of a group's weight; the weight that a group, or a process beside it, has by itself; and the largest."""
+"""The file of a group's weight, the default weight (of a group, and of a process beside it), and the maximum."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits that are in force on all processes of a group together; None where there is none.
+    """The limits in force on all processes of a group together; None for no limit.
 
-    `obstacle` says, in a sentence for the operator, what keeps a limit from being in force.
+    `obstacle` is a sentence for the operator that says why a limit is not in force.
     """
 
     memory_bytes: int | None
@@ -53,10 +55,10 @@ class Limits:
 
 
 class Cgroup:
-    """One group of processes. Made on the first use, removed by `remove`."""
+    """One group of processes. `prepare` makes it, `remove` removes it."""
 
     def __init__(self, name: str, *, memory_bytes: int, processes: int, hierarchies: Hierarchies | None = None) -> None:
-        """`name` is a path below the service's own group, of at most two parts: the node's group and the sandbox's."""
+        """`name` is a path of at most two parts below the service's own group: the node's group and the sandbox's."""
         found = hierarchies or Hierarchies.find()
         self._name = name
         self._base = found.v2
@@ -66,7 +68,7 @@ class Cgroup:
         self._obstacle: str | None = None
 
     def prepare(self) -> None:
-        """Makes the group and sets its limits. Repeatable."""
+        """Makes the group and sets its limits. Idempotent."""
         self._path.mkdir(parents=True, exist_ok=True)
         self._obstacle = delegation.pass_on(delegation.Group(self._base), ["cpu", *self._limits])
         for controller in self._limits:
@@ -76,14 +78,14 @@ class Cgroup:
         self._share_processors()
 
     def _pass_down(self, controller: str) -> None:
-        """Gives the group a controller, if the service's group passes it on."""
+        """Enables a controller for the group, if the service's group delegates it."""
         for parent in reversed(self._path.parents):
             if parent.is_relative_to(self._base) and parent != self._base:
                 with contextlib.suppress(OSError):
                     (parent / "cgroup.subtree_control").write_text(f"+{controller}")
 
     def _limit_v2(self, controller: str) -> bool:
-        """Sets a limit, if the service's group passes the controller on."""
+        """Sets a limit by cgroup v2. Returns False if the service's group does not delegate the controller."""
         limit = self._path / _V2_LIMIT[controller]
         self._pass_down(controller)
         if not limit.exists():
@@ -100,12 +102,12 @@ class Cgroup:
             with contextlib.suppress(OSError):
                 path.mkdir(parents=True, exist_ok=True)
                 (path / _V1_LIMIT[controller]).write_text(str(self._limits[controller]))
-                if controller == "memory":  # v1 counts these apart, and limits them not at all
+                if controller == "memory":  # v1 counts socket buffers apart, without a limit
                     limit = min(self._limits[controller], share_of_socket_buffers())
                     (path / "memory.kmem.tcp.limit_in_bytes").write_text(str(limit))
 
     def _limit_node(self) -> None:
-        """Limits the memory and the processes of the node's group, and so of all sandboxes together."""
+        """Limits memory and processes of the node's group, that is, of all sandboxes together."""
         if self._path.parent == self._base:  # not the group of a sandbox
             return
         for group in (self._path, *self._v1.values()):
@@ -123,9 +125,9 @@ class Cgroup:
                 return
 
     def _share_processors(self) -> None:
-        """Has the groups of the node take equal parts of the processors, however many processes each has.
+        """Gives each sandbox an equal part of the processors, however many processes it has.
 
-        All together have the weight of one process for each processor, where the service's processes are beside them
+        The node's group gets the weight of one process for each processor, if the service's processes are beside it
         and not in a group of their own.
         """
         self._pass_down("cpu")
@@ -139,7 +141,7 @@ class Cgroup:
                 (group.parent / name).write_text(str(min(weight * (os.cpu_count() or 1), most)))
 
     def limits(self) -> Limits:
-        """The limits that are in force, by the kernel's own account."""
+        """The limits in force, read from the kernel."""
         memory, pids = self._in_force("memory"), self._in_force("pids")
         without = [name for name, limit in (("memory", memory), ("processes", pids)) if limit is None]
         obstacle = None
@@ -148,7 +150,7 @@ class Cgroup:
         return Limits(memory, pids, obstacle)
 
     def _in_force(self, controller: str) -> int | None:
-        """The limit that is set, unless it is beyond the one that was asked for, and so another's or none."""
+        """The limit that the kernel has. None if it is larger than the requested one, since it is then not ours."""
         files = [self._path / _V2_LIMIT[controller]]
         if controller in self._v1:
             files.append(self._v1[controller] / _V1_LIMIT[controller])
@@ -160,10 +162,10 @@ class Cgroup:
         return None
 
     def entry(self, argv: list[str]) -> list[str]:
-        """The argv that enters the group and then becomes `argv`.
+        """The argv that enters the group, then executes `argv`.
 
         Raises:
-            CgroupError: the group has been removed; nothing may run outside of it.
+            CgroupError: the group has been removed. Nothing may run outside of it.
         """
         if not self._path.is_dir():
             raise CgroupError("the sandbox's control group is gone")
@@ -181,10 +183,10 @@ class Cgroup:
     def frozen(self, *, timeout_s: float = 10.0) -> Iterator[None]:
         """Pauses every process of the group within the block.
 
-        A guard that outlives the actor resumes them should it die meanwhile.
+        If the actor dies meanwhile, a guard process resumes them.
 
         Raises:
-            CgroupError: they could not be paused in time (one may hang in the kernel); all run on.
+            CgroupError: they could not all be paused in time (one may hang in the kernel). They run on.
         """
         freeze = self._path / "cgroup.freeze"
         guard = process.start(
@@ -203,24 +205,24 @@ class Cgroup:
             guard.communicate(b"dismissed\n")
 
     def kill(self, *, timeout_s: float = 10.0) -> None:
-        """Kills every process of the group, paused ones too, and waits until none is left.
+        """Kills every process of the group, also paused ones, and waits until none is left.
 
         Raises:
-            CgroupError: one is still there after `timeout_s` (it hangs in the kernel).
+            CgroupError: a process is still there after `timeout_s` (it hangs in the kernel).
         """
         kill = self._path / "cgroup.kill"
         if kill.exists():
-            # Each time anew: a process may enter the group right after it was killed.
+            # Killed repeatedly, because a process may enter the group right after a kill.
             self._wait_for("populated 0", timeout_s, "could not be ended", repeat=lambda: kill.write_text("1"))
 
     def thaw(self) -> None:
-        """Resumes whatever an actor that died has left paused."""
+        """Resumes processes that a dead actor has left paused."""
         freeze = self._path / "cgroup.freeze"
         if freeze.exists():
             freeze.write_text("0")
 
     def remove(self, *, timeout_s: float = 10.0) -> None:
-        """Kills what runs and removes the group. Repeatable."""
+        """Kills the group's processes and removes the group. Idempotent. Raises CgroupError as `kill`."""
         self.kill(timeout_s=timeout_s)
         for path in (self._path, *self._v1.values()):
             try:
@@ -233,12 +235,12 @@ class Cgroup:
 
     @classmethod
     def remove_tree(cls, name: str, *, but_ours: bool = False) -> None:
-        """Kills what runs in the groups of a name and in those in them, and removes them all. Repeatable.
+        """Kills the processes in all groups of a name and below, and removes these groups. Idempotent.
 
-        They may lie anywhere: an earlier run of the service may have been started in another group than this one.
+        It searches the whole hierarchies, because an earlier run of the service may have started in another group.
 
         Args:
-            but_ours: leave those that lie where this run of the service makes them.
+            but_ours: keep the groups that lie where this run of the service makes them.
         """
         found = Hierarchies.find()
         ours = {where / name for where in (found.v2, *found.v1.values())} if but_ours else set()
@@ -263,15 +265,18 @@ class Cgroup:
 
 
 def _most_processes() -> int:
-    """Nine tenths of the processes and threads that the node can have. Source: proc_sys_kernel(5)."""
+    """Limit of processes for all sandboxes: nine tenths of the node's maximum of processes and threads.
+
+    Source: proc_sys_kernel(5).
+    """
     return min(int(Path(f"/proc/sys/kernel/{name}").read_text()) for name in ("pid_max", "threads-max")) * 9 // 10
 
 
 def announce_entry() -> None:
-    """Has the kernel ready for a process that is about to enter a group: that takes it 1 ms then, and 8 ms otherwise.
+    """Makes the next entry of a process into a group fast: 1 ms instead of 8 ms.
 
-    The first change of groups after a pause waits for a grace period of RCU, and those that follow at once do not. This
-    is such a change, of this process into the group that it is in; so nothing changes. Blocks as long as it takes.
+    In the kernel, the first move between groups after an idle time waits for an RCU grace period; moves right after it
+    do not. This function moves this process into the group that it is in already, and blocks for that grace period.
 
     Source: cgroup_attach_lock in kernel/cgroup/cgroup.c and kernel/rcu/sync.c; measured on Linux 6.18.
     """
@@ -280,7 +285,7 @@ def announce_entry() -> None:
 
 
 def remove_groups(top: Path, *, timeout_s: float = 10.0) -> None:
-    """Kills what runs in a group and in those in it, paused or not, and removes them all.
+    """Kills the processes in a group and in all groups below it, paused or not, and removes these groups.
 
     Raises:
         CgroupError: a process is still there after `timeout_s` (it hangs in the kernel).

@@ -1,8 +1,8 @@
-"""FUSE daemons as children of this process, started and watched by one thread.
+"""FUSE daemons as children of this process (an actor, or the trial of a driver), started and watched by one thread.
 
-They run in the foreground and are killed with this process (PR_SET_PDEATHSIG), so that none outlives the actor that
-knows about it; whatever they had acknowledged is in the upper directory, and the next actor mounts that again. The
-signal comes when the *thread* that forked ends, hence one thread that lives as long as the process.
+They run in the foreground and are killed when this process ends (PR_SET_PDEATHSIG), so none outlives its actor. All
+writes that they have acknowledged are in the upper directory, which the next actor mounts again. The kernel sends the
+signal when the *thread* that forked ends, so one thread starts them all and lives as long as the process.
 Source: PR_SET_PDEATHSIG(2const), setpriv(1).
 """
 
@@ -46,12 +46,12 @@ class Daemon:
 
     @property
     def complaint(self) -> str:
-        """The end of what it wrote to stderr, as one line."""
+        """The end of the daemon's stderr, as one line."""
         return process.printable(bytes(self._stderr))
 
     @property
     def is_dead(self) -> bool:
-        """Whether it has ended, reaped or not."""
+        """True if the daemon has ended, reaped or not."""
         with self._lock:
             if self.exited.is_set():
                 return True
@@ -60,17 +60,17 @@ class Daemon:
             return bool(ended.poll(0))
 
     def kill(self) -> None:
-        """Kills it at once; does not wait. By its pidfd, which cannot mean another process."""
+        """Kills the daemon at once, without waiting. Uses its pidfd, which never refers to another process."""
         with self._lock:
             if not self.exited.is_set():
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def wait_until_serving(self, point: Path, *, timeout_s: float) -> None:
-        """Returns when `point` is mounted and answers.
+        """Waits until `point` is mounted and answers.
 
         Raises:
-            MountError: the daemon exited, or there is no answering mount in time.
+            MountError: the daemon exited, or the mount did not appear or answer in time.
         """
         deadline = time.monotonic() + timeout_s
         with open("/proc/self/mountinfo", "rb") as table:
@@ -93,7 +93,7 @@ class Daemon:
             selector.register(self._child.stderr, selectors.EVENT_READ, lambda: self._read_stderr(selector))
 
     def _read_stderr(self, selector: selectors.BaseSelector) -> bool:
-        """Takes what it wrote, a piece at a time; whether there may be more."""
+        """Reads the next piece of the daemon's stderr. Returns True if there may be more."""
         stderr = self._child.stderr
         if stderr is None or stderr.closed:
             return False
@@ -109,7 +109,7 @@ class Daemon:
         return bool(data)
 
     def _reap(self, selector: selectors.BaseSelector) -> None:
-        while self._read_stderr(selector):  # its last words may be behind much else
+        while self._read_stderr(selector):  # to the end: the last lines say most
             pass
         if self._child.stderr is not None and not self._child.stderr.closed:
             selector.unregister(self._child.stderr)
@@ -123,7 +123,7 @@ class Daemon:
 
 
 class Daemons:
-    """Starts daemons and reports their ends. Its thread begins with the first daemon."""
+    """Starts daemons and reports their ends. Its thread starts with the first daemon."""
 
     def __init__(self) -> None:
         self._requests: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -135,8 +135,8 @@ class Daemons:
         """Starts a daemon.
 
         Args:
-            on_exit: is called in the watching thread, once, when the daemon has ended for whatever reason; it has
-                to return at once.
+            on_exit: called once, in the watching thread, when the daemon has ended for any reason. It has to return
+                at once.
 
         Raises:
             ToolMissingError: the program is not installed.
@@ -187,5 +187,5 @@ class Daemons:
 
 @functools.cache
 def of_this_process() -> Daemons:
-    """The daemons of all layers here: one thread, however many layers."""
+    """The `Daemons` of this process, one thread for all its layers."""
     return Daemons()

@@ -1,8 +1,8 @@
-"""Delegation of controllers: the service's group passes them on to the groups below it.
+"""Delegation of cgroup controllers: the service's group enables them for the groups below it.
 
-The kernel lets a group of cgroup v2 do that only while no process is in the group itself ("no internal processes").
-So all that are in it move into a leaf beside the sandboxes' groups, if all of them are the service's own. Whoever else
-shares the group is left where he is; then there are no limits, and `doctor` says so.
+The kernel allows that in cgroup v2 only while no process is in the group itself ("no internal processes"). So all its
+processes are moved into a leaf beside the sandboxes' groups, if all of them are the service's own. If other processes
+share the group, none is moved: then there are no limits, and `doctor` says so.
 
 Source: Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint"; Docker's own image for Docker in
 Docker does the same (hack/dind).
@@ -20,16 +20,16 @@ from pathlib import Path
 from actors.node.hierarchies import PROCS, SERVICE_LEAF
 
 _ROUNDS = 50
-"""How often we look for processes that were forked while their parents were being moved."""
+"""Number of attempts. A process that is forked while its parent is moved needs another one."""
 _FIRST_NAMESPACES = {"pid": "pid:[4026531836]", "cgroup": "cgroup:[4026531835]"}
-"""Those that no container has. Source: include/linux/proc_ns.h."""
+"""The machine's first namespaces, which no container has. Source: include/linux/proc_ns.h."""
 _OF_RAY = "ray-node"
-"""The beginning of the names of groups in which Ray keeps its own processes, where told to. Source: Ray 2.60."""
+"""Prefix of the names of the groups that Ray makes for its own processes, if configured to. Source: Ray 2.60."""
 _PROC = Path("/proc")
 
 
 class Group:
-    """A group of cgroup v2: its folder's files. Each method raises the OSError that the kernel answers with."""
+    """A group of cgroup v2: the files in its folder. Each method raises the kernel's error as OSError."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,23 +39,23 @@ class Group:
 
     @property
     def is_rays(self) -> bool:
-        """Whether Ray made it: it goes on putting its workers there."""
+        """True if Ray made the group. Ray then keeps adding its workers to it."""
         return any(part.startswith(_OF_RAY) for part in self._folder.parts)
 
     def controllers(self) -> set[str]:
-        """The controllers that it has."""
+        """The controllers that the group has."""
         return set((self._folder / "cgroup.controllers").read_text().split())
 
     def passed_on(self) -> set[str]:
-        """The controllers that the groups in it have."""
+        """The controllers that the group has enabled for the groups below it."""
         return set((self._folder / "cgroup.subtree_control").read_text().split())
 
     def pass_on(self, controllers: Iterable[str]) -> None:
-        """Gives controllers to the groups in it."""
+        """Enables controllers for the groups below it."""
         (self._folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(controllers)))
 
     def members(self) -> list[int]:
-        """The processes in the group itself; 0 for each that is not in sight of our pid namespace."""
+        """The pids of the processes in the group itself; 0 for each that our pid namespace does not show."""
         return [int(pid) for pid in (self._folder / PROCS).read_text().split()]
 
     def move_into_leaf(self, pid: int) -> None:
@@ -66,10 +66,10 @@ class Group:
 
 
 def pass_on(group: Group, controllers: Iterable[str]) -> str | None:
-    """Has the service's group pass on these controllers, as far as it has them itself. Repeatable.
+    """Enables controllers below the service's group, as far as it has them itself. Idempotent.
 
     Returns:
-        None when it does; else what keeps it from that, in a sentence.
+        None on success; else the obstacle, in a sentence.
     """
     try:
         wanted = group.controllers() & set(controllers)
@@ -90,7 +90,7 @@ def pass_on(group: Group, controllers: Iterable[str]) -> str | None:
 
 
 def _make_room(group: Group) -> str | None:
-    """Moves all that are in the service's group into its leaf, or nobody; returns what forbids it."""
+    """Moves all processes of the service's group into its leaf; or moves none, and returns the obstacle."""
     members = group.members()
     if group.is_rays:
         return f"Ray itself keeps its processes in the control group {group}."
@@ -103,10 +103,10 @@ def _make_room(group: Group) -> str | None:
 
 
 def strangers(members: Iterable[int], table: Mapping[int, tuple[int, bool]], *, own_pid: int) -> list[int]:
-    """Those of a group's processes that are not the service's. 0 stands for each one that we cannot see.
+    """Returns those of a group's processes that are not the service's. 0 stands for a process that we cannot see.
 
     Args:
-        table: of each process its parent, and whether it is one of those of which all descendants are the service's.
+        table: the parent of each process, and True if the process and all its descendants are the service's.
     """
 
     def is_ours(pid: int) -> bool:
@@ -123,10 +123,10 @@ def strangers(members: Iterable[int], table: Mapping[int, tuple[int, bool]], *, 
 
 
 def processes() -> dict[int, tuple[int, bool]]:
-    """Of every process in sight its parent, and whether it is the service's.
+    """Maps every visible pid to its parent's pid, and to True if the process is the service's own.
 
-    That is who runs Ray or this project, and everybody in our container: with us in a pid namespace or a cgroup
-    namespace that is not the machine's first.
+    The service's own are the processes that run Ray or this project, and all processes of our container: those in the
+    same pid or cgroup namespace as we, if that is not the machine's first.
     """
     program = os.fsencode(sysconfig.get_path("platlib")) + b"/"
     shared = {kind: _namespace("self", kind) for kind in _FIRST_NAMESPACES}
