@@ -1,4 +1,4 @@
-"""The examination of a machine: everything that it offers and lacks, found out by trying."""
+"""The examination behind `holdfast doctor` and the start of `serve`: tries what sandboxes need on this machine."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ PACKAGES = {
 }
 _NEEDED_BY_ONE_DRIVER = ("squashfuse_ll", "fuse-overlayfs", "fusermount3")
 RESTORES = "restores"
-"""The name of the finding that says how backups come back here."""
+"""Name of the finding that says how backups are restored here."""
 _SHARED_MEMORY_BYTES = 600 * 1024**2
-"""Room for Ray's object store of 512 MiB, of which it wants a tenth to spare."""
+"""Room for Ray's object store of 512 MiB, and for the tenth of it that Ray requires in addition."""
 _OPEN_FILES = 8192
-"""Below it Ray warns that connections may fail. Source: Ray 2.60."""
+"""Minimum below which Ray warns that connections may fail. Source: Ray 2.60."""
 _BOX_FIX = "allow user namespaces and mounts: sysctl user.max_user_namespaces, and in a container its privileges"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was tried. `fix` says what to do where it failed."""
+    """The result of one check. `fix` says what to do if it failed."""
 
     name: str
     ok: bool
@@ -57,14 +57,15 @@ class Finding:
 def examine(
     data_dir: Path, uid: int, *, network: bool = False, driver: Setting = "auto", thorough: bool = True
 ) -> list[Finding]:
-    """Tries everything that sandboxes on this machine need. Leaves nothing behind but verdicts on mount drivers.
+    """Tries everything that sandboxes need on this machine. Leaves only verdicts on mount drivers behind.
 
-    Says all that is wrong at once, so that a manifest need not be changed line by line: without root, too.
+    Reports all problems at once, also without root, so that a manifest can be corrected in one go.
 
     Args:
-        network: whether commands are to have the node's network.
-        driver: the mount driver that is set; it is required then.
-        thorough: tries every mount driver anew, and not only those that may be chosen and have no verdict.
+        network: True if commands are to have the node's network.
+        driver: the configured mount driver. A named driver is required.
+        thorough: try every mount driver anew. False tries only drivers that may be chosen and have no verdict yet, up
+            to the first that works.
     """
     here = Surroundings.read(data_dir)
     tools = _tools()
@@ -94,7 +95,7 @@ def _tools() -> list[Finding]:
 
 
 def _capabilities(here: Surroundings) -> Finding:
-    """Not required by itself: the boxes and the drivers are tried, and they say what they cannot do."""
+    """The finding on missing capabilities. None is required: the trials of boxes and drivers show what fails."""
     if not here.missing:
         return Finding("capabilities", ok=True, required=False, detail=f"has all that are needed: {', '.join(USES)}")
     names = sorted(here.missing)
@@ -104,7 +105,7 @@ def _capabilities(here: Surroundings) -> Finding:
 
 
 def _room(here: Surroundings) -> list[Finding]:
-    """What Ray asks of a machine, and containers have little of."""
+    """Findings on shared memory and open files, which Ray needs and containers often limit."""
     shm, files = here.shared_memory_bytes, here.open_files
     return [
         Finding(
@@ -128,7 +129,7 @@ def _room(here: Surroundings) -> list[Finding]:
 
 
 def _failed(name: str, failure: str, here: Surroundings, *, required: bool = True, otherwise: str | None) -> Finding:
-    """The finding for what was tried in vain: its own words in short, the cause where it is known, and the fix."""
+    """The finding for a failed check: its error message in short, the cause if known, and the fix."""
     cause = explain(failure, here)
     if cause is None:
         return Finding(name, ok=False, required=required, detail=brief(failure), fix=otherwise)
@@ -136,7 +137,7 @@ def _failed(name: str, failure: str, here: Surroundings, *, required: bool = Tru
 
 
 def _boxes(uid: int, here: Surroundings, *, network: bool) -> list[Finding]:
-    """One finding for each kind of box that is ever built; a single one where none can be tried."""
+    """One finding for each kind of box, or a single one if none can be tried."""
     try:
         return [
             Finding(tried.trial.name, ok=True, required=True, detail=tried.trial.purpose)
@@ -207,7 +208,7 @@ def _until_one_is_offered(folder: Path, setting: Setting) -> dict[Driver, Verdic
 
 
 def _driver(driver: Driver, found: Verdict, here: Surroundings, setting: Setting) -> list[Finding]:
-    """One line for a driver that is offered or cannot mount, and one for each trial that it failed."""
+    """One finding for a driver that is offered or cannot mount; else one for each trial that it failed."""
     name, required = f"driver {driver}", driver is setting
     fix = f"{found.reason} {advice(driver)}" if required else None
     if found.failed:
@@ -219,7 +220,7 @@ def _driver(driver: Driver, found: Verdict, here: Surroundings, setting: Setting
 
 
 def _restores(setting: Setting, offered: list[Driver], *, is_full: bool) -> Finding:
-    """How backups come back here: as overlays, or as copies where no driver is offered, which is no failure."""
+    """The finding on restores: as overlays, or as copies if no driver is offered, which is not an error."""
     if setting == "none":
         return Finding(RESTORES, ok=True, required=False, detail="as copies only, as HOLDFAST_DRIVER=none says")
     chosen = [driver for driver in offered if setting in ("auto", driver)]

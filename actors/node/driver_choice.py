@@ -1,12 +1,12 @@
-"""The drivers that are offered on this node: those that mount, and then behave like a plain directory.
+"""Choice of this node's mount driver among those that can mount, and whose layers behave like a plain directory.
 
-Looking for modules, capabilities and device nodes one by one would never be complete: containers, seccomp filters
-and the file system under the data folder all have a say. So each driver is tried: `proofs` mounts an archive with it
-and does what some overlay somewhere gets wrong.
+A check of modules, capabilities and device nodes could never be complete: containers, seccomp filters and the file
+system of the data folder matter, too. So each driver is tried: `proofs` mounts an archive with it, and runs the
+operations that some overlay is known to get wrong.
 
-A verdict is kept beside the layers, so that a sandbox starts quickly, and believed only while nothing has changed that
-it may depend on: the boot, the container, the kernel, the installed packages, the driver's options, the trials. That a
-driver cannot mount is believed for five minutes, since that may have been for want of memory.
+Verdicts are kept on the disk, so that a sandbox starts quickly. A verdict is valid until something changes on which it
+may depend: the boot, the container, the kernel, the installed packages, the driver's options, the trials. A verdict
+that a driver cannot mount is valid for five minutes, because the cause may have been a lack of memory.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _OBSTACLE_S = 300.0
 _LOCK_TIMEOUT_S = 120.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STARTED = 19
-"""The place of a process's start time after its name. Source: proc_pid_stat(5), field 22."""
+"""Index of a process's start time among the fields after its name. Source: proc_pid_stat(5), field 22."""
 _PACKAGES = Path("/var/lib/dpkg/status")
 _DEVICES = (Path("/dev/fuse"), Path("/dev/loop-control"))
 
 
 class Verdict(BaseModel):
-    """The outcome of trying a driver: an obstacle to mounting, in a sentence, or a line for each trial that failed."""
+    """The result of trying a driver: the obstacle to mounting, in a sentence, or a line for each failed trial."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -64,18 +64,18 @@ class Verdict(BaseModel):
 
 
 def available(folder: Path) -> dict[Driver, Verdict]:
-    """Tries every driver for layers under `folder`, whatever was found before."""
+    """Tries every driver for layers under `folder` anew, and ignores kept verdicts."""
     return {driver: prove(driver, folder) for driver in Driver}
 
 
 def choose(setting: Setting, folder: Path) -> Driver | None:
-    """The driver to use for layers under `folder`: the one that was set, or the best that is offered.
+    """Returns the driver for layers under `folder`: the configured one, or the best that is offered.
 
     Returns:
-        None when backups can be restored as copies only: no driver is offered here, or that was set.
+        None if backups can only be restored as copies: no driver is offered here, or `none` is configured.
 
     Raises:
-        DriverUnavailableError: the driver that was set is not offered here.
+        DriverUnavailableError: the configured driver is not offered here.
     """
     if setting == "none":
         return None
@@ -90,7 +90,7 @@ def choose(setting: Setting, folder: Path) -> Driver | None:
 
 
 def advice(driver: Driver) -> str:
-    """Advice where a driver that was set is not offered."""
+    """Advice for an operator whose configured driver is not offered."""
     others = ", ".join(other for other in Driver if other is not driver)
     return (
         f"Set HOLDFAST_DRIVER to auto (it takes the best of {others} that works here), or to none (restores are"
@@ -104,20 +104,20 @@ def obstacle(driver: Driver, folder: Path) -> str | None:
 
 
 def verdict(driver: Driver, folder: Path) -> Verdict:
-    """The verdict on a driver for layers under `folder`: the one that is kept, or a new one."""
+    """Returns the kept verdict on a driver for layers under `folder`, or tries the driver if there is none."""
     file = folder / f"{driver}-{_circumstances(driver, folder)}.json"
     found = _read(file)
     if found is None:
         with _locked(folder):
-            found = _read(file) or prove(driver, folder)  # another process may have been quicker
+            found = _read(file) or prove(driver, folder)  # another process may have tried it meanwhile
     return found
 
 
 def prove(driver: Driver, folder: Path) -> Verdict:
-    """Tries a driver under `folder`, and keeps what that has shown."""
+    """Tries a driver under `folder`, and keeps the verdict there."""
     found = _try(driver, folder)
     file = folder / f"{driver}-{_circumstances(driver, folder)}.json"
-    with contextlib.suppress(OSError, ToolError):  # where it cannot be written, the next process finds out by itself
+    with contextlib.suppress(OSError, ToolError):  # if it cannot be written, the next process tries the driver again
         for earlier in folder.glob(f"{driver}-*.json"):
             remove_tree(earlier)
         temporary = folder / f".{file.name}-{os.getpid()}"
@@ -137,14 +137,14 @@ def _try(driver: Driver, folder: Path) -> Verdict:
             return Verdict(failed=tuple(proofs.failures(driver, scratch, _SHA256)))
     except (NodeError, OSError) as e:
         full = full_disk_in(str(e))
-        if full is not None:  # that says nothing of the driver
+        if full is not None:  # not the driver's fault
             return Verdict(obstacle=f"{full} under the data folder.")
         return Verdict(obstacle=f"{_short(str(e))} {_NEEDS[driver]}{_if_on_an_overlay(folder)}")
 
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A new folder for one trial, deleted after it, but for what would still be mounted there."""
+    """A new folder for one trial, deleted afterwards. What is still mounted in it stays."""
     scratch = Path(tempfile.mkdtemp(prefix=".driver-", dir=folder))
     try:
         yield scratch
@@ -154,13 +154,13 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _short(complaint: str) -> str:
-    """A tool's complaint without the trial's own paths, and without what follows its first line."""
+    """The first line of a tool's error message, without the trial's own paths."""
     own = rf"(mount: )?\S*({MERGED}|{_SHA256}): |\S*/\.driver-[^/\s]+/"
     return re.sub(own, "", complaint).split("\\n")[0].rstrip(".") + "."
 
 
 def _if_on_an_overlay(folder: Path) -> str:
-    """The sentence for a data folder on an overlay, as in a container without a volume."""
+    """A sentence to add if the data folder lies on an overlay, as in a container without a volume; else empty."""
     with contextlib.suppress(NodeError):
         kind = process.check(["stat", "-f", "-c", "%T", str(folder)]).decode().strip()
         if kind in ("overlayfs", "fuseblk", "fuse"):
@@ -182,7 +182,7 @@ def _read(file: Path) -> Verdict | None:
 
 
 def _circumstances(driver: Driver, folder: Path) -> str:
-    """A digest of everything that a verdict may depend on, and that can be looked at quickly."""
+    """A digest of everything on which a verdict may depend and that can be read quickly."""
     own = Path("/proc/self/status").read_text()
     facts = [
         _BOOT_ID.read_text(),
@@ -201,13 +201,13 @@ def _circumstances(driver: Driver, folder: Path) -> str:
 
 
 def _place(folder: Path) -> str:
-    """The folder itself: a verdict that was copied with it to another file system means nothing there."""
+    """Device and inode of the folder, so that a verdict copied with it to another file system is not used there."""
     found = folder.stat() if folder.exists() else None
     return f"{found.st_dev} {found.st_ino}" if found else ""
 
 
 def _identity(path: Path) -> str:
-    """What changes with a file's content, or with the kind of a device."""
+    """The file's mode, device number, size and mtime: they change with a file's content, or a device's kind."""
     try:
         found = os.stat(path)
     except OSError:
@@ -217,7 +217,7 @@ def _identity(path: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lets one process of the node try at a time; the others then read what it found."""
+    """Single flight: lets one process of the node try a driver at a time. The others then read its verdict."""
     lock = None
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The four ways to lay a writable layer over an archive, and the exact words that ask for them.
+"""The mount drivers: four ways to lay a writable layer over an archive, with the exact commands for each.
 
     driver     archive                    overlay          needs                 limits
     kernel     squashfs on a loop device  overlay          loop devices
@@ -8,11 +8,11 @@
     fuse       squashfuse_ll              fuse-overlayfs   /dev/fuse             directories, fifos, names,
                                                                                  empty xattrs
 
-A `Limit` is what a driver is known not to do. Everything else has to be as in a plain directory: `proofs` shows that
-before a driver is used, and fuse-overlayfs 1.10 is refused by it, because it brings deleted files back.
+A `Limit` is a known difference of a driver from a plain directory. There must be no other: `proofs` checks that before
+a driver is used. It refuses fuse-overlayfs 1.10, because deleted files come back there.
 
-All of it is run in the layer's folder and named relative to it, because a kernel overlay shows its options to
-whoever reads mountinfo, inside a sandbox too.
+The commands run in the layer's folder and use relative paths, because mountinfo shows the options of a kernel overlay
+to every process, also inside a sandbox.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DIRECTORIES = f"lowerdir={LOWER},upperdir={UPPER},workdir={WORK}"
 
 
 class Limit(StrEnum):
-    """One thing that a driver is known not to do, with the sentence that says so."""
+    """A known limit of a driver. The value is a sentence that describes it to users."""
 
     DIRECTORIES = "renaming a restored directory gives EXDEV (mv and shutil.move copy instead)"
     LINKS = "a restored hard link is a file of its own once it is changed, at once or after the next mount"
@@ -40,7 +40,7 @@ class Limit(StrEnum):
 
 
 class Driver(StrEnum):
-    """How layers are mounted, best first."""
+    """The ways to mount a layer, best first."""
 
     KERNEL = "kernel"
     MIXED = "mixed"
@@ -49,11 +49,11 @@ class Driver(StrEnum):
 
     @property
     def overlay_options(self) -> str:
-        """What shapes the upper directory: another driver or other options would misread it.
+        """The options that determine the upper's format. With another driver or other options it would be misread.
 
-        redirect_dir makes directories renameable; index keeps hard links across a copy-up, and lets only one overlay
-        use an upper, even where the file systems have no file handles to keep links by; xino keeps inode numbers
-        constant. userxattr keeps the overlay's signs where a user namespace may write them, and excludes
+        redirect_dir allows directories to be renamed. index keeps hard links across a copy-up, and lets only one
+        overlay use an upper, even on file systems without file handles, where it cannot keep links. xino keeps inode
+        numbers constant. userxattr keeps the overlay's markers in xattrs that a user namespace may write, and excludes
         redirect_dir. Without writeback=0 a killed fuse-overlayfs loses whole files that were not yet synced.
         Source: kernel Documentation/filesystems/overlayfs.rst, ovl_report_in_use in fs/overlayfs/super.c; our
         benchmark.
@@ -67,7 +67,7 @@ class Driver(StrEnum):
 
     @property
     def limits(self) -> frozenset[Limit]:
-        """Everything in which it may differ from a plain directory."""
+        """All known differences from a plain directory."""
         return {
             Driver.KERNEL: frozenset[Limit](),
             Driver.MIXED: frozenset({Limit.LINKS, Limit.EMPTY_XATTRS}),
@@ -79,16 +79,16 @@ class Driver(StrEnum):
 
     @property
     def max_name_bytes(self) -> int:
-        """The longest file name that is safe: fuse-overlayfs 1.10 aborts when it copies up 252 bytes or more."""
+        """Maximum length of a file name: fuse-overlayfs 1.10 aborts when it copies up a name of 252 bytes or more."""
         return 251 if self is Driver.FUSE else 255
 
     def stands(self, name: bytes) -> bool:
-        """Whether an archive may hold this file name: fuse-overlayfs takes `.wh.x` for the sign that x was deleted."""
+        """Tells whether the driver can show this file name. To fuse-overlayfs `.wh.x` means that x was deleted."""
         return len(name) <= self.max_name_bytes and not (self is Driver.FUSE and name.startswith(b".wh."))
 
     @property
     def programs(self) -> dict[str, str]:
-        """The programs it runs, with the Debian package of each."""
+        """The programs that the driver needs, each with its Debian package."""
         squashfuse = {"setpriv": "util-linux", "squashfuse_ll": "squashfuse"}
         return {
             Driver.KERNEL: {"mount": "mount"},
@@ -99,36 +99,36 @@ class Driver(StrEnum):
 
 
 Setting = Literal["auto", "none"] | Driver
-"""The choices of an operator: a driver, the best one that is offered, or none, which leaves copies."""
+"""An operator's choice: a driver, "auto" for the best one that is offered, or "none" for copies only."""
 
 
 def setting_of(choice: str) -> Setting:
-    """The setting that a word stands for. Raises ValueError for any other word."""
+    """Parses an operator's choice. Raises ValueError for any other word."""
     return "auto" if choice == "auto" else "none" if choice == "none" else Driver(choice)
 
 
 def kernel_squashfs(archive: Path, point: Path) -> list[str]:
-    """`mount` that puts an archive on a loop device, which goes away with the mount."""
+    """The `mount` command for an archive. Its loop device is detached with the unmount."""
     return ["mount", "-t", "squashfs", "-o", f"loop,ro,{_FLAGS}", str(archive), str(point)]
 
 
 def kernel_overlay(driver: Driver) -> list[str]:
-    """`mount` of the overlay, to be run in the layer's folder."""
+    """The `mount` command for the overlay, to be run in the layer's folder."""
     options = f"{_FLAGS},{_DIRECTORIES},{driver.overlay_options}"
     return ["mount", "-t", "overlay", "-o", options, "overlay", MERGED]
 
 
 def fuse_squashfs(archive: Path) -> list[str]:
-    """The daemon that serves an archive, in the foreground, to be run in the layer's folder.
+    """The command of the daemon that serves an archive, in the foreground; to be run in the layer's folder.
 
-    It is the low-level variant because the high-level squashfuse gives hard links different inode numbers.
+    It is the low-level variant, because the high-level squashfuse gives hard links different inode numbers.
     """
     options = f"ro,{_FLAGS},allow_other,default_permissions"
     return [*_DIES_WITH_PARENT, "squashfuse_ll", "-f", "-o", options, str(archive), LOWER]
 
 
 def fuse_overlay() -> list[str]:
-    """The daemon that serves the overlay, in the foreground, to be run in the layer's folder."""
+    """The command of the daemon that serves the overlay, in the foreground; to be run in the layer's folder."""
     options = f"{_FLAGS},{_DIRECTORIES},{Driver.FUSE.overlay_options}"
     return [*_DIES_WITH_PARENT, "fuse-overlayfs", "-f", "-o", options, MERGED]
 

@@ -13,15 +13,15 @@ NodeError
 ├── PathError                 a path inside a sandbox cannot be used
 │   ├── PathMissingError      it does not exist
 │   └── PathTypeError         it is of another type than needed
-├── TreeError                 a tree that cannot be archived faithfully, or is beyond the limits
-├── ArchiveError              an archive that is not what it should be
+├── TreeError                 a tree cannot be archived faithfully, or is beyond the limits
+├── ArchiveError              an archive is invalid, incomplete or unreadable
 ├── DamagedCopyError          this node's copy of an archive is damaged or gone
-├── CgroupError               a control group did not do as told
+├── CgroupError               an operation on a control group failed
 ├── MountError                a mount could not be made or removed
 │   ├── MountBusyError        because something still uses it
 │   └── NoRoomToMountError    because the disk is full
-├── DriverUnavailableError    the node cannot mount in the way that was asked for
-├── ArchiveRefusedError       an archive holds what the driver of the node would show wrongly
+├── DriverUnavailableError    the requested mount driver is not offered, or none is
+├── ArchiveRefusedError       an archive holds files that the node's driver would show wrongly
 ├── LayerMismatchError        a layer was made with another archive or driver
 └── CorruptRecordError        a record on the node's disk cannot be read
 """
@@ -34,7 +34,7 @@ from typing import Any
 
 
 class NodeError(Exception):
-    """The root. `message` may hold a path of the node: it is for the log, not for a client."""
+    """The root of these errors. `message` may hold a path of the node: it is for the log, not for a client."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -49,12 +49,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk had no block or inode left, or the user's quota none."""
+    """True if no block or inode was left on the disk, or in the user's quota."""
     return error.errno in _FULL
 
 
 def full_disk_in(output: str) -> str | None:
-    """What a tool has said of a full disk, in the words of strerror(3); None if it has not."""
+    """Returns the words of strerror(3) for a full disk if a tool's output has them, else None."""
     return next((words for words in map(os.strerror, _FULL) if words in output), None)
 
 
@@ -75,7 +75,7 @@ class ToolTimeoutError(ToolError):
 
 
 class ToolKilledError(ToolError):
-    """A signal ended a tool of the node: most often the kernel's, for want of memory."""
+    """A signal ended a tool of the node, most often the kernel's SIGKILL when memory ran out."""
 
 
 class NoMemoryLeftError(ToolError):
@@ -107,7 +107,7 @@ class PathMissingError(PathError):
 
 
 class PathTypeError(PathError):
-    """A path inside a sandbox is of another type than needed."""
+    """A path inside a sandbox has another file type than needed."""
 
 
 class TreeError(NodeError):
@@ -115,7 +115,7 @@ class TreeError(NodeError):
 
 
 class ArchiveError(NodeError):
-    """An archive is not what it should be."""
+    """An archive is invalid, incomplete or unreadable."""
 
 
 class DamagedCopyError(NodeError):
@@ -123,7 +123,7 @@ class DamagedCopyError(NodeError):
 
 
 class CgroupError(NodeError):
-    """A control group did not do as it was told."""
+    """An operation on a control group failed."""
 
 
 class MountError(NodeError):
@@ -135,15 +135,15 @@ class MountBusyError(MountError):
 
 
 class NoRoomToMountError(MountError):
-    """A mount could not be made because the disk has no room for what the kernel makes on it; nothing was changed."""
+    """A mount could not be made because the disk has no room for the kernel's files; nothing was changed."""
 
 
 class DriverUnavailableError(NodeError):
-    """The node cannot mount in the way that was asked for."""
+    """The requested mount driver is not offered on the node, or no driver is."""
 
 
 class ArchiveRefusedError(NodeError):
-    """An archive holds what the driver of the node would show wrongly. It can be unpacked."""
+    """An archive holds files that the node's driver would show wrongly. It can be restored as a copy."""
 
 
 class LayerMismatchError(NodeError):

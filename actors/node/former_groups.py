@@ -1,7 +1,7 @@
-"""Control groups of an earlier layout: at the roots of the hierarchies, named by a hash of the data folder's path.
+"""Removal of an earlier layout's control groups, which lie at the hierarchies' roots, named by the data folder's path.
 
-Two services with one path in two mount namespaces had one group. So they are removed only where no other service is
-seen to live at this path.
+Two services with the same path in two mount namespaces shared such a group. So it is removed only if no other service
+is seen with this path.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
 
 def remove(data_dir: Path) -> None:
-    """Ends what runs in the groups that an earlier release made for this data folder, and removes them.
+    """Kills the processes in the groups that an earlier release made for this data folder, and removes these groups.
 
     Raises:
-        CgroupError: a process in them hangs in the kernel.
+        CgroupError: a process in one of them hangs in the kernel, or as `Hierarchies.find`.
     """
     name = f"holdfast-{hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]}"
     tops = [root / name for root in Hierarchies.find().roots if (root / name).is_dir()]
@@ -34,13 +34,13 @@ def remove(data_dir: Path) -> None:
 
 
 def _is_shared(tops: list[Path]) -> bool:
-    """Whether there may be a service that we do not see, in another pid namespace."""
+    """True if a service that we cannot see, in another pid namespace, may use the groups."""
     members = [pid for top in tops for file in top.rglob(PROCS) for pid in file.read_text().split()]
     return "0" in members or (not members and os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE)
 
 
 def _has_another_service(data_dir: Path) -> bool:
-    """Whether a process has the locks of a service open that lie at the same path as ours, and are other files."""
+    """True if a process has a service's lock files open at the paths of ours, and they are other files than ours."""
     places = (str(data_dir / _LOCK), str(data_dir / _PRESENCE))
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
