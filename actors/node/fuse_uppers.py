@@ -1,14 +1,14 @@
 """Converts an upper directory of fuse-overlayfs into one of the kernel's overlay.
 
-Both hide a restored name by a character device 0:0 of that name. For the rest fuse-overlayfs has signs of its own:
+Both hide a deleted lower file by a whiteout: a character device 0:0 of its name. fuse-overlayfs has more markers:
 
-    sign of fuse-overlayfs                                   of the kernel
-    a file .wh.NAME beside NAME's place                      a character device 0:0
+    marker of fuse-overlayfs                                 the kernel's
+    a file .wh.NAME in the directory of NAME                 a character device 0:0
     a file .wh..wh..opq in a directory, or an xattr          {trusted,user}.overlay.opaque = y
-    user.fuseoverlayfs.origin and other xattrs of its own    none, so they go
+    user.fuseoverlayfs.origin and other xattrs of its own    none, so they are removed
 
-fuse-overlayfs understands the kernel's signs too, and each of them is made before the one it replaces goes. So a
-conversion that is cut short leaves a layer of fuse-overlayfs, and can be repeated.
+fuse-overlayfs understands the kernel's markers, too, and each is made before the one that it replaces is removed. So an
+interrupted conversion leaves a valid layer of fuse-overlayfs, and can be repeated.
 Source: fuse-overlayfs 1.10, main.c; kernel Documentation/filesystems/overlayfs.rst.
 """
 
@@ -25,16 +25,17 @@ from actors.node.drivers import Driver
 _HIDES = ".wh."
 _OPAQUE_FILE = ".wh..wh..opq"
 _OWN = ("user.fuseoverlayfs.", "user.overlay.")
-"""The beginning of the xattrs that fuse-overlayfs keeps to itself, and nobody sees through it."""
+"""Prefixes of the xattrs that fuse-overlayfs uses itself, and hides from its users."""
 _OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
 
 
 def convert(upper: int, lower: int | None, driver: Driver) -> None:
-    """Converts a directory of an upper, of which no overlay may be mounted, for `driver`. Repeatable.
+    """Converts a directory of an upper for `driver`. No overlay of that upper may be mounted. Idempotent.
 
     Args:
-        upper, lower: descriptors of the directory and of the one that it is laid over; None if that is not shown.
-            A sign that hides nothing goes, since the kernel lists it as a name.
+        upper: descriptor of the directory.
+        lower: descriptor of the lower directory under it; None if there is none, or it is hidden. A marker that hides
+            nothing is removed, because the kernel would list its name.
     """
     before = os.fstat(upper)
     opaque = "user.overlay.opaque" if driver is Driver.ROOTLESS else "trusted.overlay.opaque"
@@ -69,7 +70,7 @@ def _convert_sign(upper: int, lower: int | None, name: str, found: dict[str, os.
 
 @contextlib.contextmanager
 def _directory(folder: int | None, name: str) -> Iterator[int | None]:
-    """A descriptor of the directory `name` within the block; None if there is none."""
+    """Opens the directory `name` of a folder for the block; None if there is none."""
     if folder is None or not stat.S_ISDIR(_status(folder, name)):
         yield None
         return
@@ -85,7 +86,7 @@ def _exists(folder: int | None, name: str) -> bool:
 
 
 def _status(folder: int, name: str) -> int:
-    """The mode of a name in a folder; 0 if there is none."""
+    """The mode of the file `name` in a folder; 0 if there is none."""
     with contextlib.suppress(FileNotFoundError):
         return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
     return 0
@@ -95,7 +96,7 @@ def _has(folder: int, attribute: str) -> bool:
     try:
         return os.getxattr(folder, attribute) == b"y"
     except OSError as e:
-        if e.errno in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):  # a user namespace may not see trusted ones
+        if e.errno in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):  # EPERM: trusted xattrs in a user namespace
             return False
         raise
 

@@ -1,7 +1,7 @@
-"""Git's index, as far as it says which files are tracked: versions 2, 3 and 4, whole, split or sparse.
+"""Reads from git's index which files are tracked: versions 2, 3 and 4, whole, split or sparse.
 
-The library that reads an index in Python, dulwich, knows no split one and makes an object of each entry. This reads the
-names alone, and bounds them: whoever lives in the sandbox may have written the file.
+dulwich, the Python library for it, cannot read a split index, and makes an object of each entry. This parser reads only
+the names, and limits their size, because a sandbox's command may have written the file.
 
 Names are Latin-1 text, one character for each byte.
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from actors.node.errors import TreeError
 
 MAX_BYTES = 64 * 1024 * 1024
-"""For an index, and for all the names in it: some 700,000 files. The Linux kernel's has 9 MB, Chromium's about 60."""
+"""Limit for an index, and for all its names: some 700,000 files. The Linux kernel's has 9 MB, Chromium's about 60."""
 _MAX_NAME_BYTES = 4096
 _HEADER = struct.Struct(">4sII")
 _OF_STAT = 40
@@ -33,23 +33,25 @@ class Tracked:
     """The files that git tracks in one work tree, by their paths in it."""
 
     names: list[str] = field(default_factory=list)
-    """Sorted by their bytes."""
+    """The paths of all entries, sorted by their bytes."""
     submodules: frozenset[str] = frozenset()
     sparse: frozenset[str] = frozenset()
-    """Directories whose files the index does not name."""
+    """Directories whose files the index does not name, each with a slash at its end."""
     size_bytes: int = 0
-    """What it holds of the node's memory, roughly."""
+    """The approximate memory that it takes."""
 
     def has_file(self, path: str) -> bool:
-        """Whether git tracks what is no directory under this path."""
+        """Tells whether git tracks a file (no directory) at this path."""
         at = bisect_left(self.names, path)
         return at < len(self.names) and self.names[at] == path
 
     def has_below(self, path: str) -> bool:
-        """Whether git tracks files below a directory, given with a slash at its end, or the directory as a submodule.
+        """Tells whether git tracks files below a directory, or the directory as a submodule.
+
+        `path` is the directory's, with a slash at its end.
 
         Raises:
-            TreeError: the index does not tell.
+            TreeError: it is a sparse directory, so the index does not name its files.
         """
         if path in self.sparse:
             raise TreeError(
@@ -62,7 +64,7 @@ class Tracked:
 
 
 def _damaged(why: str) -> TreeError:
-    """Git itself would refuse it, or a later release of git has written it."""
+    """The error for an index that git itself would refuse, or that a later release of git has written."""
     return TreeError(
         f"Git's index cannot be read: {why}.",
         hint="Run `git status` in the repository, or back the directory up without `gitignore`.",
@@ -72,15 +74,15 @@ def _damaged(why: str) -> TreeError:
 def read_index(
     content: bytes, *, hash_bytes: int, shared: Callable[[str], bytes], check: Callable[[], None]
 ) -> Tracked:
-    """The files that an index names.
+    """Parses an index, and returns the files that it names.
 
     Args:
-        hash_bytes: 20, and 32 in a repository whose objects have SHA-256.
-        shared: gives the content of the shared index with this name in hexadecimal, which a split one rests on.
-        check: called often, to raise when the time is up.
+        hash_bytes: 20, or 32 in a repository with SHA-256.
+        shared: returns the content of the shared index of a split one, by its hash in hexadecimal.
+        check: called often; raises when the time is up.
 
     Raises:
-        TreeError: it cannot be understood, or is too large.
+        TreeError: the index cannot be parsed, or is too large.
     """
     try:
         entries = _Entries(content, hash_bytes, check)
@@ -101,9 +103,9 @@ class _Entries:
     def __init__(self, content: bytes, hash_bytes: int, check: Callable[[], None]) -> None:
         self.names: list[str] = []
         self.types: dict[str, int] = {}
-        """Those of entries that are no files."""
+        """The types of the entries that are no files: submodules and sparse directories."""
         self.nameless: list[int] = []
-        """The types of the entries that replace some of a shared index."""
+        """The types of the entries that replace entries of a shared index."""
         self.link: bytes | None = None
         self._content = content
         self._hash_bytes = hash_bytes
@@ -124,7 +126,7 @@ class _Entries:
         self._extensions(at)
 
     def _entry(self, at: int, previous: bytes) -> tuple[int, bytes, int]:
-        """The mode and the name of the entry that begins at an offset, and where it ends."""
+        """Parses the entry at an offset. Returns its mode, its name and the offset of its end."""
         content = self._content
         (mode,) = struct.unpack_from(">I", content, at + _MODE_AT)
         start = at + _OF_STAT + self._hash_bytes + 2
@@ -167,14 +169,14 @@ class _Entries:
                 raise _damaged("it is cut off")
             if name == b"link":
                 self.link = self._content[at + 8 : at + 8 + size]
-            elif not b"A" <= name[:1] <= b"Z" and name != b"sdir":  # needed to understand it
+            elif not b"A" <= name[:1] <= b"Z" and name != b"sdir":  # lower case: a required extension
                 raise _damaged(f"it has an extension {name.decode('latin-1')!r}, which is not known")
             at += 8 + size
 
     def rest_on(self, base: _Entries, bitmaps: bytes) -> None:
-        """Lays the entries of a split index over those of its shared one.
+        """Merges the entries of the shared index `base` into those of this split one.
 
-        What replaces has no name here, and stands in the order of the bitmap.
+        Entries that replace one of the shared index have no name here. Their order is that of the bitmap.
         """
         deleted, replaced = set[int](), set[int]()
         if bitmaps:
@@ -189,7 +191,7 @@ class _Entries:
         self.names += [name for number, name in enumerate(base.names) if number not in deleted]
 
     def tracked(self, size_bytes: int) -> Tracked:
-        """All of it, to be looked up."""
+        """The result for lookups."""
         return Tracked(
             sorted(self.names),
             submodules=frozenset(name for name, kind in self.types.items() if kind == _GITLINK),
@@ -199,7 +201,7 @@ class _Entries:
 
 
 def _variable(content: bytes, at: int) -> tuple[int, int]:
-    """A number of variable length, and where it ends."""
+    """Decodes a number of variable length. Returns it and the offset of its end."""
     value = content[at] & 127
     while content[at] & 128:
         at += 1
@@ -210,9 +212,9 @@ def _variable(content: bytes, at: int) -> tuple[int, int]:
 
 
 def _set_bits(bitmap: bytes, at: int, below: int) -> tuple[set[int], int]:
-    """The numbers of the bits that are set in a bitmap compressed by EWAH, and where it ends.
+    """Decodes a bitmap compressed by EWAH. Returns the numbers of the set bits, and the offset of the bitmap's end.
 
-    A word says how many words of equal bits follow, and how many that are written out after it.
+    A control word gives the number of words of equal bits, and the number of literal words that follow it.
     """
     _, count = struct.unpack_from(">II", bitmap, at)
     words = struct.unpack_from(f">{count}Q", bitmap, at + 8) if count * 8 <= len(bitmap) else ()

@@ -1,7 +1,7 @@
-"""The node's hierarchies of control groups, and the place in each of the group that the service was started in.
+"""The node's hierarchies of control groups, and in each the group that the service was started in.
 
-Everything that the service makes lies below that group: so what limits and counts the service (a pod, a unit of
-systemd) limits and counts the commands of its sandboxes, too.
+All groups that the service makes lie below that group. So the limits and the accounting of the service (of a pod, or a
+systemd unit) include its sandboxes' commands.
 
 Source: cgroups(7) and cgroup_namespaces(7) for both files; Documentation/admin-guide/cgroup-v2.rst.
 """
@@ -19,9 +19,9 @@ from actors.node import mountinfo
 from actors.node.errors import CgroupError
 
 SERVICE_LEAF = "holdfast-service"
-"""The group, below the one that the service was started in, that its own processes move into."""
+"""Name of the group, below the one that the service was started in, into which its own processes are moved."""
 ACTOR = "actor-"
-"""The beginning of the names of groups, in the node's own, that each actor's process makes for itself."""
+"""Prefix of the names of the groups that the actors make for their own processes, in the node's group."""
 PROCS = "cgroup.procs"
 _CONTROLLERS = ("cpu", "memory", "pids")
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -30,19 +30,19 @@ _GROUPS = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Hierarchies:
-    """The group that the service was started in, in each hierarchy, as a folder. `v1` has one for each controller."""
+    """The folder, in each hierarchy, of the group that the service was started in. `v1` has one for each controller."""
 
     v2: Path
     v1: dict[str, Path]
     roots: tuple[Path, ...] = ()
-    """Where the hierarchies are mounted, the one of v2 first."""
+    """The mount points of the hierarchies, that of v2 first."""
 
     @classmethod
     def find(cls, mounts: Path = _MOUNTS, groups: Path = _GROUPS) -> Hierarchies:
-        """Reads what is mounted, and which groups this process is in.
+        """Finds the hierarchies from this process's mounts and groups.
 
         Raises:
-            CgroupError: there is no cgroup v2 here in which groups can be made.
+            CgroupError: cgroup v2 is not mounted, or is read-only.
         """
         own = _own_groups(groups.read_text())
         v2: tuple[Path, Path] | None = None
@@ -65,7 +65,7 @@ class Hierarchies:
         return cls(v2[1], {controller: base for controller, (_, base) in v1.items()}, tuple(roots))
 
     def named(self, name: str) -> Iterator[Path]:
-        """Every group of this name, wherever it lies; those of v2 first."""
+        """Yields every group with this name, anywhere in the hierarchies; those of v2 first."""
         for root in self.roots:
             for folder, children, _ in os.walk(root):
                 if name in children:
@@ -73,7 +73,7 @@ class Hierarchies:
 
 
 def own_procs() -> Path:
-    """The file of cgroup v2 that names the processes of the very group that this process is in now.
+    """The `cgroup.procs` file of the cgroup v2 group that this process is in now.
 
     Raises:
         CgroupError: as `Hierarchies.find`.
@@ -88,7 +88,7 @@ def _base() -> Path:
 
 
 def _own_groups(text: str) -> dict[str, str]:
-    """The group of this process in each hierarchy by controller; cgroup v2's has none."""
+    """Parses /proc/<pid>/cgroup. Returns the process's group for each controller; the key "" is cgroup v2."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         _, controllers, group = line.split(":", 2)
@@ -97,7 +97,7 @@ def _own_groups(text: str) -> dict[str, str]:
 
 
 def _placed(mount: mountinfo.Mount, group: str | None) -> tuple[Path, Path] | None:
-    """Where a hierarchy is mounted, and the folder of the service's group in it; None if that does not show there."""
+    """The mount point of a hierarchy, and the folder of the service's group in it. None if it is not visible there."""
     if group is None:
         return None
     inside = _started_in(PurePosixPath(group))
@@ -108,7 +108,10 @@ def _placed(mount: mountinfo.Mount, group: str | None) -> tuple[Path, Path] | No
 
 
 def _search(root: Path) -> Path | None:
-    """Finds our group by our pid: a hierarchy mounted in another cgroup namespace does not say where its root is."""
+    """Finds the service's group by our pid, for a hierarchy that was mounted in another cgroup namespace.
+
+    Such a mount does not tell which group its root is.
+    """
     me = str(os.getpid())
     for folder, _, _ in os.walk(root):
         with suppress(OSError):
@@ -118,7 +121,7 @@ def _search(root: Path) -> Path | None:
 
 
 def _started_in(own: PurePosixPath) -> PurePosixPath:
-    """The group that the service was started in, of the one that a process of it is in now."""
+    """Derives the group that the service was started in from the group that one of its processes is in now."""
     if own.name.startswith(ACTOR) and own.parent.name.startswith("holdfast-"):
         return own.parent.parent
     return own.parent if own.name == SERVICE_LEAF else own

@@ -1,9 +1,9 @@
-"""Processes that hold mounts of ours in mount namespaces of their own, and loop devices that nothing of ours uses.
+"""Finds processes that hold our mounts in other mount namespaces, and loop devices that none of our mounts uses.
 
-A mount namespace is born as a copy of another one, with all its mounts, until its maker has put them away. A bubblewrap
-that was cut short in between keeps them for as long as it lives: the kernel then refuses to have an overlay's upper
-mounted again, and the archive's loop device stays. So may the first process of a box whose bubblewrap was killed early.
-They are found by what they hold.
+A new mount namespace is a copy of another one, with all its mounts, until its maker unmounts them. A bubblewrap that
+was interrupted before that keeps the mounts for as long as it lives: the kernel then refuses to mount an overlay's
+upper again, and the archive's loop device stays. The first process of a box whose bubblewrap was killed early may do
+the same. Such processes are found by the mounts that they hold.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _PROC = Path("/proc")
 _BUBBLEWRAP = "bwrap"
 _FIRST = "unshare"
 _OLD_ROOT = "/oldroot"
-"""The folder in which bubblewrap has what it is about to put away. Source: bubblewrap.c, pivot_root."""
+"""The folder in which bubblewrap has the old mounts until it unmounts them. Source: bubblewrap.c, pivot_root."""
 _END_S = 5.0
 _LOOP_CLR_FD = 0x4C01
-"""Source: include/uapi/linux/loop.h."""
+"""The ioctl that detaches a loop device. Source: include/uapi/linux/loop.h."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process with one of our mounts in a mount namespace that is not ours; `is_orphan` says that we may end it."""
+    """A process with one of our mounts in another mount namespace. We may end it if `is_orphan`."""
 
     pid: int
     name: str
@@ -41,7 +41,7 @@ class Holder:
 
 
 def find(folders: Sequence[Path]) -> list[Holder]:
-    """The processes that hold what is mounted below `folders` (absolute, without symlinks), in other namespaces."""
+    """Returns the processes in other mount namespaces that hold mounts below `folders` (absolute, without symlinks)."""
     ours = os.readlink(_PROC / "self" / "ns" / "mnt")
     origins = [origin for folder in folders if (origin := _origin(folder)) is not None]
     seen: dict[str, _Held] = {}
@@ -65,10 +65,10 @@ def find(folders: Sequence[Path]) -> list[Holder]:
 
 
 def end_orphans(folders: Sequence[Path]) -> int:
-    """Ends the boxes that nobody waits for and that hold our mounts, and names in the log who else does.
+    """Kills the processes of orphaned boxes that hold our mounts. Logs the other processes that hold some.
 
     Returns:
-        how many processes were ended.
+        The number of processes that were killed.
     """
     folders = [Path(os.path.realpath(folder)) for folder in folders]
     ended = 0
@@ -83,7 +83,7 @@ def end_orphans(folders: Sequence[Path]) -> int:
 
 
 def unused_loop_devices(folders: Sequence[Path]) -> Iterator[Path]:
-    """The loop devices of files below `folders` of which nothing is mounted in this namespace."""
+    """Yields the loop devices of files below `folders` that no mount of this namespace uses."""
     mounted = {mount.device for mount in mountinfo.mounts()}
     for device in Path("/sys/block").glob("loop*"):
         with suppress(OSError):
@@ -94,7 +94,7 @@ def unused_loop_devices(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def detach(device: Path) -> None:
-    """Detaches a loop device; one that is still in use goes when it no longer is. Raises OSError.
+    """Detaches a loop device, as soon as it is no longer in use. Raises OSError.
 
     Source: loop(4), LOOP_CLR_FD: "if the device is in use, it is detached at the last close".
     """
@@ -107,14 +107,14 @@ def detach(device: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """One of the mounts of a namespace that are ours, by its place there: `at` our folders, or elsewhere, `of` them."""
+    """The mount point of one of our mounts in a namespace: `at` if it lies below our folders, else `of`."""
 
     at: str | None = None
     of: str | None = None
 
 
 def _held(process: Path, folders: Sequence[Path], origins: Sequence[tuple[str, Path]]) -> _Held:
-    """What a process holds: a box that is finished has our mounts in sight below names of its own."""
+    """Finds one of our mounts in a process's namespace. A finished box shows our folders under names of its own."""
     of = None
     for mount in mountinfo.parse((process / "mountinfo").read_bytes()):
         point = mount.point
@@ -128,16 +128,16 @@ def _held(process: Path, folders: Sequence[Path], origins: Sequence[tuple[str, P
 
 
 def _origin(folder: Path) -> tuple[str, Path] | None:
-    """The device of a folder's file system, and the folder's path in it: what a bind mount of it is told by."""
+    """The device of a folder's file system, and the folder's path in it, by which its bind mounts are recognised."""
     above = [mount for mount in mountinfo.mounts() if folder.is_relative_to(mount.point)]
-    if not above:  # in a chroot(2) that is no mount
+    if not above:  # in a chroot(2) that is no mount point
         return None
     mount = sorted(above, key=lambda mount: len(mount.point.parts))[-1]
     return mount.device, Path(mount.root) / folder.relative_to(mount.point)
 
 
 def _is_orphan(pid: int) -> bool:
-    """Whether it is of a box whose starter is dead: it and all above it, up to process 1, are what boxes consist of."""
+    """True for a process of a box whose starter is dead: it and all its ancestors below process 1 belong to boxes."""
     if pid == 1:
         return False
     while pid > 1:
@@ -150,7 +150,7 @@ def _is_orphan(pid: int) -> bool:
 
 
 def _is_first(pid: int) -> bool:
-    """Whether an unshare(1) is the first process of one of our boxes: it waits for who drops to the sandbox's user."""
+    """True if an unshare(1) is the first process of one of our boxes: its arguments drop to the sandbox's user."""
     words = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     return b"setpriv" in words and any(word.startswith(b"--reuid=") for word in words)
 
