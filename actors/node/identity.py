@@ -1,7 +1,7 @@
-"""The node's identity: what tells its data folder from that of every other node. Sandboxes' files are found by it.
+"""The node's identity: a unique name of its data folder, by which a sandbox's state says which node has its files.
 
-A wrong one would make all of them those of a node that is lost. So it is kept twice: in `<root>/id`, and beside that
-folder in `<root>.id`, with a checksum.
+With a wrong identity all sandboxes of the node would seem to be on a lost node. So it is stored twice: in `<root>/id`,
+and beside that folder in `<root>.id`, with a checksum.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from actors.node.records import write_whole
 
 _MADE = re.compile(r"[0-9a-f]{32}")
 _GIVEN = re.compile(r"[!-~]([ -~]{0,62}[!-~])?")
-"""An operator may have given the node a name of his own."""
+"""An identity that an operator chose."""
 
 
 def identity(root: Path) -> str:
-    """The identity of the node whose files are below `root`; made on the first call, by whichever process.
+    """Returns the identity of the node whose files are below `root`. The first call, in any process, makes it.
 
     Raises:
-        CorruptRecordError: it is damaged, and so is its copy.
+        CorruptRecordError: the identity and its copy are damaged.
     """
     file, copy = root / "id", root.with_name(f"{root.name}.id")
     if not file.exists() and not copy.exists():

@@ -1,6 +1,6 @@
-"""The rules of one list of gitignore(5) patterns: the last one that is about a path decides.
+"""Matches paths against a list of gitignore(5) patterns, of which the last that matches decides.
 
-RE2 matches them, some dozens at a time: in linear time and with bounded memory, since whoever lives in the sandbox may
+RE2 matches some dozens of patterns at a time, in linear time and with bounded memory, because a sandbox's command may
 have written them.
 """
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1024 * 1024
 MAX_PATTERNS = 10_000
 _MAX_EXPRESSION_BYTES = 1024 * 1024
-"""Of all patterns in force for one path, as RE2 reads them: it may take 200 MB for these, and for MAX_PATTERNS."""
+"""Limit for the expressions of all patterns that apply to one path. At it, or at MAX_PATTERNS, RE2 may take 200 MB."""
 _MAX_PATTERN_BYTES = 4096
-"""The longest path that Linux takes. Source: PATH_MAX in linux/limits.h."""
+"""The longest path in Linux. Source: PATH_MAX in linux/limits.h."""
 _TOGETHER = 50
 _BYTES_TOGETHER = 4096
 _MEMORY_BYTES = 512 * 1024
-"""For what RE2 compiles together, and the states that it remembers of it: some 3 of these for 100 patterns."""
+"""RE2's memory for one compiled expression and its cached states. 100 patterns take about three times as much."""
 _BYTES_OF_MEMORY = 64
-"""RE2's memory for each byte of an expression, with a reserve: most are one instruction, of 16 bytes."""
+"""RE2's memory for each byte of an expression, with a reserve: most bytes are one instruction, of 16 bytes."""
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}".encode().decode("latin-1")
 
 
 def text_of(path: str) -> str:
-    """A path as text of one character for each of its bytes, which RE2 takes and git means."""
+    """A path as text with one character for each of its bytes, as RE2 needs it and git matches it."""
     return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def lines_of(content: bytes) -> list[str]:
-    """The lines of a .gitignore file, as git divides it: a carriage return before a line feed belongs to it."""
+    """The lines of a .gitignore file, split as by git: a carriage return before a line feed is removed."""
     text = content.decode("latin-1").removeprefix(_BOM)
     lines = (text if text.endswith("\n") else text + "\n").split("\n")[:-1]
     return [line.removesuffix("\r").partition("\0")[0] for line in lines]
@@ -51,10 +51,10 @@ class Size:
     expression_bytes: int = 0
 
     def __add__(self, other: Size) -> Size:
-        """The size of both together.
+        """The sum of both sizes.
 
         Raises:
-            TreeError: so many are not to be in force together.
+            TreeError: the sum is beyond the limits.
         """
         made = Size(self.patterns + other.patterns, self.expression_bytes + other.expression_bytes)
         if made.patterns > MAX_PATTERNS or made.expression_bytes > _MAX_EXPRESSION_BYTES:
@@ -66,12 +66,12 @@ class Size:
 
 
 class Rules:
-    """A list of patterns. They are compiled when they are first asked.
+    """A list of patterns, compiled at their first use.
 
-    `check` is called often, to raise when the time is up.
+    `check` is called often; it raises when the time is up.
 
     Raises:
-        TreeError: there are too many, or one is longer than any path.
+        TreeError: there are too many patterns, or one is longer than any path.
     """
 
     def __init__(self, lines: Iterable[str], check: Callable[[], None]) -> None:
@@ -84,10 +84,10 @@ class Rules:
         self._groups = [_Group(group) for group in _groups(patterns[::-1])]
 
     def verdict(self, path: str, *, is_directory: bool) -> bool | None:
-        """Whether a path is excluded (True), included again (False), or no pattern is about it (None).
+        """Returns True for an excluded path, False for one that is included again, None if no pattern matches.
 
         Args:
-            path: relative to where the patterns lie, in Latin-1.
+            path: relative to the directory of the patterns, in Latin-1.
         """
         path_bytes = (path + DIRECTORY_MARK * is_directory).encode("latin-1")
         name_bytes = path_bytes.rpartition(b"/")[2]
@@ -123,7 +123,7 @@ def _groups(patterns: Sequence[Pattern]) -> Iterator[list[Pattern]]:
 
 
 class _Group:
-    """Some patterns, the last one first."""
+    """Some patterns that are matched together, the last one first."""
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         ranked = list(enumerate(patterns))
@@ -138,7 +138,7 @@ class _Group:
 
 
 class _Alternatives:
-    """The test whether any of them matches is a search of RE2's automaton; only then it is asked which one."""
+    """Patterns as one expression of RE2. It first tests whether any matches, which is fast, and only then which one."""
 
     def __init__(self, patterns: Sequence[tuple[int, Pattern]]) -> None:
         self._ranks = [rank for rank, _ in patterns]
@@ -147,7 +147,7 @@ class _Alternatives:
         self._which: re2._Regexp | None = None
 
     def first(self, text: bytes) -> int | None:
-        """The lowest rank of those that match the whole text: RE2 prefers the first alternative, as Perl does."""
+        """The lowest rank of the patterns that match the whole text: RE2, like Perl, prefers the first alternative."""
         if not self._expressions:
             return None
         if self._any is None:
@@ -161,7 +161,7 @@ class _Alternatives:
 
 
 def _compiled(expression: str) -> re2._Regexp:
-    import re2  # most backups have no patterns
+    import re2  # imported late: most backups have no patterns
 
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
@@ -172,4 +172,4 @@ def _compiled(expression: str) -> re2._Regexp:
     except re2.error:
         raise TreeError("The patterns of a .gitignore file are too complex.") from None
     finally:
-        re2.purge()  # else it keeps what it has compiled
+        re2.purge()  # else the module caches the compiled expression

@@ -1,11 +1,11 @@
-"""Git's opinion of each path in a tree: kept, ignored, or ignored with tracked files below.
+"""Tells for each path in a tree whether git would keep it, ignore it, or ignore it except for tracked files below.
 
-A place is one directory, as its repository sees it; the survey walks from place to place. Below the root of another
-repository that one's rules hold, and none of those around it. Where there is no repository, the .gitignore files of
-the tree count alone. What git keeps for itself, `.git`, is never ignored.
+A place is one directory, as its repository sees it; the survey walks from place to place. Below the root of a nested
+repository only that repository's rules apply. Outside of any repository only the tree's .gitignore files apply. Git's
+own directory, `.git`, is never ignored.
 
-The patterns of people and machines (core.excludesFile, by default ~/.config/git/ignore) do not count, nor does other
-configuration of git, but for the kind of a repository's hashes: a backup means the same whoever asks for it.
+A user's or a machine's patterns (core.excludesFile, by default ~/.config/git/ignore) are not used, nor is git's other
+configuration, except for the kind of a repository's hashes. So a backup has the same content for every caller.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _MAX_PATH_BYTES = 4096
 
 
 class Standing(Enum):
-    """What git says of a path."""
+    """Git's verdict on a path."""
 
     KEPT = auto()
     IGNORED = auto()
     HOLDS_TRACKED = auto()
-    """An ignored directory with tracked files in it, and all else in it ignored."""
+    """An ignored directory with tracked files in it; all else in it is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """The rules of one file, and the directory that they are relative to, within the repository."""
+    """The rules of one file, and the directory in the repository to which they are relative."""
 
     prefix: int
     """The length of the directory's path, with the slash at its end."""
@@ -50,25 +50,25 @@ class Place:
 
     tree: Tree
     check: Callable[[], None]
-    """Raises when the time is up."""
+    """Called often; raises when the time is up."""
     directory: str
-    """Where it lies in the sandbox."""
+    """Its path in the sandbox."""
     path: str = ""
-    """Where it lies in its work tree, in Latin-1, with a slash at its end; "" is the work tree's root."""
+    """Its path in its work tree, in Latin-1, with a slash at its end; "" is the work tree's root."""
     tracked: Tracked = field(default_factory=Tracked)
     levels: tuple[_Level, ...] = ()
-    """The innermost last."""
+    """The rules that apply here, those of the innermost directory last."""
     size: Size = field(default_factory=Size)
-    """That of all rules in force."""
+    """The size of all rules that apply here."""
     is_ignored: bool = False
     held_bytes: int = 0
-    """What the indexes of this and the surrounding repositories hold of the node's memory."""
+    """The memory that the indexes of this and the surrounding repositories take."""
 
     def standing(self, name: str, *, is_directory: bool, included: bool = False) -> Standing:
-        """What git says of an entry of the directory.
+        """Git's verdict on an entry of the directory.
 
         Args:
-            included: a pattern of the caller's takes it back from the repository's rules.
+            included: True if a pattern of the caller includes the entry again, against the repository's rules.
 
         Raises:
             TreeError: the index does not tell, or the time is up.
@@ -84,7 +84,7 @@ class Place:
         return Standing.HOLDS_TRACKED if is_tracked else Standing.IGNORED
 
     def below(self, fd: int, name: str, *, is_ignored: bool) -> Place | None:
-        """The place of a directory in this one, whose descriptor is `fd`; None inside of `.git`."""
+        """The place of the subdirectory `name`, whose descriptor is `fd`; None for `.git`."""
         if name == DOT_GIT:
             return None
         directory = f"{self.directory}/{name}"
@@ -98,7 +98,7 @@ class Place:
         return place if is_ignored else place.with_file(fd)
 
     def with_file(self, fd: int) -> Place:
-        """This place with the rules of its own .gitignore, if it has one: a regular file, as git would read."""
+        """This place with the rules of its own .gitignore added, if that is a regular file; git reads no other."""
         try:
             file = os.open(GITIGNORE, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
         except FileNotFoundError:
@@ -110,7 +110,7 @@ class Place:
         return self if content is None else self.with_rules(Rules(lines_of(content), self.check))
 
     def with_rules(self, rules: Rules) -> Place:
-        """This place with rules that lie in it.
+        """This place with rules added that are relative to it.
 
         Raises:
             TreeError: there are too many.
@@ -120,7 +120,7 @@ class Place:
         return replace(self, levels=(*self.levels, _Level(len(self.path), rules)), size=self.size + rules.size)
 
     def _is_excluded(self, path: str, is_directory: bool) -> bool:
-        """As git decides: the innermost file with a matching pattern wins, and there the last pattern."""
+        """Tells whether rules exclude a path. As in git, the innermost file with a matching pattern decides."""
         if self.levels and len(path) > _MAX_PATH_BYTES:
             raise TreeError(f"A path that rules of .gitignore files are about is longer than {_MAX_PATH_BYTES} bytes.")
         for level in reversed(self.levels):
@@ -131,13 +131,13 @@ class Place:
 
 
 def place_of(tree: Tree, directory: str, *, check: Callable[[], None]) -> Place | None:
-    """The place of a directory of the sandbox, given by its canonical path; None inside of a `.git`.
+    """Returns the place of a directory of the sandbox, given by its canonical path; None inside a `.git`.
 
-    Its repository is that of the nearest directory above it which has one. The rules in between count: they may say
-    that the directory itself is ignored, and then what it holds is, but for tracked files.
+    Its repository is that of the directory itself or of the nearest one above. The rules in between apply: if they
+    ignore the directory itself, its whole content is ignored, except for tracked files.
 
     Raises:
-        TreeError: what git would say cannot be told.
+        TreeError: git's verdict cannot be determined.
         PathError: the directory is gone.
     """
     parts = PurePosixPath(directory).parts

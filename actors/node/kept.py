@@ -1,7 +1,7 @@
-"""The archives that the layers of one sandbox are mounted from: hard links, whatever the node's cache evicts.
+"""The archives from which one sandbox's layers are mounted: hard links, so that an eviction from the cache is harmless.
 
-Each is checked before anything is mounted from it, and looked at afterwards: an archive that has changed under a mount
-may show what was never in the backup.
+Each is checked before it is mounted, and watched afterwards: if an archive changes under a mount, the layer may show
+content that was never in the backup.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from actors.node.verified import SUFFIX, Stamp, Verified, stamp_of
 
 
 class KeptArchives:
-    """The folder with the links, one for each digest. Not thread-safe, but for `is_disturbed`."""
+    """The folder with the links, one for each digest. Not thread-safe, except for `is_disturbed`."""
 
     def __init__(self, folder: Path, verified: Verified) -> None:
         self._folder = folder
         self._verified = verified
         self._mounted: dict[str, Stamp] = {}
-        """The archives as they were checked, before they were mounted."""
+        """The stamp of each archive from its check before the mount, by digest."""
 
     def path(self, sha256: str) -> Path:
-        """Where the archive of a digest is, or should be."""
+        """The path for the archive with a digest. It need not exist."""
         return self._folder / f"{sha256}{SUFFIX}"
 
     def keep(self, archive: Path, sha256: str) -> Path:
-        """Links an archive that is good, in place of one that is not; returns the link. Raises DamagedCopyError."""
+        """Links a good archive, and replaces a damaged link. Returns the link's path. Raises DamagedCopyError."""
         kept = self.path(sha256)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         try:
@@ -41,7 +41,7 @@ class KeptArchives:
         return self.check(sha256)
 
     def check(self, sha256: str) -> Path:
-        """Sees to it that an archive can be mounted; from here on it is watched. Raises DamagedCopyError."""
+        """Checks an archive before its mount, and watches it from now on. Raises DamagedCopyError."""
         path = self.path(sha256)
         stamp = self._verified.check(path, sha256)
         self._mounted.setdefault(sha256, stamp)
@@ -49,13 +49,13 @@ class KeptArchives:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether anything is mounted from them."""
+        """True if an archive is mounted, or was checked for a mount."""
         return bool(self._mounted)
 
     def is_disturbed(self) -> bool:
-        """Whether an archive was written to, replaced, or is gone since it was checked and mounted.
+        """Tells whether an archive was written to, replaced or removed since its check.
 
-        Costs a stat(2) for each, unless something has happened to it. Links that come and go are nothing.
+        Costs one stat(2) for each archive that has not changed. New and removed links do not count as changes.
         """
         return any(not self._is_as_mounted(sha256, stamp) for sha256, stamp in list(self._mounted.items()))
 
@@ -74,15 +74,15 @@ class KeptArchives:
         return False
 
     def forget_mounts(self) -> None:
-        """Nothing is mounted from them any more."""
+        """Stops watching all archives, because none is mounted any more."""
         self._mounted.clear()
 
     def drop_all_but(self, used: Collection[str]) -> None:
-        """Removes the links to archives whose digests are not among these."""
+        """Removes the links to all archives whose digests are not in `used`."""
         for path in self._folder.glob(f"*{SUFFIX}"):
             if path.stem not in used:
                 self._mounted.pop(path.stem, None)
                 try:
                     self._verified.unlink(path, path.stem)
-                except (OSError, NodeError) as e:  # it goes the next time
+                except (OSError, NodeError) as e:  # the next call tries again
                     log.warning("archive_left_behind", error=type(e).__name__)

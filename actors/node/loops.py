@@ -1,4 +1,4 @@
-"""Loop devices: the file that one was set up with, which may have lost its name since."""
+"""Finds a loop device's backing file, even if the file's name has been removed since."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import struct
 
 _LOOP_GET_STATUS64 = 0x4C05
 _INFO = struct.Struct("<QQ216x")
-"""`struct loop_info64`: the file's device and inode, and what we do not look at. Source: linux/loop.h."""
+"""`struct loop_info64`: the file's device and inode, then fields that we skip. Source: linux/loop.h."""
 
 
 def backing_file(device: str) -> tuple[int, int] | None:
-    """The device and inode of the file under a loop device, as stat(2) has them; None if that cannot be found out."""
+    """Returns the device and inode, as in stat(2), of the file under a loop device; None if they cannot be read."""
     buffer = bytearray(_INFO.size)
     try:
         fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -1,15 +1,15 @@
-"""Archives mounted by the kernel, once per node, for all sandboxes that were restored from them.
+"""The kernel's mounts of archives as lowers: one for each file of the node, shared by all sandboxes.
 
-A kernel overlay keeps its lower file system alive but does not make the lower's *mount* busy, so umount(2) would
-take it from under running layers and the next layer would mount the archive again. Each user therefore holds a
-descriptor of the mount: the kernel then answers EBUSY until the last one is closed, and closes those of a dead
-process by itself. Source: our measurement, Linux 6.18.
+A kernel overlay keeps its lower file system alive but does not make the lower's *mount* busy. So umount(2) would
+succeed under running layers, and the next layer would mount the archive again. Each user therefore holds a descriptor
+of the mount: umount(2) then fails with EBUSY until the last descriptor is closed. The kernel closes those of a dead
+process. Source: our measurement, Linux 6.18.
 
     <sha256>/     a mount of one file of that content
     <sha256>.1/   a mount of another file of the same content, while the first is in use
 
-Two backups of one unchanged directory are two files with the same bytes, and a damaged file is replaced by a good one.
-No file's mount takes the place of another's: a layer needs its own until it is closed.
+Two files can have the same content: from two backups of an unchanged directory, or if a good file has replaced a
+damaged one. A layer needs the mount of its own file until it is closed, so no other file's mount replaces it.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from actors.node.errors import MountBusyError, MountError
 _LOCK_TIMEOUT_S = 60.0
 _PROBE_S = 5.0
 
-_in_process = threading.Lock()  # fasteners locks with fcntl, which tells processes apart but not threads
+_in_process = threading.Lock()  # fasteners locks with fcntl, which does not exclude threads of one process
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """One user's claim on a shared lower. Ends with `Lowers.release`, or with the process."""
+    """One user's reference to a shared lower. Ends with `Lowers.release`, or with the process."""
 
     path: Path
     fd: int
 
 
 class Lowers:
-    """The shared mounts, one folder for each file. Any number of processes may use the same folder."""
+    """The shared mounts, each in a subfolder. Any number of processes may use the same folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def hold(self, archive: Path, sha256: str) -> Hold:
-        """Mounts the archive unless this very file is mounted, and keeps it so.
+        """Mounts the archive, unless this very file is mounted already, and holds the mount.
 
         Raises:
-            MountError: the archive cannot be mounted; nothing was left.
+            MountError: the archive cannot be mounted; no new mount was left.
         """
         with self._locked():
             point = self._point(archive, sha256)
@@ -70,9 +70,9 @@ class Lowers:
                 raise
 
     def _point(self, archive: Path, sha256: str) -> Path:
-        """The folder in which `archive`, which was checked, is mounted; else the first one without a mount in use.
+        """The folder in which the (checked) file `archive` is mounted; else the first one without a mount in use.
 
-        A mount of any other file is neither taken for it nor covered by it.
+        A mount of another file with the same content is neither used instead nor covered.
         """
         status = archive.stat()
         mounted = {mount.point: mount.source for mount in mountinfo.mounts()}
@@ -86,13 +86,13 @@ class Lowers:
         )
 
     def release(self, hold: Hold) -> None:
-        """Gives up a claim; the last one to do so unmounts the archive."""
+        """Ends a reference. The last one's end unmounts the archive."""
         os.close(hold.fd)
         with self._locked():
             self._unmount(hold.path)
 
     def release_unused(self) -> list[Path]:
-        """Unmounts what nobody holds (any more: a killed process cannot unmount), and names it."""
+        """Unmounts all lowers without a reference, which killed processes leave behind. Returns their folders."""
         with self._locked():
             return [point for point in self._folder.iterdir() if point.is_dir() and self._unmount(point)]
 
@@ -101,7 +101,7 @@ class Lowers:
             mounting.unmount(point, deadline_s=0)
         except MountBusyError:
             return False
-        with contextlib.suppress(FileNotFoundError):  # two that let go at once: the other was first
+        with contextlib.suppress(FileNotFoundError):  # another process released the last reference, too
             point.rmdir()
         return True
 
