@@ -1,10 +1,10 @@
-"""Writable layers over archives: `<root>/<layer id>/{lower,upper,work,merged,layer.json}`.
+"""The layers of a sandbox, writable over archives: `<root>/<layer id>/{lower,upper,work,merged,layer.json}`.
 
-A layer's writes are in its `upper` and nowhere else, so they survive an unmount, a dead daemon and a dead actor:
-`open` mounts the same upper again. An upper means something only to the driver, the options and the archive it was
-made with, so layer.json records them, with a checksum and once more in layer.json.copy, and `open` refuses any other.
-The one exception is a layer of fuse-overlayfs on a node that does not offer it: it is converted first. layer.json is
-written last: a folder without it is a layer whose creation did not finish.
+All writes of a layer are in its `upper`, so they survive an unmount, a dead daemon and a dead actor: `open` mounts the
+same upper again. An upper is valid only with the driver, the options and the archive that it was made with. layer.json
+records these, with a checksum and a second time in layer.json.copy, and `open` refuses any others. The one exception
+is a layer of fuse-overlayfs on a node with another driver: it is converted first. layer.json is written last: a folder
+without it is a layer whose creation did not finish.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _UNMOUNT_S = 10.0
 
 
 class LayerRecord(BaseModel):
-    """layer.json: what the upper directory was made with."""
+    """The content of layer.json: the driver, options and archive that the upper was made with."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True)
 
@@ -59,7 +59,7 @@ class LayerRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer that has been created or opened. `archive` has to stay in place until it is closed."""
+    """A layer that was created or opened. `archive` has to stay in place until the layer is closed."""
 
     folder: Path
     archive: Path
@@ -67,12 +67,12 @@ class Layer:
 
     @property
     def id(self) -> str:
-        """32 hexadecimal digits, unique for ever."""
+        """The layer's id: 32 hexadecimal digits, never used again."""
         return self.folder.name
 
     @property
     def merged(self) -> Path:
-        """The directory to use: the archive's content with the layer's writes."""
+        """The layer's directory for use: the archive's content with the layer's writes."""
         return self.folder / MERGED
 
 
@@ -80,12 +80,12 @@ class Layers:
     """The layers of one sandbox.
 
     Args:
-        root: where they are kept; a file system that can be an overlay's upper (ext4, xfs, tmpfs; not an overlay).
-        lowers: where the kernel's mounts of archives are, shared by all sandboxes of the node.
-        driver: the driver of every layer here; None where the node offers none, and no layer can be mounted.
-        on_lost: is told, in a thread of its own, that a daemon of a layer has died and the layer is no longer
-            mounted. It ends the processes that use it, removes bind mounts of it, and calls `revive`.
-        is_trial: whether failures are expected, and said by who tries; else the log has them.
+        root: the folder of the layers, on a file system that can be an overlay's upper (ext4, xfs, tmpfs; no overlay).
+        lowers: the folder of the kernel's mounts of archives, shared by all sandboxes of the node.
+        driver: the driver of every layer here. None if the node offers none: then no layer can be mounted.
+        on_lost: called, in a thread of its own, after a daemon of a layer has died and the layer is no longer
+            mounted. It ends the processes that use the layer, removes its bind mounts, and calls `revive`.
+        is_trial: True if the caller expects failures and reports them. Else they are logged.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class Layers:
 
     @property
     def can_mount(self) -> bool:
-        """Whether there is a driver, so that layers can be made."""
+        """True if there is a driver, so that layers can be mounted."""
         return self._offered is not None
 
     @property
     def driver(self) -> Driver:
-        """The driver of every layer here. Raises DriverUnavailableError where there is none."""
+        """The driver of every layer here. Raises DriverUnavailableError if there is none."""
         if self._offered is None:
             raise DriverUnavailableError(
                 "No mount driver is offered here, so no layer can be mounted. What is in the layers is kept.",
@@ -121,14 +121,14 @@ class Layers:
         return self._offered
 
     def create(self, archive: Path, sha256: str) -> Layer:
-        """Mounts an archive under a new, empty upper. All or nothing.
+        """Creates a layer: mounts an archive under a new, empty upper. All or nothing.
 
-        The archive's hash is taken as given: the kernel parses the archive, so verify it first.
+        The caller has to verify the archive first, because the kernel parses it; its hash is not checked here.
 
         Raises:
-            ArchiveRefusedError: the driver would show something in it wrongly.
+            ArchiveRefusedError: the driver would show something in the archive wrongly.
             DriverUnavailableError: there is no driver.
-            MountError: it cannot be mounted; no mount, process or folder was left.
+            MountError: the layer cannot be mounted; no mount, process or folder was left.
         """
         layer = self._layer(uuid.uuid4().hex, archive, sha256)
         stack = self._stack(layer)
@@ -151,14 +151,14 @@ class Layers:
         return layer
 
     def open(self, layer_id: str, archive: Path, sha256: str) -> Layer:
-        """Mounts an existing upper again, with all its writes: after a restart, a crash or `close`.
+        """Mounts an existing layer again, with all its writes: after a restart, a crash or `close`.
 
-        A kernel mount that outlived its actor is adopted if it answers; FUSE mounts are always made anew.
+        A kernel mount that has outlived its actor is adopted if it answers. FUSE mounts are always made anew.
 
         Raises:
             LayerMismatchError: the layer was made with another archive, driver or options; nothing was changed.
             DriverUnavailableError: there is no driver; nothing was changed.
-            MountBusyError: a stale mount is in use.
+            MountBusyError: an old mount of the layer is in use.
             MountError: the layer cannot be mounted; its upper is intact.
         """
         layer = self._layer(layer_id, archive, sha256)
@@ -170,10 +170,10 @@ class Layers:
         return layer
 
     def revive(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
-        """Mounts a lost layer again; all that was closed or synced before the loss is there.
+        """Mounts a lost layer again, with all writes that were closed or synced before the loss.
 
         Raises:
-            MountBusyError: processes still use the dead mount; end them and try again.
+            MountBusyError: processes still use the dead mount; end them and retry.
             MountError: the layer cannot be mounted; its upper is intact.
         """
         self.close(layer, deadline_s=deadline_s)
@@ -181,18 +181,18 @@ class Layers:
             self._mount(layer)
 
     def close(self, layer: Layer, *, deadline_s: float = _UNMOUNT_S) -> None:
-        """Unmounts a layer and keeps its upper. A layer that is not open stays so. May be repeated after a failure.
+        """Unmounts a layer and keeps its upper. Does nothing if the layer is not open. May be retried after a failure.
 
         Raises:
-            MountBusyError: something used it until the deadline. What this mount namespace uses stays mounted;
-                when only another namespace uses it, it is unmounted here.
+            MountBusyError: something used the layer until the deadline. If this mount namespace used it, it stays
+                mounted; if only another one did, it is unmounted here.
         """
         stack = self._stacks.get(layer.id)
         if stack is not None:
             self._close(layer.id, stack, deadline_s=deadline_s)
 
     def close_all(self) -> None:
-        """Closes every layer that is open here, also one that could not be discarded. Raises as `close`."""
+        """Closes every open layer, also one that could not be discarded. Raises as `close`."""
         for layer_id, stack in list(self._stacks.items()):
             self._close(layer_id, stack, deadline_s=_UNMOUNT_S)
 
@@ -205,18 +205,18 @@ class Layers:
         """Closes a layer and deletes it with all its writes.
 
         Raises:
-            MountBusyError: something used it until the deadline; its upper is intact.
-            MountError: it could not be deleted.
+            MountBusyError: something used the layer until the deadline; its upper is intact.
+            MountError: the layer could not be deleted.
         """
         self.close(layer, deadline_s=deadline_s)
         self.discard_leftover(layer.id, deadline_s=deadline_s)
 
     def discard_leftover(self, layer_id: str, *, deadline_s: float = _UNMOUNT_S) -> None:
-        """Deletes a layer that is not open here: of an earlier process, or one whose creation did not finish.
+        """Deletes a layer that is not open here: one of an earlier process, or whose creation did not finish.
 
         Raises:
-            MountBusyError: it is open here, or something used its mounts until the deadline.
-            MountError: it could not be deleted.
+            MountBusyError: the layer is open here, or something used its mounts until the deadline.
+            MountError: the layer could not be deleted.
         """
         folder = self._folder(layer_id)
         with self._attempt("deleted", layer_id):
@@ -227,29 +227,29 @@ class Layers:
             self._delete(folder)
 
     def ids(self) -> list[str]:
-        """The layers on disk, open or not, finished or not."""
+        """The ids of all layers on the disk, open or not, finished or not."""
         with contextlib.suppress(FileNotFoundError):
             return sorted(name for name in os.listdir(self._root) if _ID.fullmatch(name))
         return []
 
     def is_lost(self, layer: Layer) -> bool:
-        """Whether a daemon has died under a layer that is open, and it is not mounted anew yet."""
+        """True if a daemon of an open layer has died, and the layer is not mounted anew yet."""
         stack = self._stacks.get(layer.id)
         return stack is not None and stack.is_lost
 
     @property
     def has_lost(self) -> bool:
-        """Whether a daemon has died under one of the layers that are open, and it is not mounted anew yet."""
+        """True if any open layer is lost, as in `is_lost`."""
         return any(stack.is_lost for stack in list(self._stacks.values()))
 
     def release_unused_lowers(self) -> list[Path]:
-        """Unmounts the node's kernel mounts of archives that no process holds, and names them."""
+        """Unmounts the node's kernel mounts of archives that no process holds. Returns their folders."""
         with _as_mount_error("The archives cannot be unmounted"):
             return self._lowers.release_unused()
 
     @contextlib.contextmanager
     def _attempt(self, done: str, layer_id: str) -> Iterator[None]:
-        """Raises what goes wrong as MountError, but for other errors of the node; the log says of which layer."""
+        """Raises OSError and ToolError as MountError. Logs each failure with the layer's id, except in a trial."""
         try:
             with _as_mount_error(f"The layer cannot be {done}"):
                 yield
@@ -284,7 +284,7 @@ class Layers:
         adopted = not converting and self._adoptable(layer)
         if not adopted and mounting.sweep(layer.folder, deadline_s=_UNMOUNT_S):
             raise MountBusyError(f"A stale mount of layer {layer.id} is still in use.")
-        if converting:  # the kernel driver has a link in the place of the first; the second holds leftovers
+        if converting:  # the kernel driver needs a link as `lower`; `work` holds leftovers
             for name in (LOWER, WORK):
                 remove_tree(layer.folder / name)
             (layer.folder / WORK).mkdir()
@@ -311,11 +311,11 @@ class Layers:
         )
 
     def _is_to_convert(self, layer: Layer) -> bool:
-        """Whether it is a layer of fuse-overlayfs, and this node has another driver."""
+        """True if fuse-overlayfs made the layer, and this node has another driver."""
         return self.driver is not Driver.FUSE and self._read_record(layer) == _record(Driver.FUSE, layer.sha256)
 
     def _convert(self, layer: Layer) -> None:
-        """Makes a layer of fuse-overlayfs, whose archive alone is mounted, one of this node's driver."""
+        """Converts a layer of fuse-overlayfs for this node's driver. Only the layer's archive may be mounted."""
         upper, lower = (os.open(layer.folder / name, os.O_RDONLY | os.O_DIRECTORY) for name in (UPPER, LOWER))
         try:
             fuse_uppers.convert(upper, lower, self.driver)
@@ -337,7 +337,7 @@ class Layers:
         _twin(layer).write(_record(self.driver, layer.sha256).model_dump_json(by_alias=True))
 
     def _read_record(self, layer: Layer) -> LayerRecord:
-        """What the layer was made with; mends a record of which one of the two files is damaged."""
+        """Reads the layer's record, and rewrites it if one of its two files is damaged."""
         twin = _twin(layer)
         try:
             found, is_sound = twin.read()
@@ -358,9 +358,9 @@ class Layers:
             )
 
     def _delete(self, folder: Path) -> None:
-        """Deletes a layer's folder once mountinfo shows nothing under it.
+        """Deletes a layer's folder, if mountinfo shows no mount under it.
 
-        Not across file systems, in case a mount appears all the same.
+        Never crosses into another file system, in case a mount appears meanwhile.
         """
         if mountinfo.mounts_under(folder):
             raise MountBusyError(f"Layer {folder.name} is still mounted.")
@@ -379,7 +379,7 @@ def _twin(layer: Layer) -> TwinFile[LayerRecord]:
 
 
 def _copy_root(lower: Path, upper: Path) -> None:
-    """Gives the upper what an overlay's root shows as its own: owner, mode, user xattrs and times."""
+    """Copies to the upper what an overlay shows as its root's attributes: owner, mode, user xattrs and times."""
     status = lower.stat()
     os.chown(upper, status.st_uid, status.st_gid)
     for name in _user_xattrs(lower):
@@ -392,7 +392,7 @@ def _user_xattrs(path: Path) -> list[str]:
     try:
         return [name for name in os.listxattr(path) if name.startswith("user.")]
     except OSError as e:
-        if e.errno == errno.ENOTSUP:  # what the kernel says of an archive without any
+        if e.errno == errno.ENOTSUP:  # an archive without xattrs
             return []
         raise
 
