@@ -36,7 +36,7 @@ def enter(node_group: str) -> None:
 
 
 def end_orphans(node_group: str) -> int:
-    """Ends the processes that dead actors have left, and removes their groups. Returns the number of these processes.
+    """Kills the processes that dead actors have left, and removes their groups. Returns the number of these processes.
 
     The group of a process that hangs in the kernel is named in the log, and left.
 

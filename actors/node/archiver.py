@@ -177,7 +177,7 @@ class Archiver:
             )
         if cancelled.is_set():
             return PackedArchive(archive, Survey())
-        squashfs.verify_extraction(ended, blamed=ArchiveError)  # its bytes are not vouched for by signed metadata
+        squashfs.verify_extraction(ended, blamed=ArchiveError)  # its digest is in no signed metadata
         fd = os.open(content / "tree", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             found = survey(fd, limits=self._limits, cancelled=cancelled)

@@ -1,6 +1,6 @@
 """Trials of each kind of box that the service builds, run by `holdfast doctor` and at the start of `serve`.
 
-There is one trial for each use of `boxed`. Add one with each new use.
+Each way in which the service uses `boxed` has a trial. Add one with each new use.
 """
 
 from __future__ import annotations

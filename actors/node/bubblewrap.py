@@ -55,7 +55,7 @@ interface up, and so needs CAP_NET_ADMIN, which few containers have. Source: bub
 _OUTER = "/sandbox"
 _TERMINALS = f"{_OUTER}/pts"
 _WITH_TERMINALS = f'mount -t devpts -o newinstance,ptmxmode=0666,mode=620,max=64 devpts {_TERMINALS} && exec "$@"'
-"""Shell program that mounts 64 pseudo-terminals for a command's box, then executes its arguments.
+"""Shell program that mounts a devpts of at most 64 pseudo-terminals for a command's box, then executes its arguments.
 
 With bwrap's own `--dev` one box could take all pseudo-terminals that the machine has for boxes: kernel.pty.max less
 kernel.pty.reserve, which is 3,072 by default. Source: Documentation/filesystems/devpts.rst.

@@ -63,7 +63,7 @@ def examine(
 
     Args:
         network: True if commands are to have the node's network.
-        driver: the configured mount driver. A named driver is required.
+        driver: the configured mount driver. If it names one, that driver is required.
         thorough: try every mount driver anew. False tries only drivers that may be chosen and have no verdict yet, up
             to the first that works.
     """

@@ -42,7 +42,7 @@ class Hierarchies:
         """Finds the hierarchies from this process's mounts and groups.
 
         Raises:
-            CgroupError: cgroup v2 is not mounted, or is read-only.
+            CgroupError: cgroup v2 is not mounted here, or not writable.
         """
         own = _own_groups(groups.read_text())
         v2: tuple[Path, Path] | None = None

@@ -107,7 +107,7 @@ def detach(device: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """The mount point of one of our mounts in a namespace: `at` if it lies below our folders, else `of`."""
+    """The mount point of one of our mounts in a namespace: `at` below our folders, or elsewhere `of` one of them."""
 
     at: str | None = None
     of: str | None = None

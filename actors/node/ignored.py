@@ -2,7 +2,7 @@
 
 A place is one directory, as its repository sees it; the survey walks from place to place. Below the root of a nested
 repository only that repository's rules apply. Outside of any repository only the tree's .gitignore files apply. Git's
-own directory, `.git`, is never ignored.
+own directory, `.git`, is kept unless it lies in an ignored directory.
 
 A user's or a machine's patterns (core.excludesFile, by default ~/.config/git/ignore) are not used, nor is git's other
 configuration, except for the kind of a repository's hashes. So a backup has the same content for every caller.
