@@ -10,11 +10,14 @@ SOAK_S ?= 300
 SOAK_SEED ?=
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
-.PHONY: demo test soak test-in-container check lint types imports setup install system system-for-tests bench lock format \
+.PHONY: demo unit test soak test-in-container check lint types imports setup install system system-for-tests bench lock format \
   clean
 
 demo: setup ## run the main job on real input
 	$(BIN)/python examples/demo.py
+
+unit: $(INSTALLED_FOR_DEVELOPERS) ## the tests that need neither root nor a system package nor a network
+	$(BIN)/python -m pytest tests/unit
 
 test: setup ## every test; the kernel's and FUSE's really run
 	$(BIN)/python -m pytest $(TESTS)
@@ -27,14 +30,14 @@ test-in-container: setup ## the acceptance tests once more, in a container with 
 
 check: lint types imports test test-in-container ## what CI runs
 
-lint: setup
+lint: $(INSTALLED_FOR_DEVELOPERS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: setup
+types: $(INSTALLED_FOR_DEVELOPERS)
 	$(BIN)/mypy
 
-imports: setup
+imports: $(INSTALLED_FOR_DEVELOPERS)
 	$(BIN)/lint-imports --no-cache
 
 bench: setup ## the figures of DESIGN.md, on this machine
@@ -58,7 +61,7 @@ $(INSTALLED_FOR_DEVELOPERS): requirements-dev.lock pyproject.toml
 	@PYTHON=$(PYTHON) scripts/install-python-packages $(VENV) requirements-dev.lock
 	@touch $@
 
-format: setup
+format: $(INSTALLED_FOR_DEVELOPERS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -155,3 +155,11 @@ def _user_xattrs(path: bytes) -> list[str]:
 def _hash(path: bytes) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kinds_and_content(root: Path) -> dict[bytes, tuple[object, ...]]:
+    """What a tar archive of a tree keeps, by path."""
+    return {
+        name: (entry.kind, entry.mode & 0o777, entry.sha256, entry.target, entry.links)
+        for name, entry in fingerprint(root).items()
+    }

@@ -6,14 +6,13 @@ import io
 import os
 import socket
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from actors.errors import InvalidRequestError
 from gateway.cli.trees import pack, unpack
-from tests.support.trees import fingerprint, make_interesting_tree
+from tests.support.trees import kinds_and_content
 
 Member = tuple[str, bytes, str]
 """Name, type and link name."""
@@ -86,19 +85,15 @@ def test_devices_are_left_out_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("piece_bytes", [1, 511, 100_000])
 def test_a_tree_comes_back_as_it_was(tmp_path: Path, piece_bytes: int) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    make: Callable[[Path], object] = (
-        make_small_tree if piece_bytes == 1 else lambda path: make_interesting_tree(path, 0)
-    )
-    make(source / "tree")
+    source, target = tmp_path / "source", tmp_path / "target"
+    make_small_tree(source)
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(source / "tree" / "socket"))
+        server.bind(str(source / "socket"))
         sent = bytearray()
-        assert pack(source / "tree", "renamed", sent.extend).left_out == ["socket"]
-    (source / "tree" / "socket").unlink()
-    unpack((bytes(sent[i : i + piece_bytes]) for i in range(0, len(sent), piece_bytes)), tmp_path / "target")
-    assert kinds_and_content(tmp_path / "target") == kinds_and_content(source / "tree")
+        assert pack(source, "renamed", sent.extend).left_out == ["socket"]
+    (source / "socket").unlink()
+    unpack((bytes(sent[i : i + piece_bytes]) for i in range(0, len(sent), piece_bytes)), target)
+    assert kinds_and_content(target) == kinds_and_content(source)
 
 
 def make_small_tree(path: Path) -> None:
@@ -109,10 +104,3 @@ def make_small_tree(path: Path) -> None:
     os.link(path / "a" / "b" / "file", path / "hard")
     (path / "a").chmod(0o550)
     path.chmod(0o700)
-
-
-def kinds_and_content(root: Path) -> dict[bytes, tuple[object, ...]]:
-    return {
-        name: (entry.kind, entry.mode & 0o777, entry.sha256, entry.target, entry.links)
-        for name, entry in fingerprint(root).items()
-    }
