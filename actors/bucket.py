@@ -1,4 +1,4 @@
-"""The bucket as the actors have it: opened from settings, or known to be missing some."""
+"""Opens the backup bucket's catalog from the actors' configuration."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def open_catalog(config: SandboxConfig) -> BackupCatalog | None:
 
 
 def signed_in(bucket: BucketConfig, signing_key: SecretStr, old_keys: Sequence[SecretStr] = ()) -> Signed:
-    """The numbers of a bucket's backups signed by these keys, and by others. Raises as `faults.reading`."""
+    """Counts the backups signed by these keys, and by others, in a sample of the bucket. Raises as `faults.reading`."""
     with reading("bucket"):
         return signed_backups(BackupCatalog(S3ObjectStore(bucket), signing_key, old_keys=old_keys))
 
 
 def configured(catalog: BackupCatalog | None, config: SandboxConfig) -> BackupCatalog:
-    """The catalog. Raises InvalidBackupConfigError, naming the missing settings, where there is none."""
+    """Returns the catalog. If there is none, raises InvalidBackupConfigError, naming the missing settings."""
     if catalog is not None:
         return catalog
     missing = config.missing_settings

@@ -1,4 +1,4 @@
-"""The Python door: sandboxes for code that runs in the cluster. Needs Ray and these models; no HTTP, no S3 keys.
+"""The Python client: sandboxes for code that runs in the cluster. Needs Ray and these models; no HTTP, no S3 keys.
 
     from actors.client import get_sandbox
 
@@ -76,13 +76,13 @@ class _Address(Model):
 
 
 class Upload:
-    """A transfer into a sandbox: any number of `send`, then `commit`.
+    """A transfer into a sandbox: call `send` any number of times, then `commit`.
 
-    A file shows when `commit` has ended, and not before. A tar archive is unpacked by `commit`.
+    A file becomes visible when `commit` has ended, and not before. A tar archive is unpacked by `commit`.
     """
 
     def __init__(self, actor: ActorRef, opened: str) -> None:
-        self._actor = ActorRef(actor.name, create=_without_actor)  # it ends with its actor, so none is made for it
+        self._actor = ActorRef(actor.name, create=_without_actor)  # the transfer ends with its actor
         self._id = opened
 
     def send(self, data: bytes) -> Call[None]:
@@ -90,11 +90,11 @@ class Upload:
         return Call(lambda: self._actor.call(lambda actor: actor.send.remote(self._id, data)))
 
     def commit(self) -> Call[None]:
-        """Makes the whole visible at once."""
+        """Makes the whole file visible at once, or unpacks the tar archive."""
         return Call(lambda: self._actor.call(lambda actor: actor.commit.remote(self._id)))
 
     def abort(self) -> Call[None]:
-        """Throws away what was sent. Never fails for a transfer that has ended."""
+        """Discards what was sent. Does not fail if the transfer has ended."""
         return Call(lambda: self._actor.call_if_alive(lambda actor: actor.abort.remote(self._id), None))
 
 
@@ -103,7 +103,7 @@ def _without_actor(lane: str | None, cached_backup_id: str | None) -> Steps[Any]
 
 
 class SandboxCalls:
-    """Every call to one sandbox, as `Call`s and `Stream`s. Any call but a read creates the sandbox."""
+    """Every call to one sandbox, as `Call`s and `Stream`s. A call creates the sandbox unless it only asks about it."""
 
     def __init__(self, sandbox_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         address = validated(_Address, {"sandbox": sandbox_id, "tenant": tenant})
@@ -122,7 +122,7 @@ class SandboxCalls:
         return Call(lambda: self.actor.call(send, lane=lane, cached_backup_id=cached_backup_id))
 
     def create_backup(self, options: BackupOptions, *, idempotency_key: str | None = None) -> Call[DirectoryBackup]:
-        """Archives a directory and uploads it. With a key, a repeated call gives the first one's backup.
+        """Archives a directory and uploads it. With a key, a repeated call returns the first call's backup.
 
         Raises:
             InvalidBackupConfigError: permanent; nothing was changed.
@@ -145,13 +145,13 @@ class SandboxCalls:
         return self._call(MAILBOX, lambda actor: actor.restore_backup.remote(options), cached_backup_id=options.id)
 
     def forget(self, options: ForgetOptions) -> Call[ForgetResult]:
-        """Gives up directories that could not be brought back: the sandbox goes on without them. Repeatable.
+        """Drops directories that could not be recovered; the sandbox then serves calls without them. Repeatable.
 
-        Their backups stay, and can be restored if they ever can be read again.
+        Their backups stay, and can be restored if they become readable again.
 
         Raises:
-            InvalidRequestError: one of them is not missing; nothing was changed.
-            SandboxUnavailableError: what is missing cannot be known now.
+            InvalidRequestError: a directory is not missing; nothing was changed.
+            SandboxUnavailableError: the missing directories cannot be determined now.
         """
         return self._call(MAILBOX, lambda actor: actor.forget.remote(options))
 
@@ -168,10 +168,10 @@ class SandboxCalls:
         """Runs a command; yields `Output`s as they come and `Exit` last. Closing the stream stops the command.
 
         Raises:
-            InvalidRequestError: argv and env are longer than the node takes.
+            InvalidRequestError: argv and env are longer than the node accepts.
             FileNotFoundInSandboxError, PathForbiddenError: the working directory cannot be entered.
-            SandboxUnavailableError: the node could not start it, or ended its box; the context has the reason.
-            ExecError: (one of its kinds) it was ended from outside.
+            SandboxUnavailableError: the node could not start the command, or ended its box; the context has the reason.
+            ExecError: the command was ended from outside; the subclass says how.
         """
         return self._stream(EXEC, lambda actor, name: actor.exec.remote(name, request))
 
@@ -181,7 +181,7 @@ class SandboxCalls:
         return self._stream(READS, lambda actor, name: actor.read_file.remote(name, inside))
 
     def write_file(self, path: str, *, mode: int | None = None) -> Call[Upload]:
-        """Begins to write a file; parents are made; `commit` replaces it at once. Raises as `read_file`."""
+        """Begins to write a file, and creates its parents; `commit` replaces it atomically. Raises as `read_file`."""
         inside, wanted = writable_path(path), validated(FileMode, {"mode": mode}).mode
         return self._upload(lambda actor: actor.open_file.remote(inside, wanted))
 
@@ -191,22 +191,22 @@ class SandboxCalls:
         return self._call(FILES, lambda actor: actor.delete_file.remote(inside))
 
     def list_files(self, path: str) -> Call[list[FileEntry]]:
-        """The entries of a directory, by name."""
+        """The entries of a directory, sorted by name."""
         inside = writable_path(path)
         return self._call(FILES, lambda actor: actor.list_files.remote(inside))
 
     def persist(self, *, excludes: Sequence[str] = ()) -> Stream[bytes]:
-        """A tar archive of /workspace, without what the patterns name, as in a backup.
+        """A tar archive of /workspace, without the files that the patterns exclude, as in a backup.
 
         Raises:
-            InvalidRequestError: a pattern cannot be meant.
-            SandboxUnavailableError: the node could not make it, or files became shorter meanwhile.
+            InvalidRequestError: a pattern has a flaw (`ignore_patterns.Flaw`).
+            SandboxUnavailableError: the node could not make the archive, or files became shorter meanwhile.
         """
         patterns = exclude_patterns(excludes)
         return self._stream(READS, lambda actor, name: actor.persist.remote(name, patterns))
 
     def hydrate(self) -> Call[Upload]:
-        """Begins to unpack a tar archive into /workspace. What was unpacked stays if it ends early."""
+        """Begins a transfer of a tar archive into /workspace. If unpacking ends early, files unpacked so far stay."""
         return self._upload(lambda actor: actor.open_hydrate.remote())
 
     def _stream(self, lane: str, send: Callable[[Any, str], Any]) -> Stream[Any]:
@@ -223,7 +223,7 @@ class SandboxCalls:
         return Call(steps)
 
     def info(self) -> Call[SandboxInfo]:
-        """What is known of the sandbox. Neither wakes nor creates it. Raises SandboxNotFoundError."""
+        """The sandbox's current description. Neither wakes nor creates it. Raises SandboxNotFoundError."""
 
         def steps() -> Steps[SandboxInfo]:
             info = yield from self.actor.call_if_alive(lambda actor: actor.info.remote(), None)
@@ -234,13 +234,13 @@ class SandboxCalls:
         return Call(steps)
 
     def awake(self) -> Call[bool]:
-        """Whether an actor is awake for it. Neither wakes nor creates it."""
+        """Tells whether the sandbox has a living actor. Neither wakes nor creates it."""
         return Call(lambda: self.actor.call_if_alive(lambda actor: actor.ping.remote(), False))
 
     def exists(self) -> Call[bool]:
-        """Whether there is a sandbox of this name, awake or not: one whose files the next call finds.
+        """Tells whether a sandbox of this name exists, awake or not: the next call finds its files.
 
-        Neither wakes nor creates it. Raises StorageUnavailableError and SandboxUnavailableError where nobody can tell.
+        Neither wakes nor creates it. Raises StorageUnavailableError or SandboxUnavailableError if that is not known.
         """
 
         def steps() -> Steps[bool]:
@@ -254,27 +254,27 @@ class SandboxCalls:
         return Call(steps)
 
     def operation(self) -> Call[Operation | None]:
-        """The backup or restore that runs now, with its progress. Answers in milliseconds."""
+        """The running backup or restore, with its progress; None if none runs. Answers in milliseconds."""
         return Call(lambda: self.actor.call_if_alive(lambda actor: actor.operation.remote(), None))
 
     def cancel(self) -> Call[bool]:
-        """Cancels the backup or restore that runs now; False if none does, or if it can no longer be cancelled."""
+        """Cancels the running backup or restore. False if none runs, or if it can no longer be cancelled."""
         return Call(lambda: self.actor.call_if_alive(lambda actor: actor.cancel.remote(), False))
 
     def events(self, *, limit: int = 100) -> Call[EventList]:
-        """What happened to the sandbox lately, newest first. Neither wakes nor creates it."""
+        """The sandbox's latest events, newest first. Neither wakes nor creates it."""
         most = validated(PageOptions, {"limit": limit}).limit
         return Call(lambda: self.service.actor.call(lambda service: service.events.remote(self.tenant, self.id, most)))
 
     def set_labels(self, labels: Mapping[str, str]) -> Call[dict[str, str]]:
-        """Gives the sandbox these labels instead of those it has; returns them. Does not wake it, but creates it."""
+        """Replaces all labels of the sandbox with these; returns them. Does not wake it, but creates it."""
         wanted = validated(NewSandbox, {"labels": dict(labels)}).labels
         return self._relabel(lambda service: service.set_labels.remote(self.tenant, self.id, wanted))
 
     def change_labels(
         self, labels: Mapping[str, str] | None = None, *, removed: Sequence[str] = ()
     ) -> Call[dict[str, str]]:
-        """Sets some labels and removes others, whether or not they are there; returns all that it has then."""
+        """Sets some labels and removes others, whether or not they are there; returns all labels after the change."""
         wanted = validated(LabelChange, {"labels": dict(labels or {}), "removed": listed("removed", removed)})
         return self._relabel(
             lambda service: service.change_labels.remote(self.tenant, self.id, wanted.labels, wanted.removed)
@@ -299,7 +299,7 @@ class SandboxCalls:
 
 
 class ServiceCalls:
-    """The calls that concern a whole tenant, or the whole bucket."""
+    """The calls that concern a whole tenant or the whole bucket."""
 
     def __init__(self, *, tenant: str = DEFAULT_TENANT) -> None:
         self.tenant = validated(TenantName, {"tenant": tenant}).tenant
@@ -311,18 +311,18 @@ class ServiceCalls:
     def ready(self) -> Call[tuple[str, ...]]:
         """Returns once a call would succeed: the cluster's control store, the service and the bucket answer.
 
-        The call gives a sentence for each full disk, on which some calls would fail.
+        The result has a sentence for each full disk, on which some calls would fail.
         """
 
         def steps() -> Steps[tuple[str, ...]]:
             yield cluster_health.check
             warnings: tuple[str, ...] | None = yield from self.actor.call(lambda service: service.ready.remote())
-            return warnings or ()  # None: an earlier release's service
+            return warnings or ()  # a service of an earlier release returns None
 
         return Call(steps)
 
     def create_sandbox(self, *, labels: Mapping[str, str] | None = None) -> Call[str]:
-        """A fresh sandbox with a random id."""
+        """Creates a sandbox with a random id; returns the id."""
         wanted = validated(NewSandbox, {"labels": dict(labels or {})}).labels
         return self._call(lambda service: service.create_sandbox.remote(self.tenant, wanted))
 
@@ -332,26 +332,26 @@ class ServiceCalls:
         return self._call(lambda service: service.sandboxes.remote(self.tenant, page.limit, page.cursor))
 
     def backup(self, backup_id: str) -> Call[BackupInfo]:
-        """One backup. Raises BackupNotFoundError, DocumentDamagedError, InvalidBackupConfigError."""
+        """The metadata of one backup. Raises BackupNotFoundError, DocumentDamagedError, InvalidBackupConfigError."""
         return self._call(lambda service: service.backup.remote(self.tenant, backup_id))
 
     def delete_backup(self, backup_id: str) -> Call[None]:
-        """Deletes a backup: metadata first, archive after. Repeatable.
+        """Deletes a backup: first the metadata, then the archive. Repeatable.
 
         Raises BackupNotFoundError, DocumentDamagedError.
         """
         return self._call(lambda service: service.delete_backup.remote(self.tenant, backup_id))
 
     def adopt(self, backup_id: str, *, owner: str | None = None) -> Call[BackupInfo]:
-        """Makes a backup that nobody has signed, such as Cloudflare's SDK's, one of this tenant's, or of `owner`'s.
+        """Checks and signs an unsigned backup, such as one of Cloudflare's SDK; it becomes this tenant's or `owner`'s.
 
-        Checks its archive, and signs its metadata. Repeatable. Such backups are the default tenant's, so it alone
-        can give one to another. Raises BackupNotFoundError, BackupExpiredError, BackupRestoreError.
+        Checks its archive, and signs its metadata. Repeatable. Unsigned backups belong to the default tenant, so only
+        that tenant can give one away. Raises BackupNotFoundError, BackupExpiredError, BackupRestoreError.
         """
         return self._call(lambda service: service.adopt.remote(self.tenant, backup_id, owner))
 
     def delete_damaged_backup(self, backup_id: str) -> Call[None]:
-        """Deletes a backup whose metadata is damaged or was tampered with, whoever it was. Raises as above."""
+        """Deletes any tenant's backup whose metadata is damaged or was tampered with. Raises as `delete_backup`."""
         return self._call(lambda service: service.delete_damaged_backup.remote(backup_id))
 
     def collect(self, *, dry_run: bool = False) -> Call[GcReport]:
@@ -364,11 +364,11 @@ class ServiceCalls:
         return self._call(lambda service: service.lifecycle.remote(wanted))
 
     def metrics(self) -> Call[ClusterMetrics]:
-        """What was counted in all actors of the cluster, and how full it is."""
+        """The counts of all actors of the cluster, and its load."""
         return self._call(lambda service: service.metrics.remote())
 
     def doctor(self) -> Call[list[Check]]:
-        """What the service's node offers."""
+        """Checks what the service's node offers."""
         return self._call(lambda service: service.doctor.remote())
 
 
@@ -385,12 +385,12 @@ class Sandbox:
 
     @property
     def notice(self) -> Recovery | None:
-        """The sandbox's recovery after the loss of its node, if a call of this object was told of it; else None."""
+        """The sandbox's recovery after the loss of its node, if the actor reported one to this object; else None."""
         return self.calls.actor.heard
 
     @property
     def actor(self) -> Any:
-        """The raw Ray handle; creates the actor if need be. Its errors come wrapped by Ray."""
+        """The raw Ray handle; creates the actor if there is none. Ray wraps its errors."""
         return Call(self.calls.actor.get).result()
 
     def create_backup(
@@ -410,10 +410,10 @@ class Sandbox:
             dir: absolute, at or under a writable root.
             name: for people; at most 256 characters.
             ttl: seconds until it expires.
-            excludes: patterns as in a .gitignore file that lies in the directory. They win over git's own.
+            excludes: patterns as in a .gitignore file in the directory. They override git's own rules.
             gitignore: also leave out what git ignores; files that git tracks are kept.
             compression: zstd at level 1 if not given.
-            idempotency_key: a repeated call with the same key gives the first one's backup.
+            idempotency_key: a repeated call with the same key returns the first call's backup.
         """
         values = {
             "dir": dir,
@@ -429,7 +429,7 @@ class Sandbox:
     def restore_backup(
         self, backup: DirectoryBackup, *, dir: str | None = None, mode: RestoreMode | str | None = None
     ) -> RestoreBackupResult:
-        """Restores a backup; into another directory with `dir`. Without a mode, see `RestoreOptions`."""
+        """Restores a backup, into `dir` if given. `RestoreOptions` describes the modes and their default."""
         if not isinstance(backup, DirectoryBackup):
             raise InvalidBackupConfigError("The backup must be the handle that create_backup returned.")
         values = {"id": backup.id, "dir": dir if dir is not None else backup.dir} | (
@@ -474,11 +474,11 @@ class Sandbox:
         return iter(self.calls.exec(validated(ExecRequest, values)))
 
     def read_file(self, path: str) -> bytes:
-        """The whole content of a file; use `calls.read_file` for what does not fit into memory."""
+        """The whole content of a file; use `calls.read_file` for a file that does not fit into memory."""
         return b"".join(self.calls.read_file(path))
 
     def write_file(self, path: str, data: bytes | BinaryIO, *, mode: int | None = None) -> None:
-        """Writes a file; it shows whole or not at all."""
+        """Writes a file atomically."""
         _send(self.calls.write_file(path, mode=mode).result(), data)
 
     def delete_file(self, path: str) -> None:
@@ -486,7 +486,7 @@ class Sandbox:
         self.calls.delete_file(path).result()
 
     def list_files(self, path: str = "/workspace") -> list[FileEntry]:
-        """The entries of a directory, by name."""
+        """The entries of a directory, sorted by name."""
         return self.calls.list_files(path).result()
 
     def persist(self, *, excludes: Sequence[str] = ()) -> Iterator[bytes]:
@@ -498,23 +498,23 @@ class Sandbox:
         _send(self.calls.hydrate().result(), tar)
 
     def info(self) -> SandboxInfo:
-        """What is known of the sandbox; neither wakes nor creates it."""
+        """The sandbox's current description. Neither wakes nor creates it."""
         return self.calls.info().result()
 
     def events(self, *, limit: int = 100) -> list[SandboxEvent]:
-        """What happened to the sandbox lately, newest first; neither wakes nor creates it."""
+        """The sandbox's latest events, newest first. Neither wakes nor creates it."""
         return self.calls.events(limit=limit).result().events
 
     def set_labels(self, labels: Mapping[str, str]) -> dict[str, str]:
-        """Gives the sandbox these labels instead of those it has; does not wake it."""
+        """Replaces all labels of the sandbox with these; returns them. Does not wake it."""
         return self.calls.set_labels(labels).result()
 
     def change_labels(self, labels: Mapping[str, str] | None = None, *, removed: Sequence[str] = ()) -> dict[str, str]:
-        """Sets some labels and removes others; returns all that it has then. Does not wake it."""
+        """Sets some labels and removes others; returns all labels after the change. Does not wake it."""
         return self.calls.change_labels(labels, removed=removed).result()
 
     def cancel(self) -> bool:
-        """Cancels the backup or restore that runs now."""
+        """Cancels the running backup or restore; see `SandboxCalls.cancel`."""
         return self.calls.cancel().result()
 
     def backups(self) -> Iterator[BackupInfo]:
@@ -528,7 +528,7 @@ class Sandbox:
                 return
 
     def forget(self, *dirs: str) -> ForgetResult:
-        """Gives up directories that could not be brought back: the sandbox goes on without them."""
+        """Drops directories that could not be recovered; the sandbox then serves calls without them."""
         return self.calls.forget(validated(ForgetOptions, {"dir": list(dirs)})).result()
 
     def destroy(self) -> None:
@@ -537,15 +537,15 @@ class Sandbox:
 
 
 def get_sandbox(sandbox_id: str, *, tenant: str = DEFAULT_TENANT, address: str | None = None) -> Sandbox:
-    """The sandbox of this name. It exists as soon as it is used; nothing is created here.
+    """Returns the sandbox of this name. It exists as soon as it is used; nothing is created here.
 
     Args:
         sandbox_id: 1 to 128 characters of a-z, 0-9 and '-'.
-        tenant: whose sandbox; tenants share nothing.
-        address: the Ray cluster, where this process has not joined one and RAY_ADDRESS does not name it.
+        tenant: the owner of the sandbox; tenants share nothing.
+        address: the Ray cluster, if this process has not joined one and RAY_ADDRESS does not name it.
 
     Raises:
-        InvalidRequestError: not a valid id.
+        InvalidRequestError: the id is not valid.
         ServiceUnavailableError: no cluster answers.
     """
     connect(address)
@@ -553,7 +553,7 @@ def get_sandbox(sandbox_id: str, *, tenant: str = DEFAULT_TENANT, address: str |
 
 
 def get_service(*, tenant: str = DEFAULT_TENANT, address: str | None = None) -> ServiceCalls:
-    """The calls that concern a whole tenant or the bucket. Raises as `get_sandbox`."""
+    """Returns the calls that concern a whole tenant or the bucket. Raises as `get_sandbox`."""
     connect(address)
     return ServiceCalls(tenant=tenant)
 

@@ -1,4 +1,4 @@
-"""The groups of settings that actors are given, frozen, and passed by value. `actors.settings` fills them."""
+"""The configuration of the actors: frozen groups of settings, passed by value. `actors.settings` fills them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 1024**2
 
 DriverChoice = Literal["auto", "kernel", "mixed", "rootless", "fuse", "none"]
 OnSleep = Literal["keep", "backup"]
-"""Whether a sandbox's files stay on their node while it sleeps, or go into the bucket so that it can wake anywhere."""
+"""Place of a sleeping sandbox's files: kept on their node, or backed up to the bucket so that any node can wake it."""
 NODE_DATA_DIR = "HOLDFAST_NODE_DATA_DIR"
 DEFAULT_UID = 61_184
 Uid = Annotated[int, Field(ge=1, lt=2**31)]
@@ -28,7 +28,7 @@ class Frozen(BaseModel):
 
 
 class ExecLimits(Frozen):
-    """What one command may use. Memory and processes are limited where the node has those cgroup controllers."""
+    """The limits of one command. Memory and processes are limited only if the node has those cgroup controllers."""
 
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     output_bytes: Annotated[int, Field(gt=0)] = 256 * MIB
@@ -39,7 +39,7 @@ class ExecLimits(Frozen):
 
 
 class BackupLimits(Frozen):
-    """What a tree may hold to be archived, and how long commands may be paused for it."""
+    """The limits of a tree to be archived, and of the time for which commands are paused meanwhile."""
 
     pause_s: Annotated[float, Field(gt=0)] = 600.0
     inodes: Annotated[int, Field(gt=0)] = 5_000_000
@@ -50,7 +50,7 @@ class BackupLimits(Frozen):
 
 
 class NodeConfig(Frozen):
-    """One node's part: where its files lie and how it mounts."""
+    """The settings of one node: its data folder, mount driver, sandbox uid, network and cache size."""
 
     data_dir: Path
     driver: DriverChoice = "auto"
@@ -60,7 +60,7 @@ class NodeConfig(Frozen):
 
 
 class SandboxConfig(Frozen):
-    """Everything an actor is given. Pickled into its creation; holds the keys, so never log it."""
+    """All settings of an actor. Ray pickles them into its creation. They hold the keys: never log them."""
 
     node: NodeConfig
     sleep_after_s: Annotated[float, Field(ge=0)] = 900.0
@@ -71,17 +71,17 @@ class SandboxConfig(Frozen):
     transfer: TransferConfig = TransferConfig()
     bucket: BucketConfig | None = None
     conditional_writes: bool | None = None
-    """Whether the bucket has them; found out once, by the service. None: not known yet."""
+    """True if the bucket supports them. The service finds out once. None: not known yet."""
     missing_settings: tuple[str, ...] = ()
     signing_key: SecretStr
     old_signing_keys: tuple[SecretStr, ...] = ()
-    """Keys that sign nothing any more; what they have signed is still believed."""
+    """Keys that only verify: backups that they signed are still trusted."""
     restore_unsigned: bool = False
-    """Whether backups that nobody has signed, such as those of Cloudflare's SDK, may be restored as they are."""
+    """True if unsigned backups, such as those of Cloudflare's SDK, may be restored as they are."""
 
 
 def on_this_node(config: SandboxConfig) -> SandboxConfig:
-    """The configuration, with the data folder that this node's own environment names, where it does."""
+    """The configuration with the data folder from this node's own environment, if that names one."""
     folder = os.environ.get(NODE_DATA_DIR)
     if not folder:
         return config

@@ -1,4 +1,4 @@
-"""One table that turns the errors of storage and of the node into those that callers know."""
+"""Translates errors of storage and of the node into errors that callers know, by one table."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ from storage.errors import (
 )
 
 REASONS: dict[type[Exception], tuple[str, str]] = {
-    # in the order of the two trees, but a class after those that are derived from it: (reason, sentence)
+    # class: (reason, sentence). In the order of the two error trees, but a class stands after its subclasses.
     ObjectMissingError: ("OBJECT_MISSING", "an object is not in the bucket"),
     PreconditionFailedError: ("CONFLICT", "somebody else wrote the same object"),
     AccessRefusedError: ("ACCESS_REFUSED", "the bucket refused the keys"),
@@ -108,11 +108,11 @@ _NUMBERED = {
     errno.EDQUOT: NoSpaceLeftError,
     errno.EROFS: ReadOnlyDiskError,
     errno.ENOMEM: NoMemoryLeftError,
-    errno.EAGAIN: NoProcessesLeftError,  # what fork(2) and pthread_create(3) say
+    errno.EAGAIN: NoProcessesLeftError,  # from fork(2) and pthread_create(3)
 }
 
 _SAID_TO_CALLERS = (TreeError, PathError)
-"""Errors whose message is about the caller's own tree, and may be shown as it is."""
+"""Errors whose message is about the caller's own tree, so callers may see it as it is."""
 _LOGGED = (StorageError, TreeError, PathError, ArchiveError, ToolError, BoxError)
 _HINTS_SAID_TO_CALLERS = (StorageError, TreeError, DriverUnavailableError, ArchiveRefusedError, BoxError)
 
@@ -135,7 +135,7 @@ SENTENCES: dict[str, str] = dict(REASONS.values())
 
 @contextmanager
 def starvation_told() -> Iterator[None]:
-    """Raises what Python makes of a node that gives it no thread and no memory as the OSError that it was."""
+    """Raises Python's errors for a missing thread or memory in the block as the OSError behind them."""
     try:
         yield
     except MemoryError:
@@ -148,7 +148,7 @@ def starvation_told() -> Iterator[None]:
 
 @contextmanager
 def failing_as(kind: type[BackupCreateError] | type[BackupRestoreError], verb: str) -> Iterator[None]:
-    """Raises what goes wrong in the block as `kind`; details go to the log, not to the caller."""
+    """Raises errors of storage and of the node in the block as `kind`. Details go to the log, not to the caller."""
     try:
         with starvation_told():
             yield
@@ -166,7 +166,7 @@ def failing_as(kind: type[BackupCreateError] | type[BackupRestoreError], verb: s
 
 @contextmanager
 def unavailable_unless(sandbox: str, done: str, *, outcome: str, hint: str) -> Iterator[None]:
-    """Raises what goes wrong with the node in the block as SandboxUnavailableError; details go to the log."""
+    """Raises errors of the node and of storage in the block as SandboxUnavailableError. Details go to the log."""
     try:
         with starvation_told():
             yield
@@ -185,7 +185,7 @@ def unavailable_unless(sandbox: str, done: str, *, outcome: str, hint: str) -> I
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Raises what goes wrong with the bucket in the block as an error of a read or a deletion."""
+    """Raises errors of storage in the block as errors of a read or a deletion."""
     try:
         yield
     except ObjectMissingError:
@@ -208,7 +208,7 @@ def reading(what: str) -> Iterator[None]:
 
 
 def damaged(error: DocumentError, *, hint: str | None = None) -> DocumentDamagedError:
-    """The error of a call that a document in the bucket keeps from being served; nothing was changed."""
+    """The error of a call that cannot be served because a document in the bucket is damaged; nothing was changed."""
     reason, sentence = reason_of(error)
     log.error("document_damaged", reason=reason, document=error.key, detail=_loggable(error))
     return DocumentDamagedError(
@@ -219,12 +219,12 @@ def damaged(error: DocumentError, *, hint: str | None = None) -> DocumentDamaged
 
 
 def storage_error(sentence: str, reason: str, hint: str | None) -> HoldfastError:
-    """The error of a bucket that answers, but not as it should."""
+    """The error for a bucket that answers, but not as it should."""
     return InternalError(f"The bucket cannot be used: {sentence}.", hint=hint, context={"reason": reason})
 
 
 def _loggable(error: Exception) -> str:
-    """What the log may say: of errors of the node, which may name paths, a short form, or only their kind."""
+    """The text for the log. Errors of the node may name paths, so they are shortened, or only their class is named."""
     if isinstance(error, _LOGGED):
         return str(error)
     if isinstance(error, MountError):

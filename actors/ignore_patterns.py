@@ -1,9 +1,9 @@
-r"""The patterns of gitignore(5), read as git reads them, byte for byte.
+r"""Parser of gitignore(5) patterns that reads them as git does, byte for byte, and translates them for RE2.
 
-Text is Latin-1 here: one character for each byte of a path, since git compares bytes. A pattern becomes an expression
-for RE2, whose matching takes linear time; git's own matcher can be made to run for hours.
+Text is Latin-1 here: one character for each byte of a path, since git compares bytes. RE2 matches in linear time;
+git's own matcher can be made to run for hours.
 
-Source: git's dir.c and wildmatch.c, release 2.39. Some of what they do is in no manual page: `dir/**/` names the
+Source: git's dir.c and wildmatch.c, release 2.39. Some of their behaviour is in no manual page: `dir/**/` names the
 directories below `dir`; "**" has its special meaning after a literal prefix too ("a**/b"); a backslash at the end, a
 bracket that is not closed and an unknown [:class:] make a pattern that matches nothing.
 """
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 DIRECTORY_MARK = "\0"
-"""Stands at the end of a directory's path. A slash there would be taken for one between two parts of the path."""
+"""The last character of a directory's path. A slash there would look like a separator of two parts of the path."""
 _SPECIAL = frozenset("*?[\\")
 _PUNCTUATION = frozenset(string.punctuation)
 _LETTERS, _DIGITS = frozenset(string.ascii_letters), frozenset(string.digits)
 _BYTES = frozenset(map(chr, range(1, 256))) - {"/"}
-"""All that a bracket can match: no path holds a NUL, and a slash ends a part of it."""
+"""All characters that a bracket can match: no path holds a NUL, and a slash ends a part of it."""
 _NO_SLASH, _ANY = r"[^/\x00]", r"[^\x00]"
 _CLASSES = {
     "alnum": _LETTERS | _DIGITS,
@@ -36,11 +36,11 @@ _CLASSES = {
     "upper": frozenset(string.ascii_uppercase),
     "xdigit": frozenset(string.hexdigits),
 }
-"""git's own classes, which know ASCII only; its white space has no form feed."""
+"""git's own classes, which cover ASCII only; its white space has no form feed and no vertical tab."""
 
 
 class Flaw(StrEnum):
-    """The mistakes in a pattern that can be seen without any file. For git it is no mistake, and matches nothing."""
+    """Mistakes that show in a pattern itself. git accepts such patterns silently; most of them match nothing."""
 
     EMPTY = "it names nothing"
     BACKSLASH = "it ends with a backslash"
@@ -53,23 +53,23 @@ class Flaw(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One line that is a pattern."""
+    """The pattern of one line."""
 
     expression: str
-    """For RE2 in Latin-1, to be matched with a whole path, or the whole name; a directory's ends with its mark."""
+    """RE2 expression in Latin-1 for a whole path, or a whole name. A directory's ends with `DIRECTORY_MARK`."""
     by_name: bool
-    """Matched with the last part of a path, at any depth."""
+    """True if it is matched with the last part of a path, at any depth."""
     includes: bool
-    """Takes back what an earlier pattern has excluded."""
+    """True if it includes again what an earlier pattern has excluded."""
 
 
 def parse(line: str) -> Pattern | None:
-    """The pattern of a line without its line feed; None for a comment, and for what can match nothing."""
+    """Parses a line without its line feed. None for a comment, and for a pattern that can match nothing."""
     return None if line.startswith("#") else _read(line)[0]
 
 
 def find_flaw(line: str) -> Flaw | None:
-    """The first reason to believe that the author of a pattern has meant something else."""
+    """The first sign that a pattern does not mean what its author intended; None if there is none."""
     return None if line.startswith("#") else _read(line)[1]
 
 
@@ -97,7 +97,7 @@ def _read(line: str) -> tuple[Pattern | None, Flaw | None]:
 
 
 def _without_trailing_spaces(line: str) -> str:
-    """Spaces at the end do not count unless a backslash is before them; tabs do."""
+    """Removes spaces at the end, but none after a backslash; tabs stay."""
     end = index = 0
     while index < len(line):
         if line[index] == "\\":
@@ -116,14 +116,14 @@ def _escaped(text: str) -> str:
 
 
 def _class_of(members: frozenset[str]) -> str:
-    """A class of characters, as ranges."""
+    """The expression for a class of characters, written as ranges."""
     starts = sorted(c for c in members if chr(ord(c) - 1) not in members)
     ends = sorted(c for c in members if chr(ord(c) + 1) not in members)
     return "[" + "".join(f"\\x{ord(a):02x}-\\x{ord(b):02x}" for a, b in zip(starts, ends, strict=True)) + "]"
 
 
 class _Translation:
-    """The expression of one pattern. git compares its literal prefix first, and starts to match behind it."""
+    """Translates one pattern. Like git, it takes the literal prefix as it is, and starts to match after that."""
 
     def __init__(self, body: str, literal: int, *, by_path: bool) -> None:
         self.nothing: Flaw | None = None
@@ -180,7 +180,7 @@ class _Translation:
         return _class_of(members)
 
     def _members(self) -> set[str]:
-        """The characters of a bracket, up to and with its end; a bracket at its very beginning is one of them."""
+        """Reads the characters of a bracket, and its end; a `]` at the very beginning is one of the characters."""
         text, members, previous, first = self._text, set[str](), "", True
         while True:
             character = text[self._at : self._at + 1]
@@ -211,7 +211,7 @@ class _Translation:
                 return members
 
     def _class(self, members: set[str]) -> str:
-        """Adds a [:class:]; what only begins like one is a bracket, which is given back as the previous character."""
+        """Adds a [:class:]. If the text only begins like one, adds a `[`, and returns it as the previous character."""
         end = self._text.find("]", self._at + 1)
         if end < 0:
             self.nothing = Flaw.BRACKET

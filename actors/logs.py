@@ -1,7 +1,7 @@
-"""The log of a process of the service: one JSON object per line on stderr. Ray keeps that of each actor.
+"""The log of each process of the service: one JSON object per line on stderr. Ray keeps that of each actor.
 
-structlog writes it. It is loaded with the first line, because that takes some 40 ms, and a process that has just been
-started for somebody who waits seldom has anything to say.
+structlog writes it. The first line imports structlog, because that takes some 40 ms, and a process that was just
+started for a waiting caller seldom logs anything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _in_json = False
 
 
 def configure_logging() -> None:
-    """From now on this process logs in JSON, and so does `storage` in it; no value of ours can break a line."""
+    """Makes this process log in JSON, `storage` included, so that no value can break a line."""
     global _in_json
     _in_json = True
     storage = logging.getLogger("storage")
@@ -35,7 +35,7 @@ def configure_logging() -> None:
 
 @contextmanager
 def naming(**named: str) -> Iterator[None]:
-    """Each line in JSON that is logged within the block carries these values, too."""
+    """Adds these values to each JSON line that is logged within the block."""
     token = _named.set({**_named.get(), **named})
     try:
         yield
@@ -44,22 +44,22 @@ def naming(**named: str) -> Iterator[None]:
 
 
 class Log:
-    """What every module logs with: an event's name, and its details by name."""
+    """The logger of every module: takes an event's name, and its details by name."""
 
     def info(self, event: str, **details: Any) -> None:
-        """What an operator may want to know."""
+        """Logs an event that an operator may want to know."""
         self._write("info", event, details)
 
     def warning(self, event: str, **details: Any) -> None:
-        """What went wrong, and was dealt with."""
+        """Logs a failure that was handled."""
         self._write("warning", event, details)
 
     def error(self, event: str, **details: Any) -> None:
-        """What went wrong, and needs somebody."""
+        """Logs a failure that needs a person."""
         self._write("error", event, details)
 
     def _write(self, level: str, event: str, details: dict[str, Any]) -> None:
-        with suppress(OSError, ValueError):  # outside of the service: a closed stream, no reason to fail for
+        with suppress(OSError, ValueError):  # outside of the service the stream may be closed
             getattr(_structlog(_in_json).get_logger(), level)(event, **details)
 
 
@@ -67,7 +67,7 @@ log = Log()
 
 
 class _OfTheStandardLibrary(logging.Handler):
-    """Hands what is logged through the standard library on to `log`. `storage` knows no other way."""
+    """The handler that passes records of the standard library's logging on to `log`. `storage` uses no other."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one line: the message is the event, and `logger` says where it comes from."""
@@ -78,17 +78,17 @@ class _OfTheStandardLibrary(logging.Handler):
 
 
 class LogStream:
-    """The stream of a process's log: its stderr. Never raises: a line that cannot be written is counted, and the count
-    is logged once lines can be written again.
+    """The stream of a process's log: its stderr. Never raises: it counts lines that cannot be written, and logs the
+    count once lines can be written again.
 
-    Lines go past the buffers of `sys.stderr`, which would keep one that was not written, and try again with the next.
+    It bypasses the buffers of `sys.stderr`, which would keep a line that failed and write it with the next one.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lost = 0
         self._is_torn = False
-        """Whether the last line could be written in part only."""
+        """True if only a part of the last line could be written."""
 
     def write(self, text: str) -> None:
         """Writes one line, with its end."""
@@ -102,7 +102,7 @@ class LogStream:
                 self._lost += 1
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Does nothing: no line is buffered."""
 
     def _put(self, text: str) -> None:
         try:
@@ -117,22 +117,22 @@ class LogStream:
 
 
 class ForgivingStream:
-    """A text stream whose failed writes are no errors, since whoever prints in passing cannot deal with them.
+    """A text stream that ignores failed writes, since code that prints in passing cannot handle them.
 
-    Ray prints in a worker before an actor's first task; where that raises, the worker dies. Source: measured, Ray 2.60.
+    Ray prints in a worker before an actor's first task; if that raises, the worker dies. Source: measured, Ray 2.60.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes what can be written; what a buffer has kept of it is tried again with the next."""
+        """Writes the text if it can be written. What stays in a buffer is tried again with the next write."""
         with suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Writes what is kept in buffers, if it can be written."""
+        """Writes the buffered text if it can be written."""
         with suppress(OSError, ValueError):
             self._stream.flush()
 
@@ -141,7 +141,7 @@ class ForgivingStream:
 
 
 def forgive_failed_output() -> None:
-    """From now on nothing in this process fails because its stdout or stderr is on a full disk, or nobody reads it."""
+    """Makes this process ignore failed writes to its stdout and stderr, such as to a full disk or a closed pipe."""
     sys.stdout = cast("TextIO", ForgivingStream(sys.stdout))
     sys.stderr = cast("TextIO", ForgivingStream(sys.stderr))
 
@@ -153,7 +153,7 @@ def _lines_lost(count: int) -> str:
 
 
 log_stream = cast("TextIO", LogStream())
-"""The one of this process. It has the two methods of a text stream that a logger needs."""
+"""This process's log stream. It has the two methods of a text stream that a logger needs."""
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""The metrics that are counted inside the actors, and the tallies in which they are kept. A leaf.
+"""The metrics that the actors count, and the tallies that hold the counts. A leaf module.
 
-Labels have few values each, and never name a sandbox, a tenant or a process. Sandboxes come and go with their actors,
-so each hands its counts to the service's actor, which adds them up. (Ray's own metrics would label every count with the
+Labels have few values each, and never name a sandbox, a tenant or a process. Actors come and go, so each sandbox's
+actor sends its counts to the service's actor, which adds them up. (Ray's own metrics would label every count with the
 worker process, and keep those of each process that has ended: new series with every wake, for ever. Measured on 2.60.)
 """
 
@@ -16,13 +16,13 @@ from typing import Protocol, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A counter, with the names of its labels; or, with `bounds`, a histogram."""
+    """A counter with the names of its labels; with `bounds`, a histogram."""
 
     name: str
     help: str
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
-    """The upper ends of all buckets but the last."""
+    """Upper bounds of all buckets but the last."""
 
 
 CALLS = Metric("holdfast_calls", "Calls that the actors have served", ("kind", "outcome"))
@@ -58,14 +58,14 @@ METRICS = (
 
 SUM = "sum"
 Counts: TypeAlias = Mapping[tuple[str, tuple[str, ...]], float]
-"""By a metric's name and the values of its labels. A histogram has one more: the index of a bucket, or `SUM`."""
+"""Counts by a metric's name and its labels' values. A histogram has one value more: a bucket's index, or `SUM`."""
 
 
 class Meter(Protocol):
-    """Where something is counted."""
+    """A counter of metrics, such as a `Tally`."""
 
     def add(self, metric: Metric, *labels: str, amount: float = 1.0) -> None:
-        """Counts `amount` more of it. `labels` are the values of the metric's labels, in their order."""
+        """Adds `amount` to the metric. `labels` are the values of the metric's labels, in their order."""
 
 
 class Unmetered:
@@ -85,10 +85,10 @@ class Tally:
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, tuple[str, ...]], float] = {}
         self.changed = threading.Event()
-        """Set by every count; whoever waits for it clears it."""
+        """Set by every count; the thread that waits for it clears it."""
 
     def add(self, metric: Metric, *labels: str, amount: float = 1.0) -> None:
-        """See `Meter`. For a histogram, `amount` is what was observed."""
+        """Adds to the metric, see `Meter`. For a histogram, `amount` is the observed value."""
         assert len(labels) == len(metric.labels), metric.name
         with self._lock:
             if metric.bounds:
@@ -100,25 +100,25 @@ class Tally:
         self.changed.set()
 
     def merge(self, counts: Counts) -> None:
-        """Adds what another tally has counted."""
+        """Adds the counts of another tally."""
         with self._lock:
             for key, amount in counts.items():
                 self._increase(key, amount)
         self.changed.set()
 
     def drain(self) -> Counts:
-        """Everything that was counted since the last time."""
+        """Returns what was counted since the last call, and starts again from zero."""
         with self._lock:
             drained, self._counts = self._counts, {}
             return drained
 
     def counts(self) -> Counts:
-        """Everything that was counted, and stays so."""
+        """Returns all counts, and keeps them."""
         with self._lock:
             return dict(self._counts)
 
     def of(self, metric: Metric, *labels: str) -> float:
-        """How much was counted of a counter."""
+        """The value of a counter."""
         return self.counts().get((metric.name, labels), 0.0)
 
     def _increase(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
@@ -127,12 +127,12 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class ClusterMetrics:
-    """What the service knows of the whole cluster: its counts since the service's actor began, and how full it is."""
+    """The service's figures for the whole cluster: counts since the service's actor began, and the cluster's load."""
 
     counts: Counts
     awake: int
     asleep: int | None
-    """As of the last count of the bucket's; None before the first one."""
+    """As of the last listing of the bucket; None before the first one."""
     nodes: int
     slots: int
     free_slots: int

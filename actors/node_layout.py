@@ -1,4 +1,4 @@
-"""The layout of a node: the folders and files of the service there, and the names of its control groups."""
+"""The layout of a node: paths of the service's folders and files, and names of its control groups."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ class NodeLayout:
         self.driver = self.root / "driver"
         self.namespace_owners = self.root / "namespace-owners"
         self.mounting = (self.root / "boxes", self.lowers, self.driver)
-        """The folders below which anything is ever mounted."""
+        """The folders below which the service mounts."""
 
     @property
     def cgroup(self) -> str:
-        """The control group, below the service's own, that holds those of all sandboxes of this node."""
+        """The control group, below the service's own, that holds the groups of all sandboxes of this node."""
         return f"holdfast-{self.name}"
 
     @property
     def name(self) -> str:
-        """The identity as a file's name, which one that an operator has given need not be."""
+        """The identity as a file name: hashed if it is an operator's own and unfit for one."""
         found = self.identity()
         return found if _FILE_NAME.fullmatch(found) else hashlib.sha256(found.encode()).hexdigest()[:32]
 
     def identity(self) -> str:
-        """What tells this data folder from that of every other node. Raises CorruptRecordError."""
+        """The identity that tells this data folder from every other node's. Raises CorruptRecordError."""
         return identity(self.root)
 
     def box(self, tenant: str, sandbox_id: str) -> Path:
-        """One sandbox's folder."""
+        """The sandbox's folder: its files on this node."""
         return self.root / "boxes" / tenant / sandbox_id
 
     def sandbox_cgroup(self, tenant: str, sandbox_id: str) -> str:
@@ -59,21 +59,21 @@ class NodeLayout:
         return f"{self.cgroup}/{hashlib.sha256(f'{tenant}/{sandbox_id}'.encode()).hexdigest()[:24]}"
 
     def prepare(self) -> None:
-        """Makes the folder without which nothing could be deleted once the disk is full. Raises OSError."""
+        """Makes the trash folder ahead of time: a full disk has no room for it. Raises OSError."""
         self.trash.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def remove(self, folder: Path) -> None:
-        """Takes a sandbox's folder away in one step, and deletes it. Raises NodeError, OSError.
+        """Discards a sandbox's folder in one step, then deletes it. Raises NodeError, OSError.
 
-        On a full disk it does without what needs room, because it makes some.
+        On a full disk it skips the steps that need room, because it makes some.
         """
         doomed = self._discarded(folder)
-        with contextlib.suppress(OSError):  # without a note of it, archives that others use are read once more
+        with contextlib.suppress(OSError):  # if this fails, archives that others use are verified once more
             Verified(self.verified).unlink_all(doomed / "archives")
         remove_tree(doomed)
 
     def _discarded(self, folder: Path) -> Path:
-        """Where the folder is, once it is no sandbox's any more: in the trash, if there is room for its name."""
+        """Makes the folder no sandbox's any more; returns its path: in the trash, if there is room for its name."""
         doomed = self.trash / uuid.uuid4().hex
         try:
             self.prepare()
@@ -81,18 +81,18 @@ class NodeLayout:
         except OSError as e:
             if not is_full(e):
                 raise
-            for record in ("sandbox.json", "sandbox.json.copy"):  # without these it is no sandbox, either
+            for record in ("sandbox.json", "sandbox.json.copy"):  # without these it is no sandbox's either
                 (folder / record).unlink(missing_ok=True)
             return folder
         return doomed
 
     def presence(self, tenant: str, sandbox_id: str) -> Path:
-        """The lock of whoever has the sandbox awake. Outside of its folder, which comes and goes."""
+        """The file of the sandbox lock. Outside of the sandbox's folder, which comes and goes."""
         return self.root / "presence" / f"{tenant}.{sandbox_id}"
 
 
 def choose_driver(node: NodeConfig) -> Driver | None:
-    """The node's mount driver, or None where backups are restored as copies only; see `driver_choice.choose`."""
+    """The node's mount driver; None if backups can be restored as copies only. See `driver_choice.choose`."""
     chosen = choose(setting_of(node.driver), NodeLayout(node).driver)
     if chosen is None and node.driver != "none":
         log.warning("restores_are_copies")

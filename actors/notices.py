@@ -1,8 +1,8 @@
-"""The news that a sandbox is not what it was: how they come from its actor to whoever made the call.
+"""Notices of a sandbox's recovery, on their way from its actor to the caller. Runs in the caller's process.
 
-An actor keeps them until a caller was told for sure. The caller's side asks for them after the first call to an actor
-that may have some. A gateway collects what its request hears, and says when its answer has carried it; any other caller
-finds it in the log and in `Sandbox.notice`, and counts as told.
+An actor keeps its notice until a caller has received it for sure. `actors.rpc` asks for it after the first call to an
+actor that may have one. A gateway collects the notices of a request, and confirms them when its answer has carried
+them. Any other caller finds the notice in the log and in `Sandbox.notice`; it is confirmed at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger("holdfast")
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """News of a sandbox that came back. `told` is to be called once somebody was told; it returns at once."""
+    """Notice that a sandbox was recovered. Call `told` to confirm that the caller has it; it returns at once."""
 
     sandbox: str
     recovery: Recovery
@@ -32,7 +32,7 @@ _collected: ContextVar[list[Notice] | None] = ContextVar("holdfast_notices", def
 
 @contextmanager
 def collecting() -> Iterator[list[Notice]]:
-    """Collects the notices that are heard within the block in the list that it gives, and nowhere else."""
+    """Collects the notices that arrive within the block in the list that it yields, and logs none of them."""
     heard: list[Notice] = []
     token = _collected.set(heard)
     try:
@@ -42,7 +42,7 @@ def collecting() -> Iterator[list[Notice]]:
 
 
 def hear(notice: Notice) -> None:
-    """Hands the news to whoever collects them; otherwise logs them, which tells the caller."""
+    """Adds the notice to the list of `collecting`; outside of one, logs and confirms it."""
     heard = _collected.get()
     if heard is not None:
         heard.append(notice)

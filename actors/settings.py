@@ -1,4 +1,4 @@
-"""Settings: reads the environment of whoever starts the service, once, into the frozen models of `actors.config`.
+"""The service's settings: read once, from the environment in which it starts, into the models of `actors.config`.
 
 Names without a prefix are those of the Cloudflare Sandbox SDK, so that one set of settings serves both.
 """
@@ -54,11 +54,11 @@ _SETTING_OF = {
     "inodes": "HOLDFAST_BACKUP_MAX_INODES",
     "source_bytes": "HOLDFAST_BACKUP_MAX_BYTES",
 }
-"""Which setting fills a field of the groups. What has no field of its own concerns the bucket's endpoint."""
+"""The setting that fills each field of the groups. An error in any other field is about the bucket's endpoint."""
 
 
 class Settings(BaseSettings):
-    """The environment, validated. Every field is described in the README's table."""
+    """The environment, validated. The README's table describes every field."""
 
     model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore", env_ignore_empty=True)
 
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_for_the_groups(self) -> Self:
-        """What a group would refuse is refused here, by the name under which it was set."""
+        """Refuses values that a group of settings would refuse, by the name under which they were set."""
         try:
             self.sandbox_config(bucket=self.bucket(), signing_key=SecretStr("none"))
         except ValidationError as e:
@@ -132,20 +132,20 @@ class Settings(BaseSettings):
         return keys
 
     def verifying_keys(self, *, reads_buckets_secret: bool) -> tuple[SecretStr, ...]:
-        """The keys that only verify: those that were set; else the bucket's secret, where it once was the default."""
+        """The keys that only verify: those that were set; else the bucket's secret, if it was once the default."""
         if self.old_signing_keys is not None:
             return self.old_signing_keys
         return (self.r2_secret_access_key,) if self.r2_secret_access_key and reads_buckets_secret else ()
 
     @property
     def names_a_bucket(self) -> bool:
-        """Whether any setting speaks of a bucket of the operator's own; without one, the embedded store is used."""
+        """True if any setting names a bucket of the operator's own; otherwise the embedded store is used."""
         return any((self.backup_bucket_name, self.backup_bucket_endpoint, self.cloudflare_account_id)) or any(
             (self.r2_access_key_id, self.r2_secret_access_key)
         )
 
     def missing_bucket_settings(self) -> tuple[str, ...]:
-        """The names of the settings without which the bucket cannot be reached."""
+        """The names of the settings that are missing to reach the operator's bucket."""
         given = (self.backup_bucket_name, self.r2_access_key_id, self.r2_secret_access_key)
         missing = [name for name, value in zip(BUCKET_SETTINGS, given, strict=True) if not value]
         if not (self.cloudflare_account_id or self.backup_bucket_endpoint):
@@ -168,11 +168,11 @@ class Settings(BaseSettings):
         )
 
     def transfer(self) -> TransferConfig:
-        """How archives are moved."""
+        """The settings for the transfer of archives."""
         return TransferConfig(part_bytes=self.part_bytes, concurrency=self.transfer_concurrency)
 
     def node_config(self) -> NodeConfig:
-        """What concerns the node alone."""
+        """The settings of the node alone."""
         return NodeConfig(
             data_dir=self.data_dir.absolute(),
             driver=self.driver,
@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     def sandbox_config(
         self, *, bucket: BucketConfig | None, signing_key: SecretStr, old_signing_keys: tuple[SecretStr, ...] = ()
     ) -> SandboxConfig:
-        """What the actors are given. `bucket` is the operator's or the embedded one."""
+        """The configuration of the actors. `bucket` is the operator's or the embedded one."""
         return SandboxConfig(
             node=self.node_config(),
             sleep_after_s=self.sleep_after_s,
