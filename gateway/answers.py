@@ -1,7 +1,7 @@
-"""Answers in JSON: models, and errors.
+"""JSON answers: models and errors.
 
-Names of files may hold bytes that are no UTF-8, as surrogate escapes; they travel as \\udcXX, which only
-an ASCII encoder writes.
+File names may hold bytes that are not UTF-8, as surrogate escapes. They travel as \\udcXX, which only an ASCII encoder
+writes.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ NO_CONTENT = 204
 
 
 def answer(value: BaseModel | Mapping[str, Any] | None, *, status: int = 200) -> Response:
-    """One JSON document. Fields without a value are left out."""
+    """The answer with one JSON document. Fields without a value are left out."""
     return _json(value, status=status, headers={})
 
 
 def done() -> Response:
-    """The answer that has nothing to say."""
+    """The answer without a body."""
     return Response(status_code=NO_CONTENT)
 
 
 def error_answer(
     error: HoldfastError, scope: Scope, *, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The error's document, with the headers that its kind asks for."""
+    """The answer for an error: its document, with the headers that its kind needs."""
     extra = dict(headers or {})
     if error.may_be_retried:
         extra["Retry-After"] = str(RETRY_AFTER_S)

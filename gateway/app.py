@@ -1,8 +1,8 @@
-"""The gateway's application, made by a factory: every app has its own configuration, metrics and cluster.
+"""The factory of the gateway's application: every app has its own configuration, metrics and cluster.
 
-A request passes Telemetry (id, log, metrics), RecoveryNotices (the header of a sandbox that is not what it was),
-ErrorBoundary (every error in one shape), Authentication (the key decides the tenant), Shares (no tenant and no sandbox
-has all the requests) and then the routes.
+A request passes Telemetry (id, log, metrics), RecoveryNotices (the header that announces a recovery), ErrorBoundary
+(every error in one shape), Authentication (the key decides the tenant), Shares (each tenant and sandbox has a bounded
+share of the requests) and then the routes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from gateway.shares import Shares
 from gateway.telemetry import Telemetry, json_log
 
 CLUSTER_THREADS = 128
-"""Finding an actor, and waiting for a stream's first item, blocks a thread each; asyncio's own limit is cores + 4."""
+"""Number of threads. Finding an actor or waiting for a stream's first item blocks one; asyncio's limit is cores + 4."""
 
 
 class ClusterThreads(ThreadPoolExecutor):
-    """Threads that nobody waits for at the end: one may wait for a cluster that is gone, and for a minute."""
+    """A thread pool that ends without waiting: a thread may wait a minute for a cluster that is gone."""
 
     def __init__(self) -> None:
         super().__init__(CLUSTER_THREADS, "cluster")
@@ -50,12 +50,12 @@ class ClusterThreads(ThreadPoolExecutor):
 
 
 def create_app(config: GatewayConfig, *, cluster: Cluster | None = None, log: Any = None) -> FastAPI:
-    """A gateway.
+    """Creates a gateway.
 
     Args:
         config: keys and limits.
-        cluster: where sandboxes are found; the Ray cluster of this process if not given.
-        log: a structlog logger for the access log; JSON lines on stderr if not given.
+        cluster: the cluster of the sandboxes; by default the Ray cluster of this process.
+        log: a structlog logger for the access log; by default JSON lines on stderr.
     """
     cluster = cluster or RayCluster()
     log = log or json_log()

@@ -16,10 +16,10 @@ PUBLIC_PATHS = frozenset({"/health"})
 
 
 class Authentication:
-    """Lets a request through with the tenant of its key in `scope["state"]["tenant"]`, or raises.
+    """Passes a request on with its key's tenant in `scope["state"]["tenant"]`; raises UnauthorizedError without one.
 
-    Every tenant's key is compared, by digests of equal length, so that the time tells neither how much of
-    a key was right nor whose it resembled.
+    It compares every tenant's key, by digests of equal length, so that the time tells neither how much of a key was
+    right nor whose key it resembled.
     """
 
     def __init__(self, app: ASGIApp, *, keys_by_tenant: Mapping[str, SecretStr]) -> None:

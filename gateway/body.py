@@ -1,4 +1,4 @@
-"""Reading bodies: bounded in size and in idleness, whether or not the client says how long they are."""
+"""Readers of request bodies, with limits of size and time, whether or not the client declares a length."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 async def pieces(request: Request, *, limit_bytes: int, idle_s: float, total_s: float) -> AsyncIterator[bytes]:
-    """The body as it comes.
+    """Yields the body's pieces as they arrive.
 
     Raises:
-        RequestTooLargeError: it is, or says it is, longer than `limit_bytes`.
+        RequestTooLargeError: the body is, or is declared to be, longer than `limit_bytes`.
         RequestTimeoutError: nothing came for `idle_s`, or the whole took longer than `total_s`.
         ClientDisconnect: the client is gone.
     """
@@ -58,7 +58,7 @@ async def pieces(request: Request, *, limit_bytes: int, idle_s: float, total_s: 
 
 
 async def in_blocks(source: AsyncIterator[bytes], block_bytes: int) -> AsyncIterator[bytes]:
-    """The same bytes in blocks of one size; the last may be shorter."""
+    """Yields the same bytes in blocks of one size; the last may be shorter."""
     buffer = bytearray()
     async for piece in source:
         buffer += piece
@@ -76,14 +76,14 @@ async def parsed(
     *,
     empty: M | None = None,
 ) -> M:
-    """The JSON body as a model.
+    """Reads the JSON body as a model.
 
     Args:
-        request: whose body; it is read here, whole.
-        model: what it must be, strictly.
-        error: the kind of error for a body that is JSON but not such a model. Where that is
-            InvalidBackupConfigError, it is also the one for a body that is no JSON.
-        empty: what no body at all means; without it, that is an error.
+        request: the request; its whole body is read here.
+        model: the model that the body must match strictly.
+        error: the error for JSON that does not match the model. If it is InvalidBackupConfigError, a body that is no
+            JSON gets it too.
+        empty: the value for an empty body; without it, an empty body is an error.
     """
     config: GatewayConfig = request.app.state.config
     body = bytearray()
@@ -108,7 +108,7 @@ async def parsed(
 
 
 def _repeated_field(document: bytes) -> str | None:
-    """The first name that an object of a JSON document has twice: all but one value would be dropped."""
+    """The first name that occurs twice in an object of a JSON document: all but one value would be dropped."""
     repeated: list[str] = []
 
     def note(pairs: list[tuple[str, Any]]) -> None:
@@ -119,7 +119,7 @@ def _repeated_field(document: bytes) -> str | None:
 
 
 def describes(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """The `openapi_extra` of a route whose body is parsed by `parsed`."""
+    """The `openapi_extra` of a route whose body `parsed` reads."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
     return _json_body(_inlined(schema, definitions), required=required)

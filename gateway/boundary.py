@@ -1,4 +1,4 @@
-"""The top frame of a request: whatever is raised below becomes an error document, and nothing else leaves."""
+"""The error boundary of a request: turns every exception raised below it into an error document."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _METHODS = ("GET", "POST", "PUT", "DELETE")
 class ErrorBoundary:
     """Answers errors. An error after the answer has begun cuts the connection: a short body must not look whole.
 
-    A request is cancelled by a server that ends and has waited for it long enough. It is answered like one that failed.
+    A stopping server cancels requests that outlast its grace period. They are answered like failed ones.
     """
 
     def __init__(self, app: ASGIApp, *, log: Any) -> None:
@@ -60,7 +60,7 @@ class ErrorBoundary:
 
 
 async def answer_http_exception(request: Request, e: Exception) -> Response:
-    """Starlette's own refusals (no such path, no such method) in our words."""
+    """Answers Starlette's own refusals (no such path, no such method) with our error documents."""
     assert isinstance(e, HTTPException)
     error: HoldfastError
     headers = e.headers
@@ -75,7 +75,7 @@ async def answer_http_exception(request: Request, e: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """The methods that the path knows. Starlette would name those of one route, and another may have the same path."""
+    """The methods of a path. Starlette would name those of one route, but several routes may share a path."""
     scopes = {method: {**request.scope, "method": method} for method in _METHODS}
     routes = request.app.router.routes
     return [

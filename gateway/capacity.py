@@ -1,4 +1,4 @@
-"""How many connections a gateway can have at once."""
+"""The number of connections that a gateway can have at once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import resource
 
 MAX_CONNECTIONS = 2048
 _OTHER_FILES = 512
-"""Descriptors that are not connections: of Ray, of files, of pipes."""
+"""Number of descriptors for anything but connections: Ray, files, pipes."""
 
 
 def most_connections() -> int:
-    """As many as the files that this process may have open allow, once it has asked for all of them."""
+    """The limit of connections, after raising this process's limit of open files as far as it goes."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, hard - _OTHER_FILES)

@@ -1,4 +1,4 @@
-"""The cluster as the gateway needs it, in protocols; and the cluster itself, reached through Ray.
+"""The cluster as the gateway needs it: protocols, and their implementation through Ray.
 
 The protocols are the asynchronous half of `actors.client`: a `Call` is an awaitable, a `Stream` iterates.
 """
@@ -31,12 +31,12 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class ItemStream(Protocol[T_co]):
-    """A call that answers with many items; iterated once. Errors show at the first item or later."""
+    """A call that answers with many items; it can be iterated once. Errors appear at the first item or later."""
 
     def __aiter__(self) -> AsyncIterator[T_co]: ...
 
     def close(self) -> None:
-        """Tells the other side to stop producing. Returns at once; harmless when the stream has ended."""
+        """Tells the other side to stop producing. Returns at once; harmless after the stream has ended."""
 
 
 class Uploading(Protocol):
@@ -86,10 +86,10 @@ class ServicePort(Protocol):
 
 
 class Cluster(Protocol):
-    """Where sandboxes are found. Neither method waits for anything."""
+    """Source of the calls to sandboxes and to the service. `sandbox` and `service` return at once."""
 
     def connect(self) -> None:
-        """Called once, before the first request. Raises ServiceUnavailableError."""
+        """Connects; called once, before the first request. Raises ServiceUnavailableError."""
 
     def sandbox(self, tenant: str, sandbox_id: str) -> SandboxPort: ...
     def service(self, tenant: str) -> ServicePort: ...

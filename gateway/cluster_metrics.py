@@ -1,4 +1,4 @@
-"""The metrics of the whole cluster, as a part of `GET /metrics`; of one that is away, that it is.
+"""The metrics of the whole cluster, as a part of `GET /metrics`.
 
 The counts are those of all actors together, so they are the same at every gateway of a cluster.
 """
@@ -19,7 +19,7 @@ LIMIT_S = 2.0
 
 
 class ClusterCollector(Collector):
-    """Shows what `refresh` has learnt last, and nothing of the cluster while that does not answer."""
+    """Shows the metrics from the last `refresh`; while the service does not answer, only that it does not."""
 
     def __init__(self, *, limit_s: float = LIMIT_S) -> None:
         self._limit_s = limit_s
@@ -29,8 +29,8 @@ class ClusterCollector(Collector):
     async def refresh(self, ask: Callable[[], Awaitable[ClusterMetrics]]) -> None:
         """Asks the service, for a bounded time. Never raises.
 
-        A question that is not answered in time is left to end by itself, since the thread that waits for a lost
-        cluster cannot be stopped; until it has, no other is asked.
+        A question that is not answered in time goes on, since the thread that waits for a lost cluster cannot be
+        stopped. Until it ends, no other question is asked.
         """
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(_answer(ask))
@@ -39,7 +39,7 @@ class ClusterCollector(Collector):
         self._known = asking.result() if asking.done() and not asking.cancelled() else None
 
     def collect(self) -> Iterator[Family]:
-        """The families, for Prometheus' client."""
+        """The metric families, for Prometheus' client."""
         known = self._known
         yield GaugeMetricFamily(
             "holdfast_service_up", "Whether the service's actor answers", value=float(known is not None)
@@ -63,7 +63,7 @@ class ClusterCollector(Collector):
 async def _answer(ask: Callable[[], Awaitable[ClusterMetrics]]) -> ClusterMetrics | None:
     try:
         return await ask()
-    except Exception:  # whatever a cluster dies of, the gateway's own metrics are wanted then most of all
+    except Exception:  # the gateway's own metrics are needed most when the cluster fails
         return None
 
 

@@ -1,4 +1,4 @@
-"""The configuration of the gateway; passed in by value, never read from the environment here."""
+"""The configuration of the gateway. It is passed in by value; this module does not read the environment."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class GatewayConfig(BaseModel):
     """The gateway's settings.
 
     Attributes:
-        keys_by_tenant: the API key of each tenant. The key of a request decides whose sandboxes it sees.
+        keys_by_tenant: the API key of each tenant. A request's key decides which tenant's sandboxes it sees.
         max_body_bytes: the largest JSON body.
         max_upload_bytes: the largest file or tar archive that is sent into a sandbox.
-        body_idle_s: how long a body may stop coming before the request is given up.
-        body_total_s: how long a JSON body may take to come as a whole.
-        upload_total_s: the same of a file or a tar archive.
-        keep_alive_s: how long an event stream may be silent before a comment is sent to keep proxies from cutting it.
-        max_requests: how many requests are served at once, of which each sandbox and tenant has a share.
+        body_idle_s: time limit for a pause in a body, after which the request fails.
+        body_total_s: time limit for a whole JSON body.
+        upload_total_s: time limit for a whole file or tar archive.
+        keep_alive_s: longest silence of an event stream. Then a comment is sent, so that proxies do not cut the stream.
+        max_requests: number of requests served at once; each sandbox and tenant has a share of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,7 +41,7 @@ class GatewayConfig(BaseModel):
     def of(
         cls, settings: Settings, keys_by_tenant: Mapping[str, SecretStr], *, max_requests: int | None = None
     ) -> Self:
-        """The gateway's part of the settings. The keys come beside them: a machine may have made its own."""
+        """The gateway's part of the settings. The keys are separate, since a machine may have made its own."""
         return cls(
             max_requests=max_requests or most_connections(),
             keys_by_tenant=dict(keys_by_tenant),

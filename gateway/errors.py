@@ -1,12 +1,12 @@
-"""The errors that only HTTP knows, and the document in which every error is answered.
+"""The errors that only HTTP knows, and the document that answers every error.
 
 HoldfastError
 ├── RouteNotFoundError          no such path
-├── MethodNotAllowedError       the path knows other methods
+├── MethodNotAllowedError       the path has other methods
 ├── RequestTimeoutError         the body stopped coming, or came too slowly
 └── InvalidRequestError
     ├── MalformedBodyError      the body is not JSON at all
-    └── NotUnderstoodError      it asks for what the route does not know
+    └── NotUnderstoodError      it asks for something that the route does not know
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class NotUnderstoodError(InvalidRequestError):
 
 
 def stopping(method: str) -> ServiceUnavailableError:
-    """The error for a request that was still under way when the service stopped."""
+    """The error for a request that was still running when the service stopped."""
     context = {"outcome": "unknown", RETRYABLE: method in _SAFE_METHODS}
     hint = None if method in _SAFE_METHODS else "Look at the sandbox's state before you repeat the call."
     return ServiceUnavailableError("The service is stopping.", hint=hint, context=context)
@@ -65,7 +65,7 @@ class ErrorDocument(Model):
 
 
 def document(error: HoldfastError, request_id: str) -> ErrorDocument:
-    """The error as its body."""
+    """The error's document."""
     return ErrorDocument(
         code=error.code, error=error.message, context=error.context, hint=error.hint, request_id=request_id
     )

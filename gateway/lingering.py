@@ -1,7 +1,7 @@
-"""A connection that is closed so that its last answer arrives.
+"""A transport that closes its connection so that the last answer arrives.
 
-Who still sends when its connection is closed gets a reset, and may never see an answer that came before it. So the
-server's side alone is closed at first, and what comes is thrown away for a while. Source: RFC 9112, section 9.6.
+A client that still sends when its connection is closed gets a reset, and may never see the answer sent before. So only
+the server's side is closed at first, and incoming bytes are discarded for a while. Source: RFC 9112, section 9.6.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ LINGER_S = 5.0
 
 
 class LingeringTransport(asyncio.Transport):
-    """A transport whose `close` waits for the client's end while a request is on its way. For uvicorn's protocols."""
+    """A transport that, while a request still arrives, closes its own side first and the rest after `LINGER_S`.
+
+    For uvicorn's protocols.
+    """
 
     def __init__(self, transport: asyncio.Transport, *, is_receiving: Callable[[], bool]) -> None:
         super().__init__()
         self._transport = transport
         self._is_receiving = is_receiving
         self.lingers = False
-        """Whether it is being closed, and what comes is to be thrown away."""
+        """True while it is being closed; incoming bytes are then to be discarded."""
 
     def close(self) -> None:
         is_over = self.is_closing() or not self._is_receiving()

@@ -1,4 +1,4 @@
-"""Counters of the HTTP side, and beside them what the service has counted.
+"""The metrics of one gateway: its own of HTTP, and the cluster's beside them.
 
 Labels are route templates, methods and statuses; never a sandbox or a tenant.
 """
@@ -16,7 +16,7 @@ _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 3
 
 
 class HttpMetrics:
-    """One app's metrics, in a registry of their own so that two apps fit into one process."""
+    """The metrics of one app, in a registry of their own so that two apps fit into one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -49,5 +49,5 @@ class HttpMetrics:
         self._sent.labels(route).inc(sent_bytes)
 
     def exposition(self) -> Response:
-        """All of them, in Prometheus' text format."""
+        """The answer with all metrics, in Prometheus' text format."""
         return Response(generate_latest(self.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,6 +1,6 @@
-"""JSON in which names of files hold bytes that are not UTF-8, as they are listed: `\\udc80` to `\\udcff`.
+"""Reader of JSON in which file names hold bytes that are not UTF-8, written as in listings: `\\udc80` to `\\udcff`.
 
-Python writes and reads such text; pydantic's own reader refuses it.
+Python's json module writes and reads such text; pydantic's own reader refuses it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def with_raw_names(body: bytes) -> Any:
     """The document as Python values if it may hold such names, else None.
 
     Raises:
-        ValueError: it is no JSON, or holds half of a surrogate pair that stands for no byte.
-        RecursionError: it is nested too deeply.
+        ValueError: the body is no JSON, or holds half of a surrogate pair that stands for no byte.
+        RecursionError: the body is nested too deeply.
     """
     if not _RAW_BYTE.search(body):
         return None

@@ -1,7 +1,7 @@
-"""Tells the first callers of a sandbox that it is not what it was, in a header of the answer.
+"""Middleware that reports a sandbox's recovery to its first callers, in a header of the answer.
 
-`lost`: something that was in no backup is gone, or a backup could not be brought back. `restored`: directories are as
-they were at their last backups. GET /v1/sandbox/{id} has the details.
+`lost`: something that was in no backup is gone, or a backup could not be restored. `restored`: directories are as they
+were at their last backups. GET /v1/sandbox/{id} has the details.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LOST, RESTORED = "lost", "restored"
 
 
 class RecoveryNotices:
-    """Puts the header on every answer, until one has told it for sure: one without an error, sent to its end."""
+    """Adds the header to every answer until one has delivered it for sure: one without an error, sent to its end."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,10 +1,10 @@
-"""The gateway as a Ray Serve application: `gateway.serve_app:application` is what a Serve config's `import_path` names.
+"""The gateway as a Ray Serve application: the `import_path` of a Serve config is `gateway.serve_app:application`.
 
-The application holds nothing but the name of `replica_app`. Each replica runs that where it is, and reads the keys
-and the limits from its own environment: they are in no Serve config, no pickle and no log. A replica keeps no state, so
+The application holds only the name of `replica_app`. Each replica calls that function where it runs, and reads the keys
+and limits from its own environment: they are in no Serve config, no pickle and no log. A replica keeps no state, so
 there may be any number of them. The first one starts the cluster's service, as `holdfast serve --address` does.
 
-With `gateway.embedded.ray_head`, the one place of the gateway that knows Ray.
+Only this module and `gateway.embedded.ray_head` import Ray in the gateway.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from gateway.config import GatewayConfig
 from gateway.shared_service import shared_service, start_service
 
 MAX_REQUESTS = 1024
-"""At once in one replica. Serve's own 5 would be taken up by five commands whose output is being read."""
+"""Number of requests at once in one replica. Five commands whose output is being read would use up Serve's own 5."""
 ENDING_S = 30.0
-"""How long a replica that is replaced may go on with the requests that it has."""
+"""Time limit for a replica that is being replaced to finish its requests."""
 
 
 def application(args: Mapping[str, str]) -> serve.Application:
-    """Builds the application. Where it is built nothing is read and nothing is started.
+    """Builds the application, without reading a setting or starting anything.
 
     Raises:
         InvalidRequestError: `args` are given; they would be stored in the cluster and shown on its dashboard.
@@ -53,7 +53,7 @@ def application(args: Mapping[str, str]) -> serve.Application:
 
 
 def replica_app() -> FastAPI:
-    """The gateway of this replica, called in it once; starts the cluster's service unless that runs.
+    """Builds the gateway of this replica, once; starts the cluster's service unless that runs.
 
     Raises:
         HoldfastError: a setting is missing or wrong, or the service or its bucket does not answer. Serve tries again,
@@ -62,7 +62,7 @@ def replica_app() -> FastAPI:
     read = settings()
     service = shared_service(read)
     take_secrets_out_of_the_environment()
-    # In a thread of its own: this one has the replica's event loop.
+    # In a thread of its own: this one runs the replica's event loop.
     with ThreadPoolExecutor(1, "start-service") as thread:
         thread.submit(start_service, service.config).result()
     app = create_app(GatewayConfig.of(read, service.keys_by_tenant, max_requests=MAX_REQUESTS))
@@ -71,7 +71,7 @@ def replica_app() -> FastAPI:
 
 
 class _OneRequestId:
-    """Leaves the request's id to Serve's proxy, which has given it and adds it to the answer's headers itself."""
+    """Leaves the request's id to Serve's proxy, which assigns it and adds it to the answer's headers itself."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

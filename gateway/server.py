@@ -1,8 +1,8 @@
-"""uvicorn, with the limits that it does not set by itself.
+"""The HTTP server: uvicorn, with limits that it lacks.
 
-Source: uvicorn 0.54; with its defaults 500 half-open requests stay open for ever, and a reader that stops
-reading holds its connection for ever (both measured). It would take uvloop if that is installed, as Ray Serve has it;
-the limits are tested on asyncio's own loop.
+Source: uvicorn 0.54; with its defaults 500 half-open requests stay open for ever, and a client that stops reading
+holds its connection for ever (both measured). By default it takes uvloop where that is installed, as with Ray Serve;
+here it runs on asyncio's own loop, on which the limits are tested.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ KEEP_ALIVE_S = 10
 MAX_HEADER_BYTES = 64 * 1024
 GRACEFUL_S = 6
 ANSWERING_S = 2.0
-"""How long the requests that are cancelled then may take to write their answers."""
+"""Time limit for the requests that are cancelled after `GRACEFUL_S` to write their answers."""
 _BAD_REQUEST = 400
 _HEAD_TOO_LONG = 431
-"""What h11 calls a request, or a chunk of one, whose head does not end. Source: RFC 6585, section 5."""
+"""The status that h11 suggests for a request, or a chunk, whose head does not end. Source: RFC 6585, section 5."""
 
 
 class LimitedH11Protocol(H11Protocol):
-    """HTTP/1.1 with time limits on headers, on the rest of a body answered early, and on a stalled reader."""
+    """HTTP/1.1 with time limits on headers, the rest of a body answered early, and clients that stop reading."""
 
     header_limit_s = HEADER_LIMIT_S
     stalled_reader_limit_s = STALLED_READER_LIMIT_S
@@ -54,7 +54,7 @@ class LimitedH11Protocol(H11Protocol):
         self._lingering = LingeringTransport(transport, is_receiving=self._is_receiving)
         super().connection_made(self._lingering)
         self.strangers.came(self)
-        # Two rounds of the loop later the request of one that has sent it was read and looked at, however many came.
+        # After two rounds of the loop, requests that were sent by now are read and checked, however many came.
         self.loop.call_later(0, self.loop.call_later, 0, self.strangers.trim)
         self.app_state = introducing(self.app_state, self._introduced)
         self._sending = _Deadline(self.loop, self.header_limit_s, self._give_up)
@@ -88,12 +88,12 @@ class LimitedH11Protocol(H11Protocol):
         self._reading.stop()
 
     def displace(self) -> None:
-        """Ends the connection at once, to make room for another one."""
+        """Closes the connection at once, to make room for another one."""
         self.connections.discard(self)
         self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP request, and closes the connection. uvicorn calls it as it handles the error."""
+        """Answers bytes that are no HTTP request, and closes the connection. uvicorn calls it in its error handler."""
         if getattr(sys.exception(), "error_status_hint", None) == _HEAD_TOO_LONG:
             limit = {"limit_bytes": MAX_HEADER_BYTES}
             self._refuse(RequestTooLargeError("The request's headers are too long.", context=limit), _HEAD_TOO_LONG)
@@ -101,7 +101,7 @@ class LimitedH11Protocol(H11Protocol):
             self._refuse(InvalidRequestError("This is no valid HTTP/1.1 request."), _BAD_REQUEST)
 
     def _give_up(self) -> None:
-        """Closes a connection on which no request has begun or a body's rest did not come; answers half a request."""
+        """Answers half a request; closes a connection on which no request began, or a body's rest did not arrive."""
         if self._has_half_a_request():
             limit = {"limit_s": self.header_limit_s}
             self._refuse(RequestTimeoutError("The request's headers took too long to come.", context=limit))
@@ -109,12 +109,12 @@ class LimitedH11Protocol(H11Protocol):
             self.transport.close()
 
     def _refuse(self, error: HoldfastError, status: int | None = None) -> None:
-        """Answers with the error, unless another answer has begun, and closes the connection."""
+        """Answers with the error and closes the connection. If another answer has begun, aborts the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
         if self.cycle is not None:
-            self.cycle.disconnected = True  # it has nothing to add
+            self.cycle.disconnected = True  # the application's own answer is dropped
             self.cycle.message_event.set()
         answer = _last_answer(error, status)
         reason = HTTPStatus(answer.status_code).phrase.encode()
@@ -135,7 +135,7 @@ class LimitedH11Protocol(H11Protocol):
         self._is_known = True
 
     def _note_idleness(self) -> None:
-        """An answered request holds the connection no more, though the rest of its body may still come."""
+        """Records whether a request holds the connection. An answered one does not, even if its body still arrives."""
         if not self._is_known or self.transport.is_closing():
             return
         if self.cycle.response_complete:
@@ -154,7 +154,7 @@ class LimitedH11Protocol(H11Protocol):
 
 
 class _Deadline:
-    """Calls `action` unless it is stopped in time. Starting a started one changes nothing."""
+    """A timer that calls `action` unless it is stopped in time. Starting it again while it runs changes nothing."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit_s: float, action: Callable[[], None]) -> None:
         self._loop, self._limit_s, self._action = loop, limit_s, action
@@ -171,10 +171,10 @@ class _Deadline:
 
 
 class Doorkeeper:
-    """Refuses, before anything else looks at it, a request that must not be served, and closes its connection.
+    """Refuses requests that must not be served, before the application sees them, and closes their connections.
 
-    That is one that is too many, one of another version of HTTP, and one that says its length in two ways: whoever
-    stands between may have believed the other. Source: RFC 9112, section 6.1.
+    It refuses requests beyond the limit of connections, of another version of HTTP, and with their length given in two
+    ways: a proxy on the way may have believed the other one. Source: RFC 9112, section 6.1.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, idle: Idle) -> None:
@@ -201,9 +201,9 @@ class Doorkeeper:
 
 
 def _in_origin_form(scope: Scope) -> Scope:
-    """The scope of a request whose target may name scheme and host, as for a proxy; these are left out.
+    """The request's scope without the scheme and host that its target may name, as for a proxy.
 
-    Source: RFC 9112, section 3.2.2, by which a server has to take such targets.
+    Source: RFC 9112, section 3.2.2: a server has to accept such targets.
     """
     scheme, separator, rest = scope.get("raw_path", b"").partition(b"://")
     if not separator or scheme.lower() not in (b"http", b"https"):
@@ -213,14 +213,14 @@ def _in_origin_form(scope: Scope) -> Scope:
 
 
 def _last_answer(error: HoldfastError, status: int | None = None) -> Response:
-    """The error's document, with which a connection ends that the application has not seen."""
+    """The last answer of a connection: an error, for a request that the application has not seen."""
     request_id = uuid.uuid4().hex
     headers = {"Connection": "close", "X-Request-Id": request_id, "X-Content-Type-Options": "nosniff"}
     return error_answer(error, {"state": {"request_id": request_id}}, status=status, headers=headers)
 
 
 class PatientServer(uvicorn.Server):
-    """A server that lets the requests which it cancels at its end write their answers."""
+    """A server that lets the requests it cancels at its end write their answers."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -229,13 +229,13 @@ class PatientServer(uvicorn.Server):
 
 
 def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) -> uvicorn.Server:
-    """A server that is not running yet; `run` or `serve` it.
+    """Creates a server; its `run` or `serve` starts it.
 
     Args:
         app: the gateway.
         host: the address to listen on.
         port: 0 takes a free one.
-        graceful_s: how long running requests may take to end after SIGTERM; then they are answered with an error.
+        graceful_s: seconds for running requests to end after SIGTERM; then they are answered with an error.
     """
     most, idle = most_connections(), Idle()
     doorkeeper = Doorkeeper(app, most=most, idle=idle)
@@ -254,7 +254,7 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) 
             proxy_headers=False,
             access_log=False,
             log_config=None,
-            log_level="error",  # what clients do wrong is answered, and no line of the log
+            log_level="error",  # mistakes of clients are answered, not logged
         )
     )
     doorkeeper.connections = made.server_state.connections
@@ -262,7 +262,7 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) 
 
 
 def _protocol(most_strangers: int, idle_ones: Idle) -> type[LimitedH11Protocol]:
-    """The protocol of one server, whose strangers and idle connections are its own."""
+    """The protocol class of one server, with its own strangers and idle connections."""
 
     class Protocol(LimitedH11Protocol):
         strangers = Strangers(most_strangers)

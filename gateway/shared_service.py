@@ -1,6 +1,6 @@
-"""The service of a cluster that several gateways share: what each of them has to know, and how the first one starts it.
+"""The service of a cluster that several gateways share: its settings, and its start by the first gateway.
 
-Used by `holdfast serve --address` and by the replicas under Ray Serve. All of a cluster's gateways need the same
+Used by `holdfast serve --address` and by the replicas under Ray Serve. All gateways of a cluster need the same
 settings: those of the first one become the service's, and stay so until the cluster ends.
 """
 
@@ -17,7 +17,7 @@ from actors.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class SharedService:
-    """What a gateway of a cluster is given by its environment."""
+    """The shared settings, as a gateway reads them from its environment."""
 
     keys_by_tenant: dict[str, SecretStr]
     config: SandboxConfig
@@ -26,7 +26,7 @@ class SharedService:
 
 
 def shared_service(settings: Settings) -> SharedService:
-    """The service that these settings describe. Raises InvalidRequestError, naming what is missing for a cluster."""
+    """The service that these settings describe. Raises InvalidRequestError, naming settings that a cluster lacks."""
     bucket, keys = settings.bucket(), settings.keys_by_tenant()
     missing = [
         *settings.missing_bucket_settings(),
@@ -52,7 +52,7 @@ def start_service(config: SandboxConfig) -> None:
     """Starts the service in the cluster that this process has joined, unless it runs; returns once it answers.
 
     Raises:
-        HoldfastError: it does not answer, or its bucket does not.
+        HoldfastError: the service or its bucket does not answer.
     """
     from actors.service import host as service_host
 

@@ -1,7 +1,7 @@
 """A bounded share of a gateway's requests for each sandbox, and for each tenant where there are several.
 
-A request lasts for as long as its client takes to send its body and to read its answer. So whoever has a key could hold
-every connection, with files that stop coming or answers that nobody reads; nobody else would be served then.
+A request lasts as long as its client takes to send the body and to read the answer. So without shares, one client with
+a key could hold every connection, with bodies that stop arriving or answers that it does not read.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from actors.errors import TooManyCallsError
 
 _SANDBOXES = "/v1/sandbox/"
 _OF_A_SANDBOX, _OF_A_TENANT = 4, 2
-"""One sandbox has a quarter, which is more than fills each lane of its actor, and one tenant of several has half."""
+"""Divisors: one sandbox has a quarter, enough to fill each lane of its actor; one tenant of several has half."""
 
 
 class Shares:
-    """Refuses what is beyond the share of its sandbox or tenant, before its body is read. For one event loop."""
+    """Refuses requests beyond the share of their sandbox or tenant, before reading their bodies. For one event loop."""
 
     def __init__(self, app: ASGIApp, *, max_requests: int, tenants: int) -> None:
         self._app = app
@@ -44,7 +44,7 @@ class Shares:
 
     @contextmanager
     def _one_of(self, whose: tuple[str, ...], most: int, kind: str) -> Iterator[None]:
-        """One more request within the block. Raises TooManyCallsError."""
+        """Counts one more request within the block. Raises TooManyCallsError."""
         if self._served[whose] >= most:
             raise TooManyCallsError(
                 f"This gateway serves as many requests of this {kind} as it may.",

@@ -1,6 +1,6 @@
-"""A command's output as Server-Sent Events.
+"""Encodes a command's output as Server-Sent Events.
 
-Source: the WHATWG HTML standard, "Server-sent events"; data is base64, so it never holds a line break.
+Source: the WHATWG HTML standard, "Server-sent events". Output is sent in base64, so it never holds a line break.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 def frame(event: str, data: str) -> bytes:
-    """One event. `data` must be free of line breaks."""
+    """The bytes of one event. `data` must not contain line breaks."""
     return f"event: {event}\ndata: {data}\n\n".encode("ascii")
 
 
 def encoded(event: ExecEvent) -> bytes:
-    """A piece of output, or the end, as a frame."""
+    """The frame of a piece of output, or of the exit."""
     if isinstance(event, Exit):
         return frame("exit", json.dumps({"exit_code": event.exit_code}))
     return frame(event.stream, base64.b64encode(event.data).decode("ascii"))
 
 
 def failed(error: HoldfastError) -> bytes:
-    """An error, which is the last event of its stream."""
+    """The frame of an error, which is the last event of its stream."""
     return frame("error", json.dumps({"error": error.message, "code": error.code}))
 
 

@@ -43,7 +43,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
 
 
 def status_of(error: HoldfastError) -> int:
-    """The HTTP status that answers this error. What cannot be read or is not known is 400, where a bad value is 422."""
+    """The HTTP status for an error. A request that cannot be read or understood gets 400; a bad value gets 422."""
     if isinstance(error, MalformedBodyError | NotUnderstoodError):
         return 400
     return STATUS.get(error.code, 500)

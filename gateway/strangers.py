@@ -1,10 +1,10 @@
-"""Connections that may have to make room: of clients that have shown no valid key, and those that no request holds.
+"""Connections that may be closed to make room: those without a valid key so far, and those that no request holds.
 
-Whoever has no key can open as many connections as he likes; they displace each other, the oldest first, and nobody who
-has shown a key. An honest client shows his within a round trip, long before his turn comes.
+A client without a key can open any number of connections, but they displace only each other, the oldest first. An
+honest client shows its key within a round trip, long before its connection is the oldest.
 
-Whoever has one can hold as many as `gateway.shares` lets him have requests. Beyond these, his connections give way to
-others' requests, the longest idle first, when there are no more to be had.
+A client with a key can hold as many connections as `gateway.shares` allows it requests. Its other connections are idle;
+when the limit of connections is reached, the longest idle ones make room for new requests.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ class Connection(Protocol):
     """One client's connection."""
 
     def displace(self) -> None:
-        """Ends it at once; it counts no more."""
+        """Closes the connection at once; it no longer counts."""
 
 
 class Idle:
-    """Connections of clients with a key that no request holds now, the longest idle first. For one event loop."""
+    """The idle connections of clients with a key: no request holds them. Longest idle first. For one event loop."""
 
     def __init__(self) -> None:
         self._waiting: dict[Connection, None] = {}
 
     def came(self, connection: Connection) -> None:
-        """A connection's request has been answered. Repeatable."""
+        """Adds a connection whose request has been answered. Repeatable."""
         self._waiting[connection] = None
 
     def left(self, connection: Connection) -> None:
-        """A connection has ended, or another request has come on it."""
+        """Removes a connection that has ended, or on which another request has begun."""
         self._waiting.pop(connection, None)
 
     def displace_one(self) -> bool:
-        """Ends the one that has been idle longest; False if there is none."""
+        """Closes the connection that has waited longest; False if there is none."""
         if not self._waiting:
             return False
         longest = next(iter(self._waiting))
@@ -54,24 +54,24 @@ class Strangers(Idle):
         self._most = most
 
     def came(self, connection: Connection) -> None:
-        """A new connection. Of twice too many, the oldest is ended at once."""
+        """Adds a new connection. Beyond twice the limit, closes the oldest at once."""
         super().came(connection)
         if len(self._waiting) > 2 * self._most:
             self.displace_one()
 
     def trim(self) -> None:
-        """Ends the oldest of those that are too many. To be called once what they have sent so far was looked at."""
+        """Closes the oldest connections beyond the limit. Call it once the bytes received so far are processed."""
         while len(self._waiting) > self._most:
             self.displace_one()
 
 
 def introducing(state: dict[str, Any], introduce: Callable[[], None]) -> dict[str, Any]:
-    """The state of a connection's requests, by which `introduce` is called once a key is valid."""
+    """The state for a connection's requests, with which `introduced` calls `introduce` once a key is valid."""
     return {**state, _STATE: introduce}
 
 
 def introduced(state: dict[str, Any]) -> None:
-    """A request's key is valid. Nothing happens under a server that does not count strangers."""
+    """Reports that a request's key is valid. Does nothing under a server that does not count strangers."""
     introduce = state.get(_STATE)
     if introduce is not None:
         introduce()

@@ -1,6 +1,6 @@
 """Answers that are streamed out of the cluster, and stopped there when the client goes away.
 
-uvicorn cancels nothing on a disconnect; whoever streams has to listen for it.
+uvicorn cancels nothing on a disconnect, so a streamed answer has to listen for it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gateway.cluster import ItemStream
 
 T = TypeVar("T")
 _FAREWELL_S = 1.0
-"""How long a client that does not read may keep a server that ends from its last piece."""
+"""Time limit for sending the last piece, in a server that stops, to a client that does not read."""
 
 
 class Source(Generic[T]):
-    """A stream of the cluster whose next item can be waited for without taking it."""
+    """A stream of the cluster that can wait for the next item without taking it."""
 
     def __init__(self, stream: ItemStream[T]) -> None:
         self._stream = stream
@@ -30,9 +30,9 @@ class Source(Generic[T]):
         self._next: asyncio.Task[T | None] | None = None
 
     async def begin(self, receive: Receive, *, within_s: float | None = None) -> None:
-        """Waits for the first item, so that an error of the whole call is answered as such.
+        """Waits for the first item, so that an error of the whole call becomes an HTTP error.
 
-        Returns early, with nothing lost, when `within_s` is over.
+        Returns early, with nothing lost, after `within_s`.
 
         Raises:
             HoldfastError: the call failed before it produced anything.
@@ -53,7 +53,7 @@ class Source(Generic[T]):
             await _ended(gone)
 
     async def wait(self, timeout_s: float | None = None) -> bool:
-        """Whether the next item, the end or an error has come within the time."""
+        """Waits; True if the next item, the end or an error has come within the time."""
         awaited = self._awaited()
         await asyncio.wait({awaited}, timeout=timeout_s)
         return awaited.done()
@@ -66,7 +66,7 @@ class Source(Generic[T]):
         return awaited.result()
 
     async def close(self) -> None:
-        """Stops the stream, there and here."""
+        """Stops the stream, in the cluster and here."""
         self._stream.close()
         if self._next is not None:
             await _ended(self._next)
@@ -78,10 +78,10 @@ class Source(Generic[T]):
 
 
 class StreamedAnswer(Response):
-    """Sends pieces as they come. The source is closed whatever happens: end, error, disconnect, shutdown.
+    """Sends pieces as they come. Closes the source whatever happens: end, error, disconnect, shutdown.
 
-    A server that ends cancels it. Where the format has a place for errors, `farewell` is then the last piece; otherwise
-    the connection is cut.
+    A stopping server cancels it. If the format has a place for errors, `farewell` is then the last piece; otherwise the
+    connection is cut.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class StreamedAnswer(Response):
 
 
 async def raw(source: Source[bytes]) -> AsyncGenerator[bytes, None]:
-    """The stream's bytes as they are."""
+    """Yields the stream's bytes as they are."""
     while (piece := await source.take()) is not None:
         yield piece
 
@@ -147,7 +147,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _ended(task: asyncio.Future[Any]) -> None:
-    """Cancels a task and waits for its end, whatever that is."""
+    """Cancels a task and waits until it has ended, in whatever way."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

@@ -1,4 +1,4 @@
-"""Every request gets an id, one line in the log and its place in the metrics. Its calls carry the id to the actors."""
+"""Middleware that gives every request an id, a log line and its place in the metrics. Calls carry the id to actors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def json_log() -> Any:
-    """A logger of JSON lines on stderr; JSON in ASCII, so that no value can forge a line or steer a terminal."""
+    """A logger of JSON lines on stderr, in ASCII so that no value can forge a line or control a terminal."""
     return structlog.wrap_logger(
         structlog.WriteLogger(log_stream),
         processors=[
@@ -33,7 +33,7 @@ def json_log() -> Any:
 
 
 class Telemetry:
-    """The outermost layer. Logs neither paths nor queries, bodies or headers: the route's template says enough."""
+    """The outermost middleware. Logs the route's template, but no paths, queries, bodies or headers."""
 
     def __init__(self, app: ASGIApp, *, log: Any, metrics: HttpMetrics) -> None:
         self._app = app
