@@ -1,4 +1,4 @@
-"""Starts the parts of the service on this machine in their order, and ends them in the reverse one."""
+"""Starts the parts of the service on this machine in order, and stops them in reverse order."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ if TYPE_CHECKING:
     from storage.embedded import EmbeddedS3
 
 _NODE_S, _LEFTOVERS_S, _RAY_S = 8.0, 2.0, 5.0
-"""What a stop keeps for its last steps: the store and the mounts; what is left of Ray; Ray itself. Each takes a second
-where nothing hangs. A store that hangs is killed after 3 s."""
+"""Seconds that a stop reserves for its last steps: the store and the mounts; Ray's leftovers; Ray itself. Each takes a
+second if nothing hangs. A store that hangs is killed after 3 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The running service, but for its gateway."""
+    """The running service, except its gateway."""
 
     keys_by_tenant: dict[str, SecretStr]
     api_key_file: Path | None
-    """Where the key is that was made for this machine; None where the operator gave one."""
+    """File of the API key that was made for this machine; None if the operator gave one."""
     store: str
     missing_settings: tuple[str, ...]
     ray: ray_head.RayHead
     token_file: Path | None
     signing_key_file: Path | None = None
-    """Where the key is that was made to sign the backups in the operator's bucket; None where the operator gave one."""
+    """File of the key that was made to sign backups in the operator's bucket; None if there was no need to make one."""
     store_access: StoreAccess | None = None
-    """The way into the embedded store for S3's own clients; None where there is none."""
+    """The embedded store's access for S3 clients; None if there is no such store."""
     warnings: tuple[str, ...] = ()
-    """What works here, but worse than it could, each in a sentence with what to change."""
+    """Sentences on what works worse here than it could, each with what to change."""
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def running(settings: Settings) -> Iterator[Machine]:
     """Runs Ray, the store and the service within the block; leaves no process and no mount behind.
 
     Raises:
-        InvalidRequestError: this machine lacks something, or another service has the data folder.
+        InvalidRequestError: this machine lacks something, or another service uses the data folder.
         HoldfastError: a part did not start.
     """
     configure_logging()
@@ -83,8 +83,8 @@ def _running(settings: Settings) -> Iterator[Machine]:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.enter_context(_alone(data_dir))
         reserve = Reserve(data_dir / "reserve")
-        stack.callback(reserve.keep, as_before=True)  # at the end, when what Ray took of it is free again
-        _end_earlier_commands(settings.node_config())  # they would take what is given back
+        stack.callback(reserve.keep, as_before=True)  # last, when Ray has freed the room it took
+        _end_earlier_commands(settings.node_config())  # they would use up the room
         with reserve.given_back():
             machine = _started(settings, data_dir, stack)
         stack.enter_context(reserve.kept())
@@ -92,7 +92,7 @@ def _running(settings: Settings) -> Iterator[Machine]:
 
 
 def _started(settings: Settings, data_dir: Path, stack: ExitStack) -> Machine:
-    """Starts the parts of the service; `stack` ends them."""
+    """Starts the parts of the service; `stack` stops them."""
     folder = data_dir / "secrets"
     secrets = load_or_make(folder, fit=lambda fresh: fit_for_the_bucket(fresh, settings, folder=folder))
     ring, signing_key_file = key_ring(settings, secrets), None
@@ -141,7 +141,7 @@ def _started(settings: Settings, data_dir: Path, stack: ExitStack) -> Machine:
 
 @contextmanager
 def _joined(settings: Settings, address: str) -> Iterator[Machine]:
-    """A gateway to a cluster that runs already."""
+    """Joins a cluster that runs already, to run a gateway to it."""
     service = shared_service(settings)
     take_secrets_out_of_the_environment()
     head = ray_head.join(address)
@@ -166,7 +166,7 @@ def _alone(data_dir: Path) -> Iterator[None]:
 
 
 def _check_node(node: NodeConfig) -> tuple[str, ...]:
-    """What it does worse than it could, but does; see `Machine.warnings`. Raises where it cannot run sandboxes."""
+    """Checks this machine; returns `Machine.warnings`. Raises InvalidRequestError if it cannot run sandboxes."""
     from actors.service.doctor import RESTORES, checks
 
     found = checks(node.data_dir, uid=node.sandbox_uid, network=node.network, driver=node.driver, thorough=False)
@@ -182,8 +182,7 @@ def _check_node(node: NodeConfig) -> tuple[str, ...]:
 
 
 def _end_earlier_commands(node: NodeConfig) -> None:
-    """Ends the commands that an earlier service was killed over, as far as that can be done before anything is known
-    of this machine."""
+    """Ends commands left by an earlier service that was killed. Ignores errors: this machine is not yet checked."""
     from actors.node.cgroup import Cgroup
     from actors.node.errors import NodeError
     from actors.node_layout import NodeLayout
@@ -195,9 +194,9 @@ def _end_earlier_commands(node: NodeConfig) -> None:
 
 
 def _clean_node(node: NodeConfig) -> None:
-    """Unmounts what an earlier service was killed over, ends its commands, and deletes what it was deleting.
+    """Cleans up after an earlier service that was killed: unmounts, ends its commands, and empties the trash.
 
-    Only below the folders in which the service mounts: any other mount in the data folder is the operator's.
+    Unmounts only below the folders in which the service mounts: any other mount in the data folder is the operator's.
     """
     from actors.node import former_groups
     from actors.node.cgroup import Cgroup
@@ -233,11 +232,11 @@ def _embedded_s3(data_dir: Path, secrets: MachineSecrets, *, port: int) -> Itera
 
 
 def _ray_folder(node: NodeConfig) -> Path:
-    """A short path, since Ray keeps sockets in it and their paths are bounded; emptied of earlier sessions.
+    """Returns the folder for Ray's files, emptied of earlier sessions. Short, since paths of sockets are bounded.
 
-    Named by who this node is: another service may have the same path for its data in a mount namespace of its own, and
-    the folder for temporary files in common with this one. Ray opens its own folder to everybody, so that folder lies
-    in one that only we can enter.
+    Named by the node's identity: another service may have the same data path in a mount namespace of its own, and share
+    the folder for temporary files with this one. Ray opens its own folder to everybody, so that folder lies in one that
+    only we can enter.
     """
     from actors.node_layout import NodeLayout
 
@@ -256,7 +255,7 @@ def _ray_folder(node: NodeConfig) -> Path:
 
 
 def _temporary_folder() -> Path:
-    """Python's: the first of TMPDIR, /tmp and some others that can be written to."""
+    """Python's folder for temporary files: the first of TMPDIR, /tmp and some others that can be written to."""
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:
@@ -278,12 +277,12 @@ def _stop_service(clock: Stop) -> None:
 
 
 def _end_ray(folder: Path, clock: Stop) -> None:
-    """Ends Ray, as it wishes or by force, and removes its files, which lie in `folder`."""
+    """Stops Ray in order, kills what is left of it, and removes its files, which lie in `folder`."""
     clock.step("ray", ray_head.stop, keep_s=_LEFTOVERS_S + _NODE_S, is_in_vain=is_gone)
     clock.step("leftovers", lambda: ray_head.end_leftovers(folder), keep_s=_NODE_S)
     clock.step("files", lambda: shutil.rmtree(folder, ignore_errors=True), keep_s=_NODE_S)
 
 
 def _clean_stopped_node(node: NodeConfig, clock: Stop) -> None:
-    """As `_clean_node`, in the time that is left. The start that follows does the rest."""
+    """Runs `_clean_node` in the time that is left. The next start does the rest."""
     clock.step("node", lambda: _clean_node(node), keep_s=0.0)

@@ -1,8 +1,8 @@
-"""A Ray cluster of one machine, for the embedded service: loopback only, token authentication on.
+"""The Ray cluster of one machine, for the embedded service: loopback only, with token authentication.
 
-Source: measured on Ray 2.60. Without RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 every port is bound to all interfaces,
-on Linux too. Token authentication has to be set for each process. Workers start in a third of the time when
-Ray is compiled to .pyc and the modules below are imported by a worker before it is needed.
+Source: measured on Ray 2.60. Without RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 Ray binds every port to all interfaces, on
+Linux too. Token authentication has to be set for each process. Workers start in a third of the time if Ray is compiled
+to .pyc and a worker imports the modules below before it is needed.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ PRELOADED = (
     "anyio.to_thread",
     "actors.host.preload",
 )
-"""The module that workers import which wait to become a sandbox; the same in cluster.yaml and rayservice.yaml."""
+"""Modules that idle workers import, to become sandboxes later; the same in cluster.yaml and rayservice.yaml."""
 SHARED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-"""The names that every driver of the cluster needs too, with the values that `start` gives them."""
+"""Environment variables that every Ray driver of the cluster needs too, with the values that `start` sets."""
 _OBJECT_STORE_BYTES = 512 * 1024**2
 _END_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class RayHead:
-    """A running cluster. `address` is for drivers, `jobs_url` for `ray job submit` (None: it was joined)."""
+    """A running cluster. `address` is for Ray drivers, `jobs_url` for `ray job submit` (None if it was joined)."""
 
     address: str
     jobs_url: str | None
 
 
 def start(folder: Path, token_file: Path, *, slots: int) -> RayHead:
-    """Starts a cluster that lives as long as this process; its files go to `folder`, `slots` sandboxes fit in.
+    """Starts a cluster for `slots` sandboxes that lives as long as this process; its files go to `folder`.
 
-    Has to be called before anything imports Ray, which reads its environment once.
+    Call it before anything imports Ray, which reads its environment once.
 
     Raises:
-        ServiceUnavailableError: it did not start. Processes of it may be left: see `end_leftovers`.
+        ServiceUnavailableError: Ray did not start. Some of its processes may be left: see `end_leftovers`.
     """
     os.environ.update(
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
@@ -89,10 +89,10 @@ def start(folder: Path, token_file: Path, *, slots: int) -> RayHead:
 
 
 def _name_cluster(address: str, folder: Path) -> None:
-    """Writes down which cluster has its files in `folder`, as `ray start` does and `ray.init` does not.
+    """Records which cluster has its files in `folder`, as `ray start` does and `ray.init` does not.
 
-    A job's supervisor looks there for the cluster of its job. Without it, it takes one of those that have processes on
-    this machine, perhaps another's. Source: get_ray_address_from_environment in ray._private.services, Ray 2.60.
+    A job's supervisor reads there which cluster its job is of. Without the record, it takes any cluster with processes
+    on this machine, perhaps a wrong one. Source: get_ray_address_from_environment in ray._private.services, Ray 2.60.
     """
     utils: Any = import_module("ray._private.utils")
     utils.write_ray_address(address, str(folder))
@@ -100,11 +100,11 @@ def _name_cluster(address: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _free_agent_port() -> Iterator[None]:
-    """Has the cluster that is started within the block take a free port for its dashboard agent, which runs the jobs.
+    """Makes a cluster started within the block use a free port for its dashboard agent, which runs the jobs.
 
-    `ray.init` always asks for 52365, and has no argument for it. Where another Ray has that port, its agent gets our
-    jobs: it refuses them, or runs them in the wrong cluster. An agent that is told 0 takes a port of its own and makes
-    it known. Source: ray._private.parameter.RayParams and ray.dashboard.agent of Ray 2.60.
+    `ray.init` always asks for 52365, and has no argument for it. If another Ray has that port, its agent gets our jobs:
+    it refuses them, or runs them in the wrong cluster. With port 0 an agent takes a free port and announces it.
+    Source: ray._private.parameter.RayParams and ray.dashboard.agent of Ray 2.60.
     """
     parameter: Any = import_module("ray._private.parameter")
     theirs = parameter.RayParams
@@ -116,7 +116,7 @@ def _free_agent_port() -> Iterator[None]:
 
 
 def join(address: str) -> RayHead:
-    """Joins a running cluster; its jobs' URL is the operator's to know. Raises ServiceUnavailableError."""
+    """Joins a running cluster. Only the operator knows its jobs' URL. Raises ServiceUnavailableError."""
     from actors.rpc.cluster import connect
 
     connect(address)
@@ -124,9 +124,9 @@ def join(address: str) -> RayHead:
 
 
 def end_leftovers(folder: Path) -> None:
-    """Ends what an earlier cluster with its files in `folder` has left: its agents outlive a killed raylet.
+    """Kills processes left by an earlier cluster with its files in `folder`: its agents outlive a killed raylet.
 
-    Only processes of Ray's own: drivers name the folder neither in their arguments nor have Ray's title.
+    Only Ray's own processes: a driver neither names the folder in its arguments nor has Ray's title.
     """
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -149,9 +149,9 @@ def _belongs_to(process: Path, folder: Path) -> bool:
 
 
 def stop() -> None:
-    """Ends the cluster that this process started, with all its processes; leaves one that it joined. Repeatable.
+    """Ends the cluster that this process started, with all its processes; only leaves one that it joined. Repeatable.
 
-    Does nothing where the control store has ended before: `end_leftovers` ends the rest.
+    Does nothing if the control store has ended before: `end_leftovers` ends the rest.
     """
     if not is_gone():
         _ray().shutdown()

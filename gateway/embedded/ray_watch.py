@@ -1,4 +1,4 @@
-"""A watch over the Ray of this machine: when it is dead for good, the service ends in order, to be started anew."""
+"""A watch over this machine's Ray: when Ray has died, the service stops in order, so that it can be restarted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from actors.rpc.cluster_health import dead_parts
 
 _LOOK_S = 1.0
 GRACE_S = 30.0
-"""How long the service says 503 before it ends, so that whoever watches it sees why. Ray's own libraries end a process
-without any order a minute after its control store has ended."""
+"""Time in which the service answers 503 before it stops, so that its supervisor sees why. Ray's own libraries end a
+process abruptly a minute after its control store has ended."""
 
 
 def _end_this_process() -> None:
@@ -23,7 +23,7 @@ def _end_this_process() -> None:
 
 
 class RayWatch:
-    """Looks at Ray's processes within a block, and ends this process when one of them has ended."""
+    """Watches Ray's processes within a block, and ends this process when one of them has ended."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class RayWatch:
         self._has_ended_us = False
 
     def __enter__(self) -> Self:
-        """Begins to look. Nothing waits for the thread."""
+        """Starts to watch, in a daemon thread."""
         threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
         return self
 
@@ -47,7 +47,7 @@ class RayWatch:
         self._over.set()
 
     def check(self) -> None:
-        """Raises ServiceUnavailableError if this process ends because Ray has ended."""
+        """Raises ServiceUnavailableError if this process is ending because Ray has ended."""
         if self._has_ended_us:
             raise ServiceUnavailableError(
                 "Ray has ended on this machine, and no sandbox can be reached.",

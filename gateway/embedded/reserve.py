@@ -1,9 +1,9 @@
-"""Room on the data folder's disk that is kept back for the next start of the service.
+"""Room on the data folder's disk that is reserved for the next start of the service.
 
-A start writes some files anew, and all of Ray's where the folder for temporary files is on the same disk. Sandboxes can
-fill that disk to its last block, and nobody can delete anything of theirs while the service does not start. So a file
-takes some blocks, and some more take inodes: they are given back as a start begins, while no sandbox runs that could
-take them first, and kept again once it is done.
+A start writes some files anew, and all of Ray's if the folder for temporary files is on the same disk. Sandboxes can
+fill that disk to its last block, and nobody can delete their files while the service does not start. So one file
+occupies some blocks, and others occupy inodes. A start first releases them, while no sandbox runs that could use them
+up, and occupies them again once it is done.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 RESERVE_BYTES = 16 * 1024**2
-"""Ray's files are 2 MiB at the end of a start (measured); the trials of mount drivers take some more."""
+"""Size of the reserve. Ray's files are 2 MiB at the end of a start (measured); trials of mount drivers take more."""
 _INODES = 256
-"""Ray makes some 150 files and sockets (measured)."""
+"""Number of reserved inodes. Ray makes some 150 files and sockets (measured)."""
 _SHARE = 4
-"""The reserve takes at most this part of a disk that has little."""
+"""Divisor: the reserve takes at most a quarter of the free room."""
 _MARGIN_BYTES = 256 * 1024
 _LOOK_S = 30.0
 
 
 class Reserve:
-    """The reserve in one folder. Nothing here raises: without one the service starts as long as there is room."""
+    """The reserve in one folder. Its methods do not raise: without a reserve the service starts if there is room."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._room = folder / "room"
         self._had = (0, 0)
-        """What it held before the start, in bytes and files."""
+        """The reserve before the start, in bytes and files."""
 
     @contextmanager
     def given_back(self) -> Iterator[None]:
-        """Gives the room back for the block. What is left of it afterwards is kept again."""
+        """Releases the room for the block. Afterwards reserves again what is left of it."""
         self._had = self._held()
         self._release()
         try:
@@ -46,7 +46,7 @@ class Reserve:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Takes what is missing of the reserve, as soon as there is room for it, until the end of the block."""
+        """Completes the reserve as soon as there is room for it, until the end of the block."""
         over = threading.Event()
 
         def look() -> None:
@@ -60,17 +60,17 @@ class Reserve:
             over.set()
 
     def keep(self, *, as_before: bool = False) -> None:
-        """Takes a share of the free room; with `as_before` what it held before the start, even if it is all of it."""
+        """Reserves a share of the free room; with `as_before`, as much as before the start, even if that is all."""
         had_bytes, had_files = self._had if as_before else (0, 0)
         with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            self._keep_bytes(had_bytes)  # first: their file is one of the last that there may be
+            self._keep_bytes(had_bytes)  # first: it may need the disk's last inode
             self._keep_files(had_files)
 
     def _keep_files(self, had: int) -> None:
         disk = os.statvfs(self._folder)
         _, held = self._held()
-        free = disk.f_favail if disk.f_files else _INODES * _SHARE  # one that makes as many as are wanted says 0
+        free = disk.f_favail if disk.f_files else _INODES * _SHARE  # 0: it makes inodes as needed
         wanted = max(min(_INODES, (free + held) // _SHARE), min(had, free + held))
         for number in range(held, wanted):
             with contextlib.suppress(FileExistsError):
@@ -86,7 +86,7 @@ class Reserve:
                 os.posix_fallocate(room.fileno(), 0, wanted)
 
     def _held(self) -> tuple[int, int]:
-        """How many bytes, and how many files, it holds now."""
+        """The number of bytes and of files that the reserve holds now."""
         with contextlib.suppress(OSError):
             names = {entry.name for entry in self._folder.iterdir()}
             held_bytes = self._room.stat().st_blocks * 512 if self._room.name in names else 0

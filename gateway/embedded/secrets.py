@@ -1,4 +1,4 @@
-"""The secrets that a machine's service makes for itself, once, and keeps beside its data."""
+"""The secrets that the service of one machine makes for itself, once, and keeps beside its data."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FILE = "secrets.json"
 
 
 class MachineSecrets(BaseModel):
-    """The secrets of one data folder. Backups that were signed with `signing_key` are trusted as long as it lives.
+    """The secrets of one data folder. Backups signed with `signing_key` are trusted as long as that key is kept.
 
-    `reads_buckets_secret` says whether the bucket's secret key has signed backups that are to be read still: folders
-    that are older than this field say nothing of it, and then it has.
+    `reads_buckets_secret` is true if the bucket's secret key has signed backups that must stay readable. Folders that
+    are older than this field lack it, and there it is true.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -38,7 +38,7 @@ class MachineSecrets(BaseModel):
 
     @classmethod
     def make(cls) -> MachineSecrets:
-        """Fresh ones, of 160 to 256 bits each."""
+        """Makes fresh secrets, of 160 to 256 bits each; the access key's id has 80."""
         return cls(
             api_key=SecretStr(f"hf_{secrets.token_urlsafe(32)}"),
             signing_key=SecretStr(secrets.token_hex(32)),
@@ -54,10 +54,10 @@ def load_or_make(
 ) -> MachineSecrets:
     """The secrets kept in `folder`, which only root can enter; made on the first call.
 
-    `fit` has the last word on fresh ones, before they are kept.
+    `fit` can change fresh secrets, before they are kept.
 
     Raises:
-        InvalidRequestError: they are there, and damaged. New ones are never made over them.
+        InvalidRequestError: the secrets are damaged. They are never replaced by new ones.
         Exception: what `fit` raises.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -73,7 +73,7 @@ def load_or_make(
 
 
 def unreadable(folder: Path) -> InvalidRequestError:
-    """The error for secrets that are not those which a service once wrote."""
+    """The error for damaged secrets."""
     return InvalidRequestError(
         f"The service's own secrets are damaged: {folder / _FILE}.",
         hint="Put a copy of the file back. Without one, move it away: the service makes new keys, its clients need the "
@@ -82,9 +82,9 @@ def unreadable(folder: Path) -> InvalidRequestError:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Writes a file that only its owner can read, whole or not at all.
+    """Writes a file that only its owner can read, atomically.
 
-    One that says the same already stays: where nothing has changed the service starts though its disk is full.
+    A file that says the same already is not touched, so that the service can start unchanged on a full disk.
     """
     if _says(file, text):
         return
@@ -99,7 +99,7 @@ def write_private(file: Path, text: str) -> None:
 
 
 def _says(file: Path, text: str) -> bool:
-    """Whether a file holds just this text, and nobody but its owner can read it."""
+    """Tells whether a file holds exactly this text, and only its owner can read it."""
     try:
         status = file.lstat()
         return stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077 and file.read_text() == text

@@ -1,8 +1,8 @@
-"""The keys with which one machine's service signs and verifies: the operator's, or the one that the machine has made.
+"""The keys with which one machine's service signs and verifies: the operator's, or the machine's own.
 
-A key that the machine has made is lost with its data folder. So a folder that is new, over a bucket with backups that
-no key of this machine has signed, is taken for that of a machine that was rebuilt: the service does not start before
-the operator has said which key it is to use.
+A machine's own key is lost with its data folder. So a new folder, over a bucket with backups that no key of this
+machine has signed, is taken for that of a rebuilt machine: the service does not start until the operator has said
+which key to use.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gateway.embedded.secrets import MachineSecrets
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """The first signs; all of them verify."""
+    """The keys of a service. The first one signs; all of them verify."""
 
     signing: SecretStr
     old: tuple[SecretStr, ...]
 
 
 def key_ring(settings: Settings, secrets: MachineSecrets) -> KeyRing:
-    """The keys of a machine. What its own key has signed is believed after the operator has set another, too."""
+    """The keys of a machine. Backups that its own key signed stay trusted after the operator has set another key."""
     old = settings.verifying_keys(reads_buckets_secret=secrets.reads_buckets_secret)
     if settings.signing_key is None:
         return KeyRing(secrets.signing_key, old)
@@ -35,10 +35,10 @@ def key_ring(settings: Settings, secrets: MachineSecrets) -> KeyRing:
 
 
 def fit_for_the_bucket(secrets: MachineSecrets, settings: Settings, *, folder: Path) -> MachineSecrets:
-    """Fresh secrets, made to go on with what an operator's bucket holds already, before they are kept in `folder`.
+    """Fits fresh secrets to the backups that an operator's bucket holds already, before they are kept in `folder`.
 
     Raises:
-        InvalidRequestError: all that is signed there was signed with a key that this machine does not have.
+        InvalidRequestError: all signed backups there were signed with keys that this machine does not have.
         StorageUnavailableError: the bucket does not answer.
     """
     bucket = settings.bucket()

@@ -1,7 +1,7 @@
-"""Turns what keeps `holdfast serve` from starting into a sentence and a hint.
+"""Turns errors of a start of `holdfast serve` into a sentence and a hint.
 
-The parts of the service raise errors of their own kind: the operating system's, the node's, the store's, Ray's. The
-operator reads one line that says what failed, and one that says what to do.
+The operating system, the node, the store and Ray raise errors of their own kinds. The operator reads one line that says
+what failed, and one that says what to do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from storage.errors import StorageError
 
 _RAY_BYTES = 8 * 1024**2
 _RAY_FILES = 256
-"""What Ray needs on the disk of its files to start: 2 MiB and 150 files (measured), and some for its first minutes."""
+"""Room for Ray's files that a start needs: 2 MiB and 150 files (measured), and some for Ray's first minutes."""
 _SHOWN_CHARACTERS = 300
 _ELSEWHERE = "choose another folder with --data-dir, or another TMPDIR if it is Ray's"
 _FIXES = {
@@ -42,15 +42,15 @@ _UNIX_SOCKET_PATH_BYTES = 107
 """The longest path of a socket. Source: unix(7), sun_path, less its last zero byte."""
 _LONGEST_SESSION = "session_2000-01-01_00-00-00_000000_"
 LONGEST_SOCKET = "dash_TaskEventsHead"
-"""The name of Ray's socket whose name is the longest; its dashboard makes it. Source: Ray 2.60, measured."""
+"""The longest name of Ray's sockets; the dashboard makes that socket. Source: Ray 2.60, measured."""
 
 
 @contextmanager
 def named(data_dir: Path) -> Iterator[None]:
-    """Raises what keeps a part of the service from starting, within the block, as an error with a sentence and a hint.
+    """Raises errors of a start, within the block, as errors with a sentence and a hint.
 
     Raises:
-        InvalidRequestError: the file system or a limit of the machine is in the way.
+        InvalidRequestError: the file system or a limit of the machine prevents the start.
         ServiceUnavailableError: a part did not start.
     """
     try:
@@ -68,7 +68,7 @@ def named(data_dir: Path) -> Iterator[None]:
 
 
 def ray_did_not_start(error: Exception) -> ServiceUnavailableError:
-    """The error for whatever Ray raised as it started: it has no classes of its own for that."""
+    """The error for any exception of Ray's start; Ray has no classes of its own for that."""
     first, last = _first_line(error), _last_line(error)
     return ServiceUnavailableError(
         f"Ray did not start: {first if first == last else f'{first} … {last}'}.",
@@ -78,9 +78,9 @@ def ray_did_not_start(error: Exception) -> ServiceUnavailableError:
 
 
 def check_room(folder: Path) -> None:
-    """Raises InvalidRequestError where the disk of `folder` has no room for Ray's files.
+    """Raises InvalidRequestError if the disk of `folder` has no room for Ray's files.
 
-    Ray itself would start in part, and name nothing.
+    Ray itself would start in part, and not name the cause.
     """
     if not _has_room(folder, size_bytes=_RAY_BYTES, files=_RAY_FILES):
         raise InvalidRequestError(
@@ -90,15 +90,15 @@ def check_room(folder: Path) -> None:
 
 
 def _has_room(folder: Path, *, size_bytes: int, files: int) -> bool:
-    """Whether the disk has room for so many bytes and files more. One that makes inodes as needed counts none."""
+    """Tells whether the disk has room for so many more bytes and files. A disk without a limit of inodes reports 0."""
     disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_frsize >= size_bytes and (disk.f_files == 0 or disk.f_favail >= files)
 
 
 def check_socket_paths(folder: Path) -> None:
-    """Raises InvalidRequestError where the paths of the sockets that Ray makes below `folder` would be too long.
+    """Raises InvalidRequestError if the paths of Ray's sockets below `folder` would be too long.
 
-    Ray's own check comes after its first processes have started, and knows some of its sockets only.
+    Ray's own check comes after its first processes have started, and covers only some of its sockets.
     """
     tail = Path(f"{_LONGEST_SESSION}{os.getpid()}", "sockets", LONGEST_SOCKET)
     excess = len(os.fsencode(folder / tail)) - _UNIX_SOCKET_PATH_BYTES
@@ -114,7 +114,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """Where an error quotes a log, its last line is nearest to the cause."""
+    """The last line of an error: if the error quotes a log, that line is nearest to the cause."""
     return _lines(error)[-1]
 
 

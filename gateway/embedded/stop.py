@@ -1,7 +1,7 @@
-"""The time that a stop of the service has, shared out among its steps.
+"""The time limit of a stop of the service, divided among its steps.
 
-Whatever is dead or hangs (Ray's processes, a sandbox, the store, a FUSE daemon), the steps after it get their turn, and
-the process ends in time. A step that is given up goes on in a thread of its own; the process does not wait for it.
+Whatever is dead or hangs (Ray's processes, a sandbox, the store, a FUSE daemon), the later steps run, and the process
+ends in time. A step that exceeds its time goes on in a thread of its own; the process does not wait for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from actors.logs import log
 
 STOP_S = 22.0
-"""Of the 30 s that a stop may take. The gateway has the others: see `gateway.server.GRACEFUL_S`."""
+"""Share of the 30 s that a stop may take. The gateway has the rest: see `gateway.server.GRACEFUL_S`."""
 _LOOK_S = 0.1
 
 
@@ -25,7 +25,7 @@ class Stop:
         self._deadline: float | None = None
 
     def left_s(self, *, keep_s: float = 0.0) -> float:
-        """How long a step may take, in seconds, if `keep_s` is to be left for those after it."""
+        """Seconds that a step may take, if `keep_s` are to be left for the later steps."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self._total_s
         return max(0.0, self._deadline - time.monotonic() - keep_s)
@@ -33,10 +33,10 @@ class Stop:
     def step(
         self, name: str, act: Callable[[], None], *, keep_s: float, is_in_vain: Callable[[], bool] = lambda: False
     ) -> bool:
-        """Runs a step, and gives it up when its time is over, or when `is_in_vain` says so; never raises.
+        """Runs a step, and abandons it when its time is over, or when `is_in_vain` returns True. Never raises.
 
         Returns:
-            Whether it has ended without an error. Otherwise the log has its name and the cause.
+            True if it has ended without an error. Otherwise the log has its name and the cause.
         """
         failures: list[Exception] = []
         ended = threading.Event()

@@ -1,4 +1,4 @@
-"""The embedded store's address and keys, for S3's own clients: the AWS command line, boto3, rclone and others."""
+"""The embedded store's address and keys, for S3 clients: the AWS command line, boto3, rclone and others."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from storage.config import BucketConfig
 
 STORE_ENV = "store.env"
 _REGION = "us-east-1"
-"""The region that clients sign for; rclone takes any, and some clients want one."""
+"""The region for signatures; rclone accepts any, and some clients need one."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreAccess:
-    """The store's bucket and endpoint, and the file with the variables that lead a client there, keys included."""
+    """The store's bucket and endpoint, and the file with a client's environment variables, keys included."""
 
     bucket: str
     endpoint_url: str
@@ -26,10 +26,10 @@ class StoreAccess:
 
 @contextmanager
 def store_access_file(file: Path, bucket: BucketConfig) -> Iterator[StoreAccess]:
-    """Writes the variables for a shell to `file`, which only its owner can read; removes it after the block.
+    """Writes a client's environment variables to `file`, which only its owner can read; removes it after the block.
 
     Source: the names are those of the AWS SDKs' reference guide, "Environment variables support". Newer SDKs add
-    checksums in trailers of their own accord, which not every store takes: they are told to send them when asked to.
+    checksums in trailers by default, which not every store accepts: a variable limits them to required checksums.
     """
     endpoint_url = bucket.endpoint_url or ""
     variables = {

@@ -1,4 +1,4 @@
-"""Backups: making, restoring, listing and deleting them."""
+"""Routes of backups: creating, restoring, listing, adopting and deleting them."""
 
 from __future__ import annotations
 

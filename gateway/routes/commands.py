@@ -1,4 +1,4 @@
-"""Running commands."""
+"""The route that runs commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files in and out, streamed; never whole in memory."""
+"""Routes of files and archives: in and out, streamed, never whole in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.streaming import Source, StreamedAnswer, raw
 
 
 class _AnyPath(PathConvertor):
-    """A path whose names may hold line feeds, which Starlette's own does not match."""
+    """A path whose names may hold line feeds, which Starlette's own convertor does not match."""
 
     regex = "(?s:.*)"
 

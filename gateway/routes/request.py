@@ -1,4 +1,4 @@
-"""The parts of a request that routes take: the sandbox or the service it means, paths and pages."""
+"""Parameters that the routes share: the sandbox or the service of a request, paths and pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gateway.config import GatewayConfig
 from gateway.errors import NotUnderstoodError, RouteNotFoundError
 
 KEY_REQUIRED = Security(HTTPBearer(auto_error=False, description="The API key; it decides the tenant."))
-"""Documents the key in OpenAPI; `gateway.auth` checks it, before any route is looked for."""
+"""The key's documentation in OpenAPI; `gateway.auth` checks the key, before routing."""
 
 DEFAULT_DIR = "/workspace"
 
@@ -53,7 +53,7 @@ async def _service(request: Request) -> ServicePort:
 async def _file_path(
     request: Request, path: Annotated[str, Path(description="Absolute, without its first '/'.")]
 ) -> str:
-    """The path out of the request's raw target, so that names that are not UTF-8 survive (as surrogate escapes)."""
+    """Reads the path from the request's raw target, to keep names that are not UTF-8 (as surrogate escapes)."""
     _, marker, raw = request.scope["raw_path"].partition(b"/file/")
     if not marker:  # the route matched an encoded "file"
         raise RouteNotFoundError("There is no such route.")
@@ -81,7 +81,7 @@ async def _excludes(
 
 
 def _values(request: Request, name: str, *default: str) -> list[str]:
-    """The values of a query parameter out of the raw query, so that bytes that are not UTF-8 survive."""
+    """Reads the values of a query parameter from the raw query, to keep bytes that are not UTF-8."""
     query = request.scope["query_string"].decode("latin-1")
     given = [value for key, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape") if key == name]
     return given or list(default)

@@ -1,4 +1,4 @@
-"""Sandboxes: making, listing, looking at and ending them, and what runs in them just now."""
+"""Routes of sandboxes: creating, listing, describing and destroying them, and their running operations."""
 
 from __future__ import annotations
 

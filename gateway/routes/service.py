@@ -1,4 +1,4 @@
-"""The service itself: is it up, can it work, what has it done."""
+"""Routes of the service itself: health, readiness, metrics and API documentation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Ready(Model):
 
     ready: bool = True
     warnings: tuple[str, ...] | None = None
-    """A sentence for each full disk, on which some calls would fail; absent where there is none."""
+    """A sentence for each full disk, on which some calls would fail; absent if there is none."""
 
 
 @router.get("/health", response_model=Health)

@@ -1,6 +1,6 @@
-"""A check before every route: what a request asks for and the route does not know is refused, never ignored.
+"""A check before every route: refuses, and never ignores, parts of a request that the route does not know.
 
-A client whose `?excludes=` is dropped finds its secrets in the archive. So a request may say nothing but what the route
+If `?excludes=` were ignored, a client would find its secrets in the archive. So a request may have only what its route
 has declared: no other query parameter, none twice, no body where it takes none, and none of the headers below.
 """
 
@@ -32,9 +32,12 @@ _REFUSED = MappingProxyType(
         "if-unmodified-since": "Writing cannot be made to depend on what is there.",
     }
 )
-"""Headers that change what a request means, and why they cannot be obeyed."""
+"""Headers that change the meaning of a request, with the reasons why they are refused."""
 _REFUSED_IN_READS = frozenset({"session-id"})
-"""The others may be passed over by who answers in full. Source: RFC 9110, sections 8.4, 13.1 and 14.4."""
+"""Headers refused in reads. A server that answers in full may ignore the others.
+
+Source: RFC 9110, sections 8.4, 13.1 and 14.4.
+"""
 
 
 class _Nothing(Model):
@@ -56,7 +59,7 @@ UNDERSTOOD = Depends(_understood)
 
 
 def _declared(dependant: Dependant) -> Iterator[Dependant]:
-    """A route and all that it depends on, each with the parameters that it has declared."""
+    """Yields a route and all its dependencies, each with the parameters that it has declared."""
     yield dependant
     for each in dependant.dependencies:
         yield from _declared(each)
