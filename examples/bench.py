@@ -1,4 +1,4 @@
-"""The figures that matter to a user, measured over HTTP on this machine: medians of several runs each.
+"""Benchmark of the figures that matter to a user, over HTTP on this machine: medians of several runs each.
 
 Compare runs made side by side on one machine; no figure here is a promise.
 """
@@ -24,7 +24,7 @@ from rich.table import Table
 
 SMALL_RUNS, COLD_RUNS, LARGE_RUNS = 20, 10, 5
 NO_PRESTART = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
-"""Settings of Ray with which no worker is started before it is needed."""
+"""Settings of Ray that keep it from starting a worker before it is needed."""
 FILE_BYTES = 256 * 1024**2
 
 
@@ -42,7 +42,7 @@ def main() -> int:
 
 @contextmanager
 def running(**settings: str) -> Iterator[tuple[httpx.Client, Path]]:
-    """A service for the time of the block: a client, and its data folder."""
+    """Runs a service within the block; yields a client for it, and its data folder."""
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
         service = start(Path(folder), **settings)
         try:
@@ -52,13 +52,13 @@ def running(**settings: str) -> Iterator[tuple[httpx.Client, Path]]:
 
 
 class Bench:
-    """Times, and the table of them."""
+    """Measures times, and collects them in a table."""
 
     def __init__(self) -> None:
         self.table = Table("what", "median", "min", "max", "runs")
 
     def row(self, what: str, run: Callable[[], object], runs: int, before: Callable[[], object] = lambda: None) -> None:
-        """Times some runs, each after `before`, which does not count."""
+        """Times some runs, each after `before`, whose time does not count."""
         times = []
         for _ in range(runs):
             before()
@@ -68,24 +68,24 @@ class Bench:
         self.add(what, times)
 
     def add(self, what: str, times_s: Sequence[float]) -> None:
-        """A row of the table."""
+        """Adds a row to the table."""
         figures = (statistics.median(times_s), min(times_s), max(times_s))
         self.table.add_row(what, *(f"{figure * 1000:.1f} ms" for figure in figures), str(len(times_s)))
 
 
 def pause() -> None:
-    """Long enough for a warm worker that was used up to be replaced, and to have loaded everything."""
+    """Waits long enough for a used-up warm worker to be replaced, and for the new one to load everything."""
     time.sleep(4)
 
 
 def first_command(api: httpx.Client) -> Callable[[], object]:
-    """What runs a command in one new sandbox after the other."""
+    """Returns a function that runs a command in a new sandbox at each call."""
     fresh = iter(range(10_000))
     return lambda: execute(api, f"new-{next(fresh)}", "true")
 
 
 def noop_actors() -> list[float]:
-    """How long an actor that does nothing takes in a Ray of its own, from its creation to its first answer; in s."""
+    """Times, in s, from creation to first answer of actors that do nothing, in a Ray of their own."""
     program = Path(__file__).with_name("noop_actor.py")
     environment = {**os.environ, **NO_PRESTART, "RAY_AUTH_MODE": "disabled"}
     said = subprocess.run(
@@ -95,7 +95,7 @@ def noop_actors() -> list[float]:
 
 
 def measure(bench: Bench, api: httpx.Client, data_dir: Path) -> None:
-    """Every row of a service as it comes."""
+    """Measures all rows of a service with its default settings."""
     row = bench.row
 
     def post(path: str, body: dict[str, object]) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""The main job on real input: checkpoint a directory, wreck it, roll back, and fork the checkpoint.
+"""Demo of the main job on real input: checkpoint a directory, wreck it, roll back, and fork the checkpoint.
 
-Starts `holdfast serve` on a folder of its own and talks to it over HTTP as any client would. The input is the
-Python environment that this very script runs in: some twenty thousand files.
+It starts `holdfast serve` on a folder of its own and talks to it over HTTP as any client would. The input is the
+Python environment in which this script runs: some twenty thousand files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def run(api: httpx.Client) -> int:
-    """The job itself."""
+    """Runs the steps between start and stop. Returns the exit status."""
     site_packages = Path(next(path for path in sys.path if path.endswith("site-packages")))
     with step("make a sandbox"):
         box = api.post("/v1/sandbox").raise_for_status().json()["id"]
@@ -88,7 +88,7 @@ class Service:
         self._process = process
 
     def stop(self) -> None:
-        """Ends it, and waits."""
+        """Stops the service, and waits for its end."""
         self.api.close()
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(60)
@@ -116,7 +116,7 @@ def listening_url(process: subprocess.Popen[str], data_dir: Path) -> str:
 
 
 def is_ready(api: httpx.Client) -> bool:
-    """Whether a call would succeed now."""
+    """Tells whether a call would succeed now."""
     try:
         return api.get("/ready").status_code == 200
     except httpx.TransportError:
@@ -124,7 +124,7 @@ def is_ready(api: httpx.Client) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Waits until something is so."""
+    """Waits until the condition is true; exits after `START_LIMIT_S`."""
     deadline = time.monotonic() + START_LIMIT_S
     while not condition():
         if time.monotonic() > deadline:
@@ -147,7 +147,7 @@ def execute(api: httpx.Client, box: str, script: str) -> str:
 
 
 def events(response: httpx.Response) -> Iterator[tuple[str, str]]:
-    """The events of a text/event-stream."""
+    """Yields the events of a text/event-stream: name and data."""
     event = ""
     for line in response.iter_lines():
         if line.startswith("event: "):
@@ -157,21 +157,21 @@ def events(response: httpx.Response) -> Iterator[tuple[str, str]]:
 
 
 def tar_of(folder: Path) -> Iterator[bytes]:
-    """A tar archive of a folder, as a stream."""
+    """Yields a tar archive of a folder, piece by piece."""
     with subprocess.Popen(["tar", "-C", str(folder), "-cf", "-", "."], stdout=subprocess.PIPE) as tar:
         assert tar.stdout is not None
         yield from blocks(tar.stdout)
 
 
 def blocks(stream: IO[bytes]) -> Iterator[bytes]:
-    """The content of a stream, a MiB at a time."""
+    """Yields the content of a stream, a MiB at a time."""
     while block := stream.read(BLOCK_BYTES):
         yield block
 
 
 @contextmanager
 def step(title: str) -> Iterator[Callable[[str], None]]:
-    """Prints a step with the time it took, and what it noted."""
+    """Prints the block as a step, with the time that it took, and its note."""
     notes: list[str] = []
     began = time.monotonic()
     yield notes.append

@@ -1,4 +1,4 @@
-"""How long Ray takes to make an actor that does nothing: one time in seconds per line. `bench.py` runs it."""
+"""Measures how long Ray takes to make an actor that does nothing: one time in seconds per line. `bench.py` runs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ray
 
 @ray.remote(num_cpus=0)
 class Noop:
-    """Answers."""
+    """An actor that only answers."""
 
     def ping(self) -> bool:
         return True

@@ -1,6 +1,6 @@
-"""The command `holdfast`: its table of commands, and the one place where errors become exit statuses.
+"""The command `holdfast`: its table of commands, and the translation of errors to exit statuses.
 
-0 success; 1 an error of ours; 2 wrong usage; 130 interrupted. `exec` ends with its command's status.
+0 success; 1 an error of ours; 2 wrong usage; 130 interrupted. `exec` exits with its command's status.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COMMANDS = {
 
 
 class _Commands(TyperGroup):
-    """Imports a command when it is run, not when it is listed: the models alone take longer than the whole help."""
+    """Imports a command when it runs, not when it is listed: importing the models takes longer than the whole help."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, listed, rest = super().resolve_command(ctx, args)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None, *, doors: Doors | None = None) -> in
     except (Abort, KeyboardInterrupt):
         return INTERRUPTED
     except OSError as e:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.results.fileno())  # nothing is tried again as Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.results.fileno())  # Python must not write again as it ends
         if not isinstance(e, BrokenPipeError):
             output.note_failure(e)
         return FAILED

@@ -1,4 +1,4 @@
-"""Arguments that several commands take, and `BOX:PATH`."""
+"""Arguments that several commands take, and the parser of `BOX:PATH`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Remote:
 
 
 def remote(text: str) -> Remote | None:
-    """`BOX:PATH` taken apart, or None for a local path. A relative path is one under /workspace.
+    """Parses `BOX:PATH`; returns None for a local path. A relative PATH is below /workspace.
 
-    A local file whose name looks like that is meant by `./BOX:PATH`.
+    A local file whose name looks like that is written `./BOX:PATH`.
     """
     match = _REMOTE.fullmatch(text)
     if match is None:

@@ -1,4 +1,4 @@
-"""`holdfast backup`, `restore` and `cancel`."""
+"""`holdfast backup`, `restore`, `adopt` and `cancel`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gateway.cli.arguments import Box
 from gateway.cli.session import Session, with_session
 
 _DIGITS = 4
-"""More than any level has; int(…) refuses very long numbers."""
+"""Maximum number of digits of a level, more than any level has; int() refuses very long numbers."""
 _NOT_KEPT = {
     "sockets": "sockets",
     "acls": "ACLs",
@@ -125,7 +125,7 @@ def cancel(session: Session, box: Box) -> None:
 
 
 def _say_what_was_not_kept(session: Session, handle: DirectoryBackup) -> None:
-    """For people; a machine finds it in the backup's metadata. The backup is made, so nothing here is an error."""
+    """Notes for people what the archive cannot hold; machines find it in the metadata. Ignores errors of the lookup."""
     if session.output.as_json:
         return
     with contextlib.suppress(HoldfastError):

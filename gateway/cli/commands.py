@@ -1,4 +1,4 @@
-"""`holdfast exec`: a command in a sandbox, as if it ran here."""
+"""`holdfast exec`: runs a command in a sandbox as if it ran here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def exec_command(
             if session.output.as_json:
                 encoded = {name: base64.b64encode(b"".join(data)).decode("ascii") for name, data in kept.items()}
                 session.output.result({"exit_code": event.exit_code, **encoded})
-            if holds_data():  # it has come meanwhile
+            if holds_data():  # it has arrived meanwhile
                 print("note: the command has read nothing of our standard input", file=sys.stderr)
             raise typer.Exit(event.exit_code)
         if session.output.as_json:

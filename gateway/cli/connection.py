@@ -1,4 +1,4 @@
-"""The command line's connection to the cluster: the one its job runs in, or the one that `holdfast serve` started."""
+"""The command line's connection to the cluster: its own job's, or the one that `holdfast serve` started."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ CLIENT_SETTINGS = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_E
 
 
 class Doors(Protocol):
-    """Where the commands get their sandboxes from."""
+    """Source of the calls to sandboxes and to the service, for the commands."""
 
     def sandbox(self, sandbox_id: str, *, tenant: str, address: str | None, data_dir: Path | None) -> Sandbox: ...
     def service(self, *, tenant: str, address: str | None, data_dir: Path | None) -> ServiceCalls: ...
 
 
 class RayDoors:
-    """The doors of a Ray cluster. Raise ServiceUnavailableError where none answers.
+    """The calls to a Ray cluster. The methods raise ServiceUnavailableError if no cluster answers.
 
-    Ray prints warnings of the cluster on the standard output of every driver, at any time. Results alone belong there,
-    in the stream that `Output` remembers; so from the first door on the process's `sys.stdout` is its stderr.
+    Ray prints warnings of the cluster to the standard output of every Ray driver, at any time. Only results belong
+    there, in the stream that `Output` remembers; so the first call sets the process's `sys.stdout` to its stderr.
     """
 
     def sandbox(self, sandbox_id: str, *, tenant: str, address: str | None, data_dir: Path | None) -> Sandbox:
@@ -49,11 +49,10 @@ class RayDoors:
 
 
 def read_client_env(data_dir: Path | None = None) -> None:
-    """Takes what `holdfast serve` has left for its clients into the environment. What is set already wins.
+    """Adds the variables that `holdfast serve` wrote for its clients to the environment. Variables already set win.
 
-    Has to happen before Ray is imported, which reads these names once. A file that is absent, or that
-    belongs to somebody else, is no error; nor is one of another cluster than RAY_ADDRESS names, whose
-    credentials would be the wrong ones.
+    Call it before Ray is imported, which reads these names once. It ignores a file that is absent or unreadable, and
+    one for another cluster than RAY_ADDRESS names, whose credentials would be wrong.
 
     Raises:
         InvalidRequestError: the folder was given, and is not there.
@@ -76,7 +75,7 @@ def read_client_env(data_dir: Path | None = None) -> None:
 
 
 def settings() -> Settings:
-    """The environment's settings. Raises InvalidRequestError, naming what is wrong with them."""
+    """Reads the settings from the environment. Raises InvalidRequestError, naming what is wrong with them."""
     from pydantic import ValidationError
 
     from actors.models import invalid

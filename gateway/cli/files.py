@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 STANDARD_STREAM = "-"
 _PACK = ["tar", "--create", "--format=gnu", "--transform=s,^\\.,d,S"]
-"""Of the directory `.`, which is called `d` in the archive; links lead where they led."""
+"""Archives the directory `.` under the name `d`; links keep their targets."""
 _UNPACK = ["tar", "--extract", "--no-same-owner", "--preserve-permissions", "--no-overwrite-dir",
            "--keep-directory-symlink"]  # fmt: skip
-"""A directory that is there stays what it is, a link to one too: as with cp(1)."""
+"""Unpacks an archive. A directory that exists, or a link to one, stays as it is: as with cp(1)."""
 
 
 @with_session
@@ -144,7 +144,7 @@ def _download(session: Session, source: Remote, target: str) -> int:
 
 
 def _own_name(directory: str) -> str:
-    """The name that a directory has in another one that it is copied into; "" where what is in it is meant.
+    """The name that a directory gets when it is copied into another one; "" if only its contents are copied.
 
     Source: cp(1) of coreutils, for "." and "..".
     """
@@ -223,7 +223,7 @@ def _download_tree(session: Session, source: Remote, target: str) -> int:
 
 @contextmanager
 def _archive_there(sandbox: Sandbox) -> Iterator[str]:
-    """The path of a tar archive in the sandbox that is gone afterwards; no backup takes a file of such a name in."""
+    """Yields the path for a tar archive in the sandbox and removes it afterwards; backups leave out such names."""
     path = f"/tmp/.holdfast-{secrets.token_hex(8)}"
     try:
         yield path
@@ -255,7 +255,7 @@ def _readable(source: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _writable(target: str, name: str, output: Output, mode: int | None) -> Iterator[BinaryIO]:
-    """Where the bytes go: stdout, a device, or a new file that takes the target's name once it is whole."""
+    """Yields the file to write: stdout, a device, or a new file that gets the target's name once it is whole."""
     path = Path(target)
     if target == STANDARD_STREAM:
         yield output.results.buffer
@@ -269,7 +269,7 @@ def _writable(target: str, name: str, output: Output, mode: int | None) -> Itera
             yield device
         return
     check_parent(path)
-    path = path.resolve() if path.exists() else path  # a link stays, and what it leads to is written
+    path = path.resolve() if path.exists() else path  # a link stays, and its target is written
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,4 +1,4 @@
-"""`holdfast forget`: to go on without a directory that cannot be brought back."""
+"""`holdfast forget`: drops directories of a sandbox that cannot be recovered."""
 
 from __future__ import annotations
 

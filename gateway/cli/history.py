@@ -1,4 +1,4 @@
-"""`holdfast events` and `label`: what happened to a sandbox, and what its owner knows it by."""
+"""`holdfast events` and `label`: a sandbox's latest events, and its labels."""
 
 from __future__ import annotations
 

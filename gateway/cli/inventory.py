@@ -1,4 +1,4 @@
-"""`holdfast list`, `inspect` and `delete`: what there is."""
+"""`holdfast list`, `inspect` and `delete`: sandboxes and backups."""
 
 from __future__ import annotations
 

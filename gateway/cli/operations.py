@@ -1,4 +1,4 @@
-"""`holdfast gc`, `lifecycle` and `doctor`: for who runs the service."""
+"""`holdfast gc`, `lifecycle` and `doctor`: commands for the operator."""
 
 from __future__ import annotations
 

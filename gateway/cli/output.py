@@ -1,4 +1,4 @@
-"""The output of the commands: for people, or exactly one JSON document for machines."""
+"""The output of the commands: text for people, or exactly one JSON document for machines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where results and errors go: results to what is the standard output now, everything else to stderr."""
+    """Prints results to the stream that is `sys.stdout` at its creation, and text of any other kind to stderr."""
 
     as_json: bool = False
     results: TextIO = field(default_factory=lambda: sys.stdout)
 
     def result(self, value: BaseModel | Mapping[str, Any] | None, *lines: str) -> None:
-        """The result: `value` for machines, `lines` for people."""
+        """Prints the result: `value` for machines, `lines` for people."""
         if self.as_json:
             self._document(value)
         else:
@@ -30,7 +30,7 @@ class Output:
                 _line(self.results, line)
 
     def rows(self, value: BaseModel | Mapping[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A list: a table on a terminal, tab-separated lines in a pipe."""
+        """Prints a list: a table on a terminal, tab-separated lines in a pipe, `value` for machines."""
         if self.as_json:
             self._document(value)
         elif self.results.isatty():
@@ -47,16 +47,16 @@ class Output:
                 _line(self.results, *row)
 
     def note(self, text: str) -> None:
-        """Something that people should know, beside the result."""
+        """Prints something that people should know, beside the result."""
         if not self.as_json:
             _line(sys.stderr, f"note: {text}")
 
     def error(self, error: HoldfastError) -> None:
-        """What went wrong, and what to do about it."""
+        """Prints an error of ours, with its hint."""
         self.failure(code=error.code, message=error.message, context=error.context, hint=error.hint)
 
     def failure(self, *, code: str, message: str, context: Mapping[str, Any], hint: str | None) -> None:
-        """The same, for what is not one of our errors."""
+        """Prints an error, for machines as the result. Also for errors that are not ours."""
         if self.as_json:
             self._document({"code": code, "error": message, "context": context} | ({"hint": hint} if hint else {}))
             return
@@ -65,7 +65,7 @@ class Output:
             _line(sys.stderr, f"hint: {hint}")
 
     def note_failure(self, error: OSError) -> None:
-        """What this machine has refused, most often to take the results; on stderr, where they are not."""
+        """Prints an error of this machine, most often one of writing the results, to stderr."""
         _line(sys.stderr, f"error: {error.filename or 'the output'}: {error.strerror}.")
 
     def _document(self, value: Any) -> None:
@@ -74,12 +74,12 @@ class Output:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether somebody is looking."""
+        """True if a person may be looking: stderr is a terminal."""
         return not self.as_json and sys.stderr.isatty()
 
 
 def printable(text: str) -> str:
-    """The text with control characters and stray bytes escaped: a file's name must not steer the terminal."""
+    """The text with control characters and stray bytes escaped: a file's name must not control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

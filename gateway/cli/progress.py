@@ -1,4 +1,4 @@
-"""Waiting for a backup or a restore: a progress bar for who watches, and Ctrl-C that cancels on the server."""
+"""Waits for a backup or a restore: draws a progress bar, and cancels the operation on the server at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Watched(Protocol):
 def supervised(call: Call[T], calls: Watched, *, kind: OperationKind, dir: str, visible: bool) -> T:
     """Runs a backup or a restore to its end.
 
-    The first Ctrl-C cancels it on the server and waits for what becomes of it: an operation that can no
-    longer be undone is completed and reported as such. The second one stops waiting.
+    The first Ctrl-C cancels it on the server and waits for the outcome: an operation that can no longer be undone is
+    completed and reported as such. The second Ctrl-C stops waiting.
 
     Args:
         call: the operation; it runs in a thread.
-        calls: its sandbox.
-        kind: what it is, to tell it from operations of others on the same sandbox.
-        dir: the directory it concerns, for the same reason.
-        visible: whether to draw.
+        calls: the calls to its sandbox.
+        kind: its kind, to tell it from other callers' operations on the same sandbox.
+        dir: its directory, for the same reason.
+        visible: True to draw its progress.
     """
     with _interrupts() as interrupted, meter(visible=visible) as display:
         future = _in_background(call)
@@ -62,7 +62,7 @@ def supervised(call: Call[T], calls: Watched, *, kind: OperationKind, dir: str, 
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """Counts the first Ctrl-C instead of raising it, so that none is lost between two lines of the caller."""
+    """Records the first Ctrl-C instead of raising it, so that none is lost between two lines of the caller."""
     interrupted = threading.Event()
 
     def count(number: int, frame: FrameType | None) -> None:
@@ -80,7 +80,7 @@ def _interrupts() -> Iterator[threading.Event]:
 def _in_background(call: Call[T]) -> Future[T]:
     future: Future[T] = Future()
 
-    def work() -> None:  # the top frame of a thread: whatever is raised, the waiter raises
+    def work() -> None:  # the top frame of a thread: the waiter raises its errors
         try:
             future.set_result(call.result())
         except BaseException as e:
@@ -91,7 +91,7 @@ def _in_background(call: Call[T]) -> Future[T]:
 
 
 def _current(calls: Watched) -> Operation | None:
-    """The running operation; None too where asking fails, because the operation itself will tell."""
+    """The running operation; None also if asking fails, because the operation itself will report the error."""
     try:
         return calls.operation().result()
     except HoldfastError:
@@ -99,7 +99,7 @@ def _current(calls: Watched) -> Operation | None:
 
 
 class _Bar(ProgressColumn):
-    """A bar where the end is known; else nothing beside the spinner."""
+    """A bar if the total is known; else nothing beside the spinner."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Meter:
         self._shown: tuple[str, bool] = ("waiting", False)
 
     def show(self, title: str | None, operation: Operation | None) -> None:
-        """Draws the operation's phase; `title` replaces its name. Without an operation, what is drawn stays."""
+        """Draws the operation's phase, under `title` if given. Without an operation, draws only the title, if any."""
         if operation is not None:
             name = title or operation.phase
             self.amount(name, done=operation.done, total=operation.total or None, unit=operation.unit)
@@ -148,7 +148,7 @@ class Meter:
             self.amount(title, done=0, total=None, unit="files")
 
     def amount(self, title: str, *, done: int, total: int | None, unit: str) -> None:
-        """Draws `done` of `total`; a task whose end is unknown has only a spinner and, of bytes, their number."""
+        """Draws `done` of `total`. Without a total, draws only a spinner and, for bytes, their number."""
         if self._shown != (title, total is not None):
             self._shown = (title, total is not None)
             self._progress.remove_task(self._task)
@@ -165,6 +165,6 @@ class Meter:
 
 @contextmanager
 def meter(*, visible: bool) -> Iterator[Meter]:
-    """A meter that is on the screen as long as the block runs."""
+    """Shows a meter on the screen as long as the block runs."""
     with Meter(visible=visible) as display:
         yield display

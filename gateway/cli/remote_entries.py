@@ -1,4 +1,4 @@
-"""What lies at a path of a sandbox, as far as its listings tell."""
+"""Lookup of the entry at a path of a sandbox, by its listings and stat(1)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIRECTORY}
 
 
 def find_entry(sandbox: Sandbox, path: str) -> FileEntry | None:
-    """The entry of a path, its symbolic links followed; of one that leads nowhere, itself.
+    """The entry of a path, with symbolic links followed; a link that leads nowhere is its own entry.
 
-    None where that cannot be told: using the path will say why.
+    None if there is no entry, or if asking fails: using the path gives the reason.
     """
     parent, name = posixpath.split(str(PurePosixPath(path)))
     try:
@@ -32,7 +32,7 @@ def find_entry(sandbox: Sandbox, path: str) -> FileEntry | None:
 
 
 def is_directory(sandbox: Sandbox, path: str) -> bool:
-    """Whether a path is a directory, or a link to one."""
+    """Tells whether a path is a directory, or a link to one."""
     if str(PurePosixPath(path)) in WRITABLE_ROOTS:
         return True
     found = find_entry(sandbox, path)
@@ -40,7 +40,7 @@ def is_directory(sandbox: Sandbox, path: str) -> bool:
 
 
 def _asked(sandbox: Sandbox, path: str) -> FileEntry | None:
-    """As stat(1) tells in the sandbox: of links, and in directories that are too large to be listed."""
+    """The entry by stat(1) in the sandbox: for links, and in directories that are too large to be listed."""
     try:
         ended = sandbox.exec([*_STAT, path])
     except HoldfastError:

@@ -1,4 +1,4 @@
-"""`holdfast serve`: the whole service on this machine, until Ctrl-C or SIGTERM."""
+"""`holdfast serve`: runs the whole service on this machine, until Ctrl-C, SIGTERM or SIGHUP."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def serve(port: Port = None, host: Host = None, data_dir: DataDir = None, addres
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends the process at once: threads that wait for a cluster that is gone would keep it, or crash it on its way."""
+    """Ends the process at once: threads that wait for a lost cluster would keep it alive, or crash it as it ends."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 class _Stopped(BaseException):
-    """SIGINT, SIGTERM or SIGHUP came; everything is undone on the way out."""
+    """Raised at SIGINT, SIGTERM or SIGHUP; everything is undone on its way out."""
 
 
 def _heed_signals() -> None:
@@ -90,7 +90,7 @@ def _run(settings: Settings) -> None:
     with _bound(settings.host, settings.port) as listening:
         print("starting …", file=sys.stderr, flush=True)
         with running(settings) as machine:
-            _heed_signals()  # again: Ray has put a handler of its own in place
+            _heed_signals()  # again: Ray has installed a handler of its own
             config = GatewayConfig.of(settings, machine.keys_by_tenant)
             url = f"http://{settings.host}:{listening.getsockname()[1]}"
             print(_banner(machine, url, settings.data_dir), flush=True)
@@ -105,7 +105,7 @@ def _run(settings: Settings) -> None:
 def _bound(host: str, port: int) -> socket.socket:
     """A socket that has the port but refuses connections until the gateway listens."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off, and so 40 ms per answer, only where the protocol is named.
+    # asyncio turns Nagle's algorithm off, which saves 40 ms per answer, only if the socket names its protocol.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -119,7 +119,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _banner(machine: Machine, url: str, data_dir: Path) -> str:
-    """Where everything is, and what to try. Names where the key is; never the key."""
+    """The text printed at the start: where everything is, and what to try. Names the key's file, never the key."""
     elsewhere = data_dir != Settings.model_fields["data_dir"].default and machine.ray.jobs_url
     key = f"$(cat {machine.api_key_file})" if machine.api_key_file else "$SANDBOX_API_KEY"
     ray = f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={machine.token_file} RAY_ADDRESS={machine.ray.jobs_url}"

@@ -1,4 +1,4 @@
-"""The options that all commands share, and what they amount to."""
+"""The options that all commands share, and the session made from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHARED = "Common options"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One run of one command: whose sandboxes, in which cluster, and where the output goes."""
+    """One run of one command: its tenant, its cluster and its output."""
 
     output: Output
     doors: Doors

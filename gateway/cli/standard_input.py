@@ -1,4 +1,4 @@
-"""The standard input of a command that cannot pass it on: is there anything that would be lost?"""
+"""A check of standard input, for a command that cannot pass it on: finds data that would be lost."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ STDIN = 0
 
 
 def holds_data(fd: int = STDIN) -> bool:
-    """Whether something is there to be read: bytes in a pipe or a socket, or the rest of a file. Takes nothing of it.
+    """Tells whether there is something to read: bytes in a pipe or a socket, or the rest of a file. Reads nothing.
 
-    A terminal, a device such as /dev/null, what is closed and what is empty hold nothing; neither does a pipe whose
-    writer has written nothing so far, such as that of a shell over SSH.
+    A terminal, a device such as /dev/null, and a closed or empty input hold nothing. Neither does a pipe whose writer
+    has written nothing so far, such as that of a shell over SSH.
     """
     try:
         found = os.fstat(fd)

@@ -1,7 +1,7 @@
-"""Directories into and out of a sandbox, as tar archives: `holdfast cp -r`.
+"""Copies directories into and out of a sandbox, as tar archives, for `holdfast cp -r`.
 
-What comes out of a sandbox is its tenant's work. Nothing of it is written outside of the new directory: names that
-lead out are refused, nothing is written through a link, and devices are left out. Links are kept as they are.
+An archive from a sandbox is untrusted. Nothing of it is written outside of the new directory: names that lead out are
+refused, nothing is written through a link, and devices are left out. Links are kept as they are.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _END = bytes(1024)
 
 @dataclass(slots=True)
 class Copied:
-    """The bytes of the files that were copied, and the names that were left out: of sockets and devices."""
+    """The number of bytes in the copied files, and the names that were left out: sockets and devices."""
 
     total_bytes: int = 0
     left_out: list[str] = field(default_factory=list)
 
 
 def pack(folder: Path, name: str, send: Callable[[bytes], None]) -> Copied:
-    """Sends a local directory as an archive, in which it is called `name`, by pieces of `TRANSFER_BYTES`.
+    """Sends a local directory as an archive, in which it is called `name`, in pieces of `TRANSFER_BYTES`.
 
     Raises OSError.
     """
@@ -61,11 +61,11 @@ def pack(folder: Path, name: str, send: Callable[[bytes], None]) -> Copied:
 
 
 def unpack(pieces: Iterable[bytes], target: Path) -> Copied:
-    """Makes the new directory `target` of an archive of one directory. It shows whole or not at all.
+    """Unpacks an archive of one directory as the new directory `target`, which appears whole or not at all.
 
     Raises:
-        InvalidRequestError: something in it would lead out of the directory, or it is no such archive.
-        OSError: it cannot be written.
+        InvalidRequestError: a name leads out of the directory, or this is no such archive.
+        OSError: the directory cannot be written.
     """
     copied = Copied()
     with _scratch(target) as scratch:
@@ -103,7 +103,7 @@ def _write_members(archive: tarfile.TarFile, root: Path, copied: Copied) -> None
             copied.total_bytes += _write_file(place, content, mode)
         else:
             copied.left_out.append(member.name)
-    for place, mode in reversed(modes):  # one that may not be written has been filled by now
+    for place, mode in reversed(modes):  # last, since a directory may become read-only
         place.chmod(mode)
 
 
@@ -115,7 +115,7 @@ def _write_file(place: Path, content: IO[bytes], mode: int) -> int:
 
 
 def _place(root: Path, name: str) -> Path:
-    """Where a member belongs: below the root, by way of directories that are none but ours."""
+    """The path of a member below the root. Refuses names that lead out of it, or through a link or a file."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise InvalidRequestError(f"A name in the sandbox's archive leads out of it: {name[:200]!r}.")
@@ -135,7 +135,7 @@ def _sockets(folder: Path) -> Iterator[str]:
 
 
 def check_parent(target: Path) -> None:
-    """Raises the OSError that names the directory in which a file or directory is to be made, if it is not there."""
+    """Raises an OSError with its name if the parent directory of a file or directory to be made is missing."""
     os.stat(target.parent / ".")
 
 
@@ -152,7 +152,7 @@ def _scratch(target: Path) -> Iterator[Path]:
 
 
 class _Sender(io.RawIOBase):
-    """A file to write to, which sends what it is given."""
+    """A writable file that sends what is written to it."""
 
     def __init__(self, send: Callable[[bytes], None]) -> None:
         self._send = send
@@ -166,7 +166,7 @@ class _Sender(io.RawIOBase):
 
 
 class _Pieces(io.RawIOBase):
-    """A file to read from, which is made of pieces."""
+    """A readable file made of pieces."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -188,7 +188,7 @@ class _Pieces(io.RawIOBase):
         return size
 
     def check_end(self) -> None:
-        """Raises ReadError unless the archive's end mark has come: tarfile takes an end without one for the end."""
+        """Raises ReadError unless the archive's end mark has come: tarfile accepts an archive without one."""
         for piece in self._pieces:
             self._note(piece)
         if self._tail != _END:
