@@ -103,7 +103,7 @@ def _without_actor(lane: str | None, cached_backup_id: str | None) -> Steps[Any]
 
 
 class SandboxCalls:
-    """Every call to one sandbox, as `Call`s and `Stream`s. A call creates the sandbox unless it only asks about it."""
+    """Every call to one sandbox, as `Call`s and `Stream`s. Calls create the sandbox, except `cancel` and questions."""
 
     def __init__(self, sandbox_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         address = validated(_Address, {"sandbox": sandbox_id, "tenant": tenant})

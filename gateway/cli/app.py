@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None, *, doors: Doors | None = None) -> in
     except (Abort, KeyboardInterrupt):
         return INTERRUPTED
     except OSError as e:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output.results.fileno())  # Python must not write again as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output.results.fileno())  # Python flushes once more as it ends
         if not isinstance(e, BrokenPipeError):
             output.note_failure(e)
         return FAILED

@@ -125,7 +125,7 @@ def cancel(session: Session, box: Box) -> None:
 
 
 def _say_what_was_not_kept(session: Session, handle: DirectoryBackup) -> None:
-    """Notes for people what the archive cannot hold; machines find it in the metadata. Ignores errors of the lookup."""
+    """Tells people what the archive does not hold; machines find it in the metadata. Ignores errors of the lookup."""
     if session.output.as_json:
         return
     with contextlib.suppress(HoldfastError):

@@ -56,7 +56,7 @@ class Output:
         self.failure(code=error.code, message=error.message, context=error.context, hint=error.hint)
 
     def failure(self, *, code: str, message: str, context: Mapping[str, Any], hint: str | None) -> None:
-        """Prints an error, for machines as the result. Also for errors that are not ours."""
+        """Prints any error: to stderr for people, in place of the result for machines."""
         if self.as_json:
             self._document({"code": code, "error": message, "context": context} | ({"hint": hint} if hint else {}))
             return

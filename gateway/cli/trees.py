@@ -135,7 +135,7 @@ def _sockets(folder: Path) -> Iterator[str]:
 
 
 def check_parent(target: Path) -> None:
-    """Raises an OSError with its name if the parent directory of a file or directory to be made is missing."""
+    """Raises the OSError that names the parent directory of `target`, if that directory is missing."""
     os.stat(target.parent / ".")
 
 

@@ -277,7 +277,7 @@ def _stop_service(clock: Stop) -> None:
 
 
 def _end_ray(folder: Path, clock: Stop) -> None:
-    """Stops Ray in order, kills what is left of it, and removes its files, which lie in `folder`."""
+    """Stops Ray, kills the processes that it leaves, and removes its files, which lie in `folder`."""
     clock.step("ray", ray_head.stop, keep_s=_LEFTOVERS_S + _NODE_S, is_in_vain=is_gone)
     clock.step("leftovers", lambda: ray_head.end_leftovers(folder), keep_s=_NODE_S)
     clock.step("files", lambda: shutil.rmtree(folder, ignore_errors=True), keep_s=_NODE_S)

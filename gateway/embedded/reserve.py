@@ -70,7 +70,7 @@ class Reserve:
     def _keep_files(self, had: int) -> None:
         disk = os.statvfs(self._folder)
         _, held = self._held()
-        free = disk.f_favail if disk.f_files else _INODES * _SHARE  # 0: it makes inodes as needed
+        free = disk.f_favail if disk.f_files else _INODES * _SHARE  # 0: it has no limit
         wanted = max(min(_INODES, (free + held) // _SHARE), min(had, free + held))
         for number in range(held, wanted):
             with contextlib.suppress(FileExistsError):
