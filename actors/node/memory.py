@@ -1,6 +1,7 @@
-"""The order in which the kernel ends processes where memory runs out, and the share of it that all sandboxes have.
+"""The order in which the kernel ends processes when memory runs out, and the sandboxes' shares of memory.
 
-Whoever serves many outlives whoever serves one: the service before the sandboxes' actors before their commands.
+A process that serves many outlives one that serves few: the kernel ends commands first, then the sandboxes' actors,
+then the service.
 
 Source: proc_pid_oom_score_adj(5); Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 """
@@ -19,25 +20,25 @@ _TCP_MEM = Path("/proc/sys/net/ipv4/tcp_mem")
 
 
 class Rank(IntEnum):
-    """Values of oom_score_adj: who has the highest is ended first."""
+    """Values of oom_score_adj: the kernel ends the process with the highest value first."""
 
     DAEMON = -900
     SERVICE = 100
-    """Also what a Ray that we start gives its workers, by RAY_worker_oom_score_adjustment; 1000 is Ray's own choice."""
+    """Also the value of the workers of a Ray that we start (RAY_worker_oom_score_adjustment); Ray's own is 1000."""
     SANDBOX = 300
     COMMAND = 1000
 
 
 def give_rank(rank: Rank, *, pid: int | None = None) -> None:
-    """Gives a process, or this one, its rank. A lower one than it has needs CAP_SYS_RESOURCE, else nothing changes."""
+    """Sets the rank of a process, by default this one. Lowering it needs CAP_SYS_RESOURCE, else nothing changes."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid or 'self'}/oom_score_adj").write_text(str(int(rank)))
 
 
 def share_of_socket_buffers(tcp_mem: Path = _TCP_MEM) -> int:
-    """The memory that the TCP sockets of one sandbox may use, in bytes: an eighth of what the machine's do unhindered.
+    """The memory that the TCP sockets of one sandbox may use, in bytes: an eighth of the low mark in tcp_mem.
 
-    Beyond that, the kernel takes buffers away from every socket of the machine, the service's too. Source: tcp(7).
+    Above that mark the kernel takes buffers away from every socket of the machine, the service's too. Source: tcp(7).
     """
     return int(tcp_mem.read_text().split()[0]) * resource.getpagesize() // 8
 
@@ -45,17 +46,18 @@ def share_of_socket_buffers(tcp_mem: Path = _TCP_MEM) -> int:
 def share_of_sandboxes(groups: Iterable[Path], meminfo: Path = _MEMINFO) -> int:
     """The memory that all sandboxes of the node may use together, in bytes.
 
-    What is left, a tenth of the node's memory and at least 1 GiB, is for the service and for the rest of the node; of
-    a node with less than 2 GiB it is half.
+    The rest is for the service and the node: a tenth of the node's memory, but at least 1 GiB; on a node with less
+    than 2 GiB, half.
 
     Args:
-        groups: the groups that the service was started in; a container's limit on one is the node's memory, too.
+        groups: the cgroups that the service was started in; a container's limit on one of them bounds the node's
+            memory.
     """
     total = (
         int(next(line for line in meminfo.read_text().splitlines() if line.startswith("MemTotal:")).split()[1]) * 1024
     )
     for group in groups:
         for file in ("memory.max", "memory.limit_in_bytes"):
-            with contextlib.suppress(OSError, ValueError):  # there is none, or "max"
+            with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
                 total = min(total, int((group / file).read_text()))
     return total - min(max(total // 10, _GIB), total // 2)

@@ -1,8 +1,8 @@
-"""The mounts of this process's namespace, by the kernel's own account, and whether they answer.
+"""The mounts of this process's mount namespace, as the kernel lists them, and a probe that tells whether one answers.
 
-A mount whose FUSE daemon is dead is invisible to `os.path.exists`, `lexists` and `ismount` alike, and one whose
-daemon hangs blocks every look at it. So the table comes from /proc/self/mountinfo, which asks no daemon, and the
-only real access is made by a child that can be killed.
+`os.path.exists`, `lexists` and `ismount` do not see a mount whose FUSE daemon is dead, and every access to a mount
+whose daemon hangs blocks. So the table comes from /proc/self/mountinfo, which asks no daemon, and only a child that
+can be killed accesses a mount.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KILLED_CHILD_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo. `options` belong to the mount, `super_options` to the file system under it.
+    """One line of mountinfo. `options` belong to the mount, `super_options` to its file system.
 
     Source: proc_pid_mountinfo(5).
     """
@@ -58,7 +58,7 @@ def mounts_under(path: Path) -> list[Mount]:
 
 
 def find(path: Path) -> Mount | None:
-    """The top-most mount at exactly `path` (absolute, without symlinks)."""
+    """The top-most mount at exactly `path` (absolute, without symlinks); None if there is none."""
     here = [mount for mount in mounts() if mount.point == path]
     covered = {mount.parent_id for mount in here}
     return next((mount for mount in reversed(here) if mount.id not in covered), None)
@@ -68,7 +68,7 @@ def probe(path: Path, *, timeout_s: float) -> str | None:
     """Asks the file system at `path` for its statistics and a first directory entry.
 
     Returns:
-        None when it answers, else what is wrong with it: the error, or that it does not answer in time.
+        None if it answers, else the fault: the error, or that it did not answer in time.
     """
     child = process.start([sys.executable, "-I", "-S", "-c", _PROBE, str(path)], stdout=subprocess.DEVNULL, cwd="/")
     try:
@@ -83,7 +83,7 @@ def probe(path: Path, *, timeout_s: float) -> str | None:
 
 
 def _abandon(child: subprocess.Popen[bytes]) -> None:
-    """Kills a probe without waiting for ever: a request that a FUSE daemon has taken cannot be interrupted."""
+    """Kills a probe and waits for it briefly: a request that a FUSE daemon has taken cannot be interrupted."""
     child.kill()
     if child.stderr is not None:
         child.stderr.close()

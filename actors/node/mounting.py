@@ -1,8 +1,10 @@
-"""The door to mount(8), mount(2) and umount(2). What is unmounted is gone, or an error; nothing is lazy,
-but for what no path leads to any more, because a mount on the way has died.
+"""Mounts and unmounts file systems, by mount(8), mount(2) and umount(2).
+
+An unmount either removes the mount or raises an error; it is never lazy. The one exception is a dead FUSE mount on the
+way to the path, which is detached.
 
 Mounting runs in a child, which can be killed when a file system hangs. Unmounting is one system call that asks
-nothing of the file system, so a hung or dead FUSE mount can be removed; umount(8) would look at it first.
+nothing of the file system, so it also removes a hung or dead FUSE mount; umount(8) would access it first.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(argv: Sequence[str], *, cwd: Path, deadline_s: float = 0.0) -> None:
-    """Runs a `mount` command; while the kernel says EBUSY, again until the deadline.
+    """Runs a `mount` command; repeats it until the deadline while the kernel answers EBUSY.
 
     Raises:
-        MountBusyError: the mount point, or an overlay's upper, was in use to the end.
+        MountBusyError: the mount point, or an overlay's upper, was still in use at the deadline.
         NoRoomToMountError: the disk is full; nothing is mounted.
         MountError: it failed; nothing is mounted.
     """
@@ -52,7 +54,7 @@ def mount(argv: Sequence[str], *, cwd: Path, deadline_s: float = 0.0) -> None:
 
 
 def bind_descriptors(source_fd: int, target_fd: int) -> None:
-    """Bind-mounts what one descriptor pins onto the directory that another one pins.
+    """Bind-mounts the file or directory of one descriptor onto that of another.
 
     Raises:
         MountError: the kernel refused.
@@ -63,12 +65,12 @@ def bind_descriptors(source_fd: int, target_fd: int) -> None:
 
 
 def unmount(path: Path, *, deadline_s: float) -> None:
-    """Unmounts everything that is mounted at exactly `path`; while it is busy, again until the deadline.
+    """Unmounts everything that is mounted at exactly `path`; tries again until the deadline while it is busy.
 
-    Nothing being mounted there is success. A deadline of 0 tries once.
+    Success if nothing is mounted there. A deadline of 0 means one attempt.
 
     Raises:
-        MountBusyError: something used the mount to the end; it is still there.
+        MountBusyError: at the deadline the mount was still in use, or covered by another one; it is still there.
         MountError: the kernel refused for another reason.
     """
     deadline = time.monotonic() + deadline_s
@@ -87,15 +89,18 @@ def unmount(path: Path, *, deadline_s: float) -> None:
             continue
         elif code not in (errno.EINVAL, errno.ENOENT):
             raise MountError(f"{path} cannot be unmounted: {os.strerror(code)}.")
-        elif time.monotonic() >= deadline and mountinfo.find(path) is not None:  # else someone was quicker
+        elif time.monotonic() >= deadline and mountinfo.find(path) is not None:  # else another process unmounted it
             raise MountBusyError(f"{path} is covered by another mount.")
 
 
 def _detach_way_to(path: Path) -> bool:
-    """Detaches the mount in which `path` is mounted, with all that is mounted in it; its FUSE daemon is dead.
+    """Detaches the nearest FUSE or overlay mount above `path`, with all that is mounted in it; its daemon is dead.
 
-    Nobody can write through a dead daemon, and an overlay that is still in use refuses to have its upper mounted
-    again. So what may outlive this can do no harm.
+    This lazy unmount does no harm: nobody can write through a dead daemon, and the kernel refuses to mount an upper
+    again while its overlay is still in use.
+
+    Returns:
+        True if a mount was detached.
     """
     table = {mount.id: mount for mount in mountinfo.mounts()}
     found = mountinfo.find(path)
@@ -108,13 +113,13 @@ def _detach_way_to(path: Path) -> bool:
 
 
 def sweep(path: Path, *, deadline_s: float = 10.0, and_itself: bool = True) -> list[Path]:
-    """Unmounts everything at (unless told otherwise) and below `path`, whoever mounted it, answering or not.
+    """Unmounts everything below `path`, and at `path` if `and_itself`, whoever mounted it, whether it answers or not.
 
-    A FUSE daemon ends with its last mount. For the start and the end of the service: under a living sandbox it
-    would take the mounts away.
+    A FUSE daemon ends with its last mount. Only for the start and the end of the service: it would take the mounts
+    of a living sandbox away.
 
     Returns:
-        what could not be unmounted before the deadline.
+        The mount points that could not be unmounted before the deadline.
     """
     path = Path(os.path.realpath(path))
     deadline = time.monotonic() + deadline_s

@@ -1,10 +1,12 @@
-"""A program that makes a user namespace and gives it away; see `user_namespace.py`, which starts it as root.
+"""A program that makes a user namespace and hands over a descriptor of it; `user_namespace.py` starts it as root.
 
-It is one of its own because only a process of one thread may do so, and because nobody else could open the namespace
-without CAP_SYS_PTRACE, which few containers have: so it sends a descriptor of it. It imports no module of this project.
+It is a separate program because only a process with a single thread may make a user namespace for itself. It sends a
+descriptor because another process could open the namespace only with CAP_SYS_PTRACE, which few containers have. It
+imports no module of this project.
 
-Its argument is the user who is to own the namespace; its standard input is a socket, for the descriptor. It keeps the
-namespace until the socket's other end is closed. Source: unshare(2), user_namespaces(7), unix(7).
+Its argument is the user that is to own the namespace. Its standard input is a socket, over which it sends the
+descriptor. It keeps the namespace until the other end of the socket is closed. Source: unshare(2), user_namespaces(7),
+unix(7).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ _CLONE_NEWUSER = 0x10000000
 
 
 def main(owner: int) -> None:
-    """Becomes `owner`, who has no capability, and makes the namespace as that user. Raises OSError."""
+    """Becomes the user `owner`, which has no capability, and makes the namespace. Raises OSError."""
     os.setgroups([])
     os.setresgid(owner, owner, owner)
     os.setresuid(owner, owner, owner)

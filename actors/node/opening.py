@@ -1,10 +1,10 @@
-"""The last steps before a command of a sandbox: its signals are reset, and a sign tells that its box is built.
+"""The last steps before a sandbox's command: its signals are reset, and a marker line tells that its box is built.
 
-Ray's workers block signals, and whoever started Ray may have had others ignored; both are inherited by every process.
-A command gets the mask and the dispositions that programs expect: nothing blocked, everything default.
+Ray's workers block signals, and the process that started Ray may have ignored others; every child process inherits
+both. A command gets what programs expect: no signal blocked, and every disposition the default.
 
-The sign is a line on standard error, which nothing but the first `env` writes. Before it comes what the box itself has
-to say, most often why it could not be built; after it what the command writes.
+The marker is a line on standard error that only the first `env` writes. The bytes before it come from the box, most
+often the reason why it could not be built; the bytes after it come from the command.
 
 Source: env(1) of coreutils 9.1 (`--default-signal` also unblocks; `--list-signal-handling` writes the line).
 """
@@ -14,35 +14,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _ENV = "/usr/bin/env"
-"""Absolute, as `_NICE` is: the command's PATH, which may be empty, is set by then."""
+"""An absolute path, like `_NICE`: PATH is the command's by then, and may be empty."""
 _NICE = "/usr/bin/nice"
 _SIGN = b"WINCH      (28): IGNORE\n"
 _SIGNED = [_ENV, "--default-signal", "--ignore-signal=WINCH", "--list-signal-handling"]
 _DEFAULT_SIGNALS = [_ENV, "--default-signal", "--"]
 _AT_MOST_BYTES = 64 * 1024
-"""Kept back before the sign. A box says less; a library of the caller's that is loaded into `env` may say more."""
+"""Limit for the bytes held back before the marker. A box writes less; a library that the caller has loaded into `env`
+may write more."""
 
 
 def opened(argv: Sequence[str]) -> list[str]:
-    """The argv that gives the sign, resets the signals and becomes `argv`.
+    """The argv that writes the marker, resets the signals and becomes `argv`.
 
-    It ends with 127 and 126, as a shell does, if `argv` cannot be executed. A name with "=" would be a variable to
-    `env`; `nice` without an adjustment takes any name.
+    Its exit status is 127 or 126, as a shell's, if `argv` cannot be executed. `env` would take a name with "=" for a
+    variable, so `nice` with an adjustment of 0 executes such a name.
     """
     named = [_NICE, "-n", "0", "--", *argv] if "=" in argv[0] else [*argv]
     return [*_SIGNED, *_DEFAULT_SIGNALS, *named]
 
 
 class Opening:
-    """The standard error of one command, divided at the sign."""
+    """The standard error of one command, split at the marker."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
         self.is_over = False
-        """Whether the sign has come, or is not waited for any more."""
+        """True once the marker has come, or is no longer expected."""
 
     def passed(self, data: bytes) -> bytes:
-        """The part of the next bytes that the command wrote."""
+        """Returns the part of the next bytes that the command wrote."""
         if self.is_over:
             return data
         self._kept += data
@@ -55,7 +56,7 @@ class Opening:
         return b""
 
     def rest(self) -> bytes:
-        """All that was kept back, of a command that ended (or wrote much) before it gave the sign."""
+        """Returns all bytes held back, for a command that ended, or wrote much, before the marker came."""
         if self.is_over:
             return b""
         rest, self._kept, self.is_over = bytes(self._kept), bytearray(), True

@@ -1,7 +1,7 @@
-"""The one place where the node's tools are started.
+"""The command runner: the one place where the node's tools are started.
 
-A tool gets a fixed, empty environment (never the actor's), no inherited file descriptors but those named,
-its own session, and a time limit on its whole process group.
+A tool gets a fixed, minimal environment (never the actor's), no inherited file descriptors but those named, and
+a session of its own. `run` also puts a time limit on its whole process group.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def start(
     cwd: str | None = None,
     umask: int = -1,
 ) -> subprocess.Popen[bytes]:
-    """Starts a tool in a session of its own. A `umask` of -1 is this process's own.
+    """Starts a tool in a session of its own. A `umask` of -1 keeps this process's umask.
 
     Raises:
         ToolMissingError: the program is not installed.
@@ -69,10 +69,10 @@ def start(
 def start_for(
     owner: int, argv: Sequence[str], *, pass_fds: Sequence[int] = (), stdin: int | None = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
-    """Starts a tool whose output goes into pipes of the user `owner`, with the usual umask.
+    """Starts a tool whose output goes into pipes that belong to the user `owner`, with a umask of 022.
 
-    So a process of that user can open /dev/stdout and /dev/stderr, which is another open(2) of the pipe, and checked
-    like one of a file. Raises ToolMissingError.
+    A process of that user can then open /dev/stdout and /dev/stderr: the kernel opens the pipe once more, and checks
+    its permissions like a file's. Raises ToolMissingError.
 
     Source: pipe(7) and proc_pid_fd(5).
     """
@@ -85,7 +85,7 @@ def start_for(
 
 
 class _Pipe:
-    """A pipe of a user: the file that reads from it, and the descriptor that is given away."""
+    """A pipe that belongs to a user: the file that reads from it, and the descriptor for the child."""
 
     def __init__(self, owner: int, not_started: ExitStack, given: ExitStack) -> None:
         reading, self.given = os.pipe()
@@ -95,10 +95,10 @@ class _Pipe:
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills a tool and all that it started, and waits for it.
+    """Kills a tool and every process in its group, and waits for the tool.
 
-    What it started may be there though itself is dead: that counts as long as nobody has waited for it, since its pid,
-    which names the group, cannot be another's until then.
+    The group may outlive the tool. Until somebody waits for the dead tool, its pid, which names the group, cannot
+    belong to another process, so it is safe to kill the group.
     """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
@@ -118,12 +118,13 @@ def run(
     """Runs a tool to its end and returns how it ended, whatever its exit status.
 
     Args:
-        on_stdout: is given each piece of the output as it comes.
+        on_stdout: called with each piece of the output as it arrives.
         cancelled: when set, the tool is killed within 0.1 s.
 
     Raises:
         ToolMissingError: the program is not installed.
         ToolTimeoutError: it ran longer than `timeout_s`; its process group has been killed.
+        NoProcessesLeftError: no thread could be started to read its output; it has been killed.
     """
     process = start(argv, pass_fds=pass_fds, cwd=cwd)
     out, err = bytearray(), bytearray()
@@ -137,7 +138,7 @@ def run(
             reader.start()
             started.append(reader)
         _wait(process, timeout_s, cancelled)
-    except RuntimeError as e:  # what Python makes of EAGAIN
+    except RuntimeError as e:  # Python raises it where a thread's start fails with EAGAIN
         raise NoProcessesLeftError(f"{argv[0]} could not be watched: {e}.") from None
     except subprocess.TimeoutExpired:
         raise ToolTimeoutError(f"{argv[0]} took longer than {timeout_s:g} s and was killed.") from None
@@ -155,7 +156,7 @@ def check(argv: Sequence[str], *, timeout_s: float = 30.0, cwd: str | None = Non
     """Runs a tool that has to succeed and returns its output.
 
     Raises:
-        ToolError: it exited with another status than 0; the message holds the end of its stderr.
+        ToolError: its exit status is not 0; the message holds the end of its stderr.
         ToolMissingError, ToolTimeoutError: as `run`.
     """
     ended = run(argv, timeout_s=timeout_s, cwd=cwd)

@@ -1,8 +1,8 @@
 """The proof that a driver's layers behave like a plain directory.
 
-The same operations (`trials`) are done over a layer and in a plain directory beside it; what both show then, and what
-the layer shows after an unmount and a mount anew, has to be the same. Where a driver has declared a `Limit`, and only
-there, it may differ.
+It runs the same operations (`trials`) in a layer and in a plain directory beside it. Both must show the same
+afterwards, and so must the layer after an unmount and a new mount. They may differ only where the driver declares a
+`Limit`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ _EXCUSED = {
     Limit.FIFOS: trials.special_files.__name__,
     Limit.NAMES: trials.strange_names.__name__,
 }
-"""The trial whose end is not compared, for limits that change it. EXDEV alone leaves the same tree."""
+"""The trial whose result is not compared, for each limit that changes it. EXDEV (Limit.DIRECTORIES) leaves the same
+tree."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one trial has left: what it noticed on the way, each name with its description, or the error it met."""
+    """The result of one trial: what it noticed on the way, each name with its description, or its error."""
 
     noticed: tuple[str, ...] = ()
     names: dict[str, object] = field(default_factory=dict)
@@ -40,9 +41,9 @@ class Seen:
 
 
 def failures(driver: Driver, scratch: Path, sha256: str) -> list[str]:
-    """Mounts a layer below the new folder `scratch`, does all trials, and describes each that failed in a line.
+    """Mounts a layer below the new folder `scratch`, runs all trials, and returns a line for each that failed.
 
-    The archive is taken for one of that hash. Whatever happens, nothing stays mounted or open.
+    `sha256` is taken for the archive's hash. In every case, nothing stays mounted or open.
 
     Raises:
         NodeError, OSError: the driver cannot mount, or is too broken to go on.
@@ -60,7 +61,7 @@ def failures(driver: Driver, scratch: Path, sha256: str) -> list[str]:
         again = _run("look", layers.open(layer.id, archive, sha256).merged, driver)
         layers.discard(layer)
     finally:
-        with contextlib.suppress(NodeError):  # what went wrong first is what counts
+        with contextlib.suppress(NodeError):  # the first error is the one that counts
             layers.close_all()
         mounting.sweep(scratch)
     expected = _run("act", plain, driver)
@@ -77,7 +78,7 @@ def _run(command: str, folder: Path, driver: Driver) -> dict[str, Seen]:
 
 
 def _compare(name: str, driver: Driver, expected: Seen, done: Seen, again: Seen) -> list[str]:
-    """A line if the trial failed, and none if it did not, or if a limit of the driver excuses it."""
+    """Returns a line if the trial failed, and none if it succeeded or if a limit of the driver excuses it."""
     if any(_EXCUSED.get(limit) == name for limit in driver.limits):
         return []
     wrong = _difference(expected, done, may_copy=Limit.DIRECTORIES in driver.limits)
@@ -112,4 +113,4 @@ def _difference_of_names(expected: Seen, seen: Seen) -> str | None:
 
 
 def _ignore(layer: Layer) -> None:
-    """The layer of a proof is gone in a moment anyway."""
+    """Does nothing: the layer of a proof is removed soon anyway."""

@@ -1,4 +1,4 @@
-"""Records on the node's disk that have to be right: with a checksum, and twice, so that a damaged one is mended."""
+"""Records on the node's disk, each with a checksum and in two copies, so that a damaged one can be repaired."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SEAL = re.compile(rb',"checksum":"([0-9a-f]{64})"}\s*')
 
 
 def sealed(document: str) -> bytes:
-    """A JSON object with one more field: the SHA-256 of the text without it."""
+    """Adds one field to a JSON object: the SHA-256 of the text without it."""
     checksum = hashlib.sha256(document.encode()).hexdigest()
     return f'{document.removesuffix("}")},"checksum":"{checksum}"}}'.encode()
 
 
 def unsealed(data: bytes) -> bytes:
-    """The JSON object that was sealed. One without a checksum is given back as it is.
+    """Checks a sealed JSON object and removes its checksum. An object without a checksum is returned as it is.
 
     Raises:
-        ValueError: it is not what it was.
+        ValueError: the checksum does not match.
     """
     at = data.rfind(b',"checksum":')
     seal = _SEAL.fullmatch(data, at) if at >= 0 else None
@@ -42,24 +42,24 @@ def unsealed(data: bytes) -> bytes:
 
 
 class TwinFile(Generic[T]):
-    """A sealed JSON object in a file, and once more in a second file beside it."""
+    """A sealed JSON object in a file, with a copy in a second file beside it."""
 
     def __init__(self, file: Path, parse: Callable[[bytes], T]) -> None:
-        """`parse` makes a value of a document, or raises ValueError."""
+        """`parse` turns a document into a value, or raises ValueError."""
         self._file = file
         self._copy = file.with_name(f"{file.name}.copy")
         self._parse = parse
 
     @property
     def exists(self) -> bool:
-        """Whether there is one of the two, readable or not."""
+        """True if at least one of the two files exists, readable or not."""
         return self._file.exists() or self._copy.exists()
 
     def read(self) -> tuple[T | None, bool]:
-        """The value, or None if there are no files; and whether both files are as they should be.
+        """Returns the value, or None if there are no files; and True if both files are as they should be.
 
         Raises:
-            CorruptRecordError: neither can be read.
+            CorruptRecordError: there are files, and none can be read.
         """
         value, copy = self._read(self._file), self._read(self._copy)
         if value is None and copy is None:
@@ -80,24 +80,24 @@ class TwinFile(Generic[T]):
             return None
 
     def write(self, document: str) -> None:
-        """Writes the value, whole or not at all; once the first file has its name, nothing fails any more.
+        """Writes the value, all or nothing. Once the first file has its name, no failure is raised any more.
 
-        Raises OSError: what was there is there still.
+        Raises OSError, ToolError: the earlier value is still there.
         """
         data = sealed(document)
         write_whole(self._file, data, through=self._file.with_suffix(".new"))
         try:
             write_whole(self._copy, data)
-        except (OSError, ToolError) as e:  # the first is there, and the next write makes both
+        except (OSError, ToolError) as e:  # the first file is written, and the next write makes both
             log.error("record_not_copied", file=self._file.name, error=type(e).__name__)
 
 
 def write_whole(file: Path, data: bytes, *, through: Path | None = None) -> None:
-    """Writes a file under its name, or leaves what was there. Its folder is synced if it can be.
+    """Writes a file under its name, or leaves the earlier file. Syncs its folder if that is possible.
 
-    `through` is the name that it has meanwhile: one of its own, where several processes may write it.
+    `through` is the temporary name. By default it is unique, so that several processes may write the file.
 
-    Raises OSError, and ToolError if a directory is in the way.
+    Raises OSError, and ToolError if a directory is in the way and cannot be removed.
     """
     fresh = through or file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,12 +1,12 @@
-"""Attributes of restored files that a mount driver would show wrongly.
+"""Finds xattrs of restored files that a mount driver would show wrongly.
 
-An overlay with `userxattr` keeps its signs in user xattrs that begin with `user.overlay.`. In an archive, which a
-command may have given them before it was made, they hide files, make others unreadable, and are never shown as
-attributes. (In the layer they do no harm: the kernel escapes or refuses those that a command sets.)
+An overlay with `userxattr` keeps its own marks in user xattrs that begin with `user.overlay.`. A command may have set
+such xattrs before the archive was made. In an archive they hide files, make others unreadable, and are never shown as
+xattrs. (In the layer they do no harm: the kernel escapes or refuses those that a command sets.)
 Source: kernel Documentation/filesystems/overlayfs.rst, "User xattr" and "Nested xattr escaping".
 
-squashfuse 0.1.104 lists an attribute without a value, and then says that it is not there (seen in an experiment).
-Nothing can be written to such a file, since the overlay cannot copy the attribute, nor can it be backed up.
+squashfuse 0.1.104 lists an xattr that has no value, and then answers that it does not exist (seen in an experiment).
+The overlay cannot copy such an xattr, so nothing can be written to the file, nor can the file be backed up.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SIGN = "user.overlay."
 
 
 def first_limit(archive: Path, mounted: Path, limits: AbstractSet[Limit]) -> Limit | None:
-    """The limit of a driver that something in a mounted archive goes beyond. Quick for an archive without any xattrs.
+    """Returns a limit of the driver that a mounted archive exceeds, or None. Fast for an archive without any xattrs.
 
     Raises:
         ArchiveError: not a squashfs archive.

@@ -1,4 +1,4 @@
-"""Deleting trees that somebody else has made."""
+"""Deletes file trees that other programs have made."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _DELETE_S = 600.0
 
 
 def remove_tree(path: Path) -> None:
-    """Deletes a file or a tree; nothing being there is success.
+    """Deletes a file or a tree; success if nothing is there.
 
-    By rm, which goes as deep as a tree can be, and no further than its file system.
+    It runs rm, which copes with any depth and stays on one file system.
 
     Raises:
-        ToolError: something of it could not be deleted.
+        ToolError: a part of it could not be deleted.
     """
     process.check(["rm", "-rf", "--one-file-system", "--", str(path)], timeout_s=_DELETE_S)

@@ -1,7 +1,7 @@
-"""Git's repositories in a sandbox's tree: what git would read of one to know which files it tracks and ignores.
+"""Git repositories in a sandbox's tree: the files that they track, and the rules of what they ignore.
 
-git itself is not asked. It is not installed everywhere, and would do what the repository's configuration says. All is
-opened below the tree's root.
+It reads what git would read and does not run git, which is not installed everywhere and would obey the repository's
+configuration. Everything is opened below the tree's root.
 
 Source: gitrepository-layout(5), gitignore(5), setup.c of git 2.39.
 """
@@ -26,7 +26,7 @@ _MAX_CONFIG_BYTES = 1024 * 1024
 _HEAD = re.compile(rb"ref:\s*refs/.*|[0-9a-f]{40}.*", re.DOTALL)
 _SHA256 = re.compile(rb'^\s*objectformat\s*=\s*"?sha256', re.IGNORECASE | re.MULTILINE)
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME
-"""A reading would change the time of access, and with it what mksquashfs takes for a hard link."""
+"""O_NOATIME: reading would change the access time, by which mksquashfs also recognises hard links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class Repository:
 
 
 def find_repository(tree: Tree, directory: str, *, check: Callable[[], None]) -> Repository | None:
-    """The repository whose work tree has a directory of the sandbox as its root; None if git would see none there.
+    """Returns the repository whose work tree begins at a directory of the sandbox; None if git would see none there.
 
-    A worktree's and a submodule's `.git` is a file that says where the rest lies; that has to be in the tree, too.
+    The `.git` of a worktree or a submodule is a file that names another directory; that must be in the tree, too.
 
     Raises:
-        TreeError: there is one, and what it tracks cannot be told.
+        TreeError: there is a repository, and its tracked files or its rules cannot be read.
     """
     try:
         place = _git_directory(tree, directory)
@@ -120,12 +120,12 @@ def _find(tree: Tree, path: str, limit: int) -> bytes | None:
 
 
 def read_regular(fd: int, name: str, limit: int) -> bytes | None:
-    """The content of the file that an O_PATH descriptor names; None if it is no regular file.
+    """Returns the content of the file of an O_PATH descriptor; None if it is not a regular file.
 
     Raises:
         TreeError: it is larger than the limit.
     """
-    if not stat.S_ISREG(os.fstat(fd).st_mode):  # nothing else is ever opened: a FIFO waits, a device may do anything
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # opening a FIFO would wait, and opening a device may do anything
         return None
     with open(os.open(f"/proc/self/fd/{fd}", _READ), "rb") as file:
         content = file.read(limit + 1)

@@ -1,17 +1,18 @@
-"""A seccomp filter for sandboxed commands, as the bytes that `bwrap --seccomp FD` takes.
+"""The seccomp filter for sandboxed commands, as the bytes that `bwrap --seccomp FD` takes.
 
 It closes what namespaces and dropped capabilities leave open: system calls that reach large, rarely used
-parts of the kernel, and terminal injection. A deny list, because a sandbox runs arbitrary programs; it adds
+parts of the kernel, and terminal injection. It is a deny list, because a sandbox runs arbitrary programs; it adds
 to the namespaces and does not replace them. Refused calls fail with EPERM. Two fail with ENOSYS, so that programs do
 without: `clone3`, whose flags a filter cannot see (libc falls back to `clone`), and `io_setup`, since one process could
 take all the requests that the whole machine may have (fs.aio-max-nr).
 
-The families of sockets are an allow list, because few are needed and each other one is a part of the kernel, some of
-which no network namespace holds (AF_VSOCK reaches the host of a virtual machine): the rest fail with EAFNOSUPPORT, as
-on a kernel without them.
+The families of sockets are an allow list. Programs need few of them, each other one is a part of the kernel, and some
+are not confined by a network namespace (AF_VSOCK reaches the host of a virtual machine). The others fail with
+EAFNOSUPPORT, as on a kernel without them.
 
-Devices are refused to the owner of the box's user namespace anyway, all but one: 0:0, an overlay's sign that a file was
-deleted, which the next restore would take for one. Only mknod and a flag of renameat2 make it.
+The kernel refuses devices to the owner of the box's user namespace anyway, except for one: 0:0, the overlay's whiteout,
+which the next restore would take for a deleted file. Only mknod and a flag of renameat2 make it: mknod of any device
+fails with EPERM, and the flag with EINVAL.
 
 Source: seccomp(2), linux/bpf_common.h, linux/audit.h, the system call tables of x86-64 and arm64; do_mknodat and
 vfs_mknod in fs/namei.c; address_families(7); io_setup(2).
@@ -29,7 +30,7 @@ _LD_W_ABS, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NUMBER, _ARCH = 0, 4
 _ARG0, _ARG1, _ARG2, _ARG4 = 16, 24, 32, 48
-"""The lower halves of arguments: all of which the filter looks at are 32 bits wide."""
+"""The lower halves of arguments: every argument that the filter checks is 32 bits wide."""
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000
@@ -96,9 +97,9 @@ _MKNODAT = (259, 33)
 _RENAMEAT2 = (316, 276)
 
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
-"""AF_NETLINK: libc asks it for the interfaces and addresses."""
+"""AF_NETLINK: libc reads the interfaces and addresses through it."""
 _DEVICE_BIT, _NO_DEVICE_BIT = 0x2000, 0x8000
-"""Of the types in a mode, only S_IFCHR and S_IFBLK have the first and not the second. Source: inode(7)."""
+"""Of the file types in a mode, only S_IFCHR and S_IFBLK have the first bit and not the second. Source: inode(7)."""
 _RENAME_WHITEOUT = 4
 
 
