@@ -1,10 +1,10 @@
-"""Making and unpacking squashfs archives, without believing what the tools say of themselves.
+"""The commands that make and unpack squashfs archives, and checks of their results that do not trust the tools.
 
 Facts about mksquashfs 4.5.1 that shape this module (each seen in an experiment): without -exit-on-error a
 file that cannot be read becomes an empty file, with exit status 0; a dead FUSE mount gives an archive of
 one entry, with exit status 0 even so; a file that keeps growing makes it run for ever; its progress goes to
-stdout and its complaints to stderr, whatever the status. Two names are one inode to it if all that lstat(2) says of
-them is equal, the time of access included.
+stdout and its complaints to stderr, whatever the status. It takes two names for one inode if all that lstat(2) returns
+for them is equal, the access time included.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from actors.node.process import Ended, printable
 from actors.node.survey import Limits, survey
 
 BLOCK = "256K"
-"""Read blocks at random from 256 KiB ones, and the archive is as small as with 1 MiB (165 of 482 MB)."""
+"""The block size: as small an archive as with 1 MiB (165 of 482 MB), and cheaper to read at random."""
 
 _SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQ")
 _XATTR_TABLE_AT = 56
@@ -46,7 +46,7 @@ def superblock(archive: Path) -> Superblock:
     """Reads the head of an archive.
 
     Raises:
-        ArchiveError: not a squashfs 4.0 archive, or torn: a killed mksquashfs leaves no head.
+        ArchiveError: not a squashfs 4.0 archive, or a torn one (a killed mksquashfs leaves no head).
     """
     with archive.open("rb") as file:
         head = file.read(_SUPERBLOCK.size)
@@ -62,7 +62,7 @@ def superblock(archive: Path) -> Superblock:
 
 
 def has_xattrs(archive: Path) -> bool:
-    """Whether anything in an archive has an xattr: it has a table of them then. Raises ArchiveError as `superblock`.
+    """True if something in an archive has an xattr: the archive then has a table of them. Raises as `superblock`.
 
     Source: xattr_id_table_start, the second word after the superblock's common part; kernel fs/squashfs/squashfs_fs.h.
     """
@@ -84,8 +84,8 @@ def mksquashfs(
 ) -> list[str]:
     """The command that archives its working directory.
 
-    Every file is given `uid`: inside the box all of them show as root's. Identical trees give identical
-    archives. `excludes` is a file made by `exclude_lines`.
+    Every file gets the owner `uid`: inside the box all files show as root's. Identical trees give identical
+    archives. `excludes` is a file with the lines of `exclude_lines`.
     """
     argv = ["mksquashfs", ".", output, "-noappend", "-exit-on-error", "-no-recovery", "-progress", "-quiet"]
     argv += ["-comp", compression, "-b", BLOCK, "-mkfs-time", "0", "-xattrs"]
@@ -115,7 +115,7 @@ def sizes(archive: str) -> list[str]:
 
 
 class NameReader:
-    """Looks through such a listing, piece by piece, for a name."""
+    """Searches a listing for a name, piece by piece."""
 
     def __init__(self, wanted: Callable[[bytes], bool]) -> None:
         self._wanted = wanted
@@ -123,7 +123,7 @@ class NameReader:
         self.found: bytes | None = None
 
     def read(self, output: bytes) -> None:
-        """Takes the next piece. What follows a newline within a name is looked at as a name too."""
+        """Takes the next piece. The text after a newline within a name is checked as a name, too."""
         *lines, self._rest = (self._rest + output).split(b"\n")
         if self.found is None:
             names = (line.rpartition(b"/")[2] for line in lines)
@@ -131,9 +131,9 @@ class NameReader:
 
 
 def exclude_lines(paths: Sequence[bytes]) -> tuple[bytes, list[str]]:
-    """Literal paths as lines for `-ef`, and as words for `-e` those that no line can hold.
+    """Turns literal paths into lines for `-ef`, and those that no line can hold into words for `-e`.
 
-    Everything that a pattern could mean is escaped; a name with a newline goes into the command itself.
+    Every byte that could have a meaning in a pattern is escaped. A path with a newline goes into the command itself.
     """
     lines: list[bytes] = []
     words: list[str] = []
@@ -142,7 +142,7 @@ def exclude_lines(paths: Sequence[bytes]) -> tuple[bytes, list[str]]:
         if b"\n" in path:
             words.append(os.fsdecode(escaped))
         else:
-            # mksquashfs takes a backslash at the head of a line away, before it reads the pattern.
+            # mksquashfs removes a backslash at the head of a line before it reads the pattern.
             lines.append(b"\\" * escaped.startswith(b"\\") + escaped + b"\n")
     return b"".join(lines), words
 
@@ -182,9 +182,10 @@ def verify_creation(ended: Ended, archive: Path, *, inodes: int) -> Superblock:
 
 
 def verify_extraction(ended: Ended, *, blamed: type[NodeError] = ToolError) -> None:
-    """Raises NoSpaceLeftError or `blamed` unless unsquashfs ended well and said nothing.
+    """Raises NoSpaceLeftError or `blamed` unless unsquashfs succeeded and wrote nothing to stderr.
 
-    Of an archive whose digest is verified, a failure says nothing: then the tool is to blame, or the node.
+    If the archive's digest is verified, a failure proves nothing against the archive: `blamed` is then ToolError,
+    since the tool or the node is at fault.
     """
     if full_disk_in((ended.stderr + ended.stdout).decode(errors="replace")):
         raise NoSpaceLeftError("the disk is full")

@@ -1,10 +1,10 @@
-"""The two mounts of one layer, the daemons that serve them, and their common fate.
+"""The two mounts of one layer, the daemons that serve them, and what happens when one of those dies.
 
-    MOUNTING -> SERVING -> CLOSING          unmounted on purpose; its daemons' ends mean nothing
-                       \\-> LOST            a daemon died: the other is killed at once, the owner is told
+    MOUNTING -> SERVING -> CLOSING          unmounted on purpose; the ends of its daemons mean nothing
+                       \\-> LOST            a daemon died: the other is killed at once, and `on_lost` is called
 
-Fate is shared because a fuse-overlayfs whose archive daemon is dead takes restored files for missing and lets new,
-empty ones hide them.
+The other daemon is killed because a fuse-overlayfs whose archive daemon is dead takes restored files for missing, and
+lets new, empty files hide them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _State(Enum):
 
 
 class Stack:
-    """Mounts a layer's folder. Not for two threads at once, except for the deaths of daemons."""
+    """Mounts and unmounts a layer's folder. Not thread-safe, except for the deaths of daemons."""
 
     def __init__(
         self, folder: Path, *, driver: Driver, lowers: Lowers, daemons: Daemons, on_lost: Callable[[], None]
@@ -68,7 +68,7 @@ class Stack:
             self._start("squashfuse_ll", drivers.fuse_squashfs(archive), self._lower)
 
     def mount_merged(self) -> None:
-        """Lays the overlay over `lower`, waiting for an earlier one of the same upper to end.
+        """Mounts the overlay over `lower`; waits for an earlier mount of the same upper to end.
 
         Raises:
             MountBusyError: another mount, perhaps in another mount namespace, uses the upper.
@@ -88,10 +88,10 @@ class Stack:
             self._mount_overlay()
 
     def _drop_index(self) -> None:
-        """Deletes what a rootless overlay kept of an earlier mount, which is stale in any case. Raises MountError.
+        """Deletes the index that a rootless overlay kept of an earlier mount, which is stale anyway. Raises MountError.
 
-        A fifo of several names that was renamed is in there without its sign, and the kernel mounts no such index:
-        ENODATA.
+        A fifo with several names that was renamed is in the index without the overlay's xattr, and the kernel refuses
+        to mount such an index: ENODATA.
         """
         try:
             remove_tree(self._folder / WORK / "index")
@@ -102,10 +102,10 @@ class Stack:
         mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=READY_S)
 
     def serve(self) -> None:
-        """Proves that the merged directory answers; from here on a daemon's death is a loss.
+        """Proves that the merged directory answers; from then on a daemon's death is a loss.
 
         Raises:
-            MountError: it does not, or a daemon is dead already.
+            MountError: it does not answer, or a daemon is dead already.
         """
         wrong = mountinfo.probe(self._merged, timeout_s=READY_S)
         with self._lock:
@@ -117,17 +117,17 @@ class Stack:
 
     @property
     def is_lost(self) -> bool:
-        """Whether a daemon has died under it, noticed or not."""
+        """True if a daemon has died under the layer, even if its death was not handled yet."""
         with self._lock:
             if self._state is _State.SERVING:
                 return any(daemon.is_dead for _, daemon in self._serving)
             return self._state is _State.LOST
 
     def unmount(self, *, deadline_s: float) -> None:
-        """Unmounts both, and returns only when nothing can write to the upper any more. May be repeated.
+        """Unmounts the layer, and returns only when nothing can write to the upper any more. May be repeated.
 
         Raises:
-            MountBusyError: something has used it until the deadline. If it was a process of this mount namespace,
+            MountBusyError: the layer was in use until the deadline. If a process of this mount namespace used it,
                 everything is as it was; if another namespace still shows the mount, ours is gone.
         """
         deadline = time.monotonic() + deadline_s
@@ -148,7 +148,7 @@ class Stack:
             self._lowers.release(hold)
 
     def abandon(self) -> None:
-        """Ends a stack that nobody has used: daemons are killed, nothing is waited for but the kernel.
+        """Ends a stack that nobody has used: kills its daemons, and waits for nothing but the kernel.
 
         Raises:
             MountError: something cannot be unmounted.
@@ -169,9 +169,10 @@ class Stack:
         daemon.wait_until_serving(point, timeout_s=READY_S)
 
     def _prove_unused(self, deadline: float) -> None:
-        """Waits until no mount namespace has the overlay: with index=on the kernel gives an upper to one at a time.
+        """Waits until no mount namespace has the overlay: with index=on the kernel lets one overlay use an upper.
 
-        A kernel that finds no room for the work folder has been given the upper before. Source: Linux, ovl_fill_super.
+        A full disk does not spoil this proof: the kernel claims the upper before it makes the work folder. Source:
+        Linux, ovl_fill_super.
         """
         with contextlib.suppress(NoRoomToMountError):
             mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=_left(deadline))
@@ -198,7 +199,7 @@ class Stack:
         log.error("a FUSE daemon died under a layer", daemon=dead, layer=self._folder.name)
 
     def _after_loss(self) -> None:
-        """What is still in use cannot be unmounted yet: the owner ends its processes, then revives the layer."""
+        """Unmounts what is not in use, and calls `on_lost`: the owner ends its processes, then revives the layer."""
         try:
             self._kill_daemons()
             for point in (self._merged, self._lower):

@@ -1,6 +1,6 @@
-"""Facts of the environment in which this process runs, read and not tried: a machine, a container, a user namespace.
+"""The environment in which this process runs: a machine, a container or a user namespace. Facts are read, not tried.
 
-They explain a failure; they do not foretell one. Containers, security modules and kernels differ too much for that.
+They explain a failure, and do not predict one: containers, security modules and kernels differ too much for that.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ _USUAL_IN_PROC = ("autofs", "binfmt_misc", "nfsd")
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The environment of this process, as /proc, /dev and the mounts tell it."""
+    """The environment of this process, as /proc, /dev and the mounts show it."""
 
     root: bool
     missing: frozenset[str]
     """Capabilities that the service needs and this process lacks, or would lack as root; without CAP_."""
     user_namespace: bool
-    """Whether the users here are only a range of the machine's."""
+    """True if the users here are only a range of the machine's."""
     seccomp: bool
-    """Whether a filter of system calls is in force."""
+    """True if a filter of system calls is in force."""
     apparmor: str | None
     """The profile that confines this process."""
     masked_proc: bool
-    """Whether parts of /proc are covered by other mounts, as container runtimes do."""
+    """True if other mounts cover parts of /proc, as in containers."""
     cgroup: str | None
-    """How cgroup v2 is mounted: `ro` or `rw`; None where it is not."""
+    """The way in which cgroup v2 is mounted: `ro` or `rw`; None where it is not."""
     cgroup_point: Path
-    """Where it is mounted, or would be."""
+    """The directory where it is mounted, or would be."""
     fuse: bool
-    """Whether /dev/fuse is there and may be opened."""
+    """True if /dev/fuse exists and may be opened."""
     loop: bool
-    """Whether /dev/loop-control is there and may be opened."""
+    """True if /dev/loop-control exists and may be opened."""
     userns_limit: int | None
-    """How many user namespaces may be made; None where the kernel does not say."""
+    """Number of user namespaces that may be made; None where the kernel does not say."""
     file_system: str
     """The type of the file system under the data folder."""
     shared_memory_bytes: int
     """The size of /dev/shm."""
     open_files: int
-    """How many files a process may have open at most."""
+    """Number of files that a process may have open at most."""
 
     @classmethod
     def read(cls, data_dir: Path, proc: Path = Path("/proc"), dev: Path = Path("/dev")) -> Surroundings:
-        """Reads them. A file that is not there counts as one that restricts nothing."""
+        """Reads the facts. A file that does not exist counts as one that restricts nothing."""
         status = dict(line.split(":", 1) for line in _text(proc / "self/status").splitlines() if ":" in line)
         root = os.geteuid() == 0
         capabilities = int(status.get("CapEff" if root else "CapBnd", "0").strip(), 16)
@@ -111,9 +111,9 @@ def _mapped_ids(uid_map: str) -> int:
 
 
 def _opens(device: Path) -> bool:
-    """Whether it can be opened: a container's list of devices may refuse one whose node is there.
+    """True if the device can be opened: a container's device list may refuse one whose node exists.
 
-    Without root it is only looked for.
+    Without root it only checks that the node exists.
     """
     if os.geteuid() != 0:
         return device.exists()

@@ -1,8 +1,8 @@
-"""A walk over a tree that is about to be archived: what it holds, what to leave out, and whether it may be.
+"""A walk over a tree before it is archived: it counts the content, lists what to leave out, and enforces the limits.
 
-mksquashfs's exit status proves nothing about what it read, so the tree is counted here, by other means, and
-the count is compared with the archive's own afterwards. The same walk refuses what would fill the disk or
-never end, applies the exclude patterns, and counts what an archive cannot keep.
+The exit status of mksquashfs proves nothing about what it has read. So this walk counts the tree by other means, and
+the count is compared with the archive's own afterwards. The walk also refuses a tree that would fill the disk or never
+end, applies the exclude patterns, and counts what an archive cannot keep.
 
 ATTRIBUTES.md says what becomes of each attribute.
 """
@@ -37,12 +37,12 @@ _GET_FLAGS = 0x80086601
 _NO_FLAGS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _FLAGS = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x4000 | 0x10000 | 0x20000 | 0x100000 | 0x40000000
 """The flags of chattr(1) that say how a file is to be treated: s u S i a d A j D T V F. Those that say how the disk
-stores it are not asked for, since a file system sets them by itself."""
+stores it are not counted, since a file system sets them by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest tree that may be archived. `hole_bytes` bounds what sparse files pretend to hold."""
+    """The largest tree that may be archived. `hole_bytes` bounds the holes of sparse files."""
 
     inodes: int
     source_bytes: int
@@ -52,10 +52,10 @@ class Limits:
 
 @dataclass(slots=True)
 class Survey:
-    """What a tree holds. `inodes` counts hard-linked files once, and the root; as squashfs does.
+    """The content of a tree. `inodes` counts the root, and each hard-linked file once, as squashfs does.
 
-    `sockets` and `devices` are left out, and not among the inodes. `acls`, `other_xattrs`, `far_times` and `flags`
-    count inodes, and xattrs, whose attribute is lost or changed.
+    `sockets` and `devices` are left out, and are not among the inodes. An archive loses or changes the rest: `acls` and
+    `other_xattrs` count xattrs, `far_times` and `flags` count inodes.
     """
 
     inodes: int = 0
@@ -85,13 +85,13 @@ def survey(
     """Walks the tree below `root_fd` without leaving it.
 
     Args:
-        excludes: patterns as in a .gitignore file that lies in the root. They win over those of git's own files, and
-            are about tracked files, too.
-        gitignore: also leave out what git ignores; it reads what it has to know in this sandbox's tree, which the
-            directory lies in.
+        excludes: patterns as in a .gitignore file in the root. They take precedence over git's own files, and apply
+            to tracked files, too.
+        gitignore: if given, what git ignores is left out, too; this is the sandbox's tree, in which the directory
+            lies, and from which git's files are read.
 
     Raises:
-        TreeError: a limit is exceeded (that of time, too), a directory cannot be read, or the tree changed meanwhile.
+        TreeError: a limit is exceeded (also the time limit), a directory cannot be read, or the tree changed meanwhile.
         PathError: the tree changed meanwhile.
     """
     walk = _Walk(limits, excludes, cancelled, time.monotonic() + timeout_s)
@@ -123,7 +123,7 @@ class _Walk:
         self._one_name_each = True
 
     def root(self, fd: int, gitignore: Tree | None) -> None:
-        """Walks all of it."""
+        """Walks the whole tree."""
         self._one_name_each = not _shows_a_device_twice(fd)
         self.found.inodes = 1
         self._count_losses(fd, ".", os.fstat(fd))
@@ -178,7 +178,10 @@ class _Walk:
         return place.standing(name, is_directory=is_directory, included=asked is False)
 
     def _leave_out(self, path: str, found: os.stat_result) -> None:
-        """A socket is nothing without its server. A device opens nowhere, and 0:0 hides its name in an overlay."""
+        """Leaves out a socket or a device.
+
+        A socket is useless without its server. A device opens nowhere, and 0:0 hides its name in an overlay.
+        """
         self.found.excluded.append(os.fsencode(path))
         if self._is_another_name(found):
             return
@@ -207,16 +210,16 @@ class _Walk:
         self._count_losses(fd, name, found)
 
     def _is_another_name(self, found: os.stat_result) -> bool:
-        """Whether mksquashfs takes it for a hard link to a file that was seen before.
+        """True if mksquashfs takes the file for a hard link to one that was seen before.
 
-        It compares the whole of what lstat(2) says, times included: on a file system that changes them meanwhile, or
-        that shows two names of one inode with different content, it archives two files. It does not look at the number
-        of links; we do, to remember fewer files, where no mount can show one file twice.
+        mksquashfs compares all that lstat(2) returns, times included: on a file system that changes them meanwhile, or
+        that shows two names of one inode with different content, it archives two files. It ignores the number of
+        links; we use that number to remember fewer files, where no mount can show one file twice.
         """
         if stat.S_ISDIR(found.st_mode) or (found.st_nlink == 1 and self._one_name_each):
             return False
         times = (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns)
-        key = hash((*found[:7], found.st_rdev, found.st_blocks, *times))  # a few bytes for each, of up to millions
+        key = hash((*found[:7], found.st_rdev, found.st_blocks, *times))  # a few bytes for each of up to millions
         if key in self._linked:
             return True
         self._linked.add(key)
@@ -227,7 +230,7 @@ class _Walk:
         try:
             attributes = os.listxattr(f"/proc/self/fd/{fd}/{name}", follow_symlinks=False)
         except OSError as e:
-            if e.errno == errno.ENOTSUP:  # an unchanged file of a restored archive without any
+            if e.errno == errno.ENOTSUP:  # an unchanged file of a restored archive that has no xattrs
                 return
             raise
         for attribute in attributes:
@@ -255,7 +258,7 @@ class _Walk:
 
 
 def _shows_a_device_twice(fd: int) -> bool:
-    """Whether a mount below the directory may show what another one, or the directory itself, shows too."""
+    """True if a mount below the directory may show files that another one, or the directory itself, shows too."""
     root = Path(os.readlink(f"/proc/self/fd/{fd}"))
     mounts = mountinfo.mounts()
     below = [mount for mount in mounts if mount.point != root and mount.point.is_relative_to(root)]

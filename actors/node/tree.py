@@ -1,8 +1,8 @@
 """A sandbox's file tree on the node, reached only through descriptors that cannot leave it.
 
-The node's process is root and the tree belongs to somebody who may be hostile, so no path is ever checked
-first and used later: each is resolved by openat2(2) with RESOLVE_IN_ROOT, which treats the tree's root as
-"/", for symbolic links too, and everything after that goes through the descriptor.
+The node's process is root, and the owner of the tree may be hostile. So no path is checked first and used later.
+Each path is resolved by openat2(2) with RESOLVE_IN_ROOT, which treats the tree's root as "/", for symbolic links too,
+and everything after that goes through the descriptor.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
 _AGAIN = 32
 _MAX_LINKS = 40
-"""Links that one path may lead through. Source: path_resolution(7)."""
+"""Number of links that one path may lead through. Source: path_resolution(7)."""
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 TEMPORARY = re.compile(r"\.holdfast-[0-9a-f]{16}")
-"""Names that this service gives to what it is still writing; no archive takes them in."""
+"""Names that this service gives to files that it is still writing; no archive contains them."""
 DEAD_MOUNT = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ESTALE, errno.EIO})
-"""The numbers of a file system that does not answer any more. A request that was under way when its FUSE daemon died
-fails with ECONNABORTED, later ones with ENOTCONN. Source: fs/fuse/dev.c."""
+"""The error numbers of a file system that does not answer any more. A request that was under way when its FUSE daemon
+died fails with ECONNABORTED, later ones with ENOTCONN. Source: fs/fuse/dev.c."""
 AS_COPY = 'Restored with "mode": "copy" it is a directory like any other.'
-"""The way out for who has to remove or rename a directory that is mounted."""
+"""The hint for a caller that has to remove or rename a mounted directory."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -81,18 +81,18 @@ class Tree:
         self._uid = uid
 
     def prepare(self) -> None:
-        """Makes the top folders. Repeatable; touches nothing that exists and belongs to the sandbox."""
+        """Makes the top folders. Repeatable; changes nothing that exists and belongs to the sandbox."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for top in self._tops:
             path = self.root / top.lstrip("/")
             path.mkdir(parents=True, exist_ok=True, mode=0o755)
-            if path.stat().st_uid != self._uid:  # new, or made by a process that was killed right then
+            if path.stat().st_uid != self._uid:  # new, or its maker was killed before this step
                 path.chmod(0o1777 if top in ("/tmp", "/var/tmp") else 0o755)
                 os.chown(path, self._uid, self._uid)
 
     @contextmanager
     def open(self, path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
-        """A descriptor of `path`, closed after the block. Raises PathError and its kinds."""
+        """Yields a descriptor of `path`, closed after the block. Raises PathError and its kinds."""
         with _translated(path), self._root() as root:
             fd = openat2(root, path, flags)
         try:
@@ -102,12 +102,12 @@ class Tree:
 
     @contextmanager
     def directory(self, path: str) -> Iterator[int]:
-        """An O_PATH descriptor of a directory, closed after the block. Raises PathError and its kinds."""
+        """Yields an O_PATH descriptor of a directory, closed after the block. Raises PathError and its kinds."""
         with self.open(path, os.O_PATH | os.O_DIRECTORY) as fd:
             yield fd
 
     def canonical(self, fd: int) -> str:
-        """Where an open file lies, as the sandbox sees it, once every symbolic link is resolved.
+        """The path of an open file, as the sandbox sees it, with every symbolic link resolved.
 
         Raises:
             PathError: it lies outside the tree's top folders.
@@ -159,7 +159,7 @@ class Tree:
         return made
 
     def remove_directories(self, made: list[str]) -> None:
-        """Takes back what `make_directory` made, as far as it is still empty."""
+        """Removes the directories that `make_directory` made, innermost first, until one is not empty."""
         for path in reversed(made):
             try:
                 with self.directory(str(PurePosixPath(path).parent)) as parent:
@@ -169,7 +169,7 @@ class Tree:
 
     @contextmanager
     def regular_file(self, path: str) -> Iterator[int]:
-        """A readable descriptor of a regular file. A FIFO or device is refused without being waited for."""
+        """Yields a readable descriptor of a regular file. Refuses a FIFO or a device without waiting for it."""
         with self.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY) as fd:
             with _translated(path):
                 self.canonical(fd)
@@ -197,19 +197,20 @@ class Tree:
             return rows
 
     def some_names(self, path: str, *, at_most: int) -> list[str]:
-        """The names of a few entries of a directory: of all, if there are no more than `at_most`."""
+        """The names of at most `at_most` entries of a directory."""
         with _translated(path), self.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as fd:
             self.canonical(fd)
             with os.scandir(fd) as entries:
                 return [entry.name for entry in itertools.islice(entries, at_most)]
 
     def new_file(self, path: str, mode: int | None) -> NewFile:
-        """Begins to write the file that `path` names. Parents are made.
+        """Begins to write the file that `path` names, and makes its parents.
 
-        A symbolic link is followed, and kept; one that leads outside the top folders, or nowhere, is replaced.
+        A symbolic link is followed, and kept. A link that leads outside the top folders, or into a directory that does
+        not exist, is replaced.
 
         Raises:
-            PathTypeError: something on the way is not a directory; or the link leads to one, or ends with a slash.
+            PathTypeError: something on the way is not a directory; or the link's target is one, or ends with a slash.
             PathError: too many links follow each other, or the way leads outside the top folders.
         """
         place = PurePosixPath(self._followed(path))
@@ -219,13 +220,13 @@ class Tree:
             return NewFile(parent, place.name, mode, self._uid)
 
     def _followed(self, path: str) -> str:
-        """The path that a symbolic link at `path` leads to; `path` itself where there is none, or it leads nowhere."""
+        """The path that a symbolic link at `path` leads to; `path` itself if there is no link, or it leads nowhere."""
         end = path
         for _ in range(_MAX_LINKS):
             try:
                 with self.directory(str(PurePosixPath(end).parent)) as parent:
                     target = os.path.join(self.canonical(parent), os.readlink(PurePosixPath(end).name, dir_fd=parent))
-            except (PathMissingError, OSError):  # nothing is there, or no link
+            except (PathMissingError, OSError):  # nothing is there, or it is no link
                 return end
             found = self._place(target)
             if found is None:
@@ -234,7 +235,7 @@ class Tree:
         raise PathError("Too many symbolic links on the path.")
 
     def _place(self, target: str) -> str | None:
-        """The place that a link with this absolute target names, its last part not followed.
+        """The place that a link's absolute target names; the last part of the target is not followed.
 
         None if that is outside the top folders, or in a directory that does not exist.
         """
@@ -272,7 +273,7 @@ class Tree:
 
 
 class NewFile:
-    """A file that is being written beside its place. It shows whole, by `commit`, or not at all."""
+    """A file that is being written beside its place. `commit` puts it there whole; nobody sees a part of it."""
 
     def __init__(self, parent_fd: int, name: str, mode: int | None, uid: int) -> None:
         self._name = name
@@ -292,7 +293,7 @@ class NewFile:
                 view = view[os.write(self._fd, view) :]
 
     def commit(self) -> None:
-        """Makes the file durable and puts it in its place; an existing file keeps its mode."""
+        """Syncs the file and renames it into its place. Without a given mode, an existing file keeps its mode."""
         try:
             with _translated(self._name):
                 os.fchown(self._fd, self._uid, self._uid)
@@ -305,12 +306,12 @@ class NewFile:
         self._close()
 
     def finish(self) -> None:
-        """Nothing is left to be done after `commit`."""
+        """Does nothing: `commit` has done it all."""
 
     def abort(self) -> None:
-        """Throws away what was written. Repeatable."""
+        """Deletes what was written. Repeatable."""
         if self._fd >= 0:
-            with suppress(OSError):  # it is gone, or lies on a file system that does not answer
+            with suppress(OSError):  # it is gone, or its file system does not answer
                 os.unlink(self._temporary, dir_fd=self._parent)
             self._close()
 
@@ -328,7 +329,7 @@ class NewFile:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         for each in (fd, self._parent):
-            with suppress(OSError):  # what close(2) reports of a file system that does not answer; it is closed
+            with suppress(OSError):  # from a file system that does not answer; close(2) has closed it even so
                 os.close(each)
 
 

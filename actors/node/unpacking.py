@@ -1,7 +1,7 @@
-"""Bounds on what the archives of strangers unpack to, known before they are unpacked and watched while they are.
+"""Limits on the size of archives from strangers, checked before they are unpacked and watched meanwhile.
 
-A few kilobytes can unpack to all that a disk holds. The listing of an archive says how large its files are; only the
-disk says how much of that are holes.
+A few kilobytes can unpack to more than a disk holds. The listing of an archive says how large its files are; only the
+disk shows how much of that is holes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Source: unsquashfs 4.5.1, print_filename."""
 
 
 class UnpackedSize:
-    """Adds up such a listing, piece by piece, until it is beyond the limits.
+    """Adds up a listing by `squashfs.sizes`, piece by piece, and signals once it exceeds the limits.
 
-    A name with a newline can make it too large, but hides no entry: each begins a line of its own.
+    A name with a newline can make the sum too large, but hides no entry: each entry begins a line of its own.
     """
 
     def __init__(self, limits: Limits, beyond: threading.Event) -> None:
-        """`beyond` is set at the first entry that is too many."""
+        """`beyond` is set as soon as a limit is exceeded."""
         self._limits = limits
         self._beyond = beyond
         self._rest = b""
@@ -37,7 +37,7 @@ class UnpackedSize:
         self.source_bytes = 0
 
     def read(self, output: bytes) -> None:
-        """Takes the next piece."""
+        """Takes the next piece of the listing."""
         *lines, self._rest = (self._rest + output).split(b"\n")
         for line in lines:
             entry = _ENTRY.match(line)
@@ -48,7 +48,7 @@ class UnpackedSize:
             self._beyond.set()
 
     def check(self) -> None:
-        """Raises TreeError if it was beyond a limit."""
+        """Raises TreeError if a limit was exceeded."""
         excess = self._excess()
         if excess is not None:
             raise TreeError(excess)
@@ -63,9 +63,9 @@ class UnpackedSize:
 
 @contextmanager
 def half_of_the_disk(folder: Path, cancelled: threading.Event) -> Iterator[threading.Event]:
-    """Watches the file system of `folder`; yields what is set once half of its free space is used, or by `cancelled`.
+    """Yields an event that is set once half of the free space of `folder`'s disk is used, or by `cancelled`.
 
-    The other half is for the archive that is made of it, and for everybody else.
+    The other half is for the archive that is made of the unpacked tree, and for everybody else.
 
     Raises:
         NoSpaceLeftError: at the end of the block, if that much was used.

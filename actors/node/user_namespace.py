@@ -1,16 +1,16 @@
 """A user namespace for each sandbox, in which its boxes are built, so that it has the kernel's limits per user alone.
 
-All sandboxes' commands are one user of the node. What the kernel limits for each user (inotify, pending signals and
-timers, message queues) would be shared by all of them: one that holds 128 inotify
-instances would leave the others none. But the kernel counts what happens in a user namespace at the expense of the
-user who made it. So each sandbox has a namespace that was made by a user of its own: one that owns no file and, apart
-from that, runs nothing. Files keep their owner, since the sandboxes' user is mapped to itself.
+The commands of all sandboxes run as one user of the node. So all of them would share what the kernel limits for each
+user (inotify, pending signals and timers, message queues): a sandbox that holds 128 inotify instances would leave the
+others none. But the kernel charges what happens in a user namespace to the user who made it. So each sandbox has a
+namespace made by a user of its own, who owns no file and runs nothing else. Files keep their owner, since the
+sandboxes' user is mapped to itself.
 
-Not counted that way, and so still shared by all sandboxes of a node: descriptors on their way through sockets, memory
-of pipes, and the files that epoll watches. The kernel counts those by the user that a process is.
+Some limits are still shared by all sandboxes of a node: descriptors on their way through sockets, memory of pipes, and
+the files that epoll watches. The kernel counts those by the user that a process runs as.
 
 Source: user_namespaces(7); kernel/ucount.c (`inc_ucount`, `inc_rlimit_ucounts`); too_many_unix_fds in
-net/core/scm.c, too_many_pipe_buffers in fs/pipe.c, and fs/eventpoll.c for what is not.
+net/core/scm.c, too_many_pipe_buffers in fs/pipe.c, and fs/eventpoll.c for those still shared.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from actors.node import namespace_maker, process
 from actors.node.errors import NodeError
 
 OWNERS = range(61_184, 65_520)
-"""The users of whom each sandbox has one. Nobody else has them for long, and containers have them too.
+"""The users that make the namespaces, one for each sandbox. Nobody else has them for long, and containers have them.
 
 Source: systemd's list of users and groups, the range of `DynamicUser=`.
 """
@@ -40,12 +40,12 @@ _MADE_S = 10.0
 
 
 class UserNamespace:
-    """The user namespace of one sandbox: made when it is first asked for, and kept until it is closed."""
+    """The user namespace of one sandbox: made at its first use, and kept until it is closed."""
 
     def __init__(self, owners: Path, uid: int, *, on_obstacle: Callable[[str], None] = lambda reason: None) -> None:
         """`owners` is a folder of the node, with a lock file for each owner; `uid` is the user of all sandboxes.
 
-        `on_obstacle` is told why there is none.
+        `on_obstacle` is called with the reason if no namespace can be made.
         """
         self._owners = owners
         self._uid = uid
@@ -55,17 +55,17 @@ class UserNamespace:
         self._maker: _Maker | None = None
         self._fd: int | None = None
         self.obstacle: str | None = None
-        """Why there is none, once it was asked for."""
+        """The reason why there is no namespace, once one was asked for and could not be made."""
 
     def start(self) -> None:
-        """Begins to make it, so that the first `fd` need not wait for so long."""
+        """Begins to make the namespace, so that the first `fd` waits less."""
         with self._lock:
             self._start()
 
     def fd(self) -> int | None:
-        """A descriptor of the namespace; None where none can be made.
+        """A descriptor of the namespace; None if none can be made.
 
-        Sandboxes work without it, and share the limits.
+        Sandboxes work without it, and then share the limits.
         """
         with self._lock:
             self._start()
@@ -76,7 +76,7 @@ class UserNamespace:
             return self._fd
 
     def close(self) -> None:
-        """Lets the namespace and its owner go. What runs in it keeps it; the next `fd` makes another one."""
+        """Releases the namespace and its owner. Processes in the namespace keep it; the next `fd` makes another one."""
         with self._lock:
             self._release()
             self.obstacle = None
@@ -104,7 +104,10 @@ class UserNamespace:
         self._maker = self._fd = self._owner_lock = None
 
     def _claim_owner(self) -> int:
-        """An owner whom no other sandbox of this node has. Other nodes may share the kernel: so it begins at random."""
+        """Locks an owner that no other sandbox of this node has.
+
+        Other nodes may share the kernel, so the search begins at random.
+        """
         self._owners.mkdir(parents=True, exist_ok=True, mode=0o700)
         first = random.randrange(len(OWNERS))
         for owner in chain(OWNERS[first:], OWNERS[:first]):
@@ -122,10 +125,10 @@ class UserNamespace:
 
 
 class _Maker:
-    """A running `namespace_maker`. It is ended by `close`."""
+    """A running `namespace_maker`. `close` ends it."""
 
     def __init__(self, owner: int) -> None:
-        """Raises NodeError, OSError."""
+        """Starts the program. Raises NodeError, OSError."""
         self._owner = owner
         self._socket, given = socket.socketpair()
         argv = [sys.executable, "-I", "-S", namespace_maker.__file__, str(owner)]
@@ -135,7 +138,7 @@ class _Maker:
             not_started.pop_all()
 
     def namespace(self, uid: int) -> int:
-        """A descriptor of the namespace: the owner is user 0 in it, and `uid` is itself. Raises OSError."""
+        """Receives the namespace's descriptor, and maps its owner to user 0 and `uid` to itself. Raises OSError."""
         self._socket.settimeout(_MADE_S)
         _, fds, _, _ = socket.recv_fds(self._socket, 16, 1)
         if not fds:

@@ -1,13 +1,13 @@
-"""The node's record of the archives whose SHA-256 was checked since it booted, each for the file as it was then.
+"""The node's record of the archives whose SHA-256 was checked since it booted, each with its file's stamp at that time.
 
-A file is believed as long as nothing about it has changed: device, inode, size, and the times of its last change. A
-hard link that is made or removed changes one of these times for all links of a file. So archives are linked and
-unlinked here, under a lock, and the record goes along. Whatever else touches a file has it read once more.
+A check is valid as long as nothing about the file has changed: device, inode, size, mtime and ctime. A hard link that
+is made or removed changes the ctime for all links of a file. So archives are linked and unlinked here, under a lock,
+and the record is updated with them. After any other change the file is read once more.
 
-    <folder>/<sha256>-<inode>    one record, good for one boot, and only if each of its bytes is as expected
-    <folder>/.lock-<xx>          held by whoever checks, links or unlinks one of the archives that share it
+    <folder>/<sha256>-<inode>    one record, valid for one boot, and only if each of its bytes is as expected
+    <folder>/.lock-<xx>          the lock for checking, linking or unlinking any of the archives that share it
 
-Nobody but root can change an archive between its check and its use: all of it lies below folders of mode 0700.
+Nobody but root can change an archive between its check and its use: all archives lie below folders of mode 0700.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _TRIES = 3
 SUFFIX = ".sqsh"
 
 GoOn = Callable[[], None]
-"""Is called over and over while something takes long; raises to give up."""
+"""A callback that is called again and again during a long operation; it raises an error to end that operation."""
 
 
 def boot_id() -> str:
-    """What tells this run of the machine's kernel from every other."""
+    """The identifier of this run of the machine's kernel."""
     return _BOOT_ID.read_text().strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A file's identity, and what changes whenever it does. Source: inode(7)."""
+    """A file's identity, and the fields that change whenever the file does. Source: inode(7)."""
 
     device: int
     inode: int
@@ -61,7 +61,7 @@ class Stamp:
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def has_content_of(self, other: Stamp) -> bool:
-        """Whether at most links, owner and mode have changed between the two, and nothing was written."""
+        """True if nothing was written between the two stamps: at most links, owner and mode have changed."""
         return astuple(self)[:-1] == astuple(other)[:-1]
 
 
@@ -69,7 +69,7 @@ def stamp_of(archive: Path) -> Stamp:
     """The stamp of an archive.
 
     Raises:
-        DamagedCopyError: it is missing, or no regular file.
+        DamagedCopyError: it is missing, or not a regular file.
     """
     try:
         found = archive.lstat()
@@ -81,9 +81,10 @@ def stamp_of(archive: Path) -> Stamp:
 
 
 def read_digest(fd: int, go_on: GoOn) -> str:
-    """The SHA-256 of what the disk has of a file: what memory holds of it is dropped first. Raises OSError.
+    """The SHA-256 of a file as it is on the disk: its pages in memory are dropped first. Raises OSError.
 
-    Source: posix_fadvise(2), POSIX_FADV_DONTNEED; pages that are not written back yet stay, and are read as they are.
+    Pages that are not written back yet stay in memory, and are read from there. Source: posix_fadvise(2),
+    POSIX_FADV_DONTNEED.
     """
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -97,7 +98,7 @@ def read_digest(fd: int, go_on: GoOn) -> str:
 
 
 def _make_private(fd: int) -> None:
-    """Gives an archive back to root alone, if somebody has changed that."""
+    """Gives an archive back to root alone, if its owner or mode was changed."""
     found = os.fstat(fd)
     if (found.st_uid, found.st_gid) != (0, 0):
         os.fchown(fd, 0, 0)
@@ -106,16 +107,16 @@ def _make_private(fd: int) -> None:
 
 
 def _nothing() -> None:
-    """The `go_on` of whoever does not give up."""
+    """The `go_on` of a caller that never ends the operation."""
 
 
 class Verified:
-    """The record. Any number of processes and threads may use the same folder."""
+    """The record of checked archives. Any number of processes and threads may use the same folder."""
 
     def __init__(
         self, folder: Path, *, boot: str | None = None, digest: Callable[[int, GoOn], str] = read_digest
     ) -> None:
-        """`boot` is the boot that records have to be of, this one by default; `digest` reads a file's SHA-256."""
+        """`boot` is the boot for which records are valid, by default this one; `digest` reads a file's SHA-256."""
         self._folder = folder
         self._given_boot = boot
         self._digest = digest
@@ -125,20 +126,20 @@ class Verified:
         return self._given_boot or boot_id()
 
     def holds(self, archive: Path, sha256: str) -> bool:
-        """Whether an archive was checked since the node booted, and has not changed since. Reads no archive."""
+        """True if an archive was checked since the node booted, and has not changed since. Reads no archive."""
         try:
             return self._is_recorded(sha256, stamp_of(archive))
         except DamagedCopyError:
             return False
 
     def check(self, archive: Path, sha256: str, *, go_on: GoOn = _nothing) -> Stamp:
-        """Sees to it that an archive is what its digest says; reads it only if that is not on record.
+        """Verifies that an archive has its digest; reads it only if that is not on record.
 
         Returns:
-            The file as it was found good.
+            The stamp of the verified file.
 
         Raises:
-            DamagedCopyError: it is not, or cannot be read.
+            DamagedCopyError: it has another digest, or cannot be read.
         """
         with contextlib.suppress(DamagedCopyError):
             stamp = stamp_of(archive)
@@ -148,7 +149,7 @@ class Verified:
             return self._check(archive, sha256, go_on)
 
     def note(self, archive: Path, sha256: str, *, as_of: Stamp) -> None:
-        """Takes note of a digest that was taken of the bytes of a file, unless they were written to since `as_of`.
+        """Records a digest that was computed from a file's bytes, unless the file was written to since `as_of`.
 
         Raises DamagedCopyError if there is no such file.
         """
@@ -158,13 +159,13 @@ class Verified:
                 self._write(sha256, stamp)
 
     def link(self, archive: Path, sha256: str, target: Path, *, go_on: GoOn = _nothing) -> Stamp:
-        """Makes a hard link to an archive that is what its digest says, and takes note of its use in its atime.
+        """Verifies an archive, makes a hard link to it, and sets its atime to show that it was used.
 
         Returns:
-            The file at `target`, which is the one that was checked.
+            The stamp of the file at `target`, which is the one that was verified.
 
         Raises:
-            DamagedCopyError: it is not; nothing was linked.
+            DamagedCopyError: the archive has another digest, or cannot be read; nothing was linked.
             FileExistsError: something is at `target` already.
         """
         with self._locked(sha256, go_on):
@@ -179,7 +180,7 @@ class Verified:
             return linked
 
     def replace(self, archive: Path, sha256: str, target: Path) -> None:
-        """Puts a link to an archive in the place of whatever is at `target`. Raises DamagedCopyError, ToolError."""
+        """Replaces whatever is at `target` by a link to an archive. Raises DamagedCopyError, OSError, ToolError."""
         fresh = target.with_name(f".{uuid.uuid4().hex}")
         self.link(archive, sha256, fresh)
         try:
@@ -191,7 +192,7 @@ class Verified:
             self.unlink(fresh, sha256)
 
     def unlink(self, archive: Path, sha256: str) -> None:
-        """Removes one link to an archive, or whatever lies in its place; nothing being there is success.
+        """Removes one link to an archive, or whatever lies in its place; success if nothing is there.
 
         Raises:
             OSError, ToolError: it could not be removed.
@@ -203,26 +204,26 @@ class Verified:
             remove_tree(archive)
 
     def unlink_all(self, folder: Path) -> None:
-        """Removes the archives in a folder that are named for their digests. Raises OSError, ToolError."""
+        """Removes the archives in a folder whose names are their digests. Raises OSError, ToolError."""
         for archive in folder.glob(f"*{SUFFIX}"):
             self.unlink(archive, archive.stem)
 
     def doubt(self, archive: Path, sha256: str) -> None:
-        """Has an archive read once more by whoever uses it, through whichever of its links."""
+        """Makes the next use of an archive read it once more, through any of its links."""
         with self._locked(sha256), contextlib.suppress(DamagedCopyError, OSError):
             found = stamp_of(archive)
             self._file(sha256, found.inode).unlink(missing_ok=True)
             os.utime(archive, ns=(archive.lstat().st_atime_ns, found.mtime_ns))  # changes the ctime
 
     def prune(self, used: Collection[tuple[str, int]], *, older_than: float) -> int:
-        """Removes the records of other boots, and of files that are no more, unless they were written since an instant.
+        """Removes the records of files that are not in `used`, unless they were written since `older_than`.
 
         Args:
-            used: the digests and inodes of the files that there are.
-            older_than: the instant, in seconds since the epoch.
+            used: the digests and inodes of the files that exist.
+            older_than: an instant, in seconds since the epoch.
 
         Returns:
-            How many were removed.
+            The number of records that were removed.
         """
         kept = {f"{sha256}-{inode}" for sha256, inode in used}
         removed = 0
@@ -234,7 +235,7 @@ class Verified:
         return removed
 
     def _check(self, archive: Path, sha256: str, go_on: GoOn) -> Stamp:
-        """As `check`, for whoever has the lock."""
+        """Does what `check` does; the caller holds the lock."""
         stamp = stamp_of(archive)
         if self._is_recorded(sha256, stamp):
             return stamp
@@ -248,7 +249,7 @@ class Verified:
         return stamp
 
     def _read(self, archive: Path, go_on: GoOn) -> tuple[Stamp, str]:
-        """The digest of a file that nothing was written to meanwhile, and its stamp."""
+        """The stamp and the digest of a file that nothing was written to meanwhile."""
         fd = os.open(archive, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _make_private(fd)
@@ -263,7 +264,7 @@ class Verified:
 
     @contextmanager
     def _carried(self, archive: Path, sha256: str) -> Iterator[None]:
-        """The block changes an archive's links and nothing else: if the file is on record, it is so afterwards."""
+        """Keeps the record valid over a block that changes an archive's links and nothing else."""
         with self._locked(sha256), contextlib.ExitStack() as opened:
             before: Stamp | None = None
             with contextlib.suppress(DamagedCopyError, OSError):
@@ -290,13 +291,13 @@ class Verified:
             return False
 
     def _record(self, sha256: str, stamp: Stamp) -> bytes:
-        """One record, as whole as it has to be found: a half or a damaged one is none."""
+        """The exact bytes of one record; a partial or damaged record differs from them, and counts as none."""
         return json.dumps({"boot": self._boot, "sha256": sha256, "file": astuple(stamp)}).encode()
 
     def _write(self, sha256: str, stamp: Stamp) -> None:
-        """Writes a record, whole or not at all. Not synced: after a power failure it is one of another boot.
+        """Writes a record, all or nothing. It is not synced: after a power failure it belongs to another boot.
 
-        That a disk is full, or broken, costs another reading of the archive and nothing else.
+        If the disk is full or broken, the archive is read once more; nothing else is lost.
         """
         file = self._file(sha256, stamp.inode)
         fresh = self._folder / f"{file.name}.{uuid.uuid4().hex}"
@@ -309,9 +310,9 @@ class Verified:
 
     @contextmanager
     def _locked(self, sha256: str, go_on: GoOn = _nothing) -> Iterator[None]:
-        """By flock(2), which also keeps threads of one process apart, and ends with the process."""
+        """Holds the archive's lock, by flock(2), which also excludes other threads, and ends with the process."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        name = hashlib.sha256(os.fsencode(sha256)).hexdigest()[:2]  # of a file's name, which may be anything
+        name = hashlib.sha256(os.fsencode(sha256)).hexdigest()[:2]  # `sha256` may be any file name's stem
         fd = os.open(self._folder / f".lock-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:
