@@ -1,14 +1,15 @@
-"""The backups and sandboxes that the bucket knows: what is committed, listed and deleted, and in which order.
+"""The catalog of the bucket: commits, lists and deletes backups, and reads and writes the sandboxes' documents.
 
-Metadata is the commit point: written last, deleted first. Whoever reads it finds a whole archive; an archive
-without it is nobody's, and the collector's. The index entry follows the metadata and only serves the listing.
+Metadata is the commit point: written last, deleted first. So a reader of metadata finds a whole archive; an archive
+without metadata belongs to nobody, and the collector removes it. The index entry is written after the metadata, and
+serves the listing only.
 
-Metadata is believed as far as its signature goes. What carries a wrong one, or has lost it, is an error wherever it is
-read; what was never signed is another program's, and says so (`BackupRecord.is_signed`). To whom such a backup belongs
-is then told by the index alone, which lists it for its sandbox.
+Metadata is believed as far as its signature goes. Metadata whose signature is wrong or lost is an error wherever it is
+read. Metadata that was never signed is another program's, and `BackupRecord.is_signed` says so. The owner of a backup
+without a valid signature is known from the index alone, which lists the backup for its sandbox.
 
-A backup that was begun by an actor which may or may not be alive is settled: a fence is written in the place of its
-metadata, which only the first writer can fill. Then it either was committed before, or never will be.
+A backup that was begun by an actor which may or may not be alive is settled: `settle` writes a fence in the place of
+its metadata. Only the first writer can create that object, so the backup either was committed before, or never will be.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ logger = logging.getLogger(__name__)
 
 STATE_BYTES = 16 * 2**20
 _ASIDE_BYTES = 256 * 2**20
-"""How large a damaged document may be to be kept for a person."""
+"""Size limit of a damaged document that is kept for a person."""
 _FENCE = b'{"fenced":true}'
-"""In the place of the metadata of a backup that must not be committed any more."""
+"""The content in the place of the metadata of a backup that must not be committed any more."""
 _READERS = 8
 _PAGE = 1000
 _TRIES = 3
@@ -63,7 +64,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class UnusableBackup:
-    """A backup that a sandbox's index lists, and whose metadata cannot be used; of it only its key can be believed."""
+    """A backup that a sandbox's index lists, but whose metadata cannot be used. Only its key can be believed."""
 
     entry: keys.IndexEntry
     error: DocumentError
@@ -78,7 +79,7 @@ class RecordPage:
 
     @property
     def records(self) -> tuple[BackupRecord, ...]:
-        """Those whose metadata can be used."""
+        """The backups whose metadata can be used."""
         return tuple(row for row in self.rows if isinstance(row, BackupRecord))
 
 
@@ -92,7 +93,7 @@ class NamePage:
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """A sandbox's state and the ETag to hand back when it is written again."""
+    """A sandbox's state document, and the ETag to pass when it is written again."""
 
     state: SandboxState
     etag: str
@@ -100,7 +101,7 @@ class StoredState:
 
 @dataclass(frozen=True, slots=True)
 class StoredClaim:
-    """The backup that an idempotency key stands for, and the ETag to hand back when that changes.
+    """The backup that an idempotency key stands for, and the ETag to pass when the claim is written again.
 
     `backup_id` is None where the claim is damaged: it stands for nothing, and may be replaced.
     """
@@ -132,8 +133,8 @@ class BackupCatalog:
         On return the backup exists. A failure to write the index entry is logged and returned, not raised.
 
         Raises:
-            PreconditionFailedError: there is another backup of this id; permanent, nothing was changed.
-            StoreUnavailableError: it could not be learnt whether the metadata was written: `discard` or read again.
+            PreconditionFailedError: there is another backup with this id; permanent, nothing was changed.
+            StoreUnavailableError: it is unknown whether the metadata was written: `discard` the backup or read again.
             StorageError: nothing was written.
         """
         signed = sign(record, self._signing_key)
@@ -144,7 +145,7 @@ class BackupCatalog:
                 self.store.put(key, data, if_none_match=conditional)
                 break
             except (PreconditionFailedError, StoreUnavailableError) as e:
-                # Either may come after our own write took effect: only reading tells.
+                # Either error may come after our own write took effect: only reading tells.
                 found = self._find_stored(key)
                 if found is not None and found.data == data:
                     break
@@ -155,7 +156,7 @@ class BackupCatalog:
         return Committed(signed, self.write_index_entry(signed))
 
     def sign_in_place(self, record: BackupRecord, *, replacing: str) -> None:
-        """Signs metadata that is in the bucket already, and unsigned. `replacing`, and raises, as `write_state`."""
+        """Signs metadata that is in the bucket already, and unsigned. `replacing` and errors as in `write_state`."""
         self._write(keys.metadata(record.id), sign(record, self._signing_key), replacing=replacing)
 
     def _find_stored(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored | None:
@@ -165,7 +166,7 @@ class BackupCatalog:
             return None
 
     def write_index_entry(self, record: BackupRecord) -> bool:
-        """Writes the index entry of a committed backup of ours. Idempotent; a failure is logged, and False."""
+        """Writes the index entry of a committed backup of ours. Idempotent; logs a failure, and returns False."""
         if record.sandbox is None:
             return True
         key = keys.index_entry(record.owner, record.sandbox, record.created_at, record.id)
@@ -177,16 +178,16 @@ class BackupCatalog:
         return True
 
     def _document(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
-        """A document as it is stored. Raises ObjectMissingError; CorruptMetadataError for one that is too large."""
+        """Reads a document as it is stored. Raises ObjectMissingError; CorruptMetadataError if it is too large."""
         try:
             return self.store.get(key, max_bytes=max_bytes)
         except IntegrityError as e:
             raise CorruptMetadataError("read", bucket=self.store.bucket, key=key, detail=e.detail) from None
 
     def read(self, backup_id: str) -> BackupRecord:
-        """The metadata of a backup, whoever it belongs to: signed by us, or by nobody (`BackupRecord.is_signed`).
+        """The metadata of a backup of any tenant: signed by us, or by nobody (`BackupRecord.is_signed`).
 
-        For the service's own use; callers use `get`.
+        For the service's own use; `get` serves callers.
 
         Raises:
             ObjectMissingError: permanent.
@@ -207,10 +208,10 @@ class BackupCatalog:
         return record
 
     def read_signed(self, backup_id: str) -> BackupRecord:
-        """As `read`, for what may be decided by a record that we have signed alone.
+        """Does what `read` does, for decisions that need a record signed by us.
 
         Raises:
-            UnsignedMetadataError: nobody has signed it; permanent.
+            UnsignedMetadataError: it has no signature; permanent.
         """
         record = self.read(backup_id)
         if not record.is_signed:
@@ -221,8 +222,8 @@ class BackupCatalog:
         """The metadata of one of the tenant's backups.
 
         Raises:
-            ObjectMissingError: there is none, or it belongs to another tenant: the two cannot be told apart.
-            DocumentError: it is damaged, tampered with or of a later release; permanent. Everybody is told so.
+            ObjectMissingError: there is none, or it belongs to another tenant: callers cannot tell which.
+            DocumentError: it is damaged, tampered with or of a later release; permanent. Every tenant gets this error.
         """
         record = self.read(backup_id)
         if record.owner != tenant:
@@ -232,18 +233,18 @@ class BackupCatalog:
         return record
 
     def trusted(self, record: BackupRecord) -> bool:
-        """Whether this service wrote the record, so that its digests prove where the archive comes from."""
+        """True if this service wrote the record, so that its digests prove where the archive comes from."""
         return verify(record, self._verifying_keys)
 
     def is_expired(self, record: BackupRecord, *, buffer_s: float = 60) -> bool:
-        """Whether the record expires within `buffer_s` from now, or has."""
+        """True if the record expires within `buffer_s` from now, or has expired."""
         return record.is_expired(self._clock(), buffer_s)
 
     def page(self, tenant: str, sandbox: str, *, limit: int = 100, cursor: str | None = None) -> RecordPage:
         """One page of a sandbox's backups, newest first, expired ones included.
 
-        Entries without metadata, and those whose metadata names another sandbox, are left out. Backups whose metadata
-        cannot be used are there as such.
+        Entries without metadata, and those whose metadata names another sandbox, are left out. A backup whose metadata
+        cannot be used is an `UnusableBackup`.
 
         Raises:
             InvalidCursorError: permanent.
@@ -274,7 +275,7 @@ class BackupCatalog:
         return record if (record.owner, record.sandbox) == (entry.tenant, entry.sandbox) else None
 
     def all_records(self, tenant: str, sandbox: str) -> Iterator[BackupRecord]:
-        """All backups of a sandbox that can be used, newest first."""
+        """Yields all usable backups of a sandbox, newest first."""
         cursor: str | None = None
         while True:
             page = self.page(tenant, sandbox, limit=_PAGE, cursor=cursor)
@@ -284,18 +285,18 @@ class BackupCatalog:
                 return
 
     def entries_of(self, backup_id: str) -> Sequence[keys.IndexEntry]:
-        """The index entries of a backup, whoever's. One request for each 1000 objects beside the archives."""
+        """The index entries of a backup, for any tenant. Takes one request per 1000 objects beside the archives."""
         listed = (keys.find_index_entry(row.key) for root in keys.INDEX_ROOTS for row in list_all(self.store, root))
         return [entry for entry in listed if entry is not None and entry.backup_id == backup_id]
 
     def delete(self, tenant: str, backup_id: str) -> bool:
-        """Deletes one of the tenant's backups. Idempotent: False if there was none (any more).
+        """Deletes one of the tenant's backups. Idempotent: returns False if there is none (any more).
 
-        One whose metadata cannot be believed is the tenant's if the index lists it for the tenant, and for nobody else.
-        If it fails halfway the backup is gone, and the collector removes what is left of it.
+        A backup whose metadata cannot be believed is the tenant's if the index lists it for this tenant and no other.
+        If the deletion fails halfway, the backup is gone, and the collector removes what is left of it.
 
         Raises:
-            DocumentError: it cannot be told whose it is, or a later release has written it; nothing was deleted.
+            DocumentError: its owner is unknown, or a later release has written it; nothing was deleted.
         """
         try:
             record = self.get(tenant, backup_id)
@@ -314,10 +315,10 @@ class BackupCatalog:
         return True
 
     def check_nobody_elses(self, tenant: str, backup_id: str) -> Sequence[keys.IndexEntry]:
-        """The index entries of an unsigned backup, which are none unless it was the tenant's and had a signature.
+        """The index entries of an unsigned backup: none, unless it was the tenant's and had a signature.
 
         Raises:
-            TamperedMetadataError: the index lists it for somebody else, so it was another's.
+            TamperedMetadataError: the index lists it for another tenant, so it was that tenant's.
         """
         entries = self.entries_of(backup_id)
         if any(entry.tenant != tenant for entry in entries):
@@ -326,9 +327,9 @@ class BackupCatalog:
         return entries
 
     def delete_unusable(self, backup_id: str) -> bool:
-        """Removes everything of one backup whose metadata cannot be used, whoever it was: for who runs the service.
+        """Deletes everything of one backup of any tenant whose metadata cannot be used; for the operator.
 
-        False if there is no such backup, or if its metadata is in order. Nothing that it says is heeded.
+        Returns False if there is no such backup, or if its metadata is in order. Nothing that the metadata says counts.
 
         Raises:
             NewerDocumentError: a later release has written it; nothing was deleted.
@@ -349,7 +350,7 @@ class BackupCatalog:
         return True
 
     def delete_of_sleep(self, tenant: str, sandbox: str, backup_id: str) -> None:
-        """Deletes a backup if the service made it to put this sandbox to sleep; no other, whatever a state says.
+        """Deletes a backup if the service made it to put this sandbox to sleep; no other, whatever the state says.
 
         Raises:
             DocumentError: its metadata cannot be used; nothing was deleted.
@@ -373,8 +374,9 @@ class BackupCatalog:
     def settle(self, backup_id: str) -> BackupRecord | None:
         """Finds out whether a backup that an actor began was committed; if not, it never will be. Idempotent.
 
-        A committed one is listed from then on; of any other, what there is of its archive is removed. Where the store
-        has no conditional writes, an actor that lives on and is about to write the metadata can still do so.
+        Returns the record of a committed backup, which is listed from then on. Otherwise returns None, and removes what
+        there is of the archive. Where the store has no conditional writes, an actor that is still alive and about to
+        write the metadata can still commit.
 
         Raises:
             DocumentError: there is metadata that cannot be used; permanent, and nothing was removed.
@@ -390,7 +392,7 @@ class BackupCatalog:
         except ObjectMissingError:
             self._remove_archive(backup_id)
             return None
-        self.write_index_entry(record)  # its actor may have died right before it did
+        self.write_index_entry(record)  # its actor may have died right before it wrote the entry
         return record
 
     def abandon(self, backup_id: str) -> None:
@@ -409,7 +411,7 @@ class BackupCatalog:
         self.store.delete(key)
 
     def find_claim(self, tenant: str, sandbox: str, idempotency_key: str) -> StoredClaim | None:
-        """Which backup the key stands for; that need not be committed, or exist any more. None if it was never used.
+        """The backup that the key stands for, which need not be committed or exist; None if the key was never used.
 
         Raises:
             NewerDocumentError: permanent.
@@ -428,11 +430,11 @@ class BackupCatalog:
     def write_claim(
         self, tenant: str, sandbox: str, idempotency_key: str, backup_id: str, *, replacing: str | None
     ) -> None:
-        """Makes the key stand for a backup that is about to be committed. `replacing`, and raises, as `write_state`."""
+        """Makes the key stand for a backup that is about to be committed. `replacing`, errors: see `write_state`."""
         self._write(keys.claim(tenant, sandbox, idempotency_key), Claim(backup_id=backup_id), replacing=replacing)
 
     def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
-        """A sandbox's durable state; None if it was never written.
+        """A sandbox's state document; None if it was never written.
 
         Raises:
             CorruptMetadataError: it is damaged, or another sandbox's; permanent.
@@ -453,11 +455,11 @@ class BackupCatalog:
         return state
 
     def set_aside_state(self, tenant: str, sandbox: str) -> str:
-        """Keeps a copy of a sandbox's damaged state for a person. Returns its ETag, for the one that replaces it.
+        """Copies a sandbox's damaged state document for a person. Returns its ETag, to pass when it is replaced.
 
         Raises:
-            ObjectMissingError, PreconditionFailedError: somebody has deleted it since, or written it anew.
-            StorageError: it could not be kept, so it must not be replaced.
+            ObjectMissingError, PreconditionFailedError: it was deleted or written anew meanwhile.
+            StorageError: no copy could be kept, so it must not be replaced.
         """
         key = keys.state(tenant, sandbox)
         stored = self.store.get(key, max_bytes=_ASIDE_BYTES)
@@ -471,15 +473,15 @@ class BackupCatalog:
         return stored.etag
 
     def write_state(self, state: SandboxState, *, replacing: str | None) -> str:
-        """Writes a sandbox's durable state and returns its ETag.
+        """Writes a sandbox's state document and returns its ETag.
 
         Args:
-            replacing: the ETag of the state that this one was made from, or None if there was none. Where the store
-                has conditional writes a second writer, who made his from the same one, is refused.
+            replacing: the ETag of the state that this one was made from, or None if there was none. A store with
+                conditional writes refuses a second writer whose state was made from the same one.
 
         Raises:
             PreconditionFailedError: somebody else has written it since; permanent.
-            StoreUnavailableError: it could not be learnt whether it was written.
+            StoreUnavailableError: it is unknown whether it was written.
         """
         return self._write(keys.state(state.tenant, state.id), state, replacing=replacing)
 
@@ -493,24 +495,24 @@ class BackupCatalog:
                 if_match=replacing if conditional else None,
             )
         except (PreconditionFailedError, StoreUnavailableError):
-            # A retry inside the store may have met its own write.
+            # A retry inside the store may have found its own earlier write.
             stored = self._find_stored(key, max_bytes=STATE_BYTES)
             if stored is None or stored.data != data:
                 raise
             return stored.etag
 
     def delete_state(self, tenant: str, sandbox: str) -> None:
-        """Forgets a sandbox; its backups stay. Idempotent."""
+        """Deletes a sandbox's state document; its backups stay. Idempotent."""
         self.store.delete(keys.state(tenant, sandbox))
 
     def count_states(self) -> int:
-        """How many sandboxes, of all tenants, have a state. One request for each 1000 objects beside the archives."""
+        """Number of sandboxes, of all tenants, with a state. Takes one request per 1000 objects beside the archives."""
         return sum(
             keys.find_state(row.key) is not None for root in keys.INDEX_ROOTS for row in list_all(self.store, root)
         )
 
     def sandboxes(self, tenant: str, *, limit: int = 100, cursor: str | None = None) -> NamePage:
-        """One page of the tenant's sandboxes that have a state or a backup.
+        """One page of the tenant's sandboxes that have a state, an index entry or a claim.
 
         Raises:
             InvalidCursorError: permanent.

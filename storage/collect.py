@@ -1,10 +1,10 @@
-"""Collection: removes what has expired and what nobody owns, and writes index entries that are missing.
+"""The collector: removes what has expired and what nobody owns, and writes index entries that are missing.
 
-Only this module decides by listings, so it never trusts one alone: whatever a listing suggests to delete is looked
-at once more right before, and nothing younger than the grace period is touched, because it may be a transfer on its
-way to its commit. The grace period must be longer than the longest upload. Nothing is removed because of what a
-document says that we have not signed: an unsigned backup is another program's, and one that was tampered with is for a
-person to look at. Every step may be repeated, so a collection that was interrupted is simply run again.
+Only this module decides by listings, and it never trusts one alone. Before it deletes what a listing suggests, it looks
+once more, except at stale uploads. It touches nothing younger than the grace period, because that may belong to a
+transfer that is not committed yet. The grace period must be longer than the longest upload. No document that we have
+not signed makes it delete a backup: an unsigned backup is another program's, and one that was tampered with is for a
+person to look at. Every step may be repeated, so an interrupted collection is simply run again.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CollectionReport:
-    """What a collection removed and repaired, or in a dry run would. Backups are named by id, the rest by key.
+    """The result of a collection: what it removed and repaired, or in a dry run would. Backups by id, the rest by key.
 
-    Among `stale_index_entries` are idempotency keys of backups that are gone, or that are damaged. `tampered`,
-    `unreadable` (backups, states and idempotency keys that are damaged, or of a later release) and `without_archive`
-    need a person: nothing of them was touched. Nor was anything of `unsigned`, the backups of other programs.
+    `stale_index_entries` include idempotency keys whose backups are gone, or whose claims are damaged. `tampered`,
+    `unreadable` (backups, states and claims that are damaged, or of a later release) and `without_archive` need a
+    person: nothing of them was touched. Nor was anything of `unsigned`, the backups of other programs.
     """
 
     dry_run: bool
@@ -76,7 +76,7 @@ class _Collection:
     live: list[BackupRecord] = field(default_factory=list)
     fenced: dict[str, tuple[Listed, Listed | None]] = field(default_factory=dict)
     listed: set[str] = field(default_factory=set)
-    """The backups that the index lists."""
+    """The ids of the backups that the index lists."""
     freed_bytes: int = 0
 
     @property
@@ -127,7 +127,7 @@ class _Collection:
     def collect_fenced(self) -> None:
         """Removes old fences and what is left of their backups.
 
-        A backup that the index lists was committed, so what is in its metadata's place is no fence of ours.
+        A backup that the index lists was committed, so the object in its metadata's place is not our fence.
         """
         for backup_id, (metadata, archive) in self.fenced.items():
             if backup_id in self.listed:
@@ -140,7 +140,7 @@ class _Collection:
             return
         if archive is not None:
             self._collect_orphan_archive(backup_id, archive)
-        if not self.dry_run:  # last: as long as it is there, nobody can commit the backup
+        if not self.dry_run:  # the fence goes last: as long as it is there, nobody can commit the backup
             self.store.delete(metadata.key)
         self.freed_bytes += metadata.size_bytes
 
@@ -195,7 +195,7 @@ class _Collection:
                 self.rebuilt.append(key)
 
     def _look_at_state(self, key: str, tenant: str, sandbox: str) -> None:
-        """Names a state that cannot be read. The node with the sandbox's files writes it anew, with the next call."""
+        """Reports a state that cannot be read. The node with the sandbox's files writes it anew at the next call."""
         try:
             self.catalog.find_state(tenant, sandbox)
         except DocumentError as e:
@@ -203,9 +203,9 @@ class _Collection:
             self.unreadable.append(key)
 
     def _collect_claim(self, key: str) -> None:
-        """Removes an old claim that is damaged, or to a backup that is not there.
+        """Removes an old claim that is damaged, or whose backup does not exist.
 
-        One that was made anew meanwhile is looked at first.
+        It first checks that the claim was not written anew meanwhile.
         """
         if self._claims_a_backup(key):
             return
@@ -216,7 +216,7 @@ class _Collection:
             pass
 
     def _claims_a_backup(self, key: str) -> bool:
-        """Whether the idempotency key stands for a backup that is there, or of which only a later release knows."""
+        """True if the claim's backup exists, or if only a later release can read the claim."""
         try:
             return self._is_committed(load(Claim, self.store.get(key).data, key=key).backup_id)
         except ObjectMissingError:
@@ -225,7 +225,7 @@ class _Collection:
             logger.warning("%s", e)
             self.unreadable.append(key)
             return True
-        except (CorruptMetadataError, IntegrityError):  # it stands for nothing, and would be replaced when used
+        except (CorruptMetadataError, IntegrityError):  # it stands for nothing, and its next use replaces it
             return False
 
     def _drop_entry(self, key: str) -> None:
@@ -253,12 +253,12 @@ def collect(catalog: BackupCatalog, *, now: datetime, grace_s: float, dry_run: b
     """Runs one collection over the whole bucket.
 
     Args:
-        now: aware; the age of an object is the difference to the store's own time of its last change.
-        grace_s: what is younger is left alone.
+        now: aware; an object's age is the difference to the store's own time of its last change.
+        grace_s: younger objects are left alone.
         dry_run: report only.
 
     Raises:
-        StorageError: as the store raises it; what was collected until then stays collected.
+        StorageError: from the store; what was removed until then stays removed.
     """
     run = _Collection(catalog, now, timedelta(seconds=grace_s), dry_run)
     run.collect_backups()

@@ -1,6 +1,6 @@
-"""The settings of the storage layer: small, frozen and picklable, handed to actors by value.
+"""The settings of the storage layer: small, frozen and picklable, passed to actors by value.
 
-A boto3 client cannot be pickled; these can, and every process builds its own client from them.
+A boto3 client cannot be pickled, so every process builds its own client from these settings.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def bare_endpoint(value: str) -> str:
         raise ValueError("must be an http or https URL")
     if parts.username or parts.password or parts.query or parts.fragment or parts.path not in ("", "/"):
         raise ValueError("must be a scheme, a host and a port only")
-    _ = parts.port  # a port that is no number raises ValueError here
+    _ = parts.port  # raises ValueError if the port is not a number
     if not (_HOST_NAME.fullmatch(parts.hostname) or _is_address(parts.hostname)):
-        raise ValueError("must have a host name of letters, digits, '-' and '.'")  # botocore takes no other
+        raise ValueError("must have a host name of letters, digits, '-' and '.'")  # botocore accepts no other
     return value.rstrip("/")
 
 
@@ -56,9 +56,9 @@ class _Frozen(BaseModel):
 
 
 class BucketConfig(_Frozen):
-    """Where the bucket is and with which keys it is opened.
+    """The location of the bucket, and the keys that open it.
 
-    `endpoint_url` of None means Amazon's own endpoint of `region`; R2 calls its only region "auto". Plain http
+    An `endpoint_url` of None means Amazon's own endpoint of `region`; R2 calls its only region "auto". Plain http
     would carry archives in the clear, so beyond loopback it has to be allowed with `allow_http`.
     """
 
@@ -69,7 +69,7 @@ class BucketConfig(_Frozen):
     secret_access_key: SecretStr
     allow_http: bool = False
     folder: Path | None = None
-    """Where an embedded store keeps the bucket on this machine, which tells when its disk is full; None for others."""
+    """The folder in which an embedded store keeps the bucket, whose disk may be full; None for other stores."""
 
     @model_validator(mode="after")
     def _related(self) -> BucketConfig:
@@ -91,10 +91,10 @@ class BucketConfig(_Frozen):
 
 
 class TransferConfig(_Frozen):
-    """How bytes are moved. `attempts` counts all tries of one part or one small request, the first included.
+    """The settings of transfers. `attempts` counts all tries of one part or one small request, the first included.
 
-    A part is what is sent again when something fails. A link that is silent for `idle_timeout_s` is taken for dead,
-    however long the whole transfer may last.
+    A part is the unit that is sent again after a failure. A connection that is silent for `idle_timeout_s` is taken for
+    dead, however long the whole transfer may last.
     """
 
     part_bytes: Annotated[int, Field(ge=MIN_PART_BYTES, le=MAX_PART_BYTES)] = 16 * MIB

@@ -1,7 +1,7 @@
-"""The digests that are recorded of an archive's bytes, and how S3 derives an ETag from them.
+"""The digests that are recorded of an archive's bytes, and the ETag that S3 derives from them.
 
 squashfs has no checksums of its own, and an ETag is a checksum on some stores only. So the SHA-256 of every
-part and of the whole goes into the metadata, and nothing is mounted that does not have them.
+part and of the whole goes into the metadata. An archive is mounted as it is only if its bytes match them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class PartDigest:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveDigest:
-    """What is known of an archive before it is downloaded.
+    """The known facts about an archive before it is downloaded.
 
     `parts` are the SHA-256 of consecutive stretches of `part_bytes` (the last may be shorter). Archives of other
-    writers have a size only; what is None is not checked.
+    writers have a size only; a field of None is not checked.
     """
 
     size_bytes: int
@@ -42,13 +42,13 @@ class ArchiveDigest:
 
     @property
     def has_parts(self) -> bool:
-        """Whether each part can be checked by itself: there are digests, and as many as the size asks for."""
+        """True if each part can be checked by itself: there are as many digests as the size requires."""
         return self.part_bytes is not None and len(self.parts) == part_count(self.size_bytes, self.part_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class UploadedArchive:
-    """What is known of an archive after it was uploaded and the store has confirmed it."""
+    """The known facts about an archive after it was uploaded and the store has confirmed it."""
 
     size_bytes: int
     sha256: str
@@ -58,13 +58,13 @@ class UploadedArchive:
 
     @property
     def digest(self) -> ArchiveDigest:
-        """What a later download has to find."""
+        """The digests that a later download has to match."""
         shas = tuple(part.sha256 for part in self.parts)
         return ArchiveDigest(self.size_bytes, self.etag, self.sha256, self.part_bytes, shas)
 
 
 def part_count(size_bytes: int, part_bytes: int) -> int:
-    """How many parts an archive has; an empty one has one."""
+    """Number of parts of an archive; an empty archive has one."""
     return max(1, -(-size_bytes // part_bytes))
 
 

@@ -1,4 +1,4 @@
-"""Gets an archive out of the bucket into a file: in parallel ranges of one version, each checked as it arrives."""
+"""Downloads an archive from the bucket into a file: in parallel ranges of one version, each checked as it arrives."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def download(
     progress: Progress,
     cancelled: threading.Event,
 ) -> None:
-    """Downloads `key` to a file at `path`, which is the caller's temporary name: on failure it is removed.
+    """Downloads `key` to a file at `path`, the caller's temporary name: on failure the file is removed.
 
-    On return the file is complete, checked as far as `expected` allows, and synced to disk; its name is not.
+    On return the file is complete, checked as far as `expected` allows, and synced to disk; its name is not synced.
 
     Args:
-        expected: checked are the size and, where known, the SHA-256 of every part, else that of the whole,
+        expected: the size is checked and, where known, the SHA-256 of every part, else that of the whole,
             else the ETag.
-        progress: called from many threads with the bytes that moved; negative where a part has to be read again.
+        progress: called from many threads with the number of bytes moved; negative if a part has to be read again.
         cancelled: when set, the transfer ends within a fraction of a second.
 
     Raises:
         ObjectMissingError: permanent.
         IntegrityError: the object is not the one that was recorded, or was replaced meanwhile; permanent.
-        TransferCancelledError: as with every error here, the file is gone.
+        TransferCancelledError: as after every error here, the file is gone.
         StoreUnavailableError: retryable, after all attempts.
-        OSError: the file cannot be written; ENOSPC is met before the first byte is fetched.
+        OSError: the file cannot be written; ENOSPC is raised before the first byte is fetched.
     """
     head = store.head(key)
     job = _Download(store, key, expected, config, head)
@@ -78,8 +78,8 @@ class _Download:
     def check_head(self) -> None:
         if self._head.size_bytes != self._expected.size_bytes:
             raise self._damaged(f"{self._head.size_bytes} bytes instead of {self._expected.size_bytes}")
-        # An ETag belongs to the bucket the archive was written to: a copy elsewhere, in other parts, has another one
-        # with the same content. Where there is a SHA-256, that decides.
+        # An ETag belongs to the bucket to which the archive was uploaded: a copy elsewhere, in other parts, has another
+        # ETag with the same content. Where there is a SHA-256, that decides.
         hashed = self._expected.sha256 is not None or self._expected.has_parts
         if not hashed and self._expected.etag is not None and self._expected.etag != self._head.etag:
             raise self._damaged("another ETag")
@@ -123,10 +123,10 @@ class _Download:
             raise self._damaged("it was replaced during the download") from None
 
     def _check_answer(self, response: httpx.Response, start: int, end: int) -> None:
-        """The answer must be this range of this version.
+        """Checks that the answer is this range of this version.
 
-        S3 answers 206; rclone answers 200 with the range's Content-Range and body. So what counts is Content-Range:
-        a store or proxy that ignores the Range header sends none, and one that keeps it names another range.
+        S3 answers 206; rclone answers 200 with the range's Content-Range and body. So Content-Range decides:
+        an answer that ignores the Range header has none, and one with another range names that range.
         rclone ignores If-Match too; the ETag that comes with each range shows whether the object is still the same.
         """
         if response.headers.get("Content-Range") != f"bytes {start}-{end - 1}/{self._expected.size_bytes}":

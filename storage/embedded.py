@@ -1,20 +1,20 @@
 """A small S3 server of our own, for a node without a bucket: `rclone serve s3` over a folder.
 
-What rclone 1.75 does, found by experiment and held by the contract tests:
+rclone 1.75 behaves as follows, found by experiment and checked by the contract tests:
 
-* It checks SigV4 signatures, presigned ones too, with their expiry (HTTP 400 AccessDenied, in the words for a skewed
-  clock) and their signed headers, and Content-MD5. It keeps what was stored over restarts without any VFS cache.
+* It checks SigV4 signatures, presigned ones too, with their expiry (HTTP 400 AccessDenied, with the message for a
+  skewed clock) and their signed headers, and Content-MD5. It keeps objects over restarts without any VFS cache.
 * It ignores If-Match and If-None-Match on reads and writes.
 * It answers a ranged GET with 200 instead of 206, with the right Content-Range and body.
-* Completion answers the ETag md5(md5s)-N, and HEAD gives the MD5 of the whole from then on.
+* It answers a completion with the ETag md5(md5s)-N, and HEAD gives the MD5 of the whole from then on.
 * A part that arrives damaged ends its whole multipart upload (NoSuchUpload), and so does a completion with a wrong
   ETag. Unfinished uploads are kept in memory: a restart forgets them, and leaves their hidden temporary files.
-* Listing uploads answers NoSuchUpload until one was begun. Keys "a" and "a/b" exclude each other: HTTP 500.
+* It answers a listing of uploads with NoSuchUpload until one was begun. Keys "a" and "a/b" exclude each other (500).
 * It has no lifecycle rules: it answers reading them with a listing and writing them with BucketAlreadyExists.
 * It logs the key pair at DEBUG, and does not see at once what is put into its folder by hand.
 
-A server that ends without being told to is started again, on its port and with its keys. What reads or writes the
-bucket meanwhile gets StoreUnavailableError, and may be repeated.
+A server that ends without being stopped is started again, on its port and with its keys. Reads and writes of the
+bucket meanwhile fail with StoreUnavailableError, and may be repeated.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from storage.rclone import RcloneEnd, RcloneRun
 from storage.restarts import Backoff
 from storage.s3 import S3ObjectStore
 
-# Two characters are too few for rclone; and a comma or a quote would end the field in its setting, which is CSV.
+# rclone refuses keys of two characters. A comma or a quote would end the field in its setting, which is CSV.
 _ACCESS_KEY = re.compile(r"[A-Za-z0-9]{12,128}")
 _SECRET_KEY = re.compile(r"[A-Za-z0-9+/=_-]{12,128}")
 _START_TIMEOUT_S = 30.0
 _SHOWN_CHARACTERS = 200
-# While a client keeps a connection open rclone can take more than 10 s to end by itself.
+# rclone can take more than 10 s to end by itself while a client keeps a connection open.
 _STOP_TIMEOUT_S = 3.0
 
 
@@ -57,9 +57,9 @@ class RestartLog(Protocol):
 
 
 class EmbeddedS3:
-    """An S3 server on 127.0.0.1 that keeps one bucket under `folder`, is restarted when it ends, and dies with us.
+    """An S3 server on 127.0.0.1 that keeps one bucket under `folder`. It is restarted when it ends, and dies with us.
 
-    The kernel kills the server when the thread that forked it ends, so a thread of its own forks it, waits for it to
+    The kernel kills the server when the thread that forked it ends. So a thread of its own forks it, waits for it to
     end, and forks the next one.
     """
 
@@ -76,15 +76,15 @@ class EmbeddedS3:
         """Prepares the server.
 
         Args:
-            folder: where the objects are kept; one server at a time has it.
+            folder: the folder for the objects; one server at a time uses it.
             access_key: of 12 to 128 letters and digits.
             secret_key: of 12 to 128 characters.
             bucket: the name of the one bucket.
-            port: where it listens; 0 takes a free one at `start`, and keeps it until `stop`.
-            log: is told of each end and each restart.
+            port: the port to listen on; 0 takes a free one at `start`, and keeps it until `stop`.
+            log: gets an event for each end and each restart.
 
         Raises:
-            ValueError: a key that rclone could not be given; its value is not repeated.
+            ValueError: rclone cannot take a key; the message does not contain it.
         """
         if not _ACCESS_KEY.fullmatch(access_key.get_secret_value()):
             raise ValueError("the access key must be 12 to 128 letters and digits")
@@ -106,7 +106,7 @@ class EmbeddedS3:
 
     @property
     def config(self) -> BucketConfig:
-        """The way to the bucket, from the start to the stop: a restart changes nothing of it."""
+        """The settings that open the bucket, from the start to the stop: a restart changes nothing of them."""
         if self._held_port is None:
             raise StoreUnavailableError("embedded server", bucket=self._bucket, detail="it is not running")
         return BucketConfig(
@@ -119,7 +119,7 @@ class EmbeddedS3:
 
     @property
     def pid(self) -> int | None:
-        """The server's process, while it runs."""
+        """The id of the server's process, while it runs."""
         run = self._run
         return run.pid if run is not None else None
 
@@ -127,7 +127,7 @@ class EmbeddedS3:
         """Starts the server; returns when it has answered a signed request.
 
         Raises:
-            StorageError: rclone or setpriv is not installed, or another server has this folder; permanent.
+            StorageError: rclone or setpriv is not installed, or another server uses this folder; permanent.
             StoreUnavailableError: it did not start, or not in time; or its port is in use.
         """
         binary = Path(sys.executable).with_name("rclone")
@@ -160,11 +160,12 @@ class EmbeddedS3:
         self._lock_fd = fd
 
     def _taken_port(self) -> socket.socket:
-        """A socket that has the port and never listens; rclone listens beside it.
+        """Binds the port with a socket that never listens; rclone listens beside it.
 
-        While it is there the kernel gives the port to no client and to nobody who asks for a free one, so that it is
-        there for the next server when this one has died. Two sockets may have one port where both have SO_REUSEADDR,
-        as Go's have, and at most one of them listens. Source: socket(7), and inet_csk_bind_conflict in Linux.
+        While this socket exists, the kernel gives the port to no client and to nobody who asks for a free one, so the
+        port is free for the next server when this one has died. Two sockets may have one port if both have
+        SO_REUSEADDR, as Go's have, and at most one of them listens. Source: socket(7), and inet_csk_bind_conflict in
+        Linux.
         """
         holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -181,9 +182,9 @@ class EmbeddedS3:
         return holder
 
     def _remove_leftovers(self) -> None:
-        """Unconfirmed uploads of a server that was killed, and folders without objects; no other server is at work.
+        """Removes unconfirmed uploads of a server that was killed, and folders without objects; no server may run.
 
-        A write for which the disk had no room leaves the folders of its key, and rclone lists them as prefixes.
+        A write that finds the disk full leaves the folders of its key, and rclone lists them as prefixes.
         """
         bucket = self._folder / self._bucket
         for leftover in bucket.rglob(".rclone_temp_*"):
@@ -196,7 +197,7 @@ class EmbeddedS3:
     def _launch(self, rclone: list[str]) -> None:
         argv = [*rclone, "serve", "s3", "--config", "", "--addr", self.config.host, str(self._folder)]
         pair = f"{self._access_key.get_secret_value()},{self._secret_key.get_secret_value()}"
-        # Nothing of this process's environment: neither its secrets nor settings for another rclone.
+        # Nothing of this process's environment is passed on: neither its secrets nor settings for another rclone.
         environment = {"RCLONE_AUTH_KEY": f'"{pair}"', "HOME": str(self._folder), "PATH": os.defpath}
         self._settled.clear()
         self._stopping.clear()
@@ -214,7 +215,7 @@ class EmbeddedS3:
             )
 
     def _keep(self, argv: list[str], environment: dict[str, str]) -> None:
-        """Runs one server after the other until `stop`. The first has to listen: otherwise `start` fails."""
+        """Runs one server after the other until `stop`. If the first does not listen, `start` fails."""
         backoff, address, ends = Backoff(), self.config.host, 0
 
         def listening() -> None:
@@ -225,7 +226,7 @@ class EmbeddedS3:
         while True:
             began = time.monotonic()
             self._run = RcloneRun(argv, environment, listening=listening)
-            if self._stopping.is_set():  # by now `stop` ends either this run, or finds the word here
+            if self._stopping.is_set():  # an earlier `stop` is noticed here; a later one ends this run
                 return
             end = self._run.until_end()
             if not self._settled.is_set():
@@ -276,7 +277,7 @@ class EmbeddedS3:
 
 
 def _cause(status: int | None) -> str:
-    """The end of a process in words."""
+    """The end of a process, in words."""
     if status is None:
         return "it could not be started"
     if status < 0:

@@ -4,7 +4,7 @@
     ├── ObjectMissingError              no such object (or multipart upload, or backup of this tenant)
     ├── PreconditionFailedError         If-Match or If-None-Match did not hold; somebody else was first
     ├── AccessRefusedError              the keys are wrong, or may not do this
-    │   └── SignatureExpiredError       the signed URL was too old when it arrived; a fresh one may do
+    │   └── SignatureExpiredError       the signed URL was too old when it arrived; a fresh one may work
     ├── BucketMissingError              the bucket itself does not exist
     ├── StoreUnavailableError           5xx, throttling, timeouts, resets: outcome unknown, may be repeated
     │   └── StoreFullError              it has no room, or the quota is used up; may be repeated once there is room
@@ -12,7 +12,7 @@
     ├── DocumentError                   a document is in the bucket, and cannot be used
     │   ├── CorruptMetadataError        it is damaged
     │   ├── NewerDocumentError          a later release has written it
-    │   ├── TamperedMetadataError       none of our keys has signed what it says
+    │   ├── TamperedMetadataError       none of our keys has signed its content
     │   └── UnsignedMetadataError       nobody has signed it
     ├── TransferCancelledError          somebody cancelled the transfer; nothing of it is left
     ├── InvalidCursorError              a page was asked for with a cursor this package did not issue
@@ -27,15 +27,15 @@ from typing import Any, ClassVar, TypeVar
 
 
 class StorageError(Exception):
-    """The root. Carries what a caller needs as fields, since a `__cause__` does not cross process boundaries.
+    """The root. Its fields carry what a caller needs, since a `__cause__` does not cross process boundaries.
 
     Attributes:
         retryable: the same call may succeed later, and repeating it is safe.
-        operation: what was being done, in the words of `ObjectStore`.
+        operation: the operation, in the words of `ObjectStore`.
         bucket: the bucket's name, where one is known.
         key: the object's key (or the prefix that was listed), where there is one.
-        detail: what the other side said, in a few words.
-        hint: what an operator can do about it.
+        detail: the other side's answer, in a few words.
+        hint: advice to the operator.
     """
 
     retryable: ClassVar[bool] = False
@@ -114,7 +114,7 @@ class StoreUnavailableError(StorageError):
     """The store failed, throttled or did not answer; whether the request took effect is unknown.
 
     Attributes:
-        retry_after_s: how long the store asks to be left alone; known where the answer came in, not after pickling.
+        retry_after_s: the pause that the store asks for, in seconds; pickling drops it.
     """
 
     retry_after_s: float | None = None
@@ -138,7 +138,7 @@ class IntegrityError(StorageError):
 
 
 class DocumentError(StorageError):
-    """A document is in the bucket, but what it says cannot be used."""
+    """A document is in the bucket, but its content cannot be used."""
 
     summary = "The document cannot be used"
 
@@ -151,14 +151,14 @@ class CorruptMetadataError(DocumentError):
 
 
 class NewerDocumentError(DocumentError):
-    """A later release has written the document; this one neither replaces nor deletes it."""
+    """A later release has written the document; this release neither replaces nor deletes it."""
 
     summary = "A later release has written the document"
     default_hint = "Run that release, or a later one, on every node."
 
 
 class TamperedMetadataError(DocumentError):
-    """The signature of a backup's metadata is wrong, or was removed: somebody else than the service has changed it."""
+    """The signature of a backup's metadata is wrong, or was removed: not the service, but somebody else changed it."""
 
     summary = "The metadata is not what the service has signed"
     default_hint = (

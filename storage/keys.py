@@ -1,16 +1,16 @@
-"""The names of everything in the bucket.
+"""The keys of all objects in the bucket.
 
     backups/<backup id>/data.sqsh                       the archive
     backups/<backup id>/meta.json                       its metadata
     sandboxes/<sandbox>/backups/<descending stamp>-<backup id>      index entry
-    sandboxes/<sandbox>/keys/<SHA-256 of the key>       which backup an idempotency key stands for
+    sandboxes/<sandbox>/keys/<SHA-256 of the key>       claim: the backup that an idempotency key stands for
     sandboxes/<sandbox>/state.json                      the sandbox's durable state
     tenants/<tenant>/sandboxes/...                      the last three again, for every tenant but "default"
     damaged/<stamp>/<key>                               a damaged document that was replaced, kept for a person
 
-S3 lists in ascending order of the keys' bytes only, and what people want first is the newest backup. So the
-stamp begins with the milliseconds left until a fixed far instant, in 13 digits: a younger backup has a smaller
-number, and one LIST page is one page of newest backups. The same instant follows in readable form:
+S3 lists in ascending order of the keys' bytes only, and people want the newest backup first. So the stamp begins with
+the milliseconds left until a fixed far instant, in 13 digits: a younger backup has a smaller number, and one LIST page
+is one page of newest backups. The instant of the backup follows in readable form:
 `8228158527876-20260223T101112123Z-<backup id>`.
 
 Tenants and sandboxes contain no "/", and none of them is empty; so no prefix of one is a prefix of another.
@@ -66,14 +66,14 @@ def metadata(backup_id: str) -> str:
 
 
 def sandboxes_prefix(tenant: str) -> str:
-    """What the keys of all sandboxes of a tenant begin with."""
+    """The prefix of the keys of all sandboxes of a tenant."""
     if _checked_name("tenant", tenant) == DEFAULT_TENANT:
         return "sandboxes/"
     return f"tenants/{tenant}/sandboxes/"
 
 
 def sandbox_prefix(tenant: str, sandbox: str) -> str:
-    """What everything of one sandbox begins with."""
+    """The prefix of all keys of one sandbox."""
     return f"{sandboxes_prefix(tenant)}{_checked_name('sandbox', sandbox)}/"
 
 
@@ -91,27 +91,27 @@ def find_state(key: str) -> tuple[str, str] | None:
 
 
 def aside(key: str, at: datetime) -> str:
-    """The key under which a document that was damaged at `key` is kept for a person."""
+    """The key for the copy of a document that was damaged at `key`, kept for a person."""
     return f"{DAMAGED_PREFIX}{at.astimezone(UTC):%Y%m%dT%H%M%S%fZ}/{key}"
 
 
 def index_prefix(tenant: str, sandbox: str) -> str:
-    """What the index entries of one sandbox begin with."""
+    """The prefix of the keys of one sandbox's index entries."""
     return f"{sandbox_prefix(tenant, sandbox)}backups/"
 
 
 def claim(tenant: str, sandbox: str, idempotency_key: str) -> str:
-    """The key of what says which backup an idempotency key stands for."""
+    """The key of the claim for an idempotency key."""
     return f"{sandbox_prefix(tenant, sandbox)}keys/{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
 
 
 def is_claim(key: str) -> bool:
-    """Whether `key` is one of those."""
+    """True if `key` is the key of a claim."""
     return _CLAIM_PATTERN.fullmatch(key) is not None
 
 
 def entry_name(created_at: datetime, backup_id: str) -> str:
-    """The last segment of an index entry's key; among these, younger means smaller.
+    """The last segment of an index entry's key; the segment of a younger backup is smaller.
 
     Raises:
         ValueError: the instant has no time zone, or is not between 1970 and 2286.
@@ -132,18 +132,18 @@ def index_entry(tenant: str, sandbox: str, created_at: datetime, backup_id: str)
 
 
 def is_entry_name(name: str) -> bool:
-    """Whether `name` can be the last segment of an index entry's key."""
+    """True if `name` can be the last segment of an index entry's key."""
     return _ENTRY_PATTERN.fullmatch(name) is not None
 
 
 def is_name(value: str) -> bool:
-    """Whether `value` can be a sandbox's or a tenant's name."""
+    """True if `value` can be a sandbox's or a tenant's name."""
     return _NAME_PATTERN.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """What the key of an index entry says."""
+    """The key of an index entry, taken apart."""
 
     key: str
     tenant: str
@@ -154,7 +154,7 @@ class IndexEntry:
 
 @dataclass(frozen=True, slots=True)
 class BackupObject:
-    """What the key of an object under `backups/` says."""
+    """The key of an object under `backups/`, taken apart."""
 
     key: str
     backup_id: str

@@ -1,7 +1,8 @@
 """The bucket's own lifecycle rules: the safety net under the collector.
 
-A rule knows ages only, not the ttl of a single backup. So the operator chooses an upper bound after which anything
-under `backups/` may go, and the collector removes the rest exactly. Rules that are not ours are left as they are.
+A rule knows ages only, not the ttl of a single backup. So the operator chooses an upper bound after which the store may
+delete anything under `backups/`, and the collector deletes each backup at its own ttl. Rules that are not ours are left
+as they are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Rule = Mapping[str, Any]
 
 
 class LifecycleStore(Protocol):
-    """A bucket with lifecycle rules, which are documents of the store's: passed through, never interpreted."""
+    """A bucket with lifecycle rules. It passes the rules through as the store has them, and does not interpret them."""
 
     @property
     def bucket(self) -> str:
@@ -37,7 +38,7 @@ class LifecycleStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LifecycleStatus:
-    """Which of our rules the bucket has. `foreign_rules` counts the others."""
+    """Our rules in the bucket. `foreign_rules` counts the others."""
 
     expire_after_days: int | None
     abort_uploads_after_days: int | None
@@ -45,7 +46,7 @@ class LifecycleStatus:
 
     @property
     def is_installed(self) -> bool:
-        """Whether both rules are there and enabled."""
+        """True if both rules are there and enabled."""
         return self.expire_after_days is not None and self.abort_uploads_after_days is not None
 
 

@@ -2,7 +2,7 @@
 
 The first six fields of a backup's metadata are exactly those that Cloudflare's Sandbox SDK writes and reads; ours
 follow and are all optional, so its backups load here and ours there. Documents of a later version are
-refused; fields nobody here knows are kept, and covered by the signature (`storage.signing`).
+refused; unknown fields are kept, and covered by the signature (`storage.signing`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _read_instant(value: Any) -> Any:
 
 
 def _sane_instant(value: datetime) -> datetime:
-    """In UTC and whole milliseconds, as it is written. Far years are damage, and overflow when a ttl is added."""
+    """Converts to UTC and whole milliseconds, as it is written. Far years are damage, and overflow with a ttl added."""
     if value.tzinfo is None:
         raise ValueError("must have a time zone")
     if not 2000 <= value.year < 2200:
@@ -97,7 +97,7 @@ Directory = Annotated[str, AfterValidator(_absolute)]
 
 
 class Document(BaseModel):
-    """What all persisted documents share: camelCase in JSON, strict types, unknown fields kept, None left out."""
+    """The base of all persisted documents: camelCase in JSON, strict types, unknown fields kept, None left out."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -114,10 +114,10 @@ class Document(BaseModel):
         return _canonical(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     def said(self, *, without: str) -> bytes:
-        """The fields that were set of the document, in canonical form, but for one.
+        """The fields of the document that were set, in canonical form, except for one.
 
-        Of a document that was read this is what stands in it: a field that a later release has come to know, and for
-        which it has a default, changes nothing.
+        For a document that was read, these are the fields in its text. A field that a later release has added, with
+        a default, changes nothing.
         """
         said = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True, exclude={without})
         return _canonical(said)
@@ -126,7 +126,7 @@ class Document(BaseModel):
 class NotKept(Document):
     """Counts of what the archive could not hold.
 
-    Fields that came later have no number by default: it would be among what the signature covers.
+    Fields that were added later are None by default: the signature would cover a number.
     """
 
     sockets: Count = 0
@@ -138,12 +138,12 @@ class NotKept(Document):
 
 
 class BackupRecord(Document):
-    """A backup's metadata. Whoever has a readable one has a complete backup: it is written last.
+    """A backup's metadata. It is written last, so readable metadata means a complete backup.
 
     `name` is absent when there is none. `parts` are the SHA-256 of consecutive stretches of `part_bytes`.
-    `uid` is the numeric owner that the archive's files had; `max_name_bytes` the longest name among them. `partial`
-    says that something was left out on purpose; `of_sleep` that the service made it to put its sandbox to sleep, and
-    will delete it. `place` is where the directory lay, if symbolic links led there from `dir`.
+    `uid` is the numeric owner of the archive's files; `max_name_bytes` is the length of the longest name among them.
+    `partial` means that something was left out on purpose; `of_sleep` that the service made the backup to put its
+    sandbox to sleep, and will delete it. `place` is where the directory lay, if symbolic links led there from `dir`.
     """
 
     id: BackupId
@@ -174,17 +174,17 @@ class BackupRecord(Document):
 
     @property
     def is_signed(self) -> bool:
-        """Whether it carries a signature. The catalog gives out none whose signature is wrong."""
+        """True if it carries a signature. The catalog returns no record whose signature is wrong."""
         return self.signature is not None
 
     @property
     def has_lost_its_signature(self) -> bool:
-        """Whether it is unsigned, and yet says what only the service writes, which signs all that it writes."""
+        """True if it is unsigned, and yet has fields that only the service writes, which signs all that it writes."""
         return self.signature is None and any(getattr(self, name) is not None for name in _OURS)
 
     @property
     def owner(self) -> str:
-        """The tenant it belongs to: the default one, if a foreign writer named none."""
+        """The tenant it belongs to: the default one if a foreign writer named none."""
         return self.tenant or DEFAULT_TENANT
 
     @property
@@ -193,12 +193,12 @@ class BackupRecord(Document):
         return self.created_at + timedelta(seconds=self.ttl)
 
     def is_expired(self, now: datetime, buffer_s: float = 60) -> bool:
-        """Whether it expires within `buffer_s` of `now`, or has."""
+        """True if it expires within `buffer_s` of `now`, or has expired."""
         return now + timedelta(seconds=buffer_s) >= self.expires_at
 
     @property
     def digest(self) -> ArchiveDigest:
-        """What a download of the archive has to find."""
+        """The digests that a download of the archive has to match."""
         return ArchiveDigest(self.size_bytes, self.etag, self.sha256, self.part_bytes, tuple(self.parts or ()))
 
 
@@ -217,10 +217,10 @@ class RestoredDirectory(Document):
 
 
 class Checkpoint(Document):
-    """The backup that holds what is safe of a directory: its last own one, or the one that was restored into it.
+    """The backup that a directory is recovered from: its own last one, or the one that was restored into it.
 
-    `taken_at` is when its content was taken. `of_sleep` marks a backup that the service made to put the sandbox to
-    sleep.
+    `taken_at` is the time at which its content was taken. `of_sleep` marks a backup that the service made to put the
+    sandbox to sleep.
     """
 
     dir: Directory
@@ -231,10 +231,10 @@ class Checkpoint(Document):
 
 
 class RecoveredDirectory(Document):
-    """The outcome for one checkpoint when its sandbox was recovered; `error` is the code of what went wrong.
+    """The result for one checkpoint when its sandbox was recovered; `error` is the code of what went wrong.
 
     `status` is "restored", "missing" (the sandbox waits for it) or "forgotten" (given up); absent in older documents,
-    where an error means the last.
+    where an error means "forgotten".
     """
 
     dir: Directory
@@ -245,10 +245,10 @@ class RecoveredDirectory(Document):
 
 
 class Recovery(Document):
-    """The recovery of a sandbox after the node with its files was lost: with these directories, and nothing else.
+    """The recovery of a sandbox after the node with its files was lost: these directories came back, and nothing else.
 
-    `lost` are the writable roots that had held something which is in no backup; absent where nobody took note of that.
-    `told_at` is when a caller was told for sure.
+    `lost` are the writable roots that had held something which is in no backup; absent where that was not recorded.
+    `told_at` is the time at which a caller surely received this report.
     """
 
     at: Instant
@@ -259,7 +259,7 @@ class Recovery(Document):
 
     @property
     def is_untold(self) -> bool:
-        """Whether somebody still has to be told that the sandbox is not what it was."""
+        """True if a caller still has to learn that the sandbox is not what it was."""
         return self.told_at is None and self.lost is not None and bool(self.lost or self.directories)
 
 
@@ -274,14 +274,15 @@ class Event(Document):
 
 
 class SandboxState(Document):
-    """What has to be known of a sandbox after its actor was away.
+    """A sandbox's state document: what has to outlive its actor.
 
-    `node` is the identity of the data folder in which its files are, `cluster_node` what the cluster called that node;
+    `node` is the identity of the data folder in which its files are, `cluster_node` the cluster's name for that node;
     both are absent while its files are nowhere but in its checkpoints, and `slept_on` is the node that put it to sleep.
-    `epoch` counts the actors it has had: one with a smaller epoch than this may write nothing any more. `pending` are
-    backups that an actor has begun to upload; `sleep_backups` those that the service has made to put the sandbox to
-    sleep, pending ones among them, and has to delete. `unsaved` are the writable roots that hold anything which is in
-    no checkpoint, as of the last look; absent where nobody has looked. `events` are the latest, oldest first.
+    `epoch` is the fencing token, a count of the actors it has had: one with a smaller epoch than this may write nothing
+    any more. `pending` are backups that an actor has begun to upload. `sleep_backups` are those that the service has
+    made to put the sandbox to sleep, pending ones among them, and has to delete. `unsaved` are the writable roots that
+    held anything which is in no checkpoint when the actor last looked; absent if it never looked. `events` are the
+    latest, oldest first.
     """
 
     version: Annotated[int, AfterValidator(_known_version)] = VERSION
@@ -304,7 +305,7 @@ class SandboxState(Document):
 
 
 class Claim(Document):
-    """Which backup an idempotency key stands for. Only a claim of a backup that is committed counts."""
+    """The backup that an idempotency key stands for. A claim counts only if its backup is committed."""
 
     version: Annotated[int, AfterValidator(_known_version)] = VERSION
     backup_id: BackupId
@@ -317,7 +318,7 @@ def load(document: type[D], data: bytes, *, bucket: str | None = None, key: str 
     """Reads a stored document.
 
     Raises:
-        CorruptMetadataError: it is damaged; permanent. Names the fields, never their values.
+        CorruptMetadataError: it is damaged; permanent. The message names the fields, never their values.
         NewerDocumentError: it is of a later version; permanent.
     """
     try:
@@ -330,7 +331,7 @@ def load(document: type[D], data: bytes, *, bucket: str | None = None, key: str 
 
 
 def _is_newer(data: bytes) -> bool:
-    """Whether a document that cannot be read says that it is of a later version."""
+    """True if a document that cannot be read says that it is of a later version."""
     try:
         version = _Versioned.model_validate_json(data).version
     except ValidationError:
@@ -339,7 +340,7 @@ def _is_newer(data: bytes) -> bool:
 
 
 class _Versioned(BaseModel):
-    """The part that documents of all releases have in common."""
+    """The fields that documents of all releases have in common."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 

@@ -16,7 +16,7 @@ _READY = re.compile(r"Starting s3 server on \[http://127\.0\.0\.1:\d+/\]")
 
 @dataclass(frozen=True, slots=True)
 class RcloneEnd:
-    """The end of a run: whether the server had listened, its exit status (None: it was not forked), its last line."""
+    """The end of a run. `listened` is True if it accepted connections; `status` is None if it was not forked."""
 
     listened: bool
     status: int | None
@@ -24,7 +24,7 @@ class RcloneEnd:
 
 
 class RcloneRun:
-    """A server that is forked by the thread that calls `until_end`; the kernel kills it if that thread ends first."""
+    """A server that the thread of `until_end` forks; the kernel kills it if that thread ends first."""
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str], *, listening: Callable[[], None]) -> None:
         """`listening` is called once, from the thread of `until_end`, when the server accepts connections."""
@@ -37,7 +37,7 @@ class RcloneRun:
 
     @property
     def pid(self) -> int | None:
-        """The server's process, while it runs."""
+        """The id of the server's process, while it runs."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
@@ -75,7 +75,7 @@ class RcloneRun:
         )
 
     def end(self, *, timeout_s: float) -> None:
-        """Ends the server, by force after `timeout_s`, and waits for its end. One not yet forked never will be."""
+        """Ends the server, by force after `timeout_s`, and waits for its end. A server not yet forked never will be."""
         with self._lock:
             self._is_unwanted = True
             process = self._process

@@ -5,7 +5,7 @@ from __future__ import annotations
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
 STEADY_S = 60.0
-"""A run of this length shows that the server works; what ended it then is a new cause."""
+"""A run of this length shows that the server works, so its end has a new cause."""
 
 
 class Backoff:
@@ -15,7 +15,7 @@ class Backoff:
         self._next_s = FIRST_PAUSE_S
 
     def after(self, ran_s: float) -> float:
-        """How long to wait, in seconds, after a run that lasted `ran_s`."""
+        """The pause, in seconds, after a run that lasted `ran_s`."""
         if ran_s >= STEADY_S:
             self._next_s = FIRST_PAUSE_S
         pause_s, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_PAUSE_S)

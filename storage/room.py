@@ -1,7 +1,7 @@
-"""The room that a store has left, where that can be known: it tells a full store from one that fails.
+"""The free space of a store, where that can be known: it tells a full store from a failing one.
 
-rclone answers a write for which its disk has no room with a 500, or drops the upload that it belongs to and then denies
-that there ever was one. The disk itself says more.
+rclone answers a write that finds the disk full with a 500, or drops the upload that the write belongs to and then
+denies that the upload existed. The disk itself tells the cause.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MARGIN_FILES = 16
 
 
 def lacks_room(folder: Path, size_bytes: int) -> bool:
-    """Whether the disk of a folder has no room for so many bytes more; False if it does not say."""
+    """True if the disk of a folder has no room for so many bytes more; False if the disk cannot be asked."""
     try:
         disk = os.statvfs(folder)
     except OSError:
@@ -35,7 +35,7 @@ def lacks_room(folder: Path, size_bytes: int) -> bool:
 def full_told(store: ObjectStore, operation: str, key: str, size_bytes: int) -> Iterator[None]:
     """Raises a failure of a write in the block as StoreFullError if the store has no room for what was written.
 
-    Only failures that a full store may hide behind: not what it refuses for a reason of its own.
+    This covers only failures that a full store can cause, not a refusal for another reason.
     """
     try:
         yield

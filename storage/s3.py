@@ -1,6 +1,6 @@
-"""`ObjectStore` on S3. Works with R2, Amazon S3, rclone, MinIO and moto.
+"""The `ObjectStore` for S3. Works with R2, Amazon S3, rclone, MinIO and moto.
 
-boto3 is loaded (`storage.s3_client`) when the first request is made: a process that asks nothing does not wait for it.
+boto3 is loaded (`storage.s3_client`) at the first request, so that a process that makes none does not wait for it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
 
 _PROBE_PREFIX = "holdfast-probe/"
-# What stores without lifecycle rules say: AWS's and MinIO's codes, and rclone, which takes the request for another one.
+# Error codes of stores without lifecycle rules: AWS's, MinIO's, and rclone's, which takes the request for another one.
 _NO_LIFECYCLE = {"NotImplemented", "MethodNotAllowed", "UnsupportedOperation", "BucketAlreadyExists"}
 
 
@@ -44,14 +44,14 @@ class S3ObjectStore:
     def __init__(
         self, config: BucketConfig, *, transfer: TransferConfig | None = None, conditional_writes: bool | None = None
     ) -> None:
-        """`conditional_writes` is what another process has found out with `supports_conditional_writes`."""
+        """`conditional_writes` is what another process has got from `supports_conditional_writes`."""
         self._config = config
         self._transfer = transfer or TransferConfig()
         self._probe_lock = threading.Lock()
         self._conditional = conditional_writes
 
     @functools.cached_property
-    def _client(self) -> S3Client:  # two threads that come first at once may make two: one is kept, both work
+    def _client(self) -> S3Client:  # two threads at the first request may make two: one is kept, both work
         from storage.s3_client import open_client
 
         return open_client(self._config, self._transfer)
@@ -73,7 +73,7 @@ class S3ObjectStore:
         return self._config.folder is not None and lacks_room(self._config.folder, size_bytes)
 
     def check(self) -> None:
-        """Asks for the bucket.
+        """Checks that the bucket exists and that the keys open it.
 
         Raises:
             BucketMissingError, AccessRefusedError: permanent.
@@ -125,7 +125,7 @@ class S3ObjectStore:
 
     def list(self, prefix: str, *, after: str | None = None, limit: int = 1000, delimiter: str | None = None) -> Page:
         if after is not None and delimiter and after.endswith(delimiter):
-            # Stores differ in whether a folded prefix comes after itself. Its successor in byte order is plain
+            # Stores differ in whether a folded prefix comes after itself. Its successor in byte order means the same
             # to all of them: "a/" and everything under it lie before "a0", and nothing lies between.
             after = after[:-1] + chr(ord(delimiter) + 1)
         request: ListObjectsV2RequestTypeDef = {"Bucket": self.bucket, "Prefix": prefix, "MaxKeys": limit}
@@ -206,7 +206,7 @@ class S3ObjectStore:
             {"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in enumerate(etags, start=1)
         ]
         with self._translated("complete_upload", key):
-            # botocore turns a 200 whose body is an <Error> into the ClientError that it is.
+            # botocore turns a 200 whose body is an <Error> into a ClientError.
             answer = self._client.complete_multipart_upload(
                 Bucket=self.bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": rows}
             )
@@ -250,7 +250,7 @@ class S3ObjectStore:
         return answer["Rules"]
 
     def replace_lifecycle_rules(self, rules: Sequence[Mapping[str, Any]]) -> None:
-        """Makes `rules` the bucket's lifecycle rules: all of them, in one atomic write.
+        """Replaces all of the bucket's lifecycle rules by `rules`, in one atomic write.
 
         Raises:
             LifecycleUnsupportedError: permanent.
@@ -265,7 +265,7 @@ class S3ObjectStore:
                 self._client.delete_bucket_lifecycle(Bucket=self.bucket)
 
     def _told(self, answer: Mapping[str, Any], field: str, operation: str, key: str) -> Any:
-        """What every answer of S3 tells. Raises StoreUnavailableError: something else has answered."""
+        """Returns a field that every answer of S3 has. Raises StoreUnavailableError if something else has answered."""
         if answer.get(field) in (None, ""):
             raise StoreUnavailableError(operation, bucket=self.bucket, key=key, detail=f"an answer without {field}")
         return answer[field]

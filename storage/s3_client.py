@@ -1,8 +1,8 @@
-"""boto3: its clients, and its exceptions turned into ours. Loaded with the first request.
+"""The door to boto3: makes its clients, and turns its exceptions into ours. Loaded at the first request.
 
 Requests are signed with SigV4 and address the bucket in the path (the bucket's name in the host's would need a
-wildcard certificate at every endpoint). The process's environment and ~/.aws decide nothing: what counts is
-in the `BucketConfig`.
+wildcard certificate at every endpoint). The process's environment and ~/.aws are ignored: only the
+`BucketConfig` counts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _session_lock = threading.Lock()
 
 
 def _keep_secrets_out_of_the_log() -> None:
-    """At DEBUG botocore logs the canonical requests, their signatures and whole URLs, urllib3 the latter."""
+    """Raises loggers to INFO. At DEBUG botocore logs canonical requests, signatures and URLs, urllib3 logs URLs."""
     for name in ("boto3", "botocore", "urllib3"):
         logger = logging.getLogger(name)
         if logger.level < logging.INFO:
@@ -43,7 +43,7 @@ def _keep_secrets_out_of_the_log() -> None:
 
 @functools.cache
 def _session() -> boto3.Session:
-    """One for the process, without profile and ~/.aws.
+    """The one session of the process, without profile and ~/.aws.
 
     Reading botocore's model of S3 takes 90 to 140 ms once, each client of the same session 5 ms (own measurement).
     """
@@ -74,10 +74,10 @@ def open_client(config: BucketConfig, transfer: TransferConfig) -> S3Client:
         response_checksum_validation="when_required",
         proxies={},
     )
-    with _session_lock:  # clients may be shared by threads, their making may not
+    with _session_lock:  # threads may share clients, but not make them at once
         return _session().client(
             "s3",
-            # Always given, since botocore looks into AWS_ENDPOINT_URL otherwise.
+            # Always given, since botocore reads AWS_ENDPOINT_URL otherwise.
             endpoint_url=config.endpoint_url or f"https://{config.host}",
             region_name=config.region,
             aws_access_key_id=config.access_key_id.get_secret_value(),
@@ -88,7 +88,7 @@ def open_client(config: BucketConfig, transfer: TransferConfig) -> S3Client:
 
 @contextmanager
 def translated(operation: str, *, bucket: str, key: str | None, detail: str) -> Iterator[None]:
-    """Raises what goes wrong with a request in the block as a `StorageError`."""
+    """Raises errors of a request in the block as a `StorageError`."""
     try:
         yield
     except ClientError as e:

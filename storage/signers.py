@@ -1,4 +1,4 @@
-"""The signers of a bucket's backups: looked at before a service takes a key for its own."""
+"""Counts who has signed the bucket's backups, before a service takes a key for its own."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from storage.errors import DocumentError, ObjectMissingError, TamperedMetadataEr
 from storage.store import list_all
 
 _LOOKED_AT = 100
-"""Enough to conclude from, and read within a few seconds."""
+"""Number of backups to read: enough to conclude from, and read within a few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """The numbers of backups signed by the catalog's keys, and by others."""
+    """Numbers of backups signed by one of the catalog's keys, and by other keys."""
 
     known: int = 0
     unknown: int = 0
 
 
 def signed_backups(catalog: BackupCatalog) -> Signed:
-    """Looks at some of the bucket's backups. Raises StorageError."""
+    """Counts the signers of the first backups in the bucket. Raises StorageError."""
     found = Signed()
     rows = (keys.find_backup_object(row.key) for row in list_all(catalog.store, keys.BACKUPS_PREFIX))
     for row in islice((row for row in rows if row is not None and row.is_metadata), _LOOKED_AT):

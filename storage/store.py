@@ -1,10 +1,10 @@
-"""The contract between Holdfast and an object store. One suite of tests holds every implementation to it.
+"""The contract between Holdfast and an object store. One test suite checks every implementation.
 
-What every method has in common:
+All methods have in common:
 
 * It is safe to call from many threads at once, and blocks until the store has answered or the attempts are used up.
 * `StoreUnavailableError` is the only retryable error, and it leaves the outcome unknown: the request may have taken
-  effect. Implementations have already retried; what a caller adds is settling the outcome by reading.
+  effect. Implementations have already retried; the caller reads to learn the outcome.
 * `AccessRefusedError`, `BucketMissingError` and `StorageError` itself are permanent: the same call fails again.
 * A read sees the newest completed write of the same object, and so does a listing (S3 and R2 are strongly consistent).
   Nothing but the collector and the lists shown to people depends on a listing.
@@ -25,7 +25,7 @@ SMALL_OBJECT_BYTES = 4 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A small object's content, and the state it was read in."""
+    """The content of a small object, and the ETag of the state that was read."""
 
     data: bytes
     etag: str
@@ -33,7 +33,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What is known of an object without reading it.
+    """The facts about an object that are known without reading it.
 
     `etag_is_digest` is False where the store encrypts in a way that makes the ETag no function of the content.
     """
@@ -57,7 +57,7 @@ class Listed:
 class Page:
     """One page of a listing, in ascending order of the keys' bytes. `after` is None on the last page.
 
-    `prefixes` are what a delimiter folded together: each ends with the delimiter.
+    `prefixes` are the keys that a delimiter folded together: each ends with the delimiter.
     """
 
     objects: tuple[Listed, ...]
@@ -76,7 +76,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class SignedRequest:
-    """A URL that permits one request, and the headers that the signature covers, to be sent as they are.
+    """A URL that permits one request, and the headers that the signature covers, which must be sent as they are.
 
     The URL is a secret for as long as it is valid: it is never logged, shown, or put into an error or an argv.
     """
@@ -106,23 +106,23 @@ class ObjectStore(Protocol):
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         """Writes a small object and returns its ETag. Atomic; repeating an unconditional put is harmless.
 
-        With `if_none_match` it only creates, with `if_match` it only replaces that state. Only a store for which
-        `supports_conditional_writes` is true looks at either. After a lost answer the attempt that follows meets
-        its own write, so `PreconditionFailedError` means "somebody wrote it, perhaps this call": read to know.
+        With `if_none_match` it only creates the object, with `if_match` it only replaces that state. A store for which
+        `supports_conditional_writes` is false ignores both. After a lost answer, a retry may find its own write. So
+        `PreconditionFailedError` means "somebody wrote it, perhaps this call": read to know.
 
         Raises:
             PreconditionFailedError: the condition does not hold (for `if_match` also: there is no such object).
         """
 
     def head(self, key: str) -> Head:
-        """Looks at an object.
+        """Reads the size, the ETag and the time of the last change of an object.
 
         Raises:
             ObjectMissingError: permanent.
         """
 
     def delete(self, key: str) -> None:
-        """Removes an object. Idempotent: one that does not exist is a success."""
+        """Removes an object. Idempotent: success if it does not exist."""
 
     def list(self, prefix: str, *, after: str | None = None, limit: int = 1000, delimiter: str | None = None) -> Page:
         """One page of at most `limit` (1 to 1000) keys and prefixes that begin with `prefix` and come after `after`.
@@ -131,10 +131,10 @@ class ObjectStore(Protocol):
         """
 
     def lacks_room(self, size_bytes: int) -> bool:
-        """Whether the store is known to have no room for so many bytes more. False where that cannot be known."""
+        """True if the store is known to have no room for so many bytes more. False if that is unknown."""
 
     def supports_conditional_writes(self) -> bool:
-        """Whether the store honours `if_none_match` and `if_match`: found by trying, once, and remembered."""
+        """True if the store honours `if_none_match` and `if_match`: found by trying, once, and remembered."""
 
     def presign_get(self, key: str, *, ttl_s: int) -> SignedRequest:
         """Permits reading one object. Signing happens here, without a request; the object need not exist.
@@ -157,17 +157,16 @@ class ObjectStore(Protocol):
         """
 
     def complete_upload(self, key: str, upload_id: str, etags: Sequence[str]) -> str:
-        """Makes the parts with these ETags, in order, one object and returns its ETag. Atomic.
+        """Joins the parts with these ETags, in order, into one object and returns its ETag. Atomic.
 
-        After a lost answer the repetition may find that the upload is gone: `ObjectMissingError` then says
+        After a lost answer, a repetition may find that the upload is gone: `ObjectMissingError` then says
         nothing about the object. `head` does.
-
         Raises:
             ObjectMissingError: there is no such upload (any more).
         """
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        """Drops a multipart upload and its parts. Idempotent: one that does not exist is a success."""
+        """Drops a multipart upload and its parts. Idempotent: success if it does not exist."""
 
     def list_uploads(self, prefix: str) -> Sequence[Upload]:
         """All unfinished multipart uploads of keys that begin with `prefix`."""

@@ -1,8 +1,7 @@
-"""The one place where answers of S3 and exceptions of botocore and httpx become ours.
+"""The one place that translates answers of S3, and exceptions of botocore and httpx, into our errors.
 
-What a store says is decided by its error code first and by the HTTP status otherwise; what a library raises
-is decided by the nearest row in the exception's method resolution order, so a subclass that a later release
-adds lands where its parent does.
+An answer is translated by its error code, and by its HTTP status if the code is unknown. An exception is translated by
+the nearest row in its method resolution order, so a subclass that a later release adds is translated like its parent.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ BY_CODE: Mapping[str, type[StorageError]] = {
     "RequestTimeout": StoreUnavailableError,
     "OperationAborted": StoreUnavailableError,
     "IncompleteBody": StoreUnavailableError,
-    # MinIO's and Ceph's words. Source: cmd/api-errors.go of MinIO, rgw_common.cc of Ceph.
+    # MinIO's and Ceph's codes. Source: cmd/api-errors.go of MinIO, rgw_common.cc of Ceph.
     "XMinioStorageFull": StoreFullError,
     "XMinioAdminBucketQuotaExceeded": StoreFullError,
     "QuotaExceeded": StoreFullError,
@@ -92,7 +91,7 @@ BY_EXCEPTION: Mapping[type[BaseException], type[StorageError]] = {
     httpx.HTTPError: StorageError,
 }
 
-# AWS says AccessDenied with "Request has expired"; rclone says AccessDenied with the words for a skewed clock.
+# AWS answers AccessDenied with "Request has expired"; rclone, AccessDenied with the message for a skewed clock.
 _EXPIRED = re.compile(r"\b(has )?expired\b|difference between the request time", re.IGNORECASE)
 _ERROR_FIELD = re.compile(r"<(Code|Message)>([^<]{1,500})</\1>")
 
@@ -111,7 +110,7 @@ def raised(error: BaseException) -> type[StorageError]:
     """The error for an exception of botocore or httpx.
 
     Raises:
-        TypeError: it is neither; a defect of the caller's.
+        TypeError: it is neither; the caller has a defect.
     """
     for cls in type(error).__mro__:
         if cls in BY_EXCEPTION:
@@ -120,7 +119,7 @@ def raised(error: BaseException) -> type[StorageError]:
 
 
 def error_body(body: bytes) -> tuple[str, str]:
-    """Code and message of an S3 error document; empty where there is none."""
+    """The code and the message of an S3 error document; empty strings where there is none."""
     fields = dict(_ERROR_FIELD.findall(body[:16_384].decode("utf-8", "replace")))
     return fields.get("Code", ""), fields.get("Message", "")
 
@@ -128,9 +127,9 @@ def error_body(body: bytes) -> tuple[str, str]:
 def client_error(
     error: boto.ClientError, operation: str, *, bucket: str, key: str | None, detail: str | None = None
 ) -> StorageError:
-    """The error for botocore's report of an answer.
+    """The error for a ClientError of botocore.
 
-    A 404 to a HEAD has no body, hence no code: `key is None` then means that the bucket was asked for.
+    A 404 to a HEAD has no body, hence no code: if `key` is None, the request was for the bucket.
     """
     said = error.response.get("Error", {})
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,7 +1,7 @@
-"""Puts an archive into the bucket: in one piece if it is small, in parallel parts otherwise, or not at all.
+"""Uploads an archive to the bucket: in one piece if it is small, in parallel parts otherwise, or not at all.
 
-The bytes go through presigned URLs only. Every part carries a signed Content-MD5, and its ETag is compared; the end
-is decided by looking at the object, so a lost or wrong answer to the completion changes nothing.
+The bytes go through presigned URLs only. Every part carries a signed Content-MD5, and its ETag is compared. A HEAD of
+the object decides the outcome, so a lost or wrong answer to the completion changes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from storage.wire import CHUNK_BYTES, Meter, Progress, Wire
 
 logger = logging.getLogger(__name__)
 
-# rclone gives up a whole multipart upload when one part arrives damaged: NoSuchUpload from then on.
+# rclone drops a whole multipart upload when one part arrives damaged: NoSuchUpload from then on.
 _ROUNDS = 2
 
 
@@ -39,14 +39,14 @@ def upload(
     progress: Progress,
     cancelled: threading.Event,
 ) -> UploadedArchive:
-    """Uploads the file at `path` to `key`, which must be a new one: on failure it is deleted.
+    """Uploads the file at `path` to `key`, which must be a new one: on failure the object is deleted.
 
     Args:
-        progress: called from many threads with the bytes that moved; negative where a part has to be sent again.
+        progress: called from many threads with the number of bytes moved; negative if a part has to be sent again.
         cancelled: when set, the transfer ends within a fraction of a second.
 
     Raises:
-        TransferCancelledError: nothing is left in the bucket, as after every other error here.
+        TransferCancelledError: as after every error here, nothing is left in the bucket, or the collector removes it.
         IntegrityError: the store does not hold what was sent, or the file changed while it was read.
         StoreUnavailableError: retryable, after all attempts; a StoreFullError where there is no room for it.
         StorageError: any other; permanent.
@@ -63,7 +63,7 @@ def upload(
 
 
 class _Source:
-    """The file, pinned: read by many threads, and known not to change meanwhile."""
+    """The opened file: many threads read it, and changes to it meanwhile are noticed."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -125,9 +125,9 @@ class _Upload:
         return UploadedArchive(self._source.size_bytes, sha256, parts, self._part_bytes, head.etag)
 
     def discard(self) -> None:
-        """Removes whatever the upload may have left. Best effort: what fails here is left to the collector."""
+        """Removes whatever the upload may have left. Best effort: the collector removes what is left here."""
         try:
-            # By listing, because an upload whose id was lost with the answer is there all the same.
+            # By listing, because an upload exists even if the answer with its id was lost.
             for left in self._store.list_uploads(self._key):
                 self._store.abort_upload(left.key, left.upload_id)
             self._store.delete(self._key)
@@ -151,7 +151,7 @@ class _Upload:
         return self._round()
 
     def _round(self) -> Head:
-        """One multipart upload from beginning to end. ObjectMissingError: the store has dropped it."""
+        """Does one multipart upload from beginning to end. Raises ObjectMissingError if the store has dropped it."""
         upload_id = self._store.create_upload(self._key)
         meters = [Meter(self._progress) for _ in self._digests]
         try:
@@ -159,7 +159,7 @@ class _Upload:
                 parts: list[Callable[[], str | None]] = [
                     partial(self._send, wire, number, upload_id, meter) for number, meter in enumerate(meters)
                 ]
-                # The whole is hashed beside the parts: second in the queue, so that sending begins at once.
+                # The whole is hashed beside the parts, as the second task in the queue, so that sending begins at once.
                 parts.insert(1, partial(self._hash_whole, wire))
                 etags = wire.run("upload", parts, threads=self._config.concurrency + 1)
             return self._complete(upload_id, [etag for etag in etags if etag is not None])
@@ -181,7 +181,7 @@ class _Upload:
             self._store.complete_upload(self._key, upload_id, etags)
         except StorageError as e:
             failure = e
-        # The object decides, not the answer: that may be lost, or an error after the effect.
+        # The object decides, not the answer, which may be lost, or be an error after the effect.
         try:
             head = self._store.head(self._key)
         except ObjectMissingError as e:
@@ -191,7 +191,7 @@ class _Upload:
         raise failure or self._damaged("complete_upload", "the stored object has another size or ETag")
 
     def _send(self, wire: Wire, index: int, upload_id: str | None, meter: Meter) -> str:
-        """Sends one part (or, without an upload, the whole) and returns its ETag."""
+        """Sends one part (or, without an upload id, the whole) and returns its ETag."""
         start = index * self._part_bytes
         digest = self._digest(wire, start, index)
 
@@ -260,7 +260,10 @@ class _Upload:
 
 
 def _etag_is_digest(response: httpx.Response) -> bool:
-    """With a key of KMS or of the customer an ETag is no MD5. Source: Amazon S3 API reference, "Object"."""
+    """False if a key of KMS or of the customer encrypts the object: its ETag is then no MD5.
+
+    Source: Amazon S3 API reference, "Object".
+    """
     headers = response.headers
     kms = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
     return not kms and "x-amz-server-side-encryption-customer-algorithm" not in headers

@@ -1,7 +1,7 @@
-"""One transfer's connections: presigned requests sent and answered, retried, counted and interruptible.
+"""The connections of one transfer: sends presigned requests, retries them, counts their bytes, can be interrupted.
 
 Requests go through httpx's transport rather than its client: the client logs every URL, follows redirects, keeps
-cookies and reads proxies from the environment, none of which a presigned URL may meet.
+cookies and reads proxies from the environment, none of which may happen to a presigned URL.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _POLL_S = 0.1
 
 
 class Meter:
-    """Counts what one part has moved, and takes it back when the part is tried again."""
+    """Counts the bytes that one part has moved, and subtracts them when the part is tried again."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -63,7 +63,7 @@ class Wire:
         self._sockets: list[socket.socket] = []
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         self._transport = httpx.HTTPTransport(trust_env=False, limits=limits)
-        # The read and write limits are for one silence each, not for the whole.
+        # The read and write timeouts bound each silence, not the whole transfer.
         timeout = httpx.Timeout(config.idle_timeout_s, connect=config.connect_timeout_s, pool=None)
         self._extensions = {"timeout": timeout.as_dict(), "trace": self._trace}
 
@@ -78,14 +78,14 @@ class Wire:
             self._sockets.append(info["return_value"].get_extra_info("socket"))
 
     def interrupt(self) -> None:
-        """Makes every thread of this transfer give up: at its next chunk, or now if it waits for the network."""
+        """Ends every thread of this transfer: at its next chunk, or now if it waits for the network."""
         self._stop.set()
         for connection in list(self._sockets):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def fail(self, cls: type[StorageError], operation: str, detail: str | None = None) -> StorageError:
-        """The error, with the bucket and the object filled in."""
+        """Makes an error with the bucket and the object filled in."""
         return cls(operation, bucket=self._bucket, key=self._key, detail=detail)
 
     def go_on(self, operation: str) -> None:
@@ -103,7 +103,7 @@ class Wire:
         headers: Mapping[str, str] | None = None,
         body: Iterable[bytes] | None = None,
     ) -> Iterator[httpx.Response]:
-        """Sends one signed request; the answer's body is still to be read. Anything but a 2xx raises."""
+        """Sends one signed request and yields the answer, whose body is still unread. Raises for anything but a 2xx."""
         self.go_on(operation)
         try:
             request = httpx.Request(
@@ -141,7 +141,7 @@ class Wire:
     def retried(self, attempt: Callable[[], T], meter: Meter) -> T:
         """Runs `attempt` until it succeeds, fails for good, or the attempts are used up.
 
-        Damaged bytes get a second try, in case the network did it, and no third.
+        Damaged bytes get a second try, in case the network damaged them, and no third.
         """
 
         def once() -> T:
@@ -175,7 +175,7 @@ class Wire:
         return retrying(once)
 
     def run(self, operation: str, tasks: Sequence[Callable[[], T]], *, threads: int) -> list[T]:
-        """Runs tasks in threads, in order of their beginning. The first failure ends all; no thread is left behind."""
+        """Runs tasks in threads, started in their order. The first failure ends all; no thread is left behind."""
         with ThreadPoolExecutor(min(threads, len(tasks)), thread_name_prefix="transfer") as pool:
             futures = [pool.submit(copy_context().run, task) for task in tasks]  # log lines keep the call's names
             try:
@@ -198,7 +198,7 @@ def _error(state: tenacity.RetryCallState) -> BaseException | None:
 
 
 def _retry_after_s(value: str | None) -> float | None:
-    """Seconds from a Retry-After header, which has either of two forms. Source: RFC 9110, 10.2.3."""
+    """The seconds in a Retry-After header, at most 60; the header has two forms. Source: RFC 9110, 10.2.3."""
     if value is None:
         return None
     if value.strip().isdigit():

@@ -169,7 +169,7 @@ class Stack:
         daemon.wait_until_serving(point, timeout_s=READY_S)
 
     def _prove_unused(self, deadline: float) -> None:
-        """Waits until no mount namespace has the overlay: with index=on the kernel lets one overlay use an upper.
+        """Waits until no mount namespace has the overlay: index=on lets only one overlay at a time use an upper.
 
         A full disk does not spoil this proof: the kernel claims the upper before it makes the work folder. Source:
         Linux, ovl_fill_super.
