@@ -1,7 +1,7 @@
 """The collector: removes what has expired and what nobody owns, and writes index entries that are missing.
 
-Only this module decides by listings, and it never trusts one alone. Before it deletes what a listing suggests, it looks
-once more, except at stale uploads. It touches nothing younger than the grace period, because that may belong to a
+This module decides by listings, and never trusts one alone. Before it deletes what a listing suggests, it looks once
+more, except at stale uploads. It touches nothing younger than the grace period, because that may belong to a
 transfer that is not committed yet. The grace period must be longer than the longest upload. No document that we have
 not signed makes it delete a backup: an unsigned backup is another program's, and one that was tampered with is for a
 person to look at. Every step may be repeated, so an interrupted collection is simply run again.

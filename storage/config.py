@@ -69,7 +69,7 @@ class BucketConfig(_Frozen):
     secret_access_key: SecretStr
     allow_http: bool = False
     folder: Path | None = None
-    """The folder in which an embedded store keeps the bucket, whose disk may be full; None for other stores."""
+    """The folder of an embedded store on this machine, whose disk shows when it is full; None for other stores."""
 
     @model_validator(mode="after")
     def _related(self) -> BucketConfig:

@@ -84,7 +84,7 @@ class EmbeddedS3:
             log: gets an event for each end and each restart.
 
         Raises:
-            ValueError: rclone cannot take a key; the message does not contain it.
+            ValueError: a key that rclone cannot take; the message does not contain it.
         """
         if not _ACCESS_KEY.fullmatch(access_key.get_secret_value()):
             raise ValueError("the access key must be 12 to 128 letters and digits")

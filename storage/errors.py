@@ -158,7 +158,7 @@ class NewerDocumentError(DocumentError):
 
 
 class TamperedMetadataError(DocumentError):
-    """The signature of a backup's metadata is wrong, or was removed: not the service, but somebody else changed it."""
+    """The signature of a backup's metadata is wrong, or was removed: somebody other than the service has changed it."""
 
     summary = "The metadata is not what the service has signed"
     default_hint = (

@@ -13,7 +13,7 @@ the milliseconds left until a fixed far instant, in 13 digits: a younger backup 
 is one page of newest backups. The instant of the backup follows in readable form:
 `8228158527876-20260223T101112123Z-<backup id>`.
 
-Tenants and sandboxes contain no "/", and none of them is empty; so no prefix of one is a prefix of another.
+Names of tenants and sandboxes contain no "/" and are not empty, so no prefix of one is a prefix of another.
 """
 
 from __future__ import annotations

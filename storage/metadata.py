@@ -44,7 +44,7 @@ def _read_instant(value: Any) -> Any:
 
 
 def _sane_instant(value: datetime) -> datetime:
-    """Converts to UTC and whole milliseconds, as it is written. Far years are damage, and overflow with a ttl added."""
+    """Converts to UTC and whole milliseconds, as stored. Far years are damage, and overflow when a ttl is added."""
     if value.tzinfo is None:
         raise ValueError("must have a time zone")
     if not 2000 <= value.year < 2200:
@@ -217,7 +217,7 @@ class RestoredDirectory(Document):
 
 
 class Checkpoint(Document):
-    """The backup that a directory is recovered from: its own last one, or the one that was restored into it.
+    """The backup that a directory is recovered from: its own last backup, or the backup restored into it.
 
     `taken_at` is the time at which its content was taken. `of_sleep` marks a backup that the service made to put the
     sandbox to sleep.
@@ -245,8 +245,9 @@ class RecoveredDirectory(Document):
 
 
 class Recovery(Document):
-    """The recovery of a sandbox after the node with its files was lost: these directories came back, and nothing else.
+    """The recovery of a sandbox after the node with its files was lost.
 
+    `directories` has the result for each checkpoint; nothing else was recovered.
     `lost` are the writable roots that had held something which is in no backup; absent where that was not recorded.
     `told_at` is the time at which a caller surely received this report.
     """

@@ -16,7 +16,11 @@ _READY = re.compile(r"Starting s3 server on \[http://127\.0\.0\.1:\d+/\]")
 
 @dataclass(frozen=True, slots=True)
 class RcloneEnd:
-    """The end of a run. `listened` is True if it accepted connections; `status` is None if it was not forked."""
+    """The end of a run.
+
+    `listened` is True if the server had accepted connections; `status` is its exit status, or None if it was not
+    forked; `last_words` is its last line.
+    """
 
     listened: bool
     status: int | None

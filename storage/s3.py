@@ -44,7 +44,7 @@ class S3ObjectStore:
     def __init__(
         self, config: BucketConfig, *, transfer: TransferConfig | None = None, conditional_writes: bool | None = None
     ) -> None:
-        """`conditional_writes` is what another process has got from `supports_conditional_writes`."""
+        """`conditional_writes` is the result of `supports_conditional_writes` in another process."""
         self._config = config
         self._transfer = transfer or TransferConfig()
         self._probe_lock = threading.Lock()

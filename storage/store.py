@@ -3,11 +3,13 @@
 All methods have in common:
 
 * It is safe to call from many threads at once, and blocks until the store has answered or the attempts are used up.
-* `StoreUnavailableError` is the only retryable error, and it leaves the outcome unknown: the request may have taken
-  effect. Implementations have already retried; the caller reads to learn the outcome.
-* `AccessRefusedError`, `BucketMissingError` and `StorageError` itself are permanent: the same call fails again.
+* `StoreUnavailableError` is retryable, and leaves the outcome unknown: the request may have taken effect.
+  Implementations have already retried; the caller reads to learn the outcome. `SignatureExpiredError` is also
+  retryable, and means that the request had no effect.
+* Any other `AccessRefusedError`, `BucketMissingError` and `StorageError` itself are permanent: the call fails again.
 * A read sees the newest completed write of the same object, and so does a listing (S3 and R2 are strongly consistent).
-  Nothing but the collector and the lists shown to people depends on a listing.
+  A listing only serves the collector, lists shown to people, and looking for the owner of a backup without a valid
+  signature.
 * An object changes as a whole or not at all. A reader never sees a part of a write.
 
 ETags are opaque, without the quotes of HTTP.
@@ -161,6 +163,7 @@ class ObjectStore(Protocol):
 
         After a lost answer, a repetition may find that the upload is gone: `ObjectMissingError` then says
         nothing about the object. `head` does.
+
         Raises:
             ObjectMissingError: there is no such upload (any more).
         """

@@ -28,7 +28,7 @@ _POLL_MS = 100
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a tool ended. `stdout` and `stderr` are cut to their last 64 KiB."""
+    """The exit status and the output of a tool. `stdout` and `stderr` are cut to their last 64 KiB."""
 
     status: int
     stdout: bytes
@@ -166,7 +166,7 @@ def check(argv: Sequence[str], *, timeout_s: float = 30.0, cwd: str | None = Non
 
 
 def printable(output: bytes) -> str:
-    """The end of a tool's output as one safe line: control bytes escaped, at most 300 characters."""
+    """The last 300 bytes of a tool's output as one safe line: everything but printable ASCII is escaped."""
     return output[-300:].decode("utf-8", "backslashreplace").strip().encode("unicode_escape").decode("ascii")
 
 

@@ -32,7 +32,7 @@ from actors.node import namespace_maker, process
 from actors.node.errors import NodeError
 
 OWNERS = range(61_184, 65_520)
-"""The users that make the namespaces, one for each sandbox. Nobody else has them for long, and containers have them.
+"""The users that make the namespaces, one for each sandbox. Others have them only briefly, and containers have them.
 
 Source: systemd's list of users and groups, the range of `DynamicUser=`.
 """
