@@ -1,4 +1,4 @@
-"""The truth about a sandbox that outlives its process: its document in the bucket, its owner, its record on the node.
+"""The durable state of a sandbox: its state document in the bucket, its ownership, its record on the node.
 
-Runs in a sandbox's process, and in the service's. Knows neither Ray nor mounts.
+Runs in the processes of sandboxes, of the service and of the nodes' hosts. Knows neither Ray nor mounts.
 """

@@ -1,4 +1,4 @@
-"""The views of a sandbox's documents that the API shows: models made of what is in the bucket."""
+"""The API's views of a sandbox's documents: models made from the rows in the bucket."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from storage.metadata import Event
 
 
 def public_event(event: Event) -> SandboxEvent:
-    """One event."""
+    """Converts one event."""
     return SandboxEvent(kind=event.kind, at=event.at, dir=event.dir, backup_id=event.backup_id, node=event.node)
 
 
 def public_restored(row: metadata.RestoredDirectory) -> RestoredDirectory:
-    """A directory that came from a backup."""
+    """Converts one restored directory."""
     return RestoredDirectory(
         dir=row.dir,
         backup_id=row.backup_id,
@@ -30,7 +30,7 @@ def _status(row: metadata.RecoveredDirectory) -> DirectoryStatus:
 
 
 def public_recovery(recovery: metadata.Recovery | None) -> Recovery | None:
-    """The way in which a sandbox came back after its node was lost; None if it never had to."""
+    """Converts a sandbox's recovery; None if the state has none."""
     if recovery is None:
         return None
     directories = [

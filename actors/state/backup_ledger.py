@@ -1,4 +1,4 @@
-"""The ledger of a sandbox's backups: those that were begun and committed, in its state, so that no actor loses one."""
+"""The ledger of a sandbox's backups: notes in its state which ones were begun and committed, so that none is lost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from storage.metadata import BackupRecord, SandboxState
 
 @dataclass(frozen=True, slots=True)
 class SandboxLedger:
-    """Writes into the sandbox's state, under the actor's epoch. See `actors.sandbox.backup.Ledger`."""
+    """Writes to the sandbox's state under the actor's epoch. Implements `actors.sandbox.backup.Ledger`."""
 
     _ownership: Ownership
 
     def begin(self, backup_id: str, *, of_sleep: bool) -> None:
-        """Before anything of it is in the bucket: the next actor would settle it."""
+        """Notes a backup as pending, before any of it is in the bucket. The next actor settles what is pending."""
 
         def begun(state: SandboxState) -> SandboxState:
             made = [*state.sleep_backups, backup_id] if of_sleep else state.sleep_backups
@@ -29,24 +29,24 @@ class SandboxLedger:
         self._ownership.change(begun, keep=False)
 
     def check(self) -> None:
-        """Whether this actor may still commit."""
+        """Checks that this actor may still commit. Raises SandboxUnavailableError, StorageError."""
         self._ownership.check()
 
     def committed(self, record: BackupRecord) -> None:
-        """From here on the directory is recovered from it."""
+        """Notes a committed backup as the checkpoint of its directory."""
         try:
             self._write(lambda state: with_backup(without_pending(state, record.id), record))
         except SandboxUnavailableError as e:
             log.warning("state_not_written", error=type(e).__name__)
-            if not self._ownership.is_superseded:  # put down meanwhile; who has taken over has settled it, and found it
+            if not self._ownership.is_superseded:  # closed meanwhile; an actor that replaced us has settled it
                 self._ownership.leave_behind(record.id)
 
     def left_behind(self, backup_id: str) -> None:
-        """Something of it may be left: it is settled before anything else is written."""
+        """Notes a backup that may have left something: it is settled before anything else is written."""
         self._ownership.leave_behind(backup_id)
 
     def abandoned(self, backup_id: str) -> None:
-        """Nothing is left of it. Raises SandboxUnavailableError if another actor has taken over."""
+        """Notes that nothing is left of a backup. Raises SandboxUnavailableError if another actor has taken over."""
         self._write(lambda state: without_pending(state, backup_id))
 
     def _write(self, change: Change) -> None:

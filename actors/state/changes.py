@@ -1,6 +1,6 @@
 """The changes of a sandbox's state: pure functions, from one state in the bucket to the next.
 
-What a node's record says of the same sandbox is brought into the terms of the state here, too.
+They also convert a node's record of the sandbox into the terms of the state.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from storage.metadata import (
 )
 
 TAKEN_OVER = "taken_over"
-"""The event of a sandbox that is to be recovered on another node."""
+"""The event of a takeover: the sandbox is to be recovered on another node."""
 _MISSING = "missing"
 _BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
-"""Events that say where the sandbox's files are from then on."""
+"""Events that determine where the sandbox's files are from then on."""
 
 
 def taken_up(state: SandboxState, record: Record, *, node: str, unsaved: Sequence[str] | None) -> SandboxState:
-    """The state of a sandbox whose files are on `node`: the node's record knows best what is restored where.
+    """The state of a sandbox whose files are on `node`. Its restored directories are those of the node's record.
 
-    `unsaved` are the writable roots that hold anything which is in no checkpoint, if somebody has looked.
+    `unsaved` are the writable roots with content that is in no checkpoint; None if no actor has looked.
     """
     restored = restored_in(record)
     rows = sorted(zip(restored, latest_entries(record), strict=True), key=lambda pair: pair[0].restored_at)
-    for entry in [entry for row, entry in rows if not _is_told(state, row)]:  # by the actor before this one
+    for entry in [entry for row, entry in rows if not _is_told(state, row)]:  # not reported by the previous actor
         state = with_checkpoint(state, checkpoint_in(entry))
     created_at = min(state.created_at, record.created_at)
     state = state.model_copy(update={"restored": restored, "created_at": created_at})
     if unsaved is not None:
         state = state.model_copy(update={"unsaved": list(unsaved)})
     recovered = recovery_in(record, state.recovery)
-    if recovered is not None and recovered != state.recovery:  # likewise
+    if recovered is not None and recovered != state.recovery:  # not reported either
         return after_recovery(state, record)
     return happened(state, "created" if state.epoch == 0 else "woke", node=node)
 
 
 def taken_over(state: SandboxState, *, node: str) -> SandboxState:
-    """The state of a sandbox that is to be recovered on `node`, with an event that says which node had its files.
+    """The state of a sandbox that is to be recovered on `node`, with an event that names the node with its files.
 
-    A second try on this node finds the event of the first, and knows no better.
+    A second attempt on this node keeps the event of the first, since the state then names this node.
     """
     state = state.model_copy(update={"restored": []})
     if state.node == node and begun_takeover(state) is not None:
@@ -57,37 +57,37 @@ def taken_over(state: SandboxState, *, node: str) -> SandboxState:
 
 
 def begun_takeover(state: SandboxState) -> Event | None:
-    """The event of a takeover that has not come to its end yet."""
+    """The event of a takeover that has not ended yet; None if there is none."""
     last = next((event for event in reversed(state.events) if event.kind in _BEGINNINGS), None)
     return last if last is not None and last.kind == TAKEN_OVER else None
 
 
 def without_pending(state: SandboxState, backup_id: str) -> SandboxState:
-    """The state of a sandbox of which this backup is settled."""
+    """The state without this pending backup, which is settled."""
     return state.model_copy(update={"pending": [other for other in state.pending if other != backup_id]})
 
 
 def without_sleep_backups(state: SandboxState, deleted: Collection[str]) -> SandboxState:
-    """The state of a sandbox of which these backups, made for a sleep, were deleted."""
+    """The state without these backups, which were made for a sleep and are deleted."""
     left = [backup_id for backup_id in state.sleep_backups if backup_id not in deleted]
     return state.model_copy(update={"sleep_backups": left})
 
 
 def latest_entries(record: Record) -> tuple[Entry, ...]:
-    """The directories of which there is room in the state."""
+    """The restored directories that fit into the state: the last `MAX_ROWS`."""
     return record.entries[-MAX_ROWS:]
 
 
 def _is_told(state: SandboxState, row: RestoredDirectory) -> bool:
-    """Whether the checkpoints take account of a restore."""
+    """Tells whether the state's checkpoints take a restore into account."""
     slept_at = next((event.at for event in reversed(state.events) if event.kind == "slept"), None)
-    if state.node is None and slept_at is not None:  # with checkpoints of all there was
+    if state.node is None and slept_at is not None:  # with checkpoints of everything
         return row.restored_at <= slept_at
     return any((row.dir, row.backup_id, row.restored_at) == (r.dir, r.backup_id, r.restored_at) for r in state.restored)
 
 
 def restored_in(record: Record) -> list[RestoredDirectory]:
-    """The restored directories, as the bucket has them: the `MAX_ROWS` that were restored last."""
+    """The restored directories in the terms of the state: the `MAX_ROWS` that were restored last."""
     return [
         RestoredDirectory(
             dir=entry.dir,
@@ -101,13 +101,13 @@ def restored_in(record: Record) -> list[RestoredDirectory]:
 
 
 def checkpoint_in(entry: Entry) -> Checkpoint:
-    """The backup that a directory was restored from, as what it is recovered from."""
+    """The checkpoint of a restored directory: the backup that it was restored from."""
     at = entry.taken_at or entry.restored_at
     return Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
 
 
 def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxState:
-    """The state of a sandbox in which `entry` has just been restored; the record may be of a later moment."""
+    """The state of a sandbox in which `entry` was restored. The record may be newer than that restore."""
     if entry in record.entries:
         rows = zip(restored_in(record), latest_entries(record), strict=True)
         told = [row for row, other in rows if other == entry or _is_told(state, row)]
@@ -116,9 +116,10 @@ def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxS
 
 
 def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | None:
-    """The outcome of a recovery, as the bucket has it: of one after a loss, or of which something is missing.
+    """The outcome of a recovery in the terms of the state. None if there is nothing to report.
 
-    Of one after a sleep that went well nothing is told, unless the bucket knows it already, as `known`.
+    A recovery is reported if its node was lost, if a directory is missing or forgotten, or if the state has a report of
+    it already (`known`). So a recovery after a sleep that brought everything back is not.
     """
     plan = record.recovery
     if plan is None:
@@ -133,7 +134,7 @@ def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | Non
         )
         for row in plan.directories
     ]
-    is_news = plan.lost_node is not None or bool(plan.given_up)  # otherwise nobody has to be told
+    is_news = plan.lost_node is not None or bool(plan.given_up)  # otherwise there is nothing to report
     lost = list(plan.lost) if plan.lost is not None and is_news else None
     recovery = Recovery(at=plan.at, lost_node=plan.lost_node, directories=directories, lost=lost)
     if known is not None and known.at == recovery.at:
@@ -142,9 +143,10 @@ def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | Non
 
 
 def after_recovery(state: SandboxState, record: Record) -> SandboxState:
-    """The state of a sandbox of which what could be brought back is back; what was given up is no checkpoint any more.
+    """The state of a sandbox whose recovery has ended, or has brought back what it could.
 
-    What is missing still is one: should this node be lost too, the next one brings it back.
+    Forgotten directories lose their checkpoints. Missing ones keep theirs: if this node is lost too, the next one tries
+    to bring them back.
     """
     plan = record.recovery
     gone = {(row.dir, row.backup_id) for row in plan.given_up} if plan else set()
@@ -172,7 +174,7 @@ def _has_happened(state: SandboxState, kind: str, *, since: datetime) -> bool:
 
 
 def with_unmounted(state: SandboxState, entry: Entry, error: str) -> SandboxState:
-    """The state of a sandbox whose files are here, of which one overlay could not be mounted."""
+    """The state of a sandbox whose files are here, with one overlay that could not be mounted."""
     recovery = state.recovery or Recovery(at=datetime.now(UTC))
     row = RecoveredDirectory(
         dir=entry.dir,
@@ -186,12 +188,12 @@ def with_unmounted(state: SandboxState, entry: Entry, error: str) -> SandboxStat
 
 
 def missing_in(recovery: Recovery) -> list[RecoveredDirectory]:
-    """The directories that the bucket calls missing."""
+    """The directories that the state calls missing."""
     return [row for row in recovery.directories if row.status == _MISSING]
 
 
 def _without_missing(recovery: Recovery | None) -> Recovery | None:
-    """The recovery as the bucket has it, once everything is mounted."""
+    """The state's recovery without its missing directories, once everything is mounted."""
     if recovery is None or not missing_in(recovery):
         return recovery
     left = [row for row in recovery.directories if row.status != _MISSING]
@@ -199,7 +201,7 @@ def _without_missing(recovery: Recovery | None) -> Recovery | None:
 
 
 def after_forgetting(state: SandboxState, record: Record, given_up: Collection[str]) -> SandboxState:
-    """The state of a sandbox of which these directories were just given up."""
+    """The state of a sandbox in which these directories were just forgotten."""
     rows = record.recovery.given_up if record.recovery else []
     for row in rows:
         if row.dir in given_up:
@@ -208,7 +210,7 @@ def after_forgetting(state: SandboxState, record: Record, given_up: Collection[s
 
 
 def asleep_in_bucket(state: SandboxState, checkpoints: Sequence[Checkpoint], slept_at: datetime) -> SandboxState:
-    """The state of a sandbox whose files are, from a moment on, nowhere but in these checkpoints."""
+    """The state of a sandbox whose files are, from `slept_at` on, in these checkpoints only."""
     changed = {
         "node": None,
         "cluster_node": None,

@@ -1,11 +1,11 @@
 """The state document of a sandbox, `state.json` in the bucket. Its actor writes it by compare-and-swap.
 
 Ray keeps one actor for each name, but after a partition the old process can live on beside the new one. So each actor
-takes the next epoch before it writes anything durable. Whoever finds a newer epoch than its own has been replaced: it
-may write nothing any more (`SupersededError`), and has to end.
+claims the next epoch (a fencing token) before it writes anything durable. An actor that finds a newer epoch than its
+own has been replaced: it must write nothing any more (`SupersededError`), and has to end.
 
-Where the bucket has no conditional writes, the epoch is read before each write instead; two actors that write in the
-same instant are then not told apart.
+Where the bucket has no conditional writes, the actor reads the epoch before each write instead. Two actors that write
+in the same instant are then not told apart.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from storage.metadata import BackupRecord, Checkpoint, Event, SandboxState
 
 MAX_EVENTS = 100
 MAX_ROWS = 128
-"""Directories that the state speaks of: even with the longest paths, in JSON, it can be read then."""
+"""Largest number of directories in the state: its JSON is then small enough to be read, even with the longest paths."""
 STATE_REPLACED = "state_replaced"
-"""An event: the state in the bucket was damaged, and was replaced by what the sandbox's actor, or its node, knows."""
+"""The event of a damaged state that the actor replaced, by what it wrote last or by what the node's record says."""
 _TRIES = 8
 
 Change = Callable[[SandboxState], SandboxState]
 
 
 class SupersededError(Exception):
-    """Another actor has taken the sandbox over; this one may write nothing any more."""
+    """Another actor has taken the sandbox over; this one must write nothing any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRef:
-    """A node: the identity of its data folder, and what the cluster calls it."""
+    """A node: the identity of its data folder, and its name in the cluster."""
 
     identity: str
     cluster_node: str | None = None
@@ -46,13 +46,13 @@ class NodeRef:
 
 @dataclass(frozen=True, slots=True)
 class StateRead:
-    """What somebody has found in the bucket of a sandbox: its state, or None if there is none."""
+    """The result of a successful read of a sandbox's state: the state, or None if there is none."""
 
     stored: StoredState | None
 
 
 class DurableState:
-    """One actor's hold on the state. Thread-safe: writes are done one at a time, in order."""
+    """The state document under one actor's epoch. Thread-safe: writes happen one at a time, in order."""
 
     def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef) -> None:
         self._catalog = catalog
@@ -64,31 +64,31 @@ class DurableState:
         self._wanted: SandboxState | None = None
         self.is_superseded = False
         self.is_behind = False
-        """Whether the bucket may have something else than is wanted, since a write has failed."""
+        """True if the bucket may differ from the wanted state, because a write is under way or has failed."""
         self.is_here = False
-        """Whether the bucket says, without doubt, that the sandbox's files are on this node."""
+        """True if the bucket says for certain that the sandbox's files are on this node."""
 
     @property
     def state(self) -> SandboxState | None:
-        """The state as this actor wants it, or None before it has an epoch."""
+        """The state as this actor wants it; None before it has an epoch."""
         return self._wanted
 
     def find(self) -> StoredState | None:
-        """What the bucket has. Raises StorageError."""
+        """Reads the bucket's state; None if there is none. Raises StorageError."""
         return self._catalog.find_state(self._tenant, self._sandbox)
 
     def replace_damaged(self, state: SandboxState) -> StoredState:
-        """Writes a state in the place of the bucket's, which is damaged and kept aside. Raises StorageError."""
+        """Replaces the bucket's damaged state, and keeps a copy of that aside. Raises StorageError."""
         etag = self._catalog.set_aside_state(self._tenant, self._sandbox)
         log.error("damaged_state_replaced", sandbox=self._sandbox)
         return StoredState(state, self._catalog.write_state(state, replacing=etag))
 
     def acquire_epoch(self, found: StoredState | None, change: Change) -> SandboxState:
-        """Takes the next epoch after `found`, with `change` made to the rest. An actor may take one after another.
+        """Claims the next epoch after `found`, with `change` made to the rest. An actor may claim several in turn.
 
         Raises:
-            SupersededError: another actor took one since.
-            StorageError: it is not known whether the epoch was taken; find and take again.
+            SupersededError: another actor has claimed an epoch since.
+            StorageError: it is not known whether the epoch was claimed; read the state and claim again.
         """
         with self._lock:
             base = found
@@ -101,7 +101,7 @@ class DurableState:
                 try:
                     etag = self._catalog.write_state(mine, replacing=base.etag if base else None)
                 except PreconditionFailedError:
-                    base = self._check_epoch(self.find(), _epoch(found))  # somebody gave it a label, or deleted it
+                    base = self._check_epoch(self.find(), _epoch(found))  # a label changed, or it was deleted
                     continue
                 self._written, self._wanted, self.is_behind = StoredState(mine, etag), mine, False
                 self.is_here = True
@@ -127,19 +127,19 @@ class DurableState:
         return stored
 
     def give_way(self) -> NoReturn:
-        """Takes note that another actor has the sandbox. Raises SupersededError."""
+        """Notes that another actor has the sandbox. Raises SupersededError."""
         self.is_superseded = True
         raise SupersededError
 
     def change(self, change: Change, *, keep: bool = True) -> None:
-        """Makes a change and writes it. One that could not be written goes with the next, unless `keep` is False.
+        """Makes a change and writes it. If that fails, the next write includes the change, unless `keep` is False.
 
         Raises:
             SupersededError: nothing was written, and nothing will be.
-            StorageError: it is not known whether it was written; without `keep`, the next write takes it back.
+            StorageError: it is not known whether it was written; without `keep`, the next write reverts it.
         """
         with self._lock:
-            if self.is_superseded or self._written is None or self._wanted is None:  # replaced, or given up
+            if self.is_superseded or self._written is None or self._wanted is None:  # replaced, or no epoch
                 raise SupersededError
             before, used = self._wanted, {"last_used_at": datetime.now(UTC)}
             self._wanted = change(before).model_copy(update=used)
@@ -155,24 +155,21 @@ class DurableState:
             self.is_here = self._wanted.node is not None
 
     def intend(self, change: Change) -> None:
-        """Makes a change that goes to the bucket with the next one."""
+        """Makes a change that is written with the next one. Without an epoch it does nothing."""
         with self._lock:
             if self._wanted is not None and not self.is_superseded:
                 self._wanted = change(self._wanted)
                 self.is_behind = True
 
     def check(self) -> None:
-        """Takes over the labels that the bucket has. Raises SupersededError if another actor has an epoch now.
-
-        Raises StorageError.
-        """
+        """Adopts the bucket's labels. Raises SupersededError if another actor has claimed an epoch; StorageError."""
         with self._lock:
             if self._written is None:
                 raise SupersededError
             self._adopt(self._current())
 
     def check_forgettable(self) -> None:
-        """Finds out, before anything is removed, whether `forget` may do what it is for. Raises as that does."""
+        """Checks, before anything is removed, that `forget` may go on. Raises like `forget`."""
         with self._lock:
             if self.is_superseded:
                 raise SupersededError
@@ -182,12 +179,12 @@ class DurableState:
                     self._adopt(found)
 
     def forget(self, first: Callable[[SandboxState | None], None]) -> None:
-        """Deletes the state, after `first` was done with it (None: it is damaged), and gives the epoch up.
+        """Calls `first` with the state (None if it is damaged), then deletes the state. The actor's epoch ends.
 
         Raises:
-            NewerDocumentError: a later release has written it; nothing was done.
+            NewerDocumentError: a later release has written the state; nothing was done.
             SupersededError: nothing was done.
-            StorageError: the state may be there still.
+            StorageError: the state may still be there.
         """
         with self._lock:
             if self.is_superseded:
@@ -222,7 +219,7 @@ class DurableState:
         raise PreconditionFailedError("write", detail="the state changes all the time")
 
     def _current(self) -> StoredState | None:
-        """The state in the bucket; where that is damaged, what this actor has written last takes its place."""
+        """Reads the bucket's state. If it is damaged, replaces it with what this actor wrote last."""
         try:
             return self.find()
         except CorruptMetadataError:
@@ -232,7 +229,7 @@ class DurableState:
             return replaced
 
     def _adopt(self, found: StoredState | None) -> None:
-        """Goes on from what is in the bucket, if that is of our epoch; only labels are changed by others."""
+        """Continues from the bucket's state if it is of our epoch. Others change nothing but labels."""
         assert self._written is not None and self._wanted is not None
         if found is None or found.state.epoch != self._written.state.epoch:
             self.give_way()
@@ -245,7 +242,7 @@ def _epoch(stored: StoredState | None) -> int:
 
 
 def happened(state: SandboxState, kind: str, *, at: datetime | None = None, **details: Any) -> SandboxState:
-    """The state with one more event, of now or of another moment."""
+    """The state with one more event, of now or of `at`."""
     event = Event(kind=kind, at=at or datetime.now(UTC), **details)
     return state.model_copy(update={"events": [*state.events, event][-MAX_EVENTS:]})
 
@@ -253,8 +250,8 @@ def happened(state: SandboxState, kind: str, *, at: datetime | None = None, **de
 def with_checkpoint(state: SandboxState, checkpoint: Checkpoint, *, covers_all: bool = True) -> SandboxState:
     """The state with a directory's newest checkpoint, in place of its older one.
 
-    It also replaces those of the directories inside it, unless the backup left something out (`covers_all` is False).
-    The `MAX_ROWS` that were made last are kept.
+    The new checkpoint also replaces those of directories inside, unless its backup left something out (`covers_all` is
+    False). The last `MAX_ROWS` checkpoints are kept.
     """
     inside = checkpoint.dir.rstrip("/") + "/"
     kept = [
@@ -267,7 +264,7 @@ def with_checkpoint(state: SandboxState, checkpoint: Checkpoint, *, covers_all: 
 
 
 def with_backup(state: SandboxState, record: BackupRecord) -> SandboxState:
-    """The state of a sandbox of which a backup has just been committed."""
+    """The state of a sandbox after one of its backups was committed."""
     checkpoint = Checkpoint(
         dir=record.place or record.dir, backup_id=record.id, taken_at=record.created_at, of_sleep=bool(record.of_sleep)
     )

@@ -1,4 +1,4 @@
-"""The labels of a sandbox, changed in the bucket beside an actor that writes the same document."""
+"""The change of a sandbox's labels in the bucket, made by the service while an actor may write the same document."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _TRIES = 8
 def relabelled(
     catalog: BackupCatalog, tenant: str, sandbox_id: str, change: Callable[[Mapping[str, str]], dict[str, str]]
 ) -> dict[str, str]:
-    """Changes the labels of a sandbox and nothing else of its state; returns those that it has then.
+    """Changes the labels of a sandbox, and nothing else of its state; returns the new labels.
 
-    `change` makes the new labels out of the old ones, and is asked again if somebody else has written the state
-    meanwhile. A sandbox that nobody knew is known from now on. Where the bucket has no conditional writes, one of two
-    changes in the same instant can be lost.
+    `change` makes the new labels from the old ones. It is called again if the state was written by others meanwhile. A
+    sandbox without a state gets one. Where the bucket has no conditional writes, one of two changes in the same instant
+    can be lost.
 
     Raises:
         StorageUnavailableError: the labels may or may not have been changed; try again.

@@ -1,20 +1,20 @@
 """The location of a sandbox's files when it wakes, decided from the node's record and the state document.
 
-the node has a record   the bucket's state says              the actor
-yes                     nothing, or never taken up           takes up what is here
-yes                     here                                 takes up what is here
-yes                     nowhere: put to sleep from here      takes up what is here: at least as new as the backups
-otherwise               nowhere: put to sleep with backups   brings them back; what is here is out of date
-no                      nothing, or never taken up           begins afresh
-no                      here (the disk was lost, or an
-                        earlier recovery was cut short)      recovers the checkpoints
-yes or no               another node, which is lost          recovers the checkpoints; what is here is out of date
-yes or no               another node, which is not           refuses
-yes                     that is damaged                      takes up what is here, and writes the state anew
-no                      that is damaged                      refuses, until the sandbox is deleted
-yes or no               a later release has written it       refuses
-yes                     the bucket does not answer           takes up what is here, and finds out later
-no                      the bucket does not answer           refuses: it might begin afresh what exists elsewhere
+the node has a record   the bucket's state                   the actor
+yes                     none, or no actor had it yet         uses the files here
+yes                     names this node                      uses the files here
+yes                     asleep in the bucket, from here      uses the files here: at least as new as the backups
+otherwise               asleep in the bucket                 recovers the checkpoints; files here are out of date
+no                      none, or no actor had it yet         starts with an empty sandbox
+no                      names this node (its disk was lost,
+                        or a recovery was interrupted)       recovers the checkpoints
+yes or no               names another node, which is lost    recovers the checkpoints; files here are out of date
+yes or no               names another node, not lost         refuses
+yes                     is damaged                           uses the files here, and replaces the state
+no                      is damaged                           refuses, until the sandbox is deleted
+yes or no               is of a later release                refuses
+yes                     cannot be read: no answer            uses the files here, and reads the state later
+no                      cannot be read: no answer            refuses: the sandbox may exist elsewhere
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DAMAGED_HINT = (
 
 
 class Origin(StrEnum):
-    """Where the content comes from with which a sandbox is taken up."""
+    """The source of a sandbox's content as it wakes."""
 
     HERE = "here"
     AFRESH = "afresh"
@@ -43,20 +43,20 @@ class Origin(StrEnum):
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the content has to be fetched from checkpoints."""
+        """True if the content has to be fetched from checkpoints."""
         return self in (Origin.SLEEP, Origin.LOSS)
 
 
 def origin(
     state: SandboxState | None, *, has_record: bool, place: NodeRef, is_lost: Callable[[str, str | None], bool]
 ) -> Origin:
-    """The table above, for a bucket that answers.
+    """Applies the table above to a state that was read.
 
     Args:
-        state: what the bucket has.
-        has_record: whether this node has a record of the sandbox.
+        state: the bucket's state of the sandbox, or None.
+        has_record: true if this node has a record of the sandbox.
         place: this node.
-        is_lost: whether the node of an identity, and of a name in the cluster, is gone for good.
+        is_lost: tells whether a node (identity, name in the cluster) is gone for good.
 
     Raises:
         SandboxUnavailableError: the files are on another node.
@@ -77,17 +77,17 @@ def origin(
 
 
 def was_taken_up(state: SandboxState) -> bool:
-    """Whether an actor ever had the sandbox."""
+    """Tells whether an actor ever had the sandbox."""
     return state.epoch > 0 or state.node is not None
 
 
 def may_be_here(state: SandboxState | None, place: NodeRef) -> bool:
-    """Whether a sandbox that this node has a record of is this node's still."""
+    """Tells whether a sandbox with a record on this node may still belong to this node."""
     return state is None or not was_taken_up(state) or place.identity in (state.node, state.slept_on)
 
 
 def damaged(error: DocumentError, *, has_record: bool) -> Origin:
-    """The table above, for a state that cannot be used. Raises DocumentDamagedError."""
+    """Applies the table above to a state document that cannot be used. Raises DocumentDamagedError."""
     if has_record and isinstance(error, CorruptMetadataError):
         return Origin.HERE
     if isinstance(error, CorruptMetadataError):
@@ -96,7 +96,7 @@ def damaged(error: DocumentError, *, has_record: bool) -> Origin:
 
 
 def unknown(*, has_record: bool) -> Origin:
-    """The table above, for a bucket that does not answer. Raises SandboxUnavailableError."""
+    """Applies the table above to a bucket that does not answer. Raises SandboxUnavailableError."""
     if has_record:
         return Origin.HERE
     raise SandboxUnavailableError(

@@ -1,6 +1,6 @@
-"""The record of a sandbox on its node, `sandbox.json`: the restored directories, and what a recovery has to bring back.
+"""The record of a sandbox on its node, `sandbox.json`: the restored directories, and the plan of a recovery.
 
-The commit point of a restore, and of each step of a recovery.
+Writing it is the commit point of a restore, and of each step of a recovery.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from actors.node.records import TwinFile
 
 
 class Entry(BaseModel):
-    """One restored directory. `taken_at` is when its backup was made; `layer` and `archive_sha256` are an overlay's."""
+    """One restored directory. Its backup was made at `taken_at`. Only overlays have `layer` and `archive_sha256`."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -34,15 +34,15 @@ class Entry(BaseModel):
 
     @property
     def is_mounted(self) -> bool:
-        """Whether it is an overlay, and so a mount."""
+        """True if it is an overlay, and so a mount."""
         return self.layer is not None
 
     def lies_in(self, directory: str) -> bool:
-        """Whether it is `directory`, or lies in it."""
+        """Tells whether it is `directory` or lies inside it."""
         return self.dir == directory or self.dir.startswith(directory + "/")
 
     def public(self) -> RestoredDirectory:
-        """As a caller sees it."""
+        """Returns the model that the API shows."""
         return RestoredDirectory(
             dir=self.dir,
             backup_id=self.backup_id,
@@ -53,10 +53,9 @@ class Entry(BaseModel):
 
 
 class RecoveryItem(BaseModel):
-    """One directory that a recovery has to bring back. It is missing until it is settled.
+    """One directory that a recovery has to bring back. It is missing until it is settled: back, or forgotten.
 
-    `error` is the code of what kept it from coming back when that was tried last. One that is settled with an error was
-    given up.
+    `error` is the code of the last failed attempt. A directory that is settled with an error was forgotten.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -70,14 +69,14 @@ class RecoveryItem(BaseModel):
 
     @property
     def kept_away_by(self) -> str:
-        """Its error; also of one that nobody has tried, because it lies in another that is missing."""
+        """Its error; `NOT_TRIED` if there was no attempt, because it lies inside another missing directory."""
         return self.error or "NOT_TRIED"
 
 
 class RecoveryPlan(BaseModel):
     """The directories that have to come back from checkpoints before anybody may see the tree.
 
-    `lost_node` is absent after a sleep.
+    `lost_node` is None after a sleep.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -86,24 +85,24 @@ class RecoveryPlan(BaseModel):
     lost_node: str | None = None
     directories: tuple[RecoveryItem, ...] = ()
     lost: tuple[str, ...] | None = None
-    """The writable roots of which something is in no backup; None in the plan of an earlier release."""
+    """The writable roots with content that is in no backup; None in the plan of an earlier release."""
 
     @property
     def missing(self) -> list[RecoveryItem]:
-        """The directories that are not settled yet, outer ones before those inside them."""
+        """The directories that are not settled yet, outer ones before inner ones."""
         return sorted((wanted for wanted in self.directories if not wanted.settled), key=lambda wanted: wanted.dir)
 
     @property
     def given_up(self) -> list[RecoveryItem]:
-        """The directories that will not come back, because a person has said so."""
+        """The directories that a person chose to forget, or replaced by another restore."""
         return [wanted for wanted in self.directories if wanted.settled and wanted.error]
 
     def settled(self, directory: str, *, error: str | None = None) -> RecoveryPlan:
-        """The same, with one directory settled: it is back, or with an error, given up."""
+        """The plan with one directory settled: it is back or, with an error, forgotten."""
         return self._changed(directory, settled=True, error=error)
 
     def failed(self, directory: str, error: str) -> RecoveryPlan:
-        """The same, with what has kept one directory from coming back just now."""
+        """The plan with the error of the latest attempt to bring one directory back."""
         return self._changed(directory, settled=False, error=error)
 
     def _changed(self, directory: str, *, settled: bool, error: str | None) -> RecoveryPlan:
@@ -119,7 +118,7 @@ class RecoveryPlan(BaseModel):
 
 
 class Record(BaseModel):
-    """sandbox.json on the node's disk."""
+    """The content of sandbox.json on the node's disk."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -130,9 +129,9 @@ class Record(BaseModel):
 
 
 def kept_driver(file: Path, offered: Driver | None) -> Driver | None:
-    """The driver for a sandbox's layers: that of the layers in its record, or else the one that its node offers.
+    """The driver for a sandbox's layers: that of the layers in its record, otherwise the one that its node offers.
 
-    An upper layer never changes its driver, but for those of fuse-overlayfs, which `Layers.open` converts.
+    An upper never changes its driver, except those of fuse-overlayfs, which `Layers.open` converts.
     """
     with contextlib.suppress(CorruptRecordError):
         record, _ = twin_file(file).read()
@@ -143,11 +142,11 @@ def kept_driver(file: Path, offered: Driver | None) -> Driver | None:
 
 
 def twin_file(file: Path) -> TwinFile[Record]:
-    """The file of a record, which is kept twice."""
+    """The file of a record, which is kept in two copies."""
     return TwinFile(file, Record.model_validate_json)
 
 
 def now() -> datetime:
-    """The time, in whole milliseconds, as the bucket has it."""
+    """The time in whole milliseconds, the precision of the bucket's documents."""
     at = datetime.now(UTC)
     return at.replace(microsecond=at.microsecond // 1000 * 1000)

@@ -1,7 +1,7 @@
 """The ownership of a sandbox by its actor: locate the files, then claim the epoch (a fencing token).
 
-The actor claims the epoch in the background, soon after the sandbox is awake. Commands and files need no epoch. What is
-durable (a backup, a restore, a recovery) waits for it. An actor that was replaced learns it at its next write and ends.
+The actor claims the epoch in the background, soon after the sandbox is awake. Commands and files need no epoch. Durable
+changes (a backup, a restore, a recovery) wait for it. A replaced actor notices that at its next write, and ends.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 
 
 def superseded() -> SandboxUnavailableError:
-    """For the caller's side to send the call again: to the actor that has taken over."""
+    """Makes the error of a replaced actor. The caller's side then sends the call again, to the new actor."""
     return SandboxUnavailableError(
         "Another actor has taken the sandbox over.",
         context={"outcome": "not_executed", "reason": "SUPERSEDED", LEAVING: True},
@@ -55,7 +55,7 @@ def superseded() -> SandboxUnavailableError:
 
 
 class Ownership:
-    """One actor's claim to one sandbox. Without a bucket there is nothing to claim, and it does nothing."""
+    """One actor's ownership of one sandbox. Without a bucket there is nothing to claim, and it does nothing."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Ownership:
         record: Callable[[], Record],
         is_lost: Callable[[str, str | None], bool],
     ) -> None:
-        """`record` gives the node's record; `is_lost` says whether a node (identity, name in the cluster) is gone."""
+        """`record` returns the node's record; `is_lost` tells if a node (identity, name in the cluster) is gone."""
         self._tenant = tenant
         self._sandbox = sandbox
         self._place = place
@@ -77,59 +77,60 @@ class Ownership:
         self._durable = DurableState(catalog, tenant, sandbox, place) if catalog is not None else None
         self._taking = threading.Lock()
         self._found: StateRead | None = None
-        """What was found as the sandbox was located, until it is used to take the epoch."""
+        """The state that `locate` read or `suppose` was given, until an epoch is claimed with it."""
         self._located: SandboxState | None = None
         self._inherited: list[str] = []
-        """Backups that earlier actors have begun, or calls of ours that failed, and that are not settled yet."""
+        """Ids of backups that are not settled yet: begun by earlier actors, or by failed calls of this one."""
         self._is_open = False
-        """Whether the sandbox was located, and neither closed nor destroyed since."""
+        """True from `locate` until the sandbox sleeps, or is closed or destroyed."""
         self._unsaved: list[str] | None = None
-        """The writable roots that hold anything which is in no checkpoint, as of this actor's last look."""
+        """The writable roots with content that is in no checkpoint, as of this actor's last look; None before it."""
         self._noting = threading.Lock()
         self._is_telling_of_sleep = False
-        """Whether a sleep is being written, perhaps one that was given up; so long nobody else has `_taking`."""
+        """True while a sleep is being written, even after `sleep` timed out. The writing thread holds `_taking`."""
 
     @property
     def state(self) -> SandboxState | None:
-        """The durable state, once this actor has an epoch."""
+        """The durable state; None before this actor has an epoch."""
         return self._durable.state if self._durable is not None else None
 
     @property
     def last_known(self) -> SandboxState | None:
-        """The durable state; before this actor has an epoch, what was found as the sandbox was located."""
+        """The durable state; before this actor has an epoch, the state that `locate` found."""
         return self.state or self._located
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the bucket says for certain that the files are here. Nothing else tells others where they are."""
+        """True if the bucket says for certain that the files are here. Nothing else tells others where they are."""
         return self._durable is None or (self._durable.is_here and not self._is_telling_of_sleep)
 
     @property
     def is_superseded(self) -> bool:
-        """Whether another actor has taken over."""
+        """True if another actor has taken over."""
         return self._durable is not None and self._durable.is_superseded
 
     def suppose(self, found: StateRead) -> None:
-        """Saves `locate` the question, if it was not asked yet: this is what somebody has just found in the bucket."""
+        """Gives `locate` a state that was just read, so that it need not ask the bucket. Ignored after `locate`."""
         if not self._is_open and self.state is None:
             self._found = found
 
     def is_known(self) -> bool:
-        """Whether the bucket says that an actor has ever had the sandbox. Raises StorageError."""
+        """Tells whether the bucket says that an actor ever had the sandbox. Raises StorageError."""
         found = self._durable.find() if self._durable is not None else None
         return found is not None and location.was_taken_up(found.state)
 
     def may_be_here(self) -> bool:
-        """Whether the files that this node has of the sandbox are its newest. Raises StorageError."""
+        """Tells whether this node's files of the sandbox may be its newest. Raises StorageError."""
         found = self._durable.find() if self._durable is not None else None
         state = found.state if found is not None else None
         return state is None or not location.was_taken_up(state) or state.node == self._place.identity
 
     def locate(self, *, has_record: bool) -> Origin:
-        """Where the sandbox's content is. `has_record` says whether this node has a record of it.
+        """Locates the sandbox's content. `has_record` is true if this node has a record of the sandbox.
 
         Raises:
-            SandboxUnavailableError: it is elsewhere, or that cannot be known now.
+            SandboxUnavailableError: it is elsewhere, that cannot be known now, or another actor has taken over.
+            DocumentDamagedError: the state cannot be used, and this node has no record; or a later release wrote it.
         """
         if self.is_superseded:
             raise superseded()
@@ -154,16 +155,16 @@ class Ownership:
         return location.origin(state, has_record=has_record, place=self._place, is_lost=self._is_lost)
 
     def acquire_epoch(self) -> tuple[str | None, SandboxState]:
-        """Takes over a sandbox whose files are not here, and settles what others have begun.
+        """Claims the epoch of a sandbox whose files are not here, and settles the backups that earlier actors began.
 
-        Interrupted, it is done again: the sandbox then says itself where its files had been.
+        Repeatable after an interruption: an event in the state still names the node that had the files.
 
         Returns:
-            The node that has lost the files, None if they were nowhere; and the state.
+            The node that lost the files (None if they were on no node), and the state.
 
         Raises:
-            SandboxUnavailableError: another actor was faster.
-            StorageError: the bucket did not answer, or not all is settled.
+            SandboxUnavailableError: another actor claimed an epoch first.
+            StorageError: the bucket did not answer, or not every backup is settled.
         """
         durable = self._durable
         assert durable is not None
@@ -177,12 +178,12 @@ class Ownership:
             return begun.node, state
 
     def _last_found(self, durable: DurableState) -> StoredState | None:
-        """What was found as the sandbox was located: good for one try, and looked up again for the next."""
+        """Returns the state that `locate` found, once; later calls read it from the bucket. Raises StorageError."""
         found, self._found = self._found or StateRead(durable.find()), None
         return found.stored
 
     def _last_found_or_remade(self, durable: DurableState) -> StoredState | None:
-        """As above, of a sandbox whose files are here: of them the node's record knows, if the state is damaged."""
+        """Like `_last_found`, if the files are here. A damaged state is replaced by one from the node's record."""
         try:
             return self._last_found(durable)
         except CorruptMetadataError as e:
@@ -197,9 +198,9 @@ class Ownership:
         self._settle(durable)
 
     def acquire_epoch_in_background(self) -> None:
-        """Takes the epoch of a sandbox whose files are here, in the background; tells the bucket what it missed.
+        """Claims the epoch of a sandbox whose files are here, in the background; writes what the bucket has missed.
 
-        Not at once: it would take processor time from the call for which the sandbox was taken up.
+        Waits for `_SOON_S` first, to leave the processor to the call that woke the sandbox.
         """
         durable = self._durable
         if durable is not None and (durable.is_behind or not self.is_recorded):
@@ -214,17 +215,20 @@ class Ownership:
                 if durable.is_behind or not self.is_recorded:
                     self.change(lambda state: state)
                 return
-            except SandboxUnavailableError:  # another has it, or it was put down meanwhile
+            except SandboxUnavailableError:  # another actor has it, or it was closed meanwhile
                 if self.is_superseded:
                     log.warning("epoch_not_taken", sandbox=self._sandbox, error="superseded")
                 return
-            except Exception as e:  # the bucket is away, or answers nonsense
+            except Exception as e:  # the bucket is down, or answers nonsense
                 log.warning("epoch_not_taken", sandbox=self._sandbox, error=type(e).__name__)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _own(self) -> DurableState:
-        """The state under this actor's epoch. Raises SandboxUnavailableError, StorageError."""
+        """Returns the state under this actor's epoch; claims the epoch if needed.
+
+        Raises SandboxUnavailableError, StorageError.
+        """
         durable = self._durable
         assert durable is not None
         with self._taking, _told():
@@ -232,7 +236,7 @@ class Ownership:
             return durable
 
     def _claim(self, durable: DurableState) -> None:
-        """Takes an epoch if this actor has none, and settles what others have begun. For whoever has `_taking`."""
+        """Claims an epoch if this actor has none, and settles inherited backups. The caller holds `_taking`."""
         if durable.is_superseded or not self._is_open:
             raise SupersededError
         if durable.state is None or durable.state.node is None:
@@ -246,9 +250,9 @@ class Ownership:
         return taken_up(state, self._record(), node=self._place.identity, unsaved=self._unsaved)
 
     def _settle(self, durable: DurableState) -> None:
-        """Finds out what became of the backups that earlier actors have begun. Raises StorageError: to be repeated.
+        """Finds out what became of the inherited backups, and writes that. Raises StorageError: call again.
 
-        Nothing else is written before: what one of them had committed is older than all that follows.
+        Nothing else is written before: a backup that an earlier actor committed is older than all later changes.
         """
         assert self._catalog is not None
         settled: dict[str, BackupRecord | None] = {}
@@ -272,7 +276,7 @@ class Ownership:
                 else:
                     state = with_backup(without_pending(state, backup_id), record)
                     for entry in self._record().entries:
-                        if entry.restored_at > record.created_at:  # later, and not covered by it
+                        if entry.restored_at > record.created_at:  # restored after this backup was made
                             state = with_checkpoint(state, checkpoint_in(entry))
             return state
 
@@ -282,15 +286,15 @@ class Ownership:
     # --- what an actor that has the sandbox writes
 
     def leave_behind(self, backup_id: str) -> None:
-        """Notes a backup of ours that failed, and that the bucket did not let us remove."""
+        """Notes a failed backup of this actor that could not be removed from the bucket. It is settled later."""
         with self._taking:
             self._inherited.append(backup_id)
 
     def change(self, change: Change, *, keep: bool = True) -> None:
-        """Changes the state, once there is an epoch. Raises SandboxUnavailableError, StorageError.
+        """Changes the state; claims the epoch if needed. Raises SandboxUnavailableError, StorageError.
 
-        A change that could not be written goes with the next, unless `keep` is False; before there is an epoch, the
-        node's record says what was restored.
+        A change that could not be written is written with the next one, unless `keep` is False. Without an epoch it is
+        dropped: the claim reads from the node's record what was restored.
         """
         durable = self._durable
         if durable is None:
@@ -305,7 +309,7 @@ class Ownership:
             durable.change(change, keep=keep)
 
     def relabel(self) -> None:
-        """Takes over labels that somebody else has written into the state, if the bucket tells them in moments."""
+        """Adopts labels that others wrote into the state. Waits `MOMENTS_S` at most for the bucket."""
         durable = self._durable
         if durable is None or durable.state is None:
             return
@@ -313,15 +317,15 @@ class Ownership:
         def act() -> None:
             try:
                 durable.check()
-            except (StorageError, SupersededError) as e:  # the next write takes them over, if there is one
+            except (StorageError, SupersededError) as e:  # the next write adopts them, if there is one
                 log.warning("labels_not_read", sandbox=self._sandbox, error=type(e).__name__)
 
         within_moments(act)
 
     def note_unsaved(self, roots: Sequence[str]) -> None:
-        """Takes note of the writable roots that hold anything which is in no checkpoint; tells the bucket what is new.
+        """Notes the writable roots with content that is in no checkpoint, and writes changes to the bucket.
 
-        That happens in the background, and nobody waits for it: it is for whoever has to name what is lost.
+        The write happens in the background, and nobody waits for it. After a loss, the recovery names these roots.
         """
         self._unsaved = list(roots)
         if self._is_note_behind and self._noting.acquire(blocking=False):
@@ -330,7 +334,7 @@ class Ownership:
     @property
     def _is_note_behind(self) -> bool:
         durable, state = self._durable, self.state
-        if durable is None or state is None or state.node is None or not self._is_open:  # it is told with the epoch
+        if durable is None or state is None or state.node is None or not self._is_open:  # the claim writes it
             return False
         return state.unsaved != self._unsaved or durable.is_behind
 
@@ -344,15 +348,15 @@ class Ownership:
                     log.warning("unsaved_roots_not_noted", sandbox=self._sandbox, error=type(e).__name__)
                     time.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        except SandboxUnavailableError:  # it was put down meanwhile, or another actor has it
+        except SandboxUnavailableError:  # it was closed meanwhile, or another actor has it
             return
         finally:
             self._noting.release()
-        if self._unsaved is not None:  # somebody may have looked again just now
+        if self._unsaved is not None:  # a look meanwhile found `_noting` held
             self.note_unsaved(self._unsaved)
 
     def told(self, at: datetime) -> None:
-        """Somebody was told for sure of the recovery of that instant: nobody else needs to be."""
+        """Notes that a caller has received the report of the recovery of that instant: no other caller needs it."""
 
         def change(state: SandboxState) -> SandboxState:
             recovery = state.recovery
@@ -363,14 +367,17 @@ class Ownership:
         self.report(change)
 
     def check(self) -> None:
-        """Raises SandboxUnavailableError if another actor has taken over. Raises StorageError."""
+        """Checks that this actor still owns the sandbox. Raises SandboxUnavailableError if not; StorageError."""
         if self._durable is not None:
             durable = self._own()
             with _told():
                 durable.check()
 
     def report(self, change: Change) -> None:
-        """As `change`; but the bucket may lag behind, and only that another actor has taken over is an error."""
+        """Changes the state like `change`, but waits `MOMENTS_S` at most, and lets the bucket lag behind.
+
+        Raises SandboxUnavailableError if another actor has taken over, and for nothing else.
+        """
 
         def act() -> None:
             try:
@@ -386,10 +393,10 @@ class Ownership:
                 raise superseded()
 
     def sleep(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Says that the files are nowhere but in these checkpoints. Raises SandboxUnavailableError, StorageError.
+        """Writes that the files are in these checkpoints only. Raises SandboxUnavailableError, StorageError.
 
-        After an error the files are here still, and the next who locates them says so. The answer is waited for a few
-        moments only, since the sandbox serves nobody meanwhile; nobody takes an epoch before it has come, even late.
+        After an error the files are still here, and the next wake on this node writes that to the bucket. `sleep` waits
+        `MOMENTS_S` at most, as the sandbox serves nobody meanwhile. No epoch is claimed until the pending write ends.
         """
         durable = self._durable
         if durable is None:
@@ -425,9 +432,9 @@ class Ownership:
                 raise error
 
     def close(self) -> None:
-        """From now on takes no epoch and says nothing, until the sandbox is located again.
+        """Ends the claim: no epoch is claimed and nothing is written until the next `locate`.
 
-        Waits a moment for an epoch that is being taken: the next actor would take that for one that replaces its own.
+        Waits `MOMENTS_S` at most for a claim under way: the next actor would mistake a late epoch for a competitor's.
         """
         is_ours = self._taking.acquire(timeout=MOMENTS_S)
         self._is_open = False
@@ -435,7 +442,7 @@ class Ownership:
             self._taking.release()
 
     def clear_sleep(self) -> None:
-        """Deletes backups that were made to put the sandbox to sleep, and that it is not recovered from any more."""
+        """Deletes backups that were made for a sleep, and that the sandbox is not recovered from any more."""
         durable = self._durable
         if durable is None or durable.state is None:
             return
@@ -448,16 +455,16 @@ class Ownership:
 
         def act() -> None:
             try:
-                durable.change(lambda state: state)  # now the bucket names none of them, and nobody has replaced us
+                durable.change(lambda state: state)  # now the bucket's checkpoints name none, and nobody replaced us
                 self._delete(unneeded)
                 durable.change(lambda state: without_sleep_backups(state, unneeded))
-            except (StorageError, SupersededError) as e:  # the list is in the state: it goes the next time
+            except (StorageError, SupersededError) as e:  # the state still lists them: deleted next time
                 log.warning("old_sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
 
         within_moments(act)
 
     def check_forgettable(self) -> None:
-        """Finds out whether the state can be deleted, before anything else of the sandbox is.
+        """Checks that the state can be deleted, before anything else of the sandbox is.
 
         Raises:
             SandboxUnavailableError: another actor has taken over.
@@ -480,9 +487,9 @@ class Ownership:
             ) from None
 
     def forget(self) -> None:
-        """Deletes the state, and before it the backups that were made to sleep; the user's stay.
+        """Deletes the state, and before it the backups that were made for a sleep. The user's backups stay.
 
-        Of a damaged state all backups stay: the sandbox of that name can restore those that were made to sleep, too.
+        If the state is damaged, all backups stay. A sandbox of that name can restore those for a sleep, too.
 
         Raises:
             SandboxUnavailableError: another actor has taken over; nothing was done.
@@ -495,7 +502,7 @@ class Ownership:
             self._durable.forget(lambda state: self._delete(self._sleep_backups(state)))
 
     def _sleep_backups(self, state: SandboxState | None) -> Sequence[str]:
-        """The backups that were made to sleep. None where the state cannot say whether the files are in them alone."""
+        """The backups that were made for a sleep. Empty if the state is damaged: the files may be in them alone."""
         if state is None:
             log.warning("sleep_backups_kept", sandbox=self._sandbox)
             return ()
@@ -506,12 +513,12 @@ class Ownership:
         for backup_id in backup_ids:
             try:
                 self._catalog.delete_of_sleep(self._tenant, self._sandbox, backup_id)
-            except DocumentError as e:  # for a person to look at; a collection names it
+            except DocumentError as e:  # it stays, for a person; `holdfast gc` names it
                 log.warning("sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
 
 
 def _found_or_damaged(durable: DurableState) -> StateRead | DocumentError:
-    """The state in the bucket, or why that cannot be used. Raises StorageError: it does not answer."""
+    """Returns the state in the bucket, or the error of a document that cannot be used. Raises StorageError."""
     try:
         return StateRead(durable.find())
     except DocumentError as e:

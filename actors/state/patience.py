@@ -1,4 +1,4 @@
-"""Time limits for questions to the bucket that are asked on the way. They hold nothing up when it does not answer."""
+"""Time limits for requests to the bucket: a call goes on when the answer does not come in time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from actors.logs import log
 from storage.errors import StorageError
 
 MOMENTS_S = 3.0
-"""Longer than any bucket takes that is well."""
+"""Upper bound for the answer of a healthy bucket."""
 T = TypeVar("T")
 
 
 def within_moments(act: Callable[[], None]) -> None:
-    """Does it in a thread of its own, and waits for that a few moments; it then goes on in the background."""
+    """Runs `act` in a thread of its own and waits `MOMENTS_S` for it; after that it goes on in the background."""
     acting = threading.Thread(target=act, name="bucket", daemon=True)
     acting.start()
     acting.join(MOMENTS_S)
 
 
 def answered_in_moments(ask: Callable[[], T]) -> T | None:
-    """What the bucket answers, or None if it does not, or not in time."""
+    """Returns the bucket's answer; None if `ask` raises StorageError, or takes longer than `MOMENTS_S`."""
     answers: list[T] = []
 
     def act() -> None:

@@ -1,8 +1,8 @@
 """The replacement of a damaged state document, made from the node's record and the sandbox's backups.
 
-The node's record is the truth for where the files are and what is restored where. What every directory is recovered
-from follows from it and from the sandbox's backups, which are signed. Labels, earlier events and how an earlier loss
-ended are gone; the damaged document is kept aside, for a person who wants to look for them.
+The node's record determines where the files are and which directories are restored. The checkpoints follow from the
+record and from the sandbox's signed backups. Labels, earlier events and the outcome of an earlier recovery are lost;
+the damaged document is kept aside, for a person who wants to look for them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from storage.metadata import BackupRecord, SandboxState
 
 
 def remade_state(catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef, record: Record) -> SandboxState:
-    """The state of a sandbox whose files are on this node, as `record` has it.
+    """Makes the state of a sandbox whose files are on this node, from its `record` there.
 
-    Its epoch is greater than any that the damaged one can have had, so that an earlier actor finds itself replaced.
+    Its epoch is greater than any that the damaged state can have had, so an earlier actor finds itself replaced.
 
     Raises:
-        StorageError: the bucket does not say which backups there are.
+        StorageError: the sandbox's backups could not be listed.
     """
     backups = [backup for backup in catalog.all_records(tenant, sandbox) if not catalog.is_expired(backup)]
     state = SandboxState(
