@@ -1,1 +1,1 @@
-"""Every actor's process: what all shells around Ray use, and what a worker loads before it is an actor."""
+"""The parts common to all actors' processes: wrappers for their Ray shells, and a worker's imports at its start."""

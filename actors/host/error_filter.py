@@ -1,4 +1,4 @@
-"""The error filter of every actor: only our own errors leave it. Any other could carry what is not for callers."""
+"""The error filter of every actor: only our own errors leave it. Others could carry what callers must not see."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def guarded(act: Callable[[], T]) -> T:
-    """Lets only our own errors out."""
+    """Calls `act`, passes our own errors on and replaces all others."""
     try:
         return act()
     except HoldfastError:
@@ -28,7 +28,7 @@ def guarded(act: Callable[[], T]) -> T:
 
 
 def guarded_items(begin: Callable[[], Iterator[T]]) -> Iterator[T]:
-    """The same for a call that answers with many items."""
+    """Does the same for a call that answers with many items."""
     try:
         yield from begin()
     except HoldfastError:
@@ -38,7 +38,7 @@ def guarded_items(begin: Callable[[], Iterator[T]]) -> Iterator[T]:
 
 
 def _unexpected(error: Exception) -> InternalError:
-    # Where it happened, but not its message: that may hold a path of the node, or worse.
+    # Logs the place, but not the message: that may contain a path of the node, or a secret.
     where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     log.error("unexpected_error", error=type(error).__name__, where=where)
     return InternalError("Something failed that has no name of its own.", context={"cause": type(error).__name__})

@@ -1,6 +1,6 @@
 """The observation of actors: each of their calls is counted, timed, and logged under the id of its request.
 
-One decorator of an actor's class does it for all its methods. It knows Ray.
+One decorator of an actor's class does it for all its methods. Knows Ray.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _FLUSH_S = 1.0
 _OF_THE_SERVICE = ("close_all", "is_lost", "metrics", "report")
 _OF_SANDBOXES = ("close", "close_door", "hand_over", "leave", "notice", "ping", "relabel", "told", "usage")
 _HOUSEKEEPING = frozenset((*_OF_THE_SERVICE, *_OF_SANDBOXES))
-"""Methods that serve nobody's call."""
+"""Methods that serve no user's call, and so are not counted."""
 
 
 class Watch:
-    """What is counted in one actor, and what stands in all its log lines."""
+    """The counts of one actor, and the fields of all its log lines."""
 
     def __init__(self, **always: str) -> None:
-        """`always` are the values for every log line of a call. Does nothing that can fail."""
+        """`always` are the fields of every log line of a call. Cannot fail."""
         self.tally = Tally()
         self._always = always
         self._sending = threading.Lock()
@@ -41,7 +41,7 @@ class Watch:
 
     @contextlib.contextmanager
     def call(self, kind: str, request_id: str | None) -> Iterator[None]:
-        """One call is served within the block."""
+        """Counts and times the call that the block serves, and sets the fields of its log lines."""
         named = self._always if request_id is None else {**self._always, "request_id": request_id}
         began, outcome = time.perf_counter(), "ok"
         with naming(**named):
@@ -57,12 +57,12 @@ class Watch:
                 outcome = "INTERNAL"
                 raise
             finally:
-                if outcome and _counts(kind, outcome):  # what meets a leaving actor is sent again, and counts there
+                if outcome and _counts(kind, outcome):  # a call refused by a leaving actor counts elsewhere
                     self.tally.add(CALLS, kind, outcome)
                     self.tally.add(CALL_SECONDS, kind, amount=time.perf_counter() - began)
 
     def report(self, send: Callable[[Counts], Any]) -> None:
-        """From now on tells `send`, now and then, what was counted since it was told last. Repeatable."""
+        """Begins to send new counts by `send`, every `REPORT_EVERY_S` at most. Repeatable."""
         if self._reporting:
             return
         self._reporting = True
@@ -75,7 +75,7 @@ class Watch:
             self.flush(send)
 
     def flush(self, send: Callable[[Counts], Any]) -> None:
-        """Tells `send` what was counted since it was told last. What could not be sent is kept for the next time."""
+        """Sends the counts since the last report. Counts that could not be sent are kept for the next one."""
         with self._sending:
             self.tally.changed.clear()
             counts = self.tally.drain()
@@ -89,14 +89,14 @@ class Watch:
 
 
 def _counts(kind: str, outcome: str) -> bool:
-    """Whether this is somebody's call; of the question that comes before one, only a refusal is."""
+    """Tells whether a call counts: not housekeeping, and of requests for admission only those that were refused."""
     return kind not in _HOUSEKEEPING and not (kind == "admit" and outcome == "ok")
 
 
 def report_to_service(counts: Counts) -> None:
-    """Hands counts to the service's actor. Raises RayError, or ValueError where there is none."""
+    """Sends counts to the service's actor. Raises RayError; ValueError if there is no such actor."""
     service: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
-    with contextlib.suppress(ray.exceptions.GetTimeoutError):  # they are under way, and must not be sent twice
+    with contextlib.suppress(ray.exceptions.GetTimeoutError):  # they may still arrive, and must not count twice
         ray.get(service.report.remote(counts), timeout=_FLUSH_S)
 
 
@@ -110,7 +110,7 @@ H = TypeVar("H", bound=Observable)
 
 
 def observed(host: type[H]) -> type[H]:
-    """Lets every public method of an actor's class take the id of its request, and counts and logs its calls."""
+    """Decorates an actor's class: each public method takes the id of its request, and its calls are observed."""
     for name, method in list(vars(host).items()):
         if not name.startswith("_") and inspect.isfunction(method):
             setattr(host, name, _observed(name, method))
@@ -127,7 +127,7 @@ def _observed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             yield from method(self, *args, **kwargs)
 
     observing: Any = functools.update_wrapper(stream if inspect.isgeneratorfunction(method) else call, method)
-    # Ray refuses arguments that the signature does not name, and would look for that behind a wrapper.
+    # Ray refuses arguments that the signature does not name, and would read that of `__wrapped__`.
     del observing.__wrapped__
     signature = inspect.signature(method)
     argument = inspect.Parameter(ARGUMENT, inspect.Parameter.KEYWORD_ONLY, default=None)

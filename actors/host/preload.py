@@ -1,9 +1,9 @@
-"""The imports of a worker, made as it starts, so that the first call to a sandbox need not make them.
+"""The imports of a Ray worker, made as it starts, so that the first call to a sandbox need not make them.
 
-By then Ray has put the worker's log in the place of its stdout and stderr: a full disk of the logs is to end no worker.
+Ray has redirected stdout and stderr to the worker's log by then. A full log disk must not end the worker.
 
-What every call needs is imported at once; the rest when the worker has waited for a moment, because one that is
-started for somebody who waits should not take longer for it.
+The worker imports what every call needs at once, and the rest after `_IDLE_S`: a caller that waits for this worker to
+start should not wait for the rest too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _load_the_rest() -> None:
 
 
 forgive_failed_output()
-gc.disable()  # what is imported stays: looking through it again and again takes a fifth of the time
+gc.disable()  # imported objects stay: collecting garbage among them takes a fifth of the time
 try:
     _load(_NEEDED)
 finally:

@@ -1,1 +1,1 @@
-"""The callers' process (a job, the gateway, another actor): finds actors and calls them."""
+"""The calls to actors, in the caller's process (a job, the gateway, another actor): finds, creates and calls them."""

@@ -1,7 +1,7 @@
 """A reference to a named actor: finds it, creates it, and sends a call again when it was not executed.
 
-On a busy machine the news that an actor has left can come late, and the call ends as if it had crashed: asking again
-settles it, and how often Ray has restarted the actor tells one that has left from one that has crashed first.
+On a busy machine Ray may learn late that an actor has left, and a call then fails as if the actor had crashed. The
+caller pings the actor to find out. Ray's count of its restarts tells an actor that left from one that crashed before.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from actors.rpc.ray_errors import is_elsewhere, moves, was_leaving
 
 _RETRY_S = 30.0
 _NEWS_S = 2.0
-"""How long an actor is waited for that is asked for its news: it takes about a millisecond."""
+"""Time limit for an actor's answer to `notice`, which takes about a millisecond."""
 _MOVES_S = 600.0
-"""How long a call waits at most, from its beginning on, for a sandbox that moves off a node that is being drained."""
+"""Time limit for a call to a sandbox that moves off a draining node, from the call's beginning."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
 _MAX_HANDLES = 10_000
 _handles: dict[str, Any] = {}
-"""Handles by actor name, for the whole process: finding one anew is a round trip to the cluster's head."""
+"""The cache of handles by actor name, for the whole process: finding an actor is a round trip to the cluster's head."""
 T = TypeVar("T")
 
 
 class ActorRef:
-    """A named actor of the service: found, remembered, and forgotten when it is gone.
+    """A named actor of the service. Its handle is found, cached, and dropped when the actor is gone.
 
-    With `create`, an actor that does not exist is made: `create` yields like any other step.
+    With `create`, a missing actor is created. `create` yields steps like any other call.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class ActorRef:
         repeatable: bool = False,
         retry_s: float = _RETRY_S,
     ) -> None:
-        """`create` is given the lane of the call that is to be let in, and the backup that the actor's node had best
-        have at hand, if there are any; it gives the handle, and how often Ray has restarted the actor.
+        """`create` takes the lane of the call to admit, and the id of a backup that the actor's node should have in its
+        cache (both may be None). It returns the handle, and the number of times that Ray has restarted the actor.
 
         `repeatable` says that every call may be sent again, executed or not.
 
-        `retry_s` bounds how long a call waits for an actor that is restarted, or is sent again to actors that leave.
+        `retry_s` is the time limit for waiting for an actor that is being restarted, and for retries at leaving actors.
         """
         self.name = name
         self._create = create
         self._repeatable = repeatable
         self._retry_s = retry_s
         self.heard: Recovery | None = None
-        """The sandbox's recovery, as its actor has told a call that was made here."""
+        """The sandbox's recovery, if its actor has reported one to a call by this reference."""
 
     def find(self) -> Any | None:
-        """The actor's handle, or None when no such actor lives. Blocks for a round trip if not remembered."""
+        """Returns the actor's handle, or None if no such actor lives. Blocks for a round trip if it is not cached."""
         handle = _handles.get(self.name)
         if handle is None:
             try:
@@ -86,16 +86,16 @@ class ActorRef:
         _handles[self.name] = handle
 
     def forget(self) -> None:
-        """Lets go of the handle of an actor that is gone."""
+        """Drops the cached handle of an actor that is gone."""
         _handles.pop(self.name, None)
 
     def get(self) -> Steps[Any]:
-        """The actor's handle; creates the actor where that is allowed."""
+        """Returns the actor's handle; creates the actor if that is allowed."""
         handle, _ = yield from self._found_or_made(None, None)
         return handle
 
     def _found_or_made(self, lane: str | None, cached_backup_id: str | None) -> Steps[tuple[Any, int | None]]:
-        """The actor's handle; and if it was made for this call, and so has let it in, how often it was restarted."""
+        """Returns the actor's handle, and its number of restarts if it was created for this call and admitted it."""
         handle = _handles.get(self.name) or (yield self.find)
         if handle is not None:
             return handle, None
@@ -111,10 +111,10 @@ class ActorRef:
     def call(
         self, send: Callable[[Any], Any], *, lane: str | None = None, cached_backup_id: str | None = None
     ) -> Steps[Any]:
-        """Sends one call. Sends it again only when the actor had left, or was leaving, before it was executed.
+        """Sends one call. Sends it again only if the actor had left, or was leaving, before it was executed.
 
-        With `lane`, asks to be let in first, and so meets neither an endless queue nor an actor that is restarted.
-        `cached_backup_id` names the backup that a new actor had best be near to.
+        With `lane`, asks for admission first: this bounds the queue, and waits for an actor that is being restarted.
+        `cached_backup_id` names a backup that the node of a new actor should have in its cache.
         """
 
         def once(handle: Any) -> Steps[Any]:
@@ -123,7 +123,7 @@ class ActorRef:
         return (yield from self._until_served(once, lane, cached_backup_id))
 
     def stream(self, send: Callable[[Any], Any], *, lane: str) -> Steps[tuple[Any, list[Any], bool]]:
-        """Starts a call that yields, up to its first item: (remaining refs, first items, whether that was all)."""
+        """Starts a call that yields, up to its first item. Returns (remaining refs, first items, whether it ended)."""
 
         def once(handle: Any) -> Steps[tuple[Any, list[Any], bool]]:
             refs = send(carrying(handle))
@@ -152,10 +152,10 @@ class ActorRef:
                     isinstance(e, ActorUnavailableError)
                     and (self._repeatable or (yield from self._has_left(handle, restarts, deadline)))
                 )
-                if is_elsewhere(e):  # the actor is where the files are not; the next one is placed anew
+                if is_elsewhere(e):  # the files are on another node: the next actor is placed anew
                     handle.leave.remote(0.0)
                     had_left = True
-                if moves(e):  # for as long as the other node can be waited for
+                if moves(e):  # extends the wait for the sandbox's arrival elsewhere
                     deadline = min(time.monotonic() + self._retry_s, began + _MOVES_S)
                 if not had_left or time.monotonic() > deadline:
                     if has_news and isinstance(e, RayTaskError):
@@ -166,7 +166,7 @@ class ActorRef:
             yield Pause(next(pauses))
 
     def _hear(self, handle: Any) -> Steps[None]:
-        """Asks an actor how its sandbox came back, and hands on what it says. If it cannot, the next call does."""
+        """Asks an actor for its sandbox's recovery and reports that to the caller. If this fails, a later call asks."""
         try:
             recovery: Recovery | None = yield Soon(handle.notice.remote(), _NEWS_S)
         except RayError:
@@ -177,9 +177,9 @@ class ActorRef:
             hear(Notice(self.name.rpartition(":")[2], recovery, told=lambda: submit(told)))
 
     def _admit(self, handle: Any, lane: str, deadline: float) -> Steps[tuple[int, bool]]:
-        """Waits until the actor lets a call in; returns how often Ray had restarted it then, and if it may have news.
+        """Waits for admission. Returns the actor's number of restarts, and whether it may have a recovery to report.
 
-        One that is being restarted answers when it is back.
+        An actor that is being restarted answers once it is back.
         """
         pauses = _pauses_s()
         while True:
@@ -196,10 +196,11 @@ class ActorRef:
             yield Pause(next(pauses))
 
     def _has_left(self, handle: Any, restarts: int | None, deadline: float) -> Steps[bool]:
-        """Whether an actor that did not answer had left, and did not crash: one that crashed is restarted.
+        """Tells whether an actor that did not answer had left. If it had crashed, Ray restarts it.
 
-        It may have been restarted, and have left since; then it was restarted more often than when it let the call in.
-        What was not let in goes on with a transfer, and has no effect on another actor.
+        It may have crashed, been restarted and left since: its number of restarts then differs from that at admission.
+        A call that asked for no admission continues a transfer. Another actor does not know that transfer, so the call
+        has no effect there and may be sent again.
         """
         pauses = _pauses_s()
         while time.monotonic() < deadline:
@@ -215,8 +216,8 @@ class ActorRef:
         return False
 
     def call_if_alive(self, send: Callable[[Any], Any], default: T) -> Steps[Any | T]:
-        """Sends one call if the actor lives; otherwise, or if it leaves in the meantime, gives `default`."""
-        for _ in range(2):  # a remembered handle may be of an actor that has left, and has a successor
+        """Sends one call if the actor lives. Returns `default` if it does not, or if it leaves meanwhile."""
+        for _ in range(2):  # a cached handle may be of an actor that has left and has a successor
             handle = _handles.get(self.name) or (yield self.find)
             if handle is None:
                 break
@@ -228,7 +229,7 @@ class ActorRef:
 
 
 def _pauses_s() -> Iterator[float]:
-    """How long to wait before the first, the second, … repetition."""
+    """Yields the pauses before the first, the second, … retry."""
     pause_s = _FIRST_PAUSE_S
     while True:
         yield pause_s

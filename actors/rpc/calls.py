@@ -1,4 +1,4 @@
-"""Calls that have not been sent yet, and who sends them: a blocking thread, or an event loop.
+"""Calls that are not sent yet, and their two drivers: a blocking thread, or an event loop.
 
 A call is written once, as a generator (`Steps`) that yields what has to be waited for and receives the outcome.
 `Call.result()` drives it by blocking, `await call` drives it on an event loop; so the rules of finding, creating and
@@ -28,7 +28,7 @@ Steps = Generator[Any, Any, T]
 
 @dataclass(frozen=True, slots=True)
 class Soon:
-    """A step that waits for a reference, and no longer than so many seconds."""
+    """A step that waits for a reference, or a callable's end, for so many seconds at most."""
 
     ref: Any
     seconds: float
@@ -49,7 +49,7 @@ class Next:
 
 
 class Call(Generic[T]):
-    """One call that has not been sent yet. Wait for it once: by `result()`, or by `await`."""
+    """One call that is not sent yet. Wait for it once: by `result()`, or by `await`."""
 
     def __init__(self, steps: Callable[[], Steps[T]]) -> None:
         self._steps = steps
@@ -75,7 +75,7 @@ class Stream(Generic[T]):
         self._ended = False
 
     def start(self) -> Call[None]:
-        """Waits for the first item, so that an error of the whole call shows before anything is answered."""
+        """Waits for the first item, so that an error of the whole call is raised before anything is answered."""
         return Call(self._start)
 
     def _start(self) -> Steps[None]:
@@ -116,12 +116,12 @@ class Stream(Generic[T]):
 
 
 def submit(call: Call[Any]) -> None:
-    """Sends a call and forgets its outcome. Never blocks."""
+    """Sends a call and ignores its outcome. Never blocks."""
     steps, waited = call._steps(), None
     with contextlib.suppress(StopIteration, HoldfastError, RayError):
         waited = next(steps)
     steps.close()
-    if callable(waited):  # its handle has to be found first
+    if callable(waited):  # the call has to find the actor first, which blocks
         threading.Thread(target=_forgotten, args=(call,), name="submit", daemon=True).start()
 
 
@@ -131,7 +131,7 @@ def _forgotten(call: Call[Any]) -> None:
 
 
 def _further(ref: Any) -> Steps[Any]:
-    """A further item of a stream. Its call has been executed, at least in part, if its actor is gone."""
+    """Waits for a further item of a stream. If the actor is gone, the call was executed at least in part."""
     try:
         return (yield ref)
     except RayActorError:
@@ -144,7 +144,7 @@ class _Result:
 
 
 def _resumed(send: Callable[[], Any]) -> Any:
-    """What the steps wait for next, or their `_Result`. Raises the error that they end with, as one of ours."""
+    """Resumes the steps; returns what they wait for next, or their `_Result`. Raises their error as one of ours."""
     try:
         return send()
     except StopIteration as end:

@@ -1,4 +1,4 @@
-"""The Ray cluster as its members see it: joining it, and questions to its control store."""
+"""The Ray cluster as its members see it: joins it, and asks its control store."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ _REACHABLE_S = 5.0
 
 
 def times_restarted(actor_id: str) -> int:
-    """How often Ray has restarted an actor, dead or alive; -1 if it does not remember it."""
+    """Number of times that Ray has restarted an actor, dead or alive; -1 if Ray does not remember the actor."""
     return int(actors(actor_id).get("NumRestarts", -1))
 
 
 def is_alive(handle: Any) -> bool:
-    """Whether an actor has begun its life, and not ended it: not one that waits for its process."""
+    """Tells whether an actor is alive: it has started and not ended. One that waits for its process is not."""
     return bool(actors(handle._actor_id.hex()).get("State") == "ALIVE")
 
 
 def awake_sandboxes() -> list[str]:
-    """The names of the actors that sandboxes have now, of all tenants."""
+    """The names of all sandboxes' actors that exist now, of all tenants."""
     rows = ray.util.list_named_actors(all_namespaces=True)
     return [row["name"] for row in rows if row["namespace"] == NAMESPACE and row["name"].startswith(SANDBOX_PREFIX)]
 
 
 def known_nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster, the dead ones too, as Ray describes them."""
+    """All nodes of the cluster, dead ones included, as Ray describes them."""
     return ray.nodes()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def available_resources() -> dict[str, float]:
-    """The resources of the whole cluster that nobody has taken."""
+    """The free resources of the whole cluster."""
     return ray.available_resources()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def draining_nodes() -> dict[str, int]:
-    """The nodes that Ray drains, and each one's deadline in milliseconds since 1970; 0 if it has none."""
+    """The deadline of each node that Ray drains, in milliseconds since 1970; 0 for none."""
     return dict(ray_state.state.get_draining_nodes())
 
 
@@ -79,7 +79,7 @@ def connect(address: str | None = None) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Refuses an address where nobody listens, in seconds: Ray tries for minutes. Passes what is no host:port."""
+    """Refuses an address on which nobody listens, within seconds: Ray tries for minutes. Checks host:port only."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         return

@@ -1,7 +1,7 @@
-"""The health of the Ray cluster, as a caller finds it: what of it is dead, and whether its control store answers.
+"""The health of the Ray cluster, as a caller sees it: its dead processes, and whether its control store answers.
 
-The cluster's actors answer calls for as long as they live, though its control store is dead; and a call that needs the
-store waits for it. So neither shows that a call would succeed. Knows Ray, and imports it when it is asked.
+The cluster's actors answer calls as long as they live, even if its control store is dead; a call that needs the store
+waits for it. So neither shows that a call would succeed. Knows Ray, and imports it only when asked.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ from actors.errors import ServiceUnavailableError
 
 _CONTROL_STORE, _RAYLET = "gcs_server", "raylet"
 _ALIVE = 0
-"""Source: GcsNodeInfo.GcsNodeState in gcs.proto of Ray 2.60."""
+"""The state of a living node. Source: GcsNodeInfo.GcsNodeState in gcs.proto of Ray 2.60."""
 ANSWER_S = 3.0
-"""How long the control store may take to answer, which takes it a millisecond."""
+"""Time limit for the control store's answer, which takes about a millisecond."""
 
 
 def dead_parts() -> tuple[str, ...]:
-    """Which processes of the cluster that this process started have ended, of those that new sandboxes need."""
+    """The ended processes of the cluster that this process started, of those that new sandboxes need."""
     node: Any = getattr(sys.modules.get("ray._private.worker"), "_global_node", None)
     dead = [kind for kind, _ in node.dead_processes()] if node is not None else []
     return tuple(kind for kind in (_CONTROL_STORE, _RAYLET) if kind in dead)
 
 
 def is_gone() -> bool:
-    """Whether the control store of the cluster that this process started has ended, as when all was ended at once.
+    """Tells whether the control store of the cluster that this process started has ended.
 
-    Any call to Ray waits for it from then on, and after a minute Ray ends the process that waits.
+    From then on, any call to Ray waits for it, and after a minute Ray ends the waiting process.
     Source: gcs_rpc_server_reconnect_timeout_s in ray_config_def.h of Ray 2.60.
     """
     return _CONTROL_STORE in dead_parts()
 
 
 def check() -> None:
-    """Returns if the cluster that this process has joined can serve calls. Blocks for a round trip.
+    """Checks that the cluster that this process has joined can serve calls. Blocks for a round trip.
 
     Raises:
-        ServiceUnavailableError: its control store does not answer, or says that no node is alive.
+        ServiceUnavailableError: this process has joined none; or a part of the cluster has ended, its control store
+            does not answer, or no node is alive.
     """
     if dead := dead_parts():
         raise ServiceUnavailableError(

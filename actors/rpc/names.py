@@ -1,4 +1,4 @@
-"""The names by which actors are found in Ray, and those of a sandbox's lanes."""
+"""The names of actors in Ray, and of a sandbox's lanes."""
 
 from __future__ import annotations
 

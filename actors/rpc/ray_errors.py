@@ -1,4 +1,4 @@
-"""Ray's errors, turned into ours, and what they say about a call that failed.
+"""Ray's errors: their conversion into ours, and their meaning for the call that failed.
 
 Measured on Ray 2.60: `RayTaskError` carries our own error as its cause; `ActorUnavailableError` means "perhaps
 executed"; `ActorDiedError` of an actor that may restart without limit means that it left through its mailbox, so that
@@ -29,7 +29,7 @@ from actors.errors import (
 
 
 def unwrapped(e: RayError) -> HoldfastError:
-    """Our own error out of Ray's wrapping; without pids, addresses and colour codes."""
+    """Converts an error of Ray's into ours, without pids, addresses and colour codes."""
     if isinstance(e, RayTaskError):
         cause = e.cause
         if isinstance(cause, HoldfastError):
@@ -49,7 +49,7 @@ def unwrapped(e: RayError) -> HoldfastError:
 
 
 def was_leaving(e: RayError) -> bool:
-    """Whether a call was not executed because its actor went to sleep: gone already, or about to go."""
+    """Tells whether a call was not executed because its actor had left, or was leaving."""
     if isinstance(e, RayTaskError):
         cause = e.cause
         return isinstance(cause, SandboxUnavailableError) and cause.context.get(LEAVING) is True
@@ -57,13 +57,13 @@ def was_leaving(e: RayError) -> bool:
 
 
 def is_elsewhere(e: RayError) -> bool:
-    """Whether an actor refused a call because the sandbox's files are on another node."""
+    """Tells whether an actor refused a call because the sandbox's files are on another node."""
     cause = e.cause if isinstance(e, RayTaskError) else None
     return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == "ELSEWHERE"
 
 
 def moves(e: RayError) -> bool:
-    """Whether an actor, or the service, refused a call because the sandbox is just being handed over."""
+    """Tells whether an actor, or the service, refused a call because the sandbox is being handed over."""
     cause = e.cause if isinstance(e, RayTaskError) else None
     return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == DRAINING and was_leaving(e)
 

@@ -1,6 +1,6 @@
-"""A command line and folder that Ray can read: it keeps those of each driver, and takes UTF-8 only.
+"""A command line and working directory that Ray can read: it records those of each Ray driver, in UTF-8 only.
 
-A file's name on the command line may be any bytes. Without this, a driver with such a name finds no cluster.
+A file's name on the command line may be any bytes. Without this module, a Ray driver with such a name finds no cluster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ COMMAND_LINE = Path("/proc/self/cmdline")
 
 
 def readable_title() -> str | None:
-    """The command line with the bytes escaped that are not UTF-8; None if there are none."""
+    """The command line with all bytes escaped that are not UTF-8; None if there are none."""
     words = COMMAND_LINE.read_bytes().removesuffix(b"\0").split(b"\0")
     if _is_text(b" ".join(words)):
         return None
