@@ -1,1 +1,1 @@
-"""The processes of the service's actor (`host`) and of each node's (`node_host`); the rest are plain classes."""
+"""The service's actor (`host`), each node's actor (`node_host`), and the plain classes that run in their processes."""

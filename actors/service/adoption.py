@@ -1,13 +1,13 @@
-"""The adoption of a backup that nobody has signed, such as one of Cloudflare's SDK: fetch, check, sign.
+"""The adoption of an unsigned backup, such as one of Cloudflare's SDK: fetch, check, sign.
 
-    step       what it leaves
-    fetch      the archive in a work folder, which goes at the end
-    check      nothing: that it can be unpacked without privilege and packed again, as every restore will do it
+    step       leaves
+    fetch      the archive in a work folder, which is removed at the end
+    check      nothing: it unpacks the archive without privilege and packs it again, as every restore will do
     sign       the commit point: metadata with our signature, the archive's digest and its new tenant
 
-Its id, directory, name, time to live and date stay. So does the archive, byte for byte: Cloudflare's SDK can still
-restore it, and a failure at any step has changed nothing. Only an archive of our own owner is mounted as it is, so each
-node converts this one as it fetches it first, and keeps what it has made in its cache.
+The backup's id, directory, name, time to live and date stay. So does the archive, byte for byte: Cloudflare's SDK can
+still restore it, and a failure at any step changes nothing. A node mounts an archive unchanged only if its files have
+our owner. So each node converts this one as it first fetches it, and keeps the result in its cache.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """Everything that adopting backups on one node needs. It adopts one at a time, and has `spool` for itself."""
+    """The adoption of backups on one node, one at a time. No other code uses `spool`."""
 
     catalog: BackupCatalog
     archiver: Archiver
@@ -50,10 +50,10 @@ class Adoption:
     transfer: TransferConfig
 
     def adopt(self, tenant: str, backup_id: str, owner: str) -> None:
-        """Makes an unsigned backup one of `owner`'s. Does nothing about one that is `owner`'s already.
+        """Makes an unsigned backup one of `owner`'s. Does nothing if it is signed as `owner`'s already.
 
         Args:
-            tenant: who asks. Backups that nobody has signed are the default tenant's, so it alone can give them away.
+            tenant: the caller's. Unsigned backups are the default tenant's, so it alone can give them away.
 
         Raises:
             BackupNotFoundError, BackupExpiredError: nothing was changed.
@@ -78,7 +78,7 @@ class Adoption:
         log.info("backup_adopted", backup=backup_id, by=owner)
 
     def _record(self, tenant: str, backup_id: str, owner: str) -> BackupRecord | None:
-        """The metadata to be adopted; None if that was done. Raises BackupNotFoundError, BackupExpiredError."""
+        """The metadata to be adopted; None if it already was. Raises BackupNotFoundError, BackupExpiredError."""
         record = self.catalog.read(backup_id)
         if record.is_signed:
             if record.owner != owner:
@@ -97,7 +97,7 @@ class Adoption:
         return record
 
     def _checked(self, record: BackupRecord, owner: str, work: Path) -> BackupRecord:
-        """The metadata of the backup, once its archive was unpacked and packed again."""
+        """Checks the backup's archive by unpacking and repacking it; returns the metadata to be signed."""
         archive, never = work / "fetched.sqsh", threading.Event()
         download(
             self.catalog.store,
@@ -127,7 +127,7 @@ class Adoption:
 
 
 def adoption(config: SandboxConfig, catalog: BackupCatalog) -> Adoption:
-    """The adoption of backups on the node that `config` is of."""
+    """Builds the `Adoption` for the node that `config` is of."""
     layout, limits, uid = NodeLayout(config.node), config.backup, config.node.sandbox_uid
     spool = layout.root / "adoptions"
     archiver = Archiver(
@@ -140,7 +140,7 @@ def adoption(config: SandboxConfig, catalog: BackupCatalog) -> Adoption:
 
 
 def _part_digests(archive: Path, part_bytes: int) -> Iterator[str]:
-    """The SHA-256 of consecutive stretches of a file. An empty one has one stretch."""
+    """Yields the SHA-256 of each part of a file, in order. An empty file has one part."""
     size_bytes = archive.stat().st_size
     with archive.open("rb") as file:
         for _ in range(part_count(size_bytes, part_bytes)):

@@ -1,4 +1,4 @@
-"""The figures of the whole cluster: what its actors have counted, and how full it is. In the service's process."""
+"""The metrics of the whole cluster: its actors' counts, and how full it is. Runs in the service's process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from actors.service.placement import SLOTS, sandbox_nodes
 
 
 def cluster_metrics(counts: Counts, recorded: int | None) -> ClusterMetrics:
-    """What the service has counted, and how full the cluster is now; `recorded` sandboxes are in the bucket."""
+    """Adds to `counts` how full the cluster is now. `recorded` is the number of sandboxes in the bucket, if known."""
     nodes, awake = sandbox_nodes(), len(awake_sandboxes())
     return ClusterMetrics(
         counts=counts,

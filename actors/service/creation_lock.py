@@ -1,7 +1,7 @@
-"""The lock under which the service makes a sandbox's actor: one call makes it, and no other waits in the service.
+"""The creation lock (single flight): one call creates a sandbox's actor, and no other call waits in the service.
 
 A full cluster or a slow node can take half a minute. If all calls to such a sandbox waited in the service, no thread
-would be left for the others. So they are turned away, and their callers ask again. Callers turned away during a failed
+would be left for the others. So they are turned away, and their callers retry. Callers turned away during a failed
 attempt get its error.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from actors.errors import LEAVING, SandboxUnavailableError
 
 _REMEMBERED_S = 1.0
-"""How long a failure is told to others: longer than the pauses of those who ask again."""
+"""Time for which a failure is remembered: longer than the pauses between a caller's retries."""
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class _Failure:
     error: SandboxUnavailableError
     until: float
     left: int
-    """How many callers still get this error: those that were turned away."""
+    """Number of callers that still get this error: those that were turned away."""
 
     def tell(self, now: float) -> None:
         """Raises the error, once for each of those callers."""
@@ -34,13 +34,13 @@ class _Failure:
 
 
 class CreationLock:
-    """A lock for each name. Whoever does not get it is turned away at once. Thread-safe."""
+    """A lock for each name. A call that does not get it is turned away at once. Thread-safe."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
-        """The locks that are held, and how many callers were turned away from each."""
+        """The number of callers turned away, for each lock that is held."""
         self._failed: dict[str, _Failure] = {}
 
     @contextmanager
@@ -48,8 +48,8 @@ class CreationLock:
         """Holds the lock within the block.
 
         Raises:
-            SandboxUnavailableError: another call holds it, and the caller is to ask again in a moment; or the error of
-                a call that held it before and has failed.
+            SandboxUnavailableError: another call holds it, and the caller should retry soon; or the error of a call
+                that held it before and failed.
         """
         with self._lock:
             if name in self._taken:

@@ -1,4 +1,4 @@
-"""The findings of `doctor` on a node, in the form that travels."""
+"""The findings of `holdfast doctor` on a node, as models that travel between processes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The drain of a node: it gives its sandboxes away before its deadline, in the right order. Knows no Ray.
+"""The drain of a node: hands its sandboxes over before its deadline, in the right order. Knows no Ray.
 
-Ray announces that it will take a node away, and waits. So long the node's host asks `Drain.step` every second. Calls
-that are being served get a share of the time to end by themselves; sandboxes that serve nothing are handed over
-meanwhile, the most recently used first. When the share is over those in use come first, and are not waited for any
-more. What has failed is tried again until the node's end: the bucket may come back.
+Ray announces that it will take a node away, and waits. Meanwhile the node's host calls `Drain.step` every second. Calls
+that are being served get a share of the time to end by themselves. Sandboxes that serve nothing are handed over
+meanwhile, the most recently used first. When the share is over, sandboxes in use are handed over first, without waiting
+for their calls. A hand-over that failed is tried again until the node ends: the bucket may come back.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from actors.logs import log
 
 _SHARE = 0.25
 _LONGEST_SHARE_S = 60.0
-"""How much of the time until the deadline calls get that are being served, and how much at most."""
+"""The share of the time until the deadline that calls being served get, and its upper bound."""
 _RETRY_S, _LONGEST_RETRY_S = 2.0, 16.0
-"""How long a sandbox whose hand-over has failed waits for the second try, and for each further one at most."""
+"""The pause after a sandbox's first failed hand-over, and the upper bound of later pauses."""
 _WARNING_S = 3.0
-"""How long before the deadline those are named who are still here."""
+"""Time before the deadline at which the sandboxes that are still here are logged."""
 _ARRIVAL_S = 5.0
-"""How long after the announcement an actor may still show up that was placed here just before."""
+"""Time after the announcement in which an actor may still appear that was placed here just before."""
 AT_ONCE = 4
-"""Hand-overs at once. Source: each is one mksquashfs and one upload of four parts, which keep two cores busy."""
+"""Concurrent hand-overs. Source: each is one mksquashfs and one upload of four parts, which keep two cores busy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Occupant:
     """One sandbox whose files are on the draining node.
 
-    `in_use` says whether a call is being served just now; `used_at` is when it was used last, by the node's clock.
+    `in_use` is true if it serves a call now; `used_at` is the time of its last use, by the node's clock.
     """
 
     tenant: str
@@ -47,40 +47,40 @@ class Occupant:
 
     @property
     def name(self) -> str:
-        """The name that tells it from all others."""
+        """The unique name: tenant and sandbox."""
         return f"{self.tenant}/{self.sandbox}"
 
 
 class Premises(Protocol):
-    """The sandboxes of a draining node, as `Drain` finds and moves them."""
+    """The sandboxes of a draining node: what `Drain` needs to find and move them."""
 
     def occupants(self) -> Sequence[Occupant]:
-        """Those that are still to be handed over."""
+        """Returns the sandboxes that are still to be handed over."""
 
     def hand_over(self, occupant: Occupant, *, force: bool) -> None:
-        """Moves one into the bucket. Repeatable. Without `force` not while a call is being served in it.
+        """Moves a sandbox into the bucket. Repeatable. Without `force`, fails if the sandbox serves a call.
 
-        Raises HoldfastError: it is here still.
+        Raises HoldfastError: it is still here.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The times of one drain, by the clock that counts seconds since 1970. `ends_at` is infinite without a deadline."""
+    """The times of one drain, in seconds since 1970. `ends_at` is infinite without a deadline."""
 
     began_at: float
     ends_at: float
 
     @property
     def share_ends_at(self) -> float:
-        """Until when calls that are being served are left alone."""
+        """The time until which calls being served may go on."""
         return self.began_at + min(_LONGEST_SHARE_S, _SHARE * max(0.0, self.ends_at - self.began_at))
 
     def due(self, occupants: Iterable[Occupant], wanted: Iterable[str], now: float) -> list[Occupant]:
-        """Those that may be handed over now, in the order in which they should be.
+        """Returns the sandboxes that may be handed over now, in order.
 
-        `wanted` are the names of sandboxes that sleep here and that somebody has called meanwhile: they count as in
-        use, but have no call that could end by itself.
+        `wanted` are the names of sandboxes that are asleep here and were called meanwhile. They rank like sandboxes in
+        use, but need not wait: no call is being served in them.
         """
         hurried = frozenset(wanted)
         share_is_over = now >= self.share_ends_at
@@ -96,7 +96,7 @@ def schedule(deadline_ms: int, now: float) -> Schedule:
 
 
 class Drain:
-    """One drain of this node, from its announcement to its end. Stepped by its owner, every second or so."""
+    """One drain of this node, from its announcement to its end. The owner calls `step` about every second."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Drain:
         clock: Callable[[], float] = time.time,
         at_once: int = AT_ONCE,
     ) -> None:
-        """`start` begins to run what it is given, and returns at once."""
+        """`start` runs a function in the background, and returns at once."""
         self._premises = premises
         self._times = times
         self._start = start
@@ -119,26 +119,26 @@ class Drain:
         self._not_before: dict[str, float] = {}
         self._failures: Counter[str] = Counter()
         self._left: tuple[str, ...] | None = None
-        """The names of those still to be handed over at the last look; None before the first."""
+        """The names of the sandboxes that were still here at the last step; None before the first."""
         self._has_named = False
 
     @property
     def is_done(self) -> bool:
-        """Whether everybody was handed over, as of the last step, and nobody can come any more."""
+        """True if all sandboxes were handed over, as of the last step, and no more can arrive."""
         with self._lock:
             return self._left == () and not self._under_way and self._clock() >= self._times.began_at + _ARRIVAL_S
 
     def announce(self, deadline_ms: int) -> None:
-        """Takes over a deadline that Ray has announced since: a second announcement may shorten the first."""
+        """Sets the deadline that Ray announced last: a second announcement may shorten the first."""
         self._times = schedule(deadline_ms, self._times.began_at)
 
     def want(self, name: str) -> None:
-        """Somebody has called a sandbox that sleeps here: it is handed over before those that nobody waits for."""
+        """Notes a call to a sandbox that is asleep here: it is handed over before those that no caller waits for."""
         with self._lock:
             self._wanted.add(name)
 
     def step(self) -> None:
-        """Looks who is left, and begins the hand-overs that are due. Returns at once."""
+        """Finds the sandboxes that are left, and begins the hand-overs that are due. Waits for no hand-over."""
         occupants, now = self._premises.occupants(), self._clock()
         for row in self._begun(occupants, now):
             self._start(lambda row=row: self._hand_over(row))  # type: ignore[misc]
@@ -165,7 +165,7 @@ class Drain:
             log.info("sandbox_handed_over", tenant=row.tenant, sandbox=row.sandbox, was_awake=row.is_awake)
         except HoldfastError as e:
             failure = str(e.context.get("reason", e.code))
-        except Exception as e:  # nothing that this sandbox meets may keep the others here
+        except Exception as e:  # the failure of one sandbox must not keep the others here
             failure = type(e).__name__
         self._ended(row, failure)
 
@@ -181,13 +181,13 @@ class Drain:
         log.warning("hand_over_failed", tenant=row.tenant, sandbox=row.sandbox, reason=failure, again_in_s=pause_s)
 
     def _pause_s(self, failures: int) -> float:
-        """The pause after so many failures before this one: never more than a tenth of the time left."""
+        """The pause after a failure: twice the one before, at most a tenth of the time left, at least `_RETRY_S`."""
         left_s = self._times.ends_at - self._clock()
         longest_s = max(_RETRY_S, min(_LONGEST_RETRY_S, left_s / 10))
         return float(min(_RETRY_S * 2**failures, longest_s))
 
     def _name_the_late(self, now: float) -> None:
-        """Names, once, those whom the node's end is going to meet here: they come back from their last backups."""
+        """Logs, once, the sandboxes that are still here as the node ends. They come back from their last backups."""
         with self._lock:
             late = self._left if now >= self._times.ends_at - _WARNING_S and not self._has_named else None
             self._has_named = self._has_named or bool(late)

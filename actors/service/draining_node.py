@@ -1,7 +1,7 @@
-"""The sandboxes of a node that is being drained, as the node's host finds and moves them. Knows Ray.
+"""The sandboxes of a draining node, as the node's host finds and hands them over. Knows Ray.
 
-One that is awake is told to move by its actor, which then leaves. One that sleeps has no actor, and Ray puts none on a
-draining node: the node's host takes it up itself, in its own process.
+The actor of an awake sandbox hands it over and then leaves. A sandbox that is asleep has no actor, and Ray starts none
+on a draining node: so the node's host wakes the sandbox in its own process, and hands it over.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from actors.service.drain import Occupant
 from storage.catalog import BackupCatalog
 
 _ANSWER_S = 2.0
-"""How long actors are waited for that are asked whether they are in use: it takes them about a millisecond."""
+"""Time limit for the actors' answers whether they are in use, which take about a millisecond."""
 
 
 class DrainingNode:
-    """This node's sandboxes. Thread-safe: nothing of one sandbox is done twice at once."""
+    """This node's sandboxes. Thread-safe if no sandbox is handed over by two threads at once."""
 
     def __init__(self, config: SandboxConfig, catalog: BackupCatalog | None, *, node_id: str) -> None:
-        """`config` is this node's; `node_id` is what the cluster calls it."""
+        """`config` is this node's; `node_id` is its name in the cluster."""
         self._config = config
         self._catalog = catalog
         self._node_id = node_id
         self._layout = NodeLayout(config.node)
         self._settled: set[str] = set()
-        """Sandboxes that were handed over, or that have nothing here but what is out of date."""
+        """Sandboxes that were handed over, or whose files here are out of date."""
 
     def occupants(self) -> Sequence[Occupant]:
         """See `drain.Premises`."""
@@ -65,7 +65,7 @@ class DrainingNode:
         return (self._layout.box(tenant, sandbox) / "sandbox.json").exists()
 
     def _those_in_use(self, asked: dict[Any, tuple[str, str]]) -> Iterator[Occupant]:
-        """The actors among those asked that are on this node; one that does not answer may be."""
+        """Yields the asked actors that are on this node. One that does not answer may be, and counts as in use."""
         if not asked:
             return
         ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
@@ -75,7 +75,7 @@ class DrainingNode:
         for ref in ready:
             try:
                 node_id, usage = ray.get(ref)
-            except ray.exceptions.RayError:  # it has just left, or died: the next look tells
+            except ray.exceptions.RayError:  # it has just left, or died: the next step shows
                 yield Occupant(*asked[ref], is_awake=True, in_use=False, used_at=now)
                 continue
             if node_id == self._node_id:
@@ -103,7 +103,7 @@ class DrainingNode:
         try:
             box.hand_over()
         finally:
-            if box.is_awake:  # it sleeps here still
+            if box.is_awake:  # it failed: the sandbox stays here
                 box.close()
 
     @functools.cached_property
@@ -119,7 +119,7 @@ def _find(name: str) -> Any | None:
 
 
 def _tell_to_move(actor: Any, *, force: bool) -> None:
-    """Returns once the actor has left. Raises HoldfastError."""
+    """Has an actor hand its sandbox over; returns once the actor has left. Raises HoldfastError."""
     actor.close_door.remote()
     try:
         ray.get(actor.hand_over.remote(force))

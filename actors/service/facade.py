@@ -1,4 +1,4 @@
-"""The service: all that concerns a tenant or the bucket as a whole. Knows nothing of Ray and HTTP."""
+"""The service, run by its actor: all that concerns a tenant or the bucket as a whole. Knows nothing of Ray and HTTP."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _STATUS: dict[type[DocumentError], BackupStatus] = {
 _LOG = Path("/proc/self/fd/2")
 _BRIEF = TransferConfig(attempts=1, connect_timeout_s=1.0, idle_timeout_s=2.0)
 GRACE_S = 86_400.0
-"""How old an archive without metadata has to be before it is taken for abandoned: longer than the longest upload."""
+"""Minimum age of an archive without metadata that counts as abandoned: longer than the longest upload."""
 
 
 class Service:
@@ -78,15 +78,15 @@ class Service:
         *,
         awake: Callable[[str, Collection[str]], Collection[str]],
     ) -> None:
-        """`awake` says for which of a tenant's sandboxes an actor lives."""
+        """`awake` returns those of a tenant's sandboxes that have an actor."""
         self._config = config
         self._catalog = catalog
         self._awake = awake
         self.has_conditional_writes: bool | None = None
-        """None until `try_conditional_writes` has found it out."""
+        """True if the bucket has conditional writes; None until `try_conditional_writes` has found it out."""
 
     def ready(self) -> tuple[str, ...]:
-        """Returns if calls would succeed now, with a sentence for each full disk, on which some would not.
+        """Checks that calls would succeed now. Returns a sentence for each full disk, on which some calls fail.
 
         Raises StorageUnavailableError and its like.
         """
@@ -103,7 +103,7 @@ class Service:
         )
 
     def try_conditional_writes(self) -> None:
-        """Finds out, once, whether the bucket has conditional writes. May take as long as a bucket that is away."""
+        """Finds out, once, whether the bucket has conditional writes. Blocks for as long as requests to it may take."""
         if self._catalog is None or self.has_conditional_writes is not None:
             return
         try:
@@ -114,16 +114,16 @@ class Service:
             log.warning("no_conditional_writes", bucket=self._catalog.store.bucket)
 
     def find_state(self, tenant: str, sandbox_id: str) -> StateRead | None:
-        """What the bucket has of a sandbox; None if that cannot be known in moments."""
+        """Reads a sandbox's state; None without a bucket, and if the state cannot be read in `MOMENTS_S`."""
         catalog = self._catalog
         if catalog is None:
             return None
         return answered_in_moments(lambda: StateRead(catalog.find_state(tenant, sandbox_id)))
 
     def record_new(self, tenant: str, sandbox_id: str) -> StateRead | None:
-        """Puts a sandbox that is new on record, so that whoever has used it finds it in the list; returns as above.
+        """Writes the state of a new sandbox, so that its caller finds it in the list. Returns like `find_state`.
 
-        Where that fails, its actor does it.
+        If that fails, the sandbox's actor does it.
         """
         if self._catalog is None or self.has_conditional_writes is None:
             return None
@@ -136,16 +136,16 @@ class Service:
 
     @functools.cached_property
     def _brief(self) -> BackupCatalog:
-        """The bucket, for a write that is tried once, and not for long: it must not arrive after its actor's own."""
+        """The bucket, with one short attempt for each write: it must not arrive after one of the sandbox's actor."""
         config = {"transfer": _BRIEF, "conditional_writes": self.has_conditional_writes}
         return configured(open_catalog(self._config.model_copy(update=config)), self._config)
 
     def count_sandboxes(self) -> int | None:
-        """How many sandboxes the bucket knows; None without a bucket. Raises StorageError."""
+        """Number of sandboxes in the bucket; None without a bucket. Raises StorageError."""
         return self._catalog.count_states() if self._catalog is not None else None
 
     def create_sandbox(self, tenant: str, labels: Mapping[str, str] | None = None) -> str:
-        """Records a fresh sandbox and returns its random id. Labels need a bucket that is configured."""
+        """Records a new sandbox and returns its random id. Labels need a bucket that is configured."""
         sandbox_id = f"sb-{secrets.token_hex(10)}"
         if labels:
             self.set_labels(tenant, sandbox_id, labels)
@@ -155,7 +155,7 @@ class Service:
         return sandbox_id
 
     def set_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str]) -> dict[str, str]:
-        """Gives the sandbox these labels instead of those it has; returns them. Raises as `relabelled`."""
+        """Replaces the sandbox's labels with these; returns them. Raises like `relabelled`."""
         wanted = validated(NewSandbox, {"labels": dict(labels)}).labels
         with _reading_state():
             return relabelled(self._configured(), tenant, sandbox_id, lambda _: wanted)
@@ -163,7 +163,7 @@ class Service:
     def change_labels(
         self, tenant: str, sandbox_id: str, labels: Mapping[str, str], removed: Sequence[str]
     ) -> dict[str, str]:
-        """Sets some labels and removes others; returns all that the sandbox has then. Raises as `relabelled`."""
+        """Sets some labels and removes others; returns all labels of the sandbox. Raises like `relabelled`."""
         wanted = validated(LabelChange, {"labels": dict(labels), "removed": list(removed)})
         gone = set(wanted.removed)
 
@@ -175,14 +175,14 @@ class Service:
             return relabelled(self._configured(), tenant, sandbox_id, change)
 
     def events(self, tenant: str, sandbox_id: str, limit: int) -> EventList:
-        """What happened to a sandbox lately, newest first. Does not wake it. Raises SandboxNotFoundError."""
+        """Returns a sandbox's latest events, newest first. Does not wake it. Raises SandboxNotFoundError."""
         size = validated(PageOptions, {"limit": limit}).limit
         return EventList(
             events=[public_event(event) for event in reversed(self._state(tenant, sandbox_id).events)][:size]
         )
 
     def sandboxes(self, tenant: str, limit: int, cursor: str | None) -> SandboxPage:
-        """One page of a tenant's sandboxes."""
+        """Returns one page of a tenant's sandboxes."""
         wanted = validated(PageOptions, {"limit": limit, "cursor": cursor})
         with reading("cursor"):
             page = self._configured().sandboxes(tenant, limit=wanted.limit, cursor=wanted.cursor)
@@ -191,7 +191,7 @@ class Service:
         return SandboxPage(sandboxes=rows, cursor=page.cursor)
 
     def exists(self, tenant: str, sandbox_id: str) -> bool:
-        """Whether there is a bucket that knows a sandbox, though its state may be damaged.
+        """Tells whether the bucket has a state of a sandbox, damaged or not. False without a bucket.
 
         Raises StorageUnavailableError.
         """
@@ -204,7 +204,7 @@ class Service:
                 return True
 
     def describe(self, tenant: str, sandbox_id: str) -> SandboxInfo:
-        """What the bucket knows of a sandbox that is not awake. Raises SandboxNotFoundError."""
+        """Describes a sandbox that is not awake, from its state. Raises SandboxNotFoundError."""
         state = self._state(tenant, sandbox_id)
         return SandboxInfo(
             id=sandbox_id,
@@ -218,7 +218,7 @@ class Service:
         )
 
     def _state(self, tenant: str, sandbox_id: str) -> SandboxState:
-        """What the bucket has of a sandbox. Raises SandboxNotFoundError."""
+        """Reads a sandbox's state. Raises SandboxNotFoundError."""
         found = None
         if self._catalog is not None:
             with _reading_state():
@@ -228,14 +228,14 @@ class Service:
         return found.state
 
     def backups(self, tenant: str, sandbox_id: str, limit: int, cursor: str | None) -> BackupPage:
-        """One page of a sandbox's backups, newest first."""
+        """Returns one page of a sandbox's backups, newest first."""
         wanted = validated(PageOptions, {"limit": limit, "cursor": cursor})
         with reading("cursor"):
             page = self._configured().page(tenant, sandbox_id, limit=wanted.limit, cursor=wanted.cursor)
         return BackupPage(backups=[self._listed(row) for row in page.rows], cursor=page.cursor)
 
     def backup(self, tenant: str, backup_id: str) -> BackupInfo:
-        """One backup. Raises BackupNotFoundError, DocumentDamagedError."""
+        """Returns one backup. Raises BackupNotFoundError, DocumentDamagedError."""
         known = _valid(backup_id)
         with reading("such backup"):
             return self._public(self._configured().get(tenant, known))
@@ -245,8 +245,8 @@ class Service:
 
         Raises:
             BackupNotFoundError: there is none.
-            InvalidRequestError: a sandbox sleeps in it, and would wake without its files.
-            DocumentDamagedError: it cannot be told whose it is, or whether a sandbox sleeps in it.
+            InvalidRequestError: a sandbox is asleep in it, and would wake without its files.
+            DocumentDamagedError: its tenant, or whether a sandbox is asleep in it, cannot be determined.
         """
         known, catalog = _valid(backup_id), self._configured()
         with reading("such backup"), _deletable(known):
@@ -262,10 +262,10 @@ class Service:
     def adopt(
         self, tenant: str, backup_id: str, owner: str | None, adopt: Callable[[str, str, str], None]
     ) -> BackupInfo:
-        """Makes a backup that nobody has signed one of `owner`'s, or of the tenant's who asks.
+        """Makes an unsigned backup one of `owner`'s or, without `owner`, of the calling tenant's.
 
         Args:
-            adopt: has it done on a node: see `actors.service.adoption`. Raises as that does.
+            adopt: adopts it on a node, see `actors.service.adoption`. Raises like that.
         """
         known = _valid(backup_id)
         owner = validated(TenantName, {"tenant": owner or tenant}).tenant
@@ -274,7 +274,7 @@ class Service:
         return self.backup(owner, known)
 
     def delete_damaged_backup(self, backup_id: str) -> None:
-        """Deletes a backup whose metadata is damaged or was tampered with, whoever it was: for who runs the service.
+        """Deletes a backup of any tenant whose metadata is damaged or was tampered with. For operators of the service.
 
         Raises:
             BackupNotFoundError: there is none.
@@ -294,7 +294,7 @@ class Service:
         )
 
     def collect(self, dry_run: bool) -> GcReport:
-        """Deletes what has expired and what nobody owns."""
+        """Deletes expired backups, and objects that nobody owns."""
         catalog = self._configured()
         with reading("bucket"):
             found = collect(catalog, now=datetime.now(UTC), grace_s=GRACE_S, dry_run=dry_run)
@@ -333,7 +333,7 @@ class Service:
         )
 
     def doctor(self) -> list[Check]:
-        """What this node offers."""
+        """Checks what this node offers."""
         node = self._config.node
         return checks(node.data_dir, uid=node.sandbox_uid, network=node.network, driver=node.driver)
 
@@ -371,13 +371,13 @@ class Service:
 
 
 def is_log_disk_full() -> bool:
-    """Whether the disk is full that has this process's log, and with it all of Ray's files on this node."""
+    """Tells whether the disk with this process's log is full. All of Ray's files on this node are on it."""
     return _LOG.is_file() and lacks_room(_LOG, 0)
 
 
 @contextmanager
 def _reading_state() -> Iterator[None]:
-    """As `reading`; of a damaged state it says how the sandbox gets a sound one."""
+    """Converts errors like `reading`. The error of a damaged state says how the sandbox gets a sound one."""
     with reading("sandbox"):
         try:
             yield
@@ -387,7 +387,7 @@ def _reading_state() -> Iterator[None]:
 
 @contextmanager
 def _deletable(backup_id: str) -> Iterator[None]:
-    """Says what remains to be done about a backup that its tenant cannot delete."""
+    """Adds a hint to the error of a backup that its tenant cannot delete."""
     try:
         yield
     except NewerDocumentError:
@@ -397,7 +397,7 @@ def _deletable(backup_id: str) -> Iterator[None]:
 
 
 def _is_slept_in(catalog: BackupCatalog, tenant: str, backup_id: str) -> bool:
-    """Whether a backup is where a sandbox is while it sleeps. Raises StorageError."""
+    """Tells whether a sandbox is asleep in a backup. Raises StorageError."""
     of_sleep: bool | None
     try:
         record = catalog.get(tenant, backup_id)
@@ -411,17 +411,17 @@ def _is_slept_in(catalog: BackupCatalog, tenant: str, backup_id: str) -> bool:
 
 
 def _sleeps_in(catalog: BackupCatalog, tenant: str, sandbox: str, backup_id: str, *, of_sleep: bool | None) -> bool:
-    """Whether a sandbox sleeps in a backup. `of_sleep` is what the backup itself says, None where it cannot be told."""
+    """Tells whether this sandbox is asleep in a backup. `of_sleep`: the backup was made for a sleep; None: unknown."""
     try:
         found = catalog.find_state(tenant, sandbox)
     except DocumentError:
-        if of_sleep is False:  # and so nobody sleeps in it, whatever the state said
+        if of_sleep is False:  # so no sandbox is asleep in it, whatever the state said
             return False
         raise
     if found is None or backup_id not in found.state.sleep_backups:
         return False
     needed = {checkpoint.backup_id for checkpoint in found.state.checkpoints}
-    return backup_id in needed or backup_id in found.state.pending  # about to be slept in
+    return backup_id in needed or backup_id in found.state.pending  # a sleep is under way
 
 
 def _new_state(tenant: str, sandbox_id: str) -> SandboxState:
@@ -429,5 +429,5 @@ def _new_state(tenant: str, sandbox_id: str) -> SandboxState:
 
 
 def _valid(backup_id: str) -> str:
-    """The id, checked in the way of every other door."""
+    """Validates an id as every other request does; returns it. Raises InvalidBackupConfigError."""
     return validated(DirectoryBackup, {"id": backup_id, "dir": "/workspace"}, InvalidBackupConfigError).id

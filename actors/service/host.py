@@ -1,4 +1,4 @@
-"""The service's one actor: a thin Ray shell round `actors.service.facade`, and the only one that makes sandboxes."""
+"""The service's one actor: a thin Ray shell round `actors.service.facade`. It alone creates the sandboxes' actors."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ from actors.service.warm_workers import WarmWorkers
 from actors.state.document import StateRead
 
 _SERVICE_LANES = {"spawn": 64, "collect": 2, "adopt": 4, "metrics": 2, "report": 2, "lost": 8}
-"""What may take long, and so keeps nobody else waiting: a full cluster, a large bucket. And what must not wait."""
+"""Threads by lane, so that slow calls (a full cluster, a large bucket) delay no others, least of all urgent ones."""
 _SERVICE_THREADS = 32
 _SPAWN_S = 30.0
 _CLOSE_S = 60.0
 _LEAVING_POLL_S = 0.02
 _HOUSEKEEPING_S = 5.0
 _EVICTION_S = 60.0
-"""How often idle sandboxes are asked to leave, at least."""
+"""Longest pause between two rounds in which idle sandboxes are asked to leave."""
 _COUNT_S, _COUNT_SHARE = 30.0, 100.0
-"""How often the bucket's sandboxes are counted; and how many times longer than a count the pause after it is."""
+"""The pause between counts of the bucket's sandboxes: at least so many seconds, and so many times the count's time."""
 
 
 @functools.cache
 def _sandbox_class() -> Any:
-    """Made once: Ray would send each one it is given through the cluster's head, to every worker anew."""
+    """The remote class of sandboxes, made once: Ray sends each new one through the cluster's head to every worker."""
     return ray.remote(concurrency_groups=LANES)(SandboxHost)  # type: ignore[call-overload]
 
 
 @observed
 class ServiceHost:
-    """The service's one actor. It makes the sandboxes, so that a job's folder and environment never become theirs."""
+    """The service's one actor. It creates sandboxes' actors, so that none inherits a job's folder and environment."""
 
     def __init__(self, config: SandboxConfig) -> None:
         configure_logging()
@@ -73,17 +73,17 @@ class ServiceHost:
 
     @ray.method(concurrency_group="spawn")
     def spawn(self, tenant: str, sandbox_id: str, lane: str | None, cached_backup_id: str | None) -> tuple[Any, int]:
-        """A sandbox's actor, made unless there is one, that has let a call in to `lane`.
+        """Returns a sandbox's actor, which has admitted a call to `lane`. Creates the actor if there is none.
 
-        `cached_backup_id` names a backup that it is about to restore.
+        `cached_backup_id` names a backup that the sandbox is about to restore.
 
         Returns:
-            The handle, and how often Ray has restarted the actor.
+            The handle, and the number of times that Ray has restarted the actor.
 
         Raises:
-            SandboxUnavailableError: no node has a slot free, for which Ray would wait for ever; or another call makes
-                the actor just now.
-            TooManyCallsError: there is one, and too many calls wait for it.
+            SandboxUnavailableError: no node has a free slot, for which Ray would wait for ever; or another call is
+                creating the actor.
+            TooManyCallsError: too many calls wait for the actor.
         """
         name = sandbox_actor_name(tenant, sandbox_id)
         with self._turns.turn(name):
@@ -111,21 +111,21 @@ class ServiceHost:
                     raise unwrapped(e) from None
                 time.sleep(_LEAVING_POLL_S)
             except (ray.exceptions.ActorDiedError, ray.exceptions.ActorUnavailableError):
-                # It was just leaving, and its name is free in an instant; or it died, and is being restarted.
+                # It was leaving, and its name is free in an instant; or it crashed, and is being restarted.
                 if time.monotonic() > deadline:
                     raise _not_started() from None
                 time.sleep(_LEAVING_POLL_S)
             except ray.exceptions.GetTimeoutError:
-                if is_ours and not is_alive(actor):  # it has never answered anybody, so nothing is lost with it
+                if is_ours and not is_alive(actor):  # it has never answered a call, so nothing is lost with it
                     ray.kill(actor)
                 raise _not_started() from None
 
     def _new_actor(
         self, name: str, tenant: str, sandbox_id: str, cached_backup_id: str | None
     ) -> tuple[Any, StateRead | None]:
-        """A sandbox's new actor, and what the bucket has of the sandbox. Nobody else makes one meanwhile."""
+        """Creates a sandbox's actor; returns it, and the sandbox's state. The caller holds the creation lock."""
         found = self._service.find_state(tenant, sandbox_id)
-        if found is None:  # the bucket is away, or the state is damaged
+        if found is None:  # the bucket is down, or the state is damaged
             home = self._nodes.keeper(tenant, sandbox_id)
         else:
             home = found.stored.state.node if found.stored else None
@@ -151,7 +151,7 @@ class ServiceHost:
         return actor, found
 
     def close_all(self) -> int:
-        """Closes every sandbox that is awake, before the service stops; returns how many could not be."""
+        """Closes every awake sandbox, before the service stops; returns the number that could not be closed."""
         actors = list(_sandboxes().values())
         for actor in actors:
             actor.cancel.remote()
@@ -165,7 +165,7 @@ class ServiceHost:
         while True:
             try:
                 self._service.try_conditional_writes()
-            except Exception as e:  # not of the storage's, and so a defect: no reason to stop attending to nodes
+            except Exception as e:  # no StorageError, so a defect: nodes still need attention
                 log.error("conditional_writes_not_tried", error=type(e).__name__)
             try:
                 self._nodes.attend()
@@ -177,7 +177,7 @@ class ServiceHost:
             time.sleep(_HOUSEKEEPING_S)
 
     def _move_if_drained(self) -> None:
-        """Ends this process if its node is being drained: Ray starts the actor anew on another one, in seconds."""
+        """Ends this process if its node is being drained: Ray restarts the actor on another node within seconds."""
         draining = draining_nodes()
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         others = {node["NodeID"] for node in nodes if node["Alive"]} - draining.keys()
@@ -190,19 +190,19 @@ class ServiceHost:
             began = time.monotonic()
             try:
                 self._recorded = self._service.count_sandboxes()
-            except Exception as e:  # the bucket is away, or answers nonsense
+            except Exception as e:  # the bucket is down, or answers nonsense
                 log.warning("sandboxes_not_counted", error=type(e).__name__)
             time.sleep(max(_COUNT_S, _COUNT_SHARE * (time.monotonic() - began)))
 
     def _let_idle_ones_leave(self) -> None:
-        idle_s = self._config.sleep_after_s or math.inf  # those that were destroyed leave all the same
+        idle_s = self._config.sleep_after_s or math.inf  # destroyed ones are still asked to leave
         asked: dict[str, Any] = {}
         while True:
             time.sleep(min(max(idle_s / 4, _LEAVING_POLL_S), _EVICTION_S))
             try:
                 asked = {name: ref for name, ref in asked.items() if not ray.wait([ref], timeout=0)[0]}
                 for name, actor in _sandboxes().items():
-                    if name not in asked:  # never two in one mailbox
+                    if name not in asked:  # at most one request in each mailbox
                         asked[name] = actor.leave.remote(idle_s)
             except Exception as e:  # the cluster's head is away for a moment
                 log.warning("idle_sandboxes_not_asked", error=type(e).__name__)
@@ -212,7 +212,7 @@ class ServiceHost:
 
     @ray.method(concurrency_group="lost")
     def is_lost(self, identity: str, cluster_node: str | None) -> bool:
-        """Whether a node, of this identity and this name in the cluster, is gone with its files."""
+        """Tells whether a node (identity, name in the cluster) is gone with its files."""
         return self._nodes.is_lost(identity, cluster_node)
 
     def ready(self) -> tuple[str, ...]:
@@ -226,7 +226,7 @@ class ServiceHost:
 
     def exists(self, tenant: str, sandbox_id: str) -> bool:
         def look() -> bool:
-            # The bucket may not know it yet: an actor that dies in its first moment leaves files, and no state.
+            # The bucket may not know it yet: an actor that dies soon after its start leaves files, and no state.
             return self._service.exists(tenant, sandbox_id) or self._nodes.has_record(tenant, sandbox_id)
 
         return guarded(look)
@@ -278,7 +278,7 @@ class ServiceHost:
 
     @ray.method(concurrency_group="report")
     def report(self, counts: Counts) -> None:
-        """Takes over what a sandbox's actor has counted."""
+        """Adds the counts of a sandbox's actor."""
         self.watch.tally.merge(counts)
 
     @ray.method(concurrency_group="metrics")
@@ -306,7 +306,7 @@ def start_service(config: SandboxConfig) -> None:
 
 
 def stop_service() -> int:
-    """Closes every sandbox of the cluster this process has joined; returns how many could not be closed."""
+    """Closes every sandbox of the cluster this process has joined; returns the number that could not be closed."""
     try:
         actor: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
     except ValueError:
@@ -328,7 +328,7 @@ def _not_started() -> SandboxUnavailableError:
 
 
 def _sandboxes() -> dict[str, Any]:
-    """The actors of all sandboxes that are awake, by name."""
+    """The actors of all awake sandboxes, by name."""
     found = {}
     for name in awake_sandboxes():
         with contextlib.suppress(ValueError):  # it has left by itself

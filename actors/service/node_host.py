@@ -1,4 +1,4 @@
-"""The actor that each node has: it says who the node is, keeps it clean, and empties it when Ray drains it.
+"""The actor of each node: it reports the node's identity, sweeps the node, and empties it when Ray drains it.
 
 A thin Ray shell round `actors.service.node_sweeper` and `actors.service.drain`.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _SWEEP_S = 300.0
 _DRAIN_S = 1.0
-"""How often Ray is asked whether it drains the node: a question of 2 ms to the cluster's head (measured)."""
+"""Pause between two questions to Ray whether it drains the node. Each takes the cluster's head 2 ms (measured)."""
 
 
 class NodeHost:
-    """One node's actor. `__init__` does nothing that can fail: Ray would never start it again.
+    """One node's actor. `__init__` does nothing that can fail: Ray would never start the actor again.
 
-    Its sweeps and its scrub run in threads of their own, the first of each at once.
+    Sweeps, scrub and the watch for a drain run in threads of their own; the first of each begins at once.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -64,7 +64,7 @@ class NodeHost:
 
     @ray.method(concurrency_group="adopt")
     def adopt(self, tenant: str, backup_id: str, owner: str) -> None:
-        """Adopts a backup on this node, which has the tools for it."""
+        """Adopts a backup on this node, with the node's tools."""
         from actors.bucket import configured, open_catalog
         from actors.config import on_this_node
         from actors.service.adoption import adoption
@@ -77,7 +77,7 @@ class NodeHost:
         while True:
             try:
                 self._upkeep.sweep()
-            except Exception as e:  # the next one tries again
+            except Exception as e:  # the next sweep tries again
                 log.error("sweep_failed", error=type(e).__name__)
             time.sleep(_SWEEP_S)
 
@@ -87,13 +87,13 @@ class NodeHost:
         keep_on(lambda: self._upkeep.scrub)
 
     def want(self, tenant: str, sandbox_id: str) -> None:
-        """Somebody has called a sandbox that sleeps here while the node is being drained."""
+        """Notes a call to a sandbox that is asleep here while the node is being drained."""
         if self._drain is not None:
             self._drain.want(f"{tenant}/{sandbox_id}")
 
     @ray.method(max_task_retries=0)
     def leave(self) -> None:
-        """Ends this actor once the node is drained: it is the last one, and Ray then ends the node."""
+        """Ends this actor once the node is drained. It is the node's last actor, so Ray then ends the node."""
         if self._drain is not None and self._drain.is_done:
             log.info("node_drained", node=self._node_id)
             ray.actor.exit_actor()  # type: ignore[no-untyped-call]
@@ -102,7 +102,7 @@ class NodeHost:
         while True:
             try:
                 self._attend(draining_nodes().get(self._node_id))
-            except Exception as e:  # the cluster's head is away for a moment, or the disk hangs: it goes on
+            except Exception as e:  # the cluster's head is away for a moment, or the disk hangs
                 log.warning("drain_not_attended", error=type(e).__name__)
             time.sleep(_DRAIN_S)
 
@@ -137,5 +137,5 @@ def _start(act: Callable[[], None]) -> None:
 
 @functools.cache
 def node_host_class() -> Any:
-    """Made once: Ray would send each one it is given through the cluster's head, to every worker anew."""
+    """The remote class of `NodeHost`, made once: Ray sends each new one through the cluster's head to every worker."""
     return ray.remote(concurrency_groups={"adopt": 1})(NodeHost)  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
-"""The sweeper of a node: removes what no living sandbox owns, and touches nothing of a living one.
+"""The sweeper of a node, run by the node's host: removes what no living sandbox owns, and nothing of a living one.
 
-An awake sandbox has its `SandboxLock`, which ends with its process. Whatever is mounted or runs under a sandbox without
-one was left by an actor that was killed. Its files stay: it is only asleep.
+The process of an awake sandbox holds the sandbox lock (`SandboxLock`), which ends with that process. If the lock is
+free, an actor that was killed has left the sandbox's mounts and processes. The sandbox's files stay: it is only asleep.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from storage.errors import StorageError
 
 _UNMOUNT_S = 5.0
 _BEING_DELETED_S = 600.0
-"""How long what was thrown away is left to the process that is deleting it."""
+"""Time for which trash is left to the process that is deleting it."""
 OUT_OF_DATE_S = 86_400.0
-"""How long the files of a sandbox are kept that was recovered elsewhere while this node was away."""
+"""Time for which the files of a sandbox are kept that was recovered elsewhere while this node was away."""
 _MARK = "out-of-date"
 
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep has found and removed, as counts; `stuck` is what it could not remove."""
+    """The numbers of things that a sweep has removed; `stuck` names the sandboxes that it could not sweep."""
 
     mounts: int = 0
     spools: int = 0
@@ -52,7 +52,7 @@ class Swept:
 
 
 class NodeSweeper:
-    """The upkeep of one node."""
+    """The sweeper of one node. It also holds the node's scrub, and answers questions about the node's files."""
 
     def __init__(self, node: NodeConfig, catalog: BackupCatalog | None) -> None:
         self._layout = NodeLayout(node)
@@ -61,11 +61,11 @@ class NodeSweeper:
         self._cache = ArchiveCache(self._layout.cache, max_bytes=node.cache_max_bytes, verified=verified)
         self.scrub = Scrub(self._cache, self._layout.root / "boxes", verified)
         self._at_a_box = threading.Lock()
-        """Held while one sandbox is being swept: `SandboxLock` does not keep this process from itself."""
+        """Held while one sandbox is being swept: `SandboxLock` does not exclude the threads of one process."""
         self._rests = False
 
     def rest(self) -> None:
-        """From now on leaves the sandboxes alone, until `resume`; returns when the one is done that is being swept."""
+        """Sweeps no sandbox until `resume`. Returns once the sweep of the current one has ended."""
         self._rests = True
         with self._at_a_box:
             pass
@@ -75,15 +75,15 @@ class NodeSweeper:
         self._rests = False
 
     def identity(self) -> str:
-        """Who this node is."""
+        """Returns the identity of this node."""
         return self._layout.identity()
 
     def has_archive(self, backup_id: str) -> bool:
-        """Whether the node's cache holds a backup's archive."""
+        """Tells whether the node's cache holds a backup's archive."""
         return self._cache.holds(backup_id)
 
     def record_changed_at(self, tenant: str, sandbox: str) -> float | None:
-        """The time at which the record of a sandbox with its files here was changed last; None if they are not here."""
+        """Returns the time of the last change of a sandbox's record; None if the sandbox's files are not here."""
         home = self._layout.box(tenant, sandbox)
         if (home / _MARK).exists():
             return None
@@ -93,9 +93,9 @@ class NodeSweeper:
             return None
 
     def sweep(self) -> Swept:
-        """Removes what nobody owns. Goes on when something cannot be removed, and names it."""
+        """Removes what nobody owns. Goes on when something cannot be removed, and logs it."""
         swept = Swept()
-        with contextlib.suppress(OSError):  # on a disk that is full already it is there since an earlier sweep
+        with contextlib.suppress(OSError):  # the disk is full, and an earlier sweep has made the folders
             self._layout.prepare()
         self._end_orphans()
         for tenant, sandbox, home in self._boxes():
@@ -110,7 +110,7 @@ class NodeSweeper:
         return swept
 
     def _end_orphans(self) -> None:
-        """Ends what dead actors have left, and what is left of it that holds mounts or loop devices of ours."""
+        """Ends processes that dead actors have left, and boxes that hold our mounts; detaches unused loop devices."""
         try:
             actor_group.end_orphans(self._layout.cgroup)
             folders = self._layout.mounting
@@ -122,7 +122,7 @@ class NodeSweeper:
             log.error("orphans_left_behind", error=type(e).__name__)
 
     def _sweep_groups(self) -> None:
-        """Removes the groups of earlier runs of the service that lie elsewhere, or that had other names."""
+        """Removes the control groups of earlier runs of the service, in other places or under other names."""
         try:
             Cgroup.remove_tree(self._layout.cgroup, but_ours=True)
             former_groups.remove(self._layout.data_dir)
@@ -165,7 +165,7 @@ class NodeSweeper:
             swept.out_of_date += 1
 
     def _is_out_of_date(self, home: Path, *, lives_elsewhere: bool | None) -> bool:
-        """Whether the sandbox has lived on elsewhere, for so long that nobody wants these files any more."""
+        """Tells whether the sandbox has lived elsewhere for `OUT_OF_DATE_S`. Makes or removes the mark for that."""
         mark = home / _MARK
         if lives_elsewhere is None:
             return False
@@ -178,7 +178,7 @@ class NodeSweeper:
         return time.time() - mark.stat().st_mtime >= OUT_OF_DATE_S
 
     def _lives_elsewhere(self, tenant: str, sandbox: str) -> bool | None:
-        """None where the bucket does not say."""
+        """Tells whether the bucket places the sandbox on another node; None if the bucket does not say."""
         if self._catalog is None:
             return None
         try:

@@ -1,10 +1,10 @@
-"""The nodes that take sandboxes, as the service's actor sees them: who they are, what is free, where a sandbox goes.
+"""The nodes that take sandboxes, as the service's actor sees them: their identities, free slots, and the placement.
 
-Ray names a node anew each time it joins, but what a sandbox's state remembers is the identity of a data folder. An
-actor on each node, the node's host, says which is which; it also keeps the node clean (`actors.service.node_sweeper`).
+Ray gives a node a new name each time it joins, but a sandbox's state names the identity of the node's data folder. An
+actor on each node, the node's host, reports that identity; it also sweeps the node (`actors.service.node_sweeper`).
 
 Source: measured on Ray 2.60. By itself Ray packs new actors on one node, and with SPREAD moves them when they are
-restarted; a creation for which nothing is free waits for ever. So the node is chosen here, and asked for softly.
+restarted; a creation for which nothing is free waits for ever. So the service chooses the node, and asks Ray softly.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from actors.rpc.names import NAMESPACE
 from actors.sandbox.activity import refused_by_drain
 
 SLOTS = "sandbox_slots"
-"""The resource of which each node offers as many as it can hold awake sandboxes."""
+"""The Ray resource of slots. A node offers one slot for each awake sandbox that it can hold."""
 REUNION_S = 60.0
-"""How long the service waits for nodes that an earlier cluster knew, from its own start on, before they are lost."""
+"""Time from the service's start after which nodes that only an earlier cluster knew count as lost."""
 _ANSWER_S = 15.0
 _NEWS_S = 2.0
 _NEAR_S = 1.0
 _FREED_S = 3.0
-"""How long a full cluster is looked at again: an actor that has left is in Ray's books for an instant longer."""
+"""Time for which a full cluster is asked again: Ray still counts an actor for an instant after it has left."""
 _BOOKED_S = 1.0
-"""How long a placement of ours may be missing from Ray's books."""
+"""Time for which Ray's count may not include a placement of ours."""
 _POLL_S = 0.05
 
 
@@ -61,7 +61,7 @@ class Nodes:
         self._host_class = host_class
         self._config = config
         self._lock = threading.Lock()
-        """Never held while Ray is asked for anything."""
+        """Never held during a request to Ray."""
         self._choosing = threading.Lock()
         self._hosts: dict[str, Any] = {}
         self._identities: dict[str, str] = {}
@@ -70,7 +70,7 @@ class Nodes:
         self._began = time.monotonic()
 
     def attend(self, wait_s: float = _ANSWER_S) -> None:
-        """Gives every node its host, and learns who it is. Quick when no node is new."""
+        """Gives every node its host, and learns the node's identity. Quick when no node is new."""
         asked = self._unknown()
         if not asked:
             return
@@ -80,7 +80,7 @@ class Nodes:
                 continue
             try:
                 identity = ray.get(answer)
-            except ray.exceptions.RayError as e:  # made anew, and asked again, the next time
+            except ray.exceptions.RayError as e:  # the next call finds or makes it again
                 log.warning("node_does_not_answer", node=node_id, error=type(e).__name__)
                 identity = None
             with self._lock:
@@ -91,7 +91,7 @@ class Nodes:
                     self._identities[node_id] = identity
 
     def _unknown(self) -> dict[str, Any]:
-        """The living nodes of which it is not known who they are, and the answers that they will give."""
+        """Asks the living nodes of unknown identity for it; returns the pending answers by node."""
         alive = {node["NodeID"] for node in sandbox_nodes()}
         with self._lock:
             for known in (self._hosts, self._identities, self._asked):
@@ -106,13 +106,13 @@ class Nodes:
             return dict(self._asked)
 
     def _old_host(self, node_id: str) -> Any | None:
-        """The host of a node that is being drained: Ray would put no new one there. None once it has left."""
+        """The existing host of a draining node, on which Ray starts no new one. None once it has left."""
         with contextlib.suppress(ValueError):
             return self._hosts.get(node_id) or ray.get_actor(node_host_name(node_id), namespace=NAMESPACE)
         return None
 
     def release_drained(self) -> None:
-        """Lets the hosts of drained nodes leave, once all their sandboxes have: Ray ends a node on which nobody is."""
+        """Asks the hosts of draining nodes to leave once their sandboxes have: Ray ends a node without actors."""
         for node_id in draining_nodes():
             if (host := self._old_host(node_id)) is not None:
                 host.leave.remote()
@@ -127,22 +127,22 @@ class Nodes:
                 lifetime="detached",
                 num_cpus=0,
                 max_restarts=-1,
-                max_task_retries=-1,  # nothing that it does has an effect that may not be repeated
+                max_task_retries=-1,  # all its methods may be repeated
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             ).remote(self._config)
             self._hosts[node_id] = host
         return host
 
     def _named(self, identity: str) -> str | None:
-        """What the cluster calls the living node of an identity now; None if there is none, or it is not known yet."""
+        """The name in the cluster of the living node of an identity; None if there is none, or it is not known yet."""
         with self._lock:
             return next((node_id for node_id, known in self._identities.items() if known == identity), None)
 
     def is_lost(self, identity: str, cluster_node: str | None) -> bool:
-        """Whether a node is gone, and its files with it, as far as this cluster can know.
+        """Tells whether a node is gone with its files, as far as this cluster can know.
 
-        It is if this cluster has seen it die, and no node that lives is the same one under another name. A node that
-        only an earlier cluster has known is lost when it has not come back a while after the service's own start.
+        A node is lost if this cluster has seen it die, and no living node has its identity. A node that only an earlier
+        cluster knew is lost if it has not come back `REUNION_S` after the service's start.
         """
         self.attend(_NEWS_S)
         rows: list[dict[str, Any]] = known_nodes()
@@ -152,24 +152,24 @@ class Nodes:
             if identity in self._identities.values():
                 return False
             if nodes - self._identities.keys():
-                return False  # one that has not said who it is may be the same
+                return False  # a node of unknown identity may be this one
         if cluster_node in alive:
             return not alive[cluster_node]
         return time.monotonic() - self._began > REUNION_S
 
     def choose(self, address: tuple[str, str], identity: str | None, cached_backup_id: str | None) -> str:
-        """The node for a new actor: where its files are, where a backup's archive is at hand, or where most is free.
+        """Chooses the node for a new actor: the node with its files, a node with a backup's archive, or the emptiest.
 
-        It is none that is being drained. If the files are on such a one, that node's host learns that somebody waits.
+        It never chooses a draining node. If the files are on one, that node's host learns that a caller waits.
 
         Args:
             address: the sandbox's tenant and name.
-            identity: of the node with the sandbox's files, if it has any.
+            identity: the identity of the node with the sandbox's files, if there is one.
             cached_backup_id: a backup that the sandbox is about to restore.
 
         Raises:
-            SandboxUnavailableError: no slot is free, or none on the node with the files, after seconds; or it moves off
-                its node just now, and the caller's side is to ask again in a moment.
+            SandboxUnavailableError: no slot (or none on the node with the files) became free within `_FREED_S`; or the
+                sandbox is moving off its node, and the caller's side should retry soon.
         """
         home = self._home(identity) if identity is not None else None
         if home is not None and home in draining_nodes():
@@ -184,7 +184,7 @@ class Nodes:
                 free = {node_id: left for node_id, slots in available.items() if (left := slots - booked[node_id]) >= 1}
                 if home is not None:
                     wanted = {home} & free.keys()
-                elif having & available.keys():  # where nothing is free only by our books, that shows in a moment
+                elif having & available.keys():  # if only our placements fill them, Ray's count soon tells for sure
                     wanted = having & free.keys()
                 else:
                     wanted = set(free)
@@ -199,7 +199,7 @@ class Nodes:
             time.sleep(_POLL_S)
 
     def with_room(self) -> Any:
-        """The host of the node where most is free, for work that needs a node's tools. Raises as `choose`."""
+        """The host of the node with most free slots, for work that needs a node's tools. Raises like `choose`."""
         with self._choosing:
             available, _ = self._books()
         if not available:
@@ -207,9 +207,10 @@ class Nodes:
         return self._host(max(available, key=lambda node_id: available[node_id]))
 
     def keeper(self, tenant: str, sandbox: str) -> str | None:
-        """The identity of the node that has a sandbox's files, as the nodes say who have a record of it.
+        """The identity of the node with a sandbox's files, by the nodes' records. None if unknown.
 
-        For a sandbox of which the bucket does not say it. Of several that is the one that changed its record last.
+        Needed where the bucket does not name the node. Of several nodes, it is the one whose record changed last. With
+        fewer than two nodes there is no choice, and the result is None.
         """
         nodes = {node["NodeID"] for node in sandbox_nodes()} - draining_nodes().keys()
         if len(nodes) < 2:
@@ -222,7 +223,10 @@ class Nodes:
             return self._identities.get(max(changed, key=lambda node_id: changed[node_id]))
 
     def has_record(self, tenant: str, sandbox: str) -> bool:
-        """Whether a node has a sandbox's files. Raises SandboxUnavailableError: a node that may have them is silent."""
+        """Tells whether a node has a sandbox's files.
+
+        Raises SandboxUnavailableError: none of those that answered has them, and a node did not answer.
+        """
         nodes = {node["NodeID"] for node in sandbox_nodes()}
         said = self._told({self._host(node_id).record_changed_at.remote(tenant, sandbox): node_id for node_id in nodes})
         if any(at is not None for at in said.values()):
@@ -234,16 +238,16 @@ class Nodes:
         return False
 
     def _home(self, identity: str) -> str | None:
-        """The living node of an identity; None if there is none that has said so."""
+        """The name in the cluster of the living node of an identity. Asks new nodes first if needed."""
         alive = {node["NodeID"] for node in sandbox_nodes()}
         if self._named(identity) not in alive:  # it has just joined, or died
             self.attend()
         return self._named(identity)
 
     def _books(self) -> tuple[dict[str, float], Counter[str]]:
-        """How many slots are free on each node that has any, by Ray's books; and what was placed there just now.
+        """The free slots of each node that has any, by Ray's count; and the number of our latest placements on each.
 
-        The one may count the other already, or not. For who holds `_choosing`.
+        Ray's count may not yet include our placements. The caller holds `_choosing`.
         """
         free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
         now = time.monotonic()
@@ -255,7 +259,7 @@ class Nodes:
         return available, Counter(node_id for _, node_id in self._placed)
 
     def _having(self, backup_id: str | None) -> set[str]:
-        """The nodes that have a backup's archive in their cache, as far as they say so in an instant."""
+        """The nodes with a backup's archive in their cache, of those that answer within `_NEAR_S`."""
         nodes = {node["NodeID"] for node in sandbox_nodes()} if backup_id is not None else set[str]()
         if len(nodes) < 2:
             return set()
@@ -263,7 +267,7 @@ class Nodes:
         return {node_id for node_id, has in said.items() if has}
 
     def _told(self, asked: dict[Any, str]) -> dict[str, Any]:
-        """The answers that nodes give within an instant."""
+        """The answers that arrive within `_NEAR_S`, by node."""
         ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NEAR_S)
         said = {}
         for answer in ready:

@@ -1,8 +1,9 @@
-"""The scrub of a node's archives: it reads each from time to time, and so finds what nobody has touched and is damaged.
+"""The scrub of a node's archives, run by the node's host: reads each one regularly, to find damage before it is used.
 
-It reads past memory, from the disk; slowly, one archive at a time, and with the least claim to the processor. A damaged
-entry of the cache is removed. A damaged archive under a sandbox's layer is only made to be looked at: the sandbox, if
-it is awake, finds that out within seconds and fetches it anew; if it is asleep, as it wakes (`actors.sandbox.mending`).
+It reads from the disk, past the page cache; slowly, one archive at a time, and at the processor's lowest priority. A
+damaged entry of the cache is removed. Of a damaged archive under a sandbox's layer, only the record of its verification
+is removed. The sandbox notices that within seconds if it is awake, otherwise as it wakes, and fetches the archive anew
+(`actors.sandbox.mending`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from actors.node.errors import DamagedCopyError, NodeError
 from actors.node.verified import SUFFIX, Stamp, Verified, stamp_of
 
 BYTES_PER_S = 32 * 1024 * 1024
-"""The speed at which archives are read: a cache of the default size in eleven minutes, on a fiftieth of a core."""
+"""The speed of reading: a cache of the default size takes eleven minutes, and a fiftieth of a core."""
 ROUND_S = 86_400.0
-"""The time from the beginning of one round to that of the next."""
+"""The time between the beginnings of two rounds."""
 _CHUNK_BYTES = 1024 * 1024
 _NICEST = 19
 _AFTER_FAILURE_S = 300.0
@@ -33,7 +34,7 @@ _AFTER_FAILURE_S = 300.0
 
 @dataclass(slots=True)
 class Scrubbed:
-    """The outcome of a round: how many archives it has read, and the names of those that were damaged."""
+    """The outcome of a round: the number of archives read, and the names of those that were damaged."""
 
     read: int = 0
     damaged: list[str] = field(default_factory=list)
@@ -53,7 +54,7 @@ class Scrub:
 
     Args:
         boxes: the folder with the sandboxes' folders, by tenant.
-        bytes_per_s: how fast it reads.
+        bytes_per_s: the speed of reading.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Scrub:
         self._bytes_per_s = bytes_per_s
 
     def round(self) -> Scrubbed:
-        """Reads every archive of the node once, however many links it has; removes records of files that are gone."""
+        """Reads each archive of the node once, whatever its number of links. Removes records of files that are gone."""
         began_at = time.time()
         done = Scrubbed()
         read: dict[tuple[int, int, str], bool] = {}
@@ -95,10 +96,10 @@ class Scrub:
             yield _Found(path, path.stem, sandbox=path.parent.parent.name)
 
     def _is_good(self, found: _Found, stamp: Stamp) -> bool:
-        """Whether the disk has what the archive's digest says; if not, whoever uses it reads it once more."""
+        """Tells whether an archive is good. If its digest differs, drops its record and reads the archive once more."""
         try:
             if digest_on_disk(found.path, pace=self._pace()) == found.sha256:
-                if stamp_of(found.path) == stamp:  # else it was linked meanwhile, which kept its record, or changed
+                if stamp_of(found.path) == stamp:  # otherwise it was linked, which kept its record, or changed
                     self._verified.note(found.path, found.sha256, as_of=stamp)
                 return True
         except OSError as e:
@@ -133,7 +134,7 @@ class Scrub:
 
 
 def keep_on(scrub: Callable[[], Scrub], *, round_s: float = ROUND_S) -> None:
-    """Does round after round, for ever, in this thread, which becomes one of the lowest priority."""
+    """Runs rounds for ever in this thread, and gives the thread the lowest priority."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)
     while True:
         began, until_next_s = time.monotonic(), round_s
@@ -146,7 +147,7 @@ def keep_on(scrub: Callable[[], Scrub], *, round_s: float = ROUND_S) -> None:
 
 
 def digest_on_disk(path: Path, *, pace: Callable[[int], None] = lambda count: None) -> str:
-    """The SHA-256 of what the disk has of a file, whatever memory has of it, where the file system can read so.
+    """Returns the SHA-256 of a file's bytes on the disk, past the page cache if the file system supports that.
 
     Raises OSError. Source: open(2), O_DIRECT: the buffer and the position are multiples of the block's size.
     """

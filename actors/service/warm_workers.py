@@ -1,12 +1,12 @@
-"""Ray worker processes that are started before a sandbox needs one.
+"""Ray worker processes that the service starts before a sandbox needs one.
 
-A sandbox takes a worker of its own. Starting one costs half a second of processor time; one that
-waits already becomes an actor in some ten milliseconds. Ray fills its own pool once, with the first driver, and not
-again when actors have used it up; but the raylet's PrestartWorkers request starts more at any time. The request is
-Ray's own affair and may change: whatever goes wrong here costs speed, and nothing else.
+Each sandbox takes a worker of its own. To start one costs half a second of processor time; a waiting worker becomes an
+actor in some ten milliseconds. Ray fills its own pool once, with the first Ray driver, and does not refill it when
+actors have used it up. But the raylet's PrestartWorkers request starts more at any time. The request is internal to Ray
+and may change: any failure here costs speed, and nothing else.
 
-Source: measured on Ray 2.60. A request starts the workers it asks for, whatever is there already, and not more at once
-than `worker_maximum_startup_concurrency`; a worker that nobody has used when its time is over ends.
+Source: measured on Ray 2.60. A request starts as many workers as it asks for, whatever is there already, but not more
+at once than `worker_maximum_startup_concurrency`. A worker that is not used within its keep-alive time ends.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from actors.service.placement import sandbox_nodes
 _KEEP_ALIVE_S = 600
 _REQUEST_S = 5.0
 _AT_ONCE = 2
-"""As many as a node with two cores starts at once; of a request for more it would forget the rest."""
+"""Workers for each request: a node with two cores starts no more at once, and drops the rest of a larger request."""
 
 
 class WarmWorkers:
     """Keeps some workers ready on every node that takes sandboxes."""
 
     def __init__(self, count: int) -> None:
-        """`count` for each node; 0 keeps none."""
+        """`count` is the number for each node; 0 keeps none."""
         self._count = count
         self._filled_at: dict[str, float] = {}
         self._wanted: dict[str, int] = {}
         self._works = True
 
     def fill(self) -> None:
-        """Fills the pools of nodes that are new, or whose workers' time is over, a few at a time.
+        """Fills the pools of nodes that are new, or whose workers' time is over, a few workers at a time.
 
-        To be called every now and then.
+        The service calls it regularly.
         """
         if not self._count:
             return
@@ -58,7 +58,7 @@ class WarmWorkers:
                 self._start(node, batch)
 
     def replace(self, node_id: str) -> None:
-        """Starts one worker for one of that node that has just become a sandbox. Returns at once."""
+        """Starts one worker on that node, in place of one that has become a sandbox. Returns at once."""
         if self._count:
             threading.Thread(target=self._replace, args=(node_id,), name="warm-worker", daemon=True).start()
 
