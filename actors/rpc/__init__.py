@@ -1,1 +1,1 @@
-"""The calls to actors, in the caller's process (a job, the gateway, another actor): finds, creates and calls them."""
+"""The calls to actors, in the process of a caller (a job, the gateway, another actor): finding and calling them."""

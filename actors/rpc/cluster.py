@@ -1,4 +1,4 @@
-"""The Ray cluster as its members see it: joins it, and asks its control store."""
+"""The Ray cluster as its members see it: joining it, and requests to its control store."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def dead_parts() -> tuple[str, ...]:
 
 
 def is_gone() -> bool:
-    """Tells whether the control store of the cluster that this process started has ended.
+    """Tells whether the control store of the cluster that this process started has ended, as when all is ended at once.
 
     From then on, any call to Ray waits for it, and after a minute Ray ends the waiting process.
     Source: gcs_rpc_server_reconnect_timeout_s in ray_config_def.h of Ray 2.60.

@@ -46,7 +46,7 @@ def taken_up(state: SandboxState, record: Record, *, node: str, unsaved: Sequenc
 
 
 def taken_over(state: SandboxState, *, node: str) -> SandboxState:
-    """The state of a sandbox that is to be recovered on `node`, with an event that names the node with its files.
+    """The state of a sandbox that is to be recovered on `node`, with an event that names the node that had its files.
 
     A second attempt on this node keeps the event of the first, since the state then names this node.
     """
@@ -81,7 +81,7 @@ def latest_entries(record: Record) -> tuple[Entry, ...]:
 def _is_told(state: SandboxState, row: RestoredDirectory) -> bool:
     """Tells whether the state's checkpoints take a restore into account."""
     slept_at = next((event.at for event in reversed(state.events) if event.kind == "slept"), None)
-    if state.node is None and slept_at is not None:  # with checkpoints of everything
+    if state.node is None and slept_at is not None:  # a sleep makes checkpoints of everything
         return row.restored_at <= slept_at
     return any((row.dir, row.backup_id, row.restored_at) == (r.dir, r.backup_id, r.restored_at) for r in state.restored)
 
@@ -134,7 +134,7 @@ def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | Non
         )
         for row in plan.directories
     ]
-    is_news = plan.lost_node is not None or bool(plan.given_up)  # otherwise there is nothing to report
+    is_news = plan.lost_node is not None or bool(plan.given_up)  # otherwise no caller has to be informed
     lost = list(plan.lost) if plan.lost is not None and is_news else None
     recovery = Recovery(at=plan.at, lost_node=plan.lost_node, directories=directories, lost=lost)
     if known is not None and known.at == recovery.at:

@@ -352,11 +352,11 @@ class Ownership:
             return
         finally:
             self._noting.release()
-        if self._unsaved is not None:  # a look meanwhile found `_noting` held
+        if self._unsaved is not None:  # a look meanwhile may have found `_noting` held
             self.note_unsaved(self._unsaved)
 
     def told(self, at: datetime) -> None:
-        """Notes that a caller has received the report of the recovery of that instant: no other caller needs it."""
+        """Notes that a caller was surely informed of the recovery of that instant: no other caller has to be."""
 
         def change(state: SandboxState) -> SandboxState:
             recovery = state.recovery
