@@ -69,7 +69,7 @@ class HoldfastError(Exception):
 
     @property
     def may_be_retried(self) -> bool:
-        """Whether the same call may succeed later: its class says so, and nothing in its context denies it."""
+        """True if the same call may succeed later: the class says so, and nothing in the context denies it."""
         return self.retryable and self.context.get(RETRYABLE, True) is True
 
     def __reduce__(self) -> tuple[Any, ...]:

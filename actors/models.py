@@ -71,7 +71,7 @@ def _absolute_path(value: str) -> str:
 
 
 def is_writable(path: str) -> bool:
-    """Whether a normalized absolute path is at or under one of the sandbox's writable roots."""
+    """True if a normalized absolute path is at or under one of the sandbox's writable roots."""
     return any(path == root or path.startswith(root + "/") for root in WRITABLE_ROOTS)
 
 
@@ -169,7 +169,7 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
 
 SANDBOX_ID_SCHEMA = {"pattern": f"^{_ID_PATTERN.pattern}$"}
 BACKUP_ID_SCHEMA = {"pattern": "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"}
-"""What the descriptions of routes say of names; the validators below decide."""
+"""The patterns of names in the descriptions of routes. The validators below decide."""
 _DIR_SCHEMA = {"pattern": f"^({'|'.join(WRITABLE_ROOTS)})(/.*)?$"}
 _LABELS_SCHEMA = {"propertyNames": {"pattern": f"^{_LABEL_KEY.pattern}$"}, "maxProperties": MAX_LABELS}
 
@@ -182,13 +182,13 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Model(BaseModel):
-    """What all models here share: immutable, strict, closed."""
+    """The base of all models here: immutable, strict, closed."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class Compression(Model):
-    """How the archive is compressed.
+    """The compression of the archive.
 
     zstd level 1 is the default because it is faster than lz4 on real trees and 20 % smaller
     (482 MB, 17,420 files: 1.04 s and 169 MB against 1.41 s and 210 MB); zstd's own default of 15 takes 19 s.
@@ -206,10 +206,10 @@ class Compression(Model):
 
 
 class BackupOptions(Model):
-    """What `create_backup` is asked for. `ttl` is in seconds.
+    """The options of `create_backup`. `ttl` is in seconds.
 
-    `excludes` are patterns as in a .gitignore file that lies in the directory; a pattern that cannot be meant is
-    refused, where git would ignore it. `gitignore` leaves out what git ignores.
+    `excludes` are patterns as in a .gitignore file that lies in the directory; a pattern that can match
+    nothing is refused, where git would ignore it. `gitignore` leaves out what git ignores.
     """
 
     dir: BackupDir
@@ -254,12 +254,12 @@ class RestoreOptions(Model):
 
     @property
     def asks_for_overlay(self) -> bool:
-        """Whether the caller named the mode, and it is an overlay: a copy would not do then."""
+        """True if the caller named the mode, and it is an overlay: a copy would not do then."""
         return self.mode is RestoreMode.OVERLAY and "mode" in self.model_fields_set
 
 
 class ForgetOptions(Model):
-    """The missing directories that are to be given up: one, or several."""
+    """The missing directories to forget: one, or several."""
 
     dir: Annotated[
         Annotated[BackupDir, Tag("<one>")]
@@ -301,7 +301,7 @@ class NotKept(Model):
 
 
 class BackupStatus(StrEnum):
-    """Whether a backup's metadata can be believed.
+    """The trust that a backup's metadata deserves.
 
     `unsigned`: another program's, such as Cloudflare's SDK; adopt it. `tampered`: somebody else than the service has
     changed it. `unreadable`: it is damaged. `newer`: a later release has written it.
@@ -339,7 +339,7 @@ class BackupInfo(Model):
 
 
 class PageOptions(Model):
-    """Which part of a list is wanted: its first rows, or those after the page that gave `cursor`."""
+    """The part of a list that is wanted: its first rows, or those after the page that gave `cursor`."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
     cursor: Annotated[str, Field(max_length=MAX_CURSOR_LENGTH)] | None = None
@@ -371,7 +371,7 @@ class BackupPage(Model):
 
 
 class Phase(StrEnum):
-    """What a running operation is doing just now."""
+    """The current phase of a running operation."""
 
     WAITING = "waiting"
     SCANNING = "scanning"
@@ -442,7 +442,7 @@ class LabelChange(Model):
 
 
 class NewSandbox(Model):
-    """What a fresh sandbox begins with."""
+    """The options of a new sandbox."""
 
     labels: LabelValues = {}
 
@@ -484,12 +484,12 @@ class Recovery(Model):
 
     @property
     def lacks_anything(self) -> bool:
-        """Whether something could not be brought back at all."""
+        """True if something could not be recovered at all."""
         return bool(self.lost) or any(row.error for row in self.directories)
 
 
 class ForgetResult(Model):
-    """The answer to a `forget` that succeeded: what was given up, and why it had not come back."""
+    """The answer to a `forget` that succeeded: the forgotten directories, and why each had not come back."""
 
     success: Literal[True] = True
     forgotten: list[RecoveredDirectory]
@@ -519,7 +519,7 @@ class CommandLimits(Model):
 
 
 class SandboxInfo(Model):
-    """What is known of a sandbox, awake or not.
+    """The description of a sandbox, awake or not.
 
     `last_used_at` may lag by as long as the service puts off writing it. `epoch` counts the actors it has had. `limits`
     is null while it is not awake.
@@ -622,7 +622,7 @@ class FileEntry(Model):
 
 
 class GcReport(Model):
-    """What a collection removed (or, in a dry run, would remove)."""
+    """The things that a collection removed (or, in a dry run, would remove)."""
 
     dry_run: bool
     expired_backups: list[str] = []

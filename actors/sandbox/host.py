@@ -155,7 +155,7 @@ class SandboxHost:
                 self._end_if_superseded()
 
     def _end_if_superseded(self) -> None:
-        """If another actor has taken the sandbox over, ends the process shortly after this answer."""
+        """Ends the process shortly after this answer, if another actor has taken the sandbox over."""
         if self._made is not None and self._made.ownership.is_superseded and not self._ending:
             self._ending = True
             log.error("superseded_actor_ends")

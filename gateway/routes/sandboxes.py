@@ -29,7 +29,7 @@ class Created(Model):
 
 
 class Running(Model):
-    """Whether there is such a sandbox: `running`, as clients of the bridge understand it, whether it sleeps or not.
+    """Tells whether there is such a sandbox: `running`, as clients of the bridge understand it, asleep or not.
 
     The next call to one that sleeps wakes it, with its files. `awake` says whether it is awake now, if there is one.
     """
@@ -39,7 +39,7 @@ class Running(Model):
 
 
 class Cancelled(Model):
-    """Whether an operation was cancelled: false if none runs, or if it can no longer be undone."""
+    """Cancels the running operation. The answer is false if none runs, or if it can no longer be undone."""
 
     cancelled: bool
 
@@ -59,7 +59,7 @@ async def list_sandboxes(service: Service, limit: Limit = 100, cursor: Cursor = 
 
 @router.get("/{id}", response_model=SandboxInfo)
 async def sandbox_info(box: Box) -> Response:
-    """What is known of a sandbox. Neither wakes nor creates it."""
+    """Describes a sandbox. Neither wakes nor creates it."""
     return answer(await box.info())
 
 
@@ -72,7 +72,7 @@ async def destroy_sandbox(box: Box) -> Response:
 
 @router.get("/{id}/events", response_model=EventList)
 async def sandbox_events(box: Box, limit: Limit = 100) -> Response:
-    """What happened to the sandbox lately, newest first. Neither wakes nor creates it."""
+    """Lists the latest events of a sandbox, newest first. Neither wakes nor creates it."""
     return answer(await box.events(limit=limit))
 
 
@@ -88,7 +88,7 @@ async def set_labels(request: Request, box: Box) -> Response:
 
 @router.get("/{id}/running", response_model=Running)
 async def sandbox_running(box: Box) -> Response:
-    """Whether there is such a sandbox, awake or asleep. Neither wakes nor creates it."""
+    """Tells whether there is such a sandbox, awake or asleep. Neither wakes nor creates it."""
     if await box.awake():
         return answer(Running(running=True, awake=True))
     return answer(Running(running=True, awake=False) if await box.exists() else Running(running=False))

@@ -35,13 +35,13 @@ class Ready(Model):
 
 @router.get("/health", response_model=Health)
 async def health() -> Response:
-    """Whether this process answers. The only route that needs no key."""
+    """Tells that this process answers. The only route that needs no key."""
     return answer(Health())
 
 
 @router.get("/ready", response_model=Ready, dependencies=[KEY_REQUIRED])
 async def ready(request: Request, service: Service) -> Response:
-    """Whether a call would succeed; otherwise 503, and why."""
+    """Tells whether a call would succeed: 200, or 503 and why."""
     try:
         async with asyncio.timeout(READY_LIMIT_S):
             warnings = await service.ready()
