@@ -1,4 +1,4 @@
-"""What holds for every test: a time limit by kind, nothing left on the node, and no silent lack of a mount driver."""
+"""Rules for every test: a time limit per folder, no leftovers on the node, and no mount driver skipped silently."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives every test without a limit of its own the one of its kind; puts those last that share a service.
+    """Gives each test without its own time limit that of its folder. Runs the acceptance tests last.
 
-    It runs to the end of the session, and would take processor time from the others.
+    Their shared service lives until the session ends, and would take processor time from the other tests.
     """
     items.sort(key=lambda item: "acceptance" in item.path.parts)
     for item in items:
@@ -40,9 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=list(Driver))
 def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    """Every mount driver in turn. One that cannot mount here fails the test, unless the node is allowed to lack it.
+    """Each mount driver in turn. A driver that cannot mount here fails the test, unless the node may lack it.
 
-    That includes one that is not offered because it fails a trial: what surrounds it has to be right all the same.
+    Includes a driver that is not offered because it fails a trial: the code around it must still work.
     """
     driver = Driver(request.param)
     obstacle = driver_choice.verdict(driver, tmp_path_factory.getbasetemp().resolve() / "verdicts").obstacle
@@ -55,7 +55,7 @@ def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def best_driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    """The best mount driver that is offered here."""
+    """The best mount driver offered here."""
     best = driver_choice.choose("auto", tmp_path_factory.getbasetemp().resolve() / "verdicts")
     assert best is not None, "no mount driver is offered here; `holdfast doctor` says why"
     return best
@@ -63,7 +63,7 @@ def best_driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A folder under which the test may leave no mount and no loop device; nor may it leave a child process."""
+    """A folder for the test, which must leave no mount, loop device or child process behind."""
     with nothing_leaks(tmp_path):
         try:
             yield tmp_path
@@ -73,7 +73,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketConfig]:
-    """A real S3 server on this machine that checks signatures."""
+    """The bucket of a real S3 server on this machine, which checks signatures."""
     with embedded_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server.config
 
@@ -87,6 +87,6 @@ def node(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Node]:
 
 @pytest.fixture
 def kernel_node(scratch: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[Node]:
-    """A node with the best driver, for what does not depend on the driver."""
+    """A node with the best driver, for tests that do not depend on the driver."""
     with Node(scratch / "data", bucket, best_driver) as made:
         yield made.alone_in_the_bucket()

@@ -1,4 +1,4 @@
-"""Whether an actor serves calls: while it is used, while it moves off a drained node, and at its end."""
+"""Activity: which calls an actor serves while it is used, while it moves off a drained node, and at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from actors.sandbox.activity import Activity
 
 
 def refused(activity: Activity, *, goes_on: bool = False) -> dict[str, object] | None:
-    """The context of the error that a call meets; None if it is served."""
+    """The context of the error that a call gets; None if it is served."""
     try:
         with activity.call(goes_on=goes_on):
             return None
@@ -19,7 +19,7 @@ def refused(activity: Activity, *, goes_on: bool = False) -> dict[str, object] |
         return e.context
 
 
-def test_behind_a_closed_door_only_what_goes_on_is_served() -> None:
+def test_a_closed_actor_serves_only_calls_that_continue_an_earlier_one() -> None:
     activity = Activity()
     activity.close()
     assert refused(activity) == {"outcome": "not_executed", "reason": DRAINING, LEAVING: True}
@@ -38,14 +38,14 @@ def test_behind_a_closed_door_only_what_goes_on_is_served() -> None:
     assert refused(activity) is None
 
 
-def test_an_actor_that_leaves_for_want_of_calls_serves_nothing_either() -> None:
+def test_an_actor_that_leaves_after_idling_serves_nothing() -> None:
     activity = Activity()
     since = activity.idle_since(-1e9)
     assert since is not None and activity.leave(since)
     assert refused(activity) == refused(activity, goes_on=True) == {"outcome": "not_executed", LEAVING: True}
 
 
-def test_who_waits_for_the_last_call_goes_on_when_it_ends() -> None:
+def test_waiting_for_idleness_ends_with_the_last_call() -> None:
     activity = Activity()
     waited: list[bool] = []
     with activity.call():
@@ -58,7 +58,7 @@ def test_who_waits_for_the_last_call_goes_on_when_it_ends() -> None:
     assert not activity.usage().is_serving
 
 
-def test_a_call_that_fails_is_not_counted_as_being_served() -> None:
+def test_a_failed_call_is_no_longer_being_served() -> None:
     activity = Activity()
     with pytest.raises(ValueError), activity.call():
         raise ValueError

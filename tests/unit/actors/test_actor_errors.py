@@ -1,4 +1,4 @@
-"""Every error of ours: named, documented, unique, and the same after a journey between processes."""
+"""Every error class: has a code, a docstring and a reason, and survives pickling between processes."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_an_error_of_the_node_survives_pickling(kind: type[NodeError]) -> None:
     assert (type(again), again.message, again.hint) == (kind, "a sentence", "do this")
 
 
-def test_codes_tell_every_error_apart() -> None:
+def test_every_error_has_a_code_of_its_own() -> None:
     codes = [kind.code for kind in OURS if kind is not HoldfastError]  # type: ignore[attr-defined]
     assert len(codes) == len(set(codes))
     assert all(code == code.upper() and code.replace("_", "").isalpha() for code in codes)
 
 
 @pytest.mark.parametrize("kind", OURS + NODES)
-def test_every_error_says_when_it_comes_and_is_in_the_picture(kind: type[Exception]) -> None:
+def test_every_error_is_documented_and_drawn_in_the_tree(kind: type[Exception]) -> None:
     assert (kind.__doc__ and kind.__doc__.strip().endswith(".")) or "Attributes:" in (kind.__doc__ or "")
     module = errors if issubclass(kind, HoldfastError) else node_errors
     assert kind.__name__ in (module.__doc__ or "")
@@ -63,7 +63,7 @@ def made(kind: type[Exception]) -> Exception:
 
 
 @pytest.mark.parametrize("kind", [*NODES, *STORES, OSError])
-def test_there_is_a_reason_for_every_error(kind: type[Exception]) -> None:
+def test_every_error_of_storage_and_the_node_has_a_reason(kind: type[Exception]) -> None:
     reason, sentence = faults.reason_of(made(kind))
     assert reason.replace("_", "").isupper()
     assert sentence
@@ -71,7 +71,7 @@ def test_there_is_a_reason_for_every_error(kind: type[Exception]) -> None:
 
 @pytest.mark.parametrize("target", [BackupCreateError, BackupRestoreError])
 @pytest.mark.parametrize("kind", [*NODES, *STORES, OSError])
-def test_what_a_caller_gets_names_no_path_of_the_node(kind: type[Exception], target: type[BackupCreateError]) -> None:
+def test_an_error_shows_the_caller_no_path_of_the_node(kind: type[Exception], target: type[BackupCreateError]) -> None:
     about_the_callers_tree = issubclass(kind, (node_errors.TreeError, node_errors.PathError))
     with pytest.raises(HoldfastError) as raised, faults.failing_as(target, "made"):
         raise made(kind)
@@ -85,14 +85,14 @@ def test_what_a_caller_gets_names_no_path_of_the_node(kind: type[Exception], tar
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_called_so(number: int) -> None:
+def test_a_full_disk_is_reported_as_no_space(number: int) -> None:
     with pytest.raises(BackupRestoreError) as raised, faults.failing_as(BackupRestoreError, "restored"):
         raise OSError(number, "full", PATH)
     assert raised.value.context == {"reason": "NO_SPACE"}
     assert PATH not in str(raised.value)
 
 
-def test_an_error_nobody_knows_is_not_given_a_reason() -> None:
+def test_an_unknown_error_gets_no_reason() -> None:
     with pytest.raises(LookupError):
         faults.reason_of(ValueError("x"))
     with pytest.raises(ZeroDivisionError), faults.failing_as(BackupRestoreError, "restored"):
@@ -103,7 +103,7 @@ def test_an_error_nobody_knows_is_not_given_a_reason() -> None:
     ("error", "reason"),
     [(MemoryError(), "OUT_OF_MEMORY"), (RuntimeError("can't start new thread"), "NO_PROCESSES")],
 )
-def test_a_node_that_gives_no_thread_and_no_memory_is_called_so(error: Exception, reason: str) -> None:
+def test_a_lack_of_threads_or_memory_is_reported_as_such(error: Exception, reason: str) -> None:
     with pytest.raises(BackupRestoreError) as raised, faults.failing_as(BackupRestoreError, "restored"):
         raise error
     assert raised.value.context == {"reason": reason}

@@ -1,4 +1,4 @@
-"""How many calls may wait for one sandbox."""
+"""Admission: the number of calls that may wait for one sandbox."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from actors.errors import TooManyCallsError
 from actors.sandbox.admission import Admission
 
 
-def test_so_many_calls_may_wait_in_a_lane_and_no_more() -> None:
+def test_the_number_of_waiting_calls_in_a_lane_is_limited() -> None:
     admission = Admission({"mailbox": 1, "exec": 1}, limit=2)
     admission.admit("mailbox")
     admission.admit("mailbox")
@@ -21,18 +21,18 @@ def test_so_many_calls_may_wait_in_a_lane_and_no_more() -> None:
     assert admission.waiting() == {"mailbox": 2, "exec": 1}
 
 
-def test_a_call_that_was_sent_without_being_let_in_takes_nobodys_place() -> None:
+def test_serving_a_call_that_was_not_admitted_leaves_the_count_at_zero() -> None:
     admission = Admission({"mailbox": 1})
     with admission.serving("mailbox"):
         pass
     assert admission.waiting() == {"mailbox": 0}
 
 
-def test_a_caller_that_was_let_in_and_never_came_is_forgotten_whatever_others_do() -> None:
+def test_an_admitted_caller_that_never_came_expires_despite_other_calls() -> None:
     now = 0.0
     admission = Admission({"mailbox": 1}, limit=2, clock=lambda: now)
     assert admission.admit("mailbox") == 0
-    for _ in range(7):  # others come and go
+    for _ in range(7):  # other calls come and go
         now += 10.0
         admission.admit("mailbox")
         with admission.serving("mailbox"):
@@ -40,7 +40,7 @@ def test_a_caller_that_was_let_in_and_never_came_is_forgotten_whatever_others_do
     assert admission.waiting() == {"mailbox": 0}
 
 
-def test_one_that_waits_for_a_thread_is_not_forgotten() -> None:
+def test_a_call_that_waits_for_a_thread_does_not_expire() -> None:
     now = 0.0
     admission = Admission({"exec": 2}, clock=lambda: now)
     for _ in range(3):
@@ -53,7 +53,7 @@ def test_one_that_waits_for_a_thread_is_not_forgotten() -> None:
     assert admission.waiting() == {"exec": 2}
 
 
-def test_those_that_wait_for_a_thread_are_not_forgotten_as_it_becomes_free_but_once_it_idles() -> None:
+def test_calls_that_wait_for_a_thread_expire_only_after_it_idles() -> None:
     now = 0.0
     admission = Admission({"mailbox": 1}, clock=lambda: now)
     for _ in range(4):
@@ -64,10 +64,10 @@ def test_those_that_wait_for_a_thread_are_not_forgotten_as_it_becomes_free_but_o
         now += 0.5
         assert admission.admit("mailbox") >= 3
     now += 1.0
-    assert admission.admit("mailbox") == 1  # the one of a second ago may still come
+    assert admission.admit("mailbox") == 1  # the ticket from a second ago may still be used
 
 
-def test_what_needs_no_leave_takes_up_a_thread_and_nobodys_place() -> None:
+def test_a_call_that_needs_no_admission_uses_a_thread_but_no_place() -> None:
     now = 0.0
     admission = Admission({"files": 1}, clock=lambda: now)
     admission.admit("files")
@@ -77,7 +77,7 @@ def test_what_needs_no_leave_takes_up_a_thread_and_nobodys_place() -> None:
         assert admission.admit("files") == 1
 
 
-def test_one_that_gives_up_at_the_door_makes_room_at_once() -> None:
+def test_a_withdrawn_admission_frees_its_place_at_once() -> None:
     admission = Admission({"exec": 1}, limit=1)
     admission.admit("exec")
     admission.withdraw("exec")

@@ -1,4 +1,4 @@
-"""What the Python door refuses before it asks anybody: the same as the other doors, and what only Python can say."""
+"""Values that the Python client refuses before it calls an actor: those of the other doors, and Python's own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DAYS: list[Any] = [0, -1, 10**309, 1.5, "1", True]
 
 
 def box() -> Sandbox:
-    """One that was never asked anything, in no cluster."""
+    """A sandbox that was never called, in no cluster."""
     return Sandbox("box")
 
 
@@ -62,15 +62,13 @@ DOORS: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
 
 
 @pytest.mark.parametrize(("call", "values"), DOORS.values(), ids=DOORS.keys())
-def test_a_value_that_cannot_be_meant_is_refused_before_anybody_is_asked(
-    call: Callable[[Any], object], values: list[Any]
-) -> None:
+def test_a_meaningless_value_is_refused_before_any_call(call: Callable[[Any], object], values: list[Any]) -> None:
     for value in values:
         with pytest.raises(InvalidRequestError):
             call(value)
 
 
-def test_a_path_outside_the_sandbox_is_refused_before_anybody_is_asked() -> None:
+def test_a_path_outside_the_sandbox_is_refused_before_any_call() -> None:
     for path in ("/", "/etc/passwd", "/workspace2"):
         with pytest.raises(PathForbiddenError):
             box().read_file(path)

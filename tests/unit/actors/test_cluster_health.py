@@ -1,4 +1,4 @@
-"""The health of a cluster, for a process that is in none, or whose control store answers this or that."""
+"""The health check of a cluster, with a fake control store, or for a process that has joined no cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Node:
 
 
 class ControlStore:
-    """Gives these nodes, or fails."""
+    """Answers with these nodes, or fails."""
 
     def __init__(self, answer: list[Node] | Exception) -> None:
         self._answer = answer
@@ -40,7 +40,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield worker
 
 
-def test_a_cluster_of_which_a_node_is_alive_is_well(worker: Any) -> None:
+def test_a_cluster_with_one_living_node_is_healthy(worker: Any) -> None:
     worker.gcs_client = ControlStore([Node(1), Node(0)])
     cluster_health.check()
 
@@ -53,13 +53,13 @@ def test_a_cluster_of_which_a_node_is_alive_is_well(worker: Any) -> None:
         ([Node(1), Node(1)], "No node"),
     ],
 )
-def test_a_cluster_that_cannot_serve_is_named_as_such(worker: Any, answer: Any, words: str) -> None:
+def test_a_cluster_that_cannot_serve_is_an_error_that_names_the_cause(worker: Any, answer: Any, words: str) -> None:
     worker.gcs_client = ControlStore(answer)
     with pytest.raises(ServiceUnavailableError, match=words):
         cluster_health.check()
 
 
-def test_a_process_in_no_cluster_is_told_so(worker: Any) -> None:
+def test_a_process_in_no_cluster_gets_an_error(worker: Any) -> None:
     with pytest.raises(ServiceUnavailableError, match="has not joined"):
         cluster_health.check()
     assert cluster_health.dead_parts() == ()

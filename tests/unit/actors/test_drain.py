@@ -1,4 +1,4 @@
-"""The order in which a drained node hands its sandboxes over; with a clock that is stepped by hand."""
+"""The order in which a drained node hands its sandboxes over, with a clock stepped by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def names(rows: list[Occupant]) -> list[str]:
 
 
 class House:
-    """A node: who is on it, and who was moved. What is started runs when the test says so."""
+    """A fake node: its sandboxes, and those handed over. A started hand-over runs when the test calls `finish`."""
 
     def __init__(self, *occupants: Occupant) -> None:
         self.here = {row.name: row for row in occupants}
@@ -42,7 +42,7 @@ class House:
         self.breaking: set[str] = set()
         self.reason = "STORAGE_UNAVAILABLE"
         self.started: list[Callable[[], None]] = []
-        self.now = BEGAN + 10  # later than any actor that was placed before the drain
+        self.now = BEGAN + 10  # past the time in which an actor placed before the drain may still arrive
 
     def occupants(self) -> list[Occupant]:
         return list(self.here.values())
@@ -59,40 +59,40 @@ class House:
         return Drain(self, TIMES, start=self.started.append, clock=lambda: self.now, at_once=at_once)
 
     def finish(self) -> None:
-        """Lets everything end that was started."""
+        """Runs all hand-overs that were started."""
         started, self.started[:] = list(self.started), []
         for act in started:
             act()
 
 
-def test_a_quarter_of_the_time_is_the_share_of_calls_and_a_minute_at_most() -> None:
+def test_running_calls_get_a_quarter_of_the_time_and_a_minute_at_most() -> None:
     assert Schedule(BEGAN, BEGAN + 40).share_ends_at == BEGAN + 10
     assert Schedule(BEGAN, BEGAN + 3600).share_ends_at == BEGAN + 60
     assert Schedule(BEGAN, math.inf).share_ends_at == BEGAN + 60
     assert Schedule(BEGAN, BEGAN - 5).share_ends_at == BEGAN
 
 
-def test_ray_announces_milliseconds_and_zero_for_no_deadline() -> None:
+def test_rays_deadline_is_in_milliseconds_and_zero_means_none() -> None:
     assert schedule(1_400_000, BEGAN) == TIMES
     assert schedule(0, BEGAN) == Schedule(BEGAN, math.inf)
 
 
-def test_idle_ones_go_first_while_calls_have_their_share_the_latest_used_before() -> None:
+def test_during_the_calls_share_idle_sandboxes_go_first_the_latest_used_before() -> None:
     rows = [asleep("old", used_at=1), in_use("busy"), awake("idle", used_at=2), asleep("new", used_at=3)]
     assert names(TIMES.due(rows, (), BEGAN)) == ["idle", "new", "old"]
 
 
-def test_those_in_use_go_first_once_the_share_is_over() -> None:
+def test_after_the_calls_share_sandboxes_in_use_go_first() -> None:
     rows = [asleep("new", used_at=9), in_use("used", used_at=1), awake("idle", used_at=2), in_use("latest", used_at=3)]
     assert names(TIMES.due(rows, (), TIMES.share_ends_at)) == ["latest", "used", "idle", "new"]
 
 
-def test_a_sleeping_one_that_somebody_calls_goes_before_the_idle_ones() -> None:
+def test_a_sleeping_sandbox_that_gets_a_call_goes_before_idle_ones() -> None:
     rows = [awake("idle", used_at=2), asleep("called", used_at=1)]
     assert names(TIMES.due(rows, ["default/called"], BEGAN)) == ["called", "idle"]
 
 
-def test_no_more_are_handed_over_at_once_than_the_node_allows() -> None:
+def test_concurrent_hand_overs_are_limited() -> None:
     house = House(*(asleep(f"box-{number}", used_at=-number) for number in range(5)))
     drain = house.drain(at_once=2)
     for so_far in (2, 4, 5):
@@ -105,7 +105,7 @@ def test_no_more_are_handed_over_at_once_than_the_node_allows() -> None:
     assert drain.is_done
 
 
-def test_a_place_is_kept_for_those_in_use_until_their_share_is_over() -> None:
+def test_a_place_is_kept_for_sandboxes_in_use_until_their_share_is_over() -> None:
     house = House(in_use("busy"), *(asleep(f"box-{number}", used_at=-number) for number in range(3)))
     drain = house.drain(at_once=2)
     drain.step()
@@ -127,7 +127,7 @@ def test_a_call_that_ends_within_its_share_is_not_forced() -> None:
     assert house.moved == [("busy", False)]
 
 
-def test_what_fails_is_tried_again_and_keeps_nobody_else_waiting() -> None:
+def test_a_failed_hand_over_is_retried_and_delays_no_other() -> None:
     house = House(awake("unlucky"), asleep("other"))
     house.refusing = {"unlucky"}
     drain = house.drain(at_once=1)
@@ -145,7 +145,7 @@ def test_what_fails_is_tried_again_and_keeps_nobody_else_waiting() -> None:
     assert drain.is_done and house.moved[-1] == ("unlucky", True)
 
 
-def test_the_pauses_after_failures_grow_and_stay_short_beside_the_time_that_is_left() -> None:
+def test_the_pauses_after_failures_grow_but_shrink_near_the_deadline() -> None:
     house = House(asleep("unlucky"))
     house.refusing = {"unlucky"}
     drain, house.now = house.drain(), BEGAN
@@ -162,7 +162,7 @@ def test_the_pauses_after_failures_grow_and_stay_short_beside_the_time_that_is_l
     assert END - BEGAN - tried[-1] <= 2
 
 
-def test_one_that_has_just_been_used_is_asked_again_soon() -> None:
+def test_a_sandbox_that_has_just_been_used_is_retried_soon() -> None:
     house = House(awake("used"))
     house.refusing, house.reason = {"used"}, IN_USE
     drain, house.now = house.drain(), BEGAN
@@ -176,7 +176,7 @@ def test_one_that_has_just_been_used_is_asked_again_soon() -> None:
     assert tried == [0, 2, 4, 6]
 
 
-def test_a_defect_that_one_sandbox_meets_keeps_no_other_here() -> None:
+def test_a_defect_in_one_hand_over_stops_no_other() -> None:
     house = House(awake("broken"), asleep("other"))
     house.breaking = {"broken"}
     drain = house.drain(at_once=1)
@@ -186,7 +186,7 @@ def test_a_defect_that_one_sandbox_meets_keeps_no_other_here() -> None:
     assert [name for name, _ in house.moved] == ["broken", "other"]
 
 
-def test_a_shorter_deadline_that_is_announced_later_counts() -> None:
+def test_a_shorter_deadline_announced_later_counts() -> None:
     house = House(in_use("busy"))
     drain = house.drain()
     drain.announce(int((BEGAN + 8) * 1000))
@@ -196,7 +196,7 @@ def test_a_shorter_deadline_that_is_announced_later_counts() -> None:
     assert house.moved == [("busy", True)]
 
 
-def test_nothing_is_done_before_the_first_look() -> None:
+def test_a_drain_is_not_done_before_the_first_step() -> None:
     house = House()
     drain = house.drain()
     assert not drain.is_done
@@ -204,7 +204,7 @@ def test_nothing_is_done_before_the_first_look() -> None:
     assert drain.is_done
 
 
-def test_a_drain_is_not_done_as_long_as_an_actor_may_arrive_that_was_placed_before() -> None:
+def test_a_drain_is_not_done_while_an_actor_placed_before_it_may_arrive() -> None:
     house = House()
     house.now = BEGAN
     drain = house.drain()
@@ -228,7 +228,7 @@ def test_a_drain_is_not_done_while_a_hand_over_is_under_way() -> None:
     assert drain.is_done
 
 
-def test_those_who_are_late_are_named_once_before_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_late_sandboxes_are_logged_once_before_the_deadline(capsys: pytest.CaptureFixture[str]) -> None:
     house = House(asleep("late"))
     house.refusing = {"late"}
     drain = house.drain()

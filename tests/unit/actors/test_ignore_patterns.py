@@ -1,4 +1,4 @@
-"""Patterns of gitignore(5) that are mistakes, and how a caller hears of them."""
+"""Mistakes in gitignore(5) patterns, and the errors that report them to the caller."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ def test_a_mistake_in_a_pattern_is_found(pattern: str, flaw: Flaw | None) -> Non
 
 
 @pytest.mark.parametrize("pattern", [pattern for pattern, flaw in FLAWED.items() if flaw])
-def test_a_flawed_exclude_is_refused_by_its_own_name(pattern: str) -> None:
+def test_the_error_for_a_flawed_exclude_names_it(pattern: str) -> None:
     with pytest.raises(InvalidBackupConfigError) as raised:
         validated(BackupOptions, {"dir": "/app", "excludes": ["*.log", pattern]}, InvalidBackupConfigError)
     assert f'excludes.1: the pattern "{pattern}" is wrong' in raised.value.message
 
 
-def test_excludes_that_are_too_long_together_are_refused() -> None:
+def test_excludes_that_are_too_long_in_total_are_refused() -> None:
     validated(BackupOptions, {"dir": "/app", "excludes": ["x" * 4096] * 16}, InvalidBackupConfigError)
     with pytest.raises(InvalidBackupConfigError, match="65536 bytes together"):
         validated(BackupOptions, {"dir": "/app", "excludes": ["x" * 4096] * 17}, InvalidBackupConfigError)
 
 
 @pytest.mark.parametrize("pattern", ["\ud800", "a\udfff", "é" * 2049])
-def test_an_exclude_that_is_no_path_is_refused(pattern: str) -> None:
+def test_an_exclude_that_cannot_be_a_path_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidBackupConfigError, match=r"excludes\.0"):
         validated(BackupOptions, {"dir": "/app", "excludes": [pattern]}, InvalidBackupConfigError)
 
 
-def test_a_refused_exclude_that_is_not_utf8_can_be_printed() -> None:
+def test_the_error_for_an_exclude_that_is_not_utf8_can_be_printed() -> None:
     with pytest.raises(InvalidBackupConfigError) as raised:
         validated(BackupOptions, {"dir": "/app", "excludes": ["\udce9\\"]}, InvalidBackupConfigError)
     assert r"\xe9" in raised.value.message.encode().decode()

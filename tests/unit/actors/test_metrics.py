@@ -1,4 +1,4 @@
-"""Tallies: what is counted, handed over and added up."""
+"""Tallies: counting, draining and merging."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pickle
 from actors.metrics import CALL_SECONDS, CALLS, SUM, UPLOADED_BYTES, Tally
 
 
-def test_counts_are_kept_by_the_values_of_their_labels() -> None:
+def test_counts_are_kept_per_label_values() -> None:
     tally = Tally()
     tally.add(CALLS, "exec", "ok")
     tally.add(CALLS, "exec", "ok")
@@ -17,7 +17,7 @@ def test_counts_are_kept_by_the_values_of_their_labels() -> None:
     assert (tally.of(UPLOADED_BYTES), tally.of(CALLS, "ping", "ok")) == (7, 0)
 
 
-def test_a_duration_counts_in_the_first_bucket_that_can_hold_it() -> None:
+def test_a_duration_counts_in_the_smallest_bucket_that_holds_it() -> None:
     tally = Tally()
     for seconds in (0.005, 0.006, 5000.0):
         tally.add(CALL_SECONDS, "exec", amount=seconds)
@@ -30,7 +30,7 @@ def test_a_duration_counts_in_the_first_bucket_that_can_hold_it() -> None:
     }
 
 
-def test_what_was_drained_is_handed_over_once_and_added_up_elsewhere() -> None:
+def test_drained_counts_are_handed_over_once_and_merged_elsewhere() -> None:
     here, there = Tally(), Tally()
     here.add(CALLS, "exec", "ok")
     there.merge(pickle.loads(pickle.dumps(here.drain())))

@@ -1,4 +1,4 @@
-"""What the models let in, and what they refuse without repeating it."""
+"""Validation by the models: accepted values, refused ones, and errors that do not repeat a value."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_other_directories_are_refused(bad: Any) -> None:
         validated(BackupOptions, {"dir": bad}, InvalidBackupConfigError)
 
 
-def test_the_length_of_a_path_counts_in_bytes() -> None:
+def test_a_paths_length_is_counted_in_bytes() -> None:
     writable_path("/workspace/" + "x" * 4085)
     with pytest.raises(InvalidRequestError):
         writable_path("/workspace/" + "ü" * 2043)
@@ -83,17 +83,17 @@ def test_other_times_to_live_are_refused(ttl: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "0123", ID.replace("-", ""), "{" + ID + "}", f"urn:uuid:{ID}", ID + "\n", 5, None])
-def test_only_hyphenated_uuids_are_ids(bad: Any) -> None:
+def test_only_hyphenated_uuids_are_backup_ids(bad: Any) -> None:
     with pytest.raises(InvalidRequestError):
         validated(DirectoryBackup, {"id": bad, "dir": "/app"})
 
 
-def test_ids_are_lower_case_ever_after() -> None:
+def test_backup_ids_become_lower_case() -> None:
     assert DirectoryBackup(id=ID.upper(), dir="/app").id == ID
 
 
 @pytest.mark.parametrize("excludes", [[""], ["a\nb"], ["a\0b"], ["x" * 4097], ["a"] * 1001, "*.log", [7], None])
-def test_patterns_that_cannot_be_are_refused(excludes: Any) -> None:
+def test_impossible_exclude_patterns_are_refused(excludes: Any) -> None:
     with pytest.raises(InvalidRequestError):
         validated(BackupOptions, {"dir": "/app", "excludes": excludes})
 
@@ -103,7 +103,7 @@ def test_patterns_that_cannot_be_are_refused(excludes: Any) -> None:
     [{"format": "xz"}, {"format": "zstd", "level": 0}, {"format": "zstd", "level": 23}, {"format": "gzip", "level": 10},
      {"format": "lz4", "level": 1}, {"level": "3"}, {"level": True}, {"level": 1.5}, {"other": 1}, "zstd"],
 )  # fmt: skip
-def test_compressions_that_no_tool_has_are_refused(compression: Any) -> None:
+def test_unknown_compressions_and_levels_are_refused(compression: Any) -> None:
     with pytest.raises(InvalidRequestError):
         validated(BackupOptions, {"dir": "/app", "compression": compression})
 
@@ -113,7 +113,7 @@ def test_every_compression_with_its_levels_is_accepted() -> None:
         assert Compression(format=form, level=level).level == level  # type: ignore[arg-type]
 
 
-def test_a_mode_may_come_as_its_word() -> None:
+def test_a_mode_may_be_given_as_a_string() -> None:
     assert validated(RestoreOptions, {"id": ID, "dir": "/app", "mode": "copy"}).mode is RestoreMode.COPY
     assert RestoreOptions(id=ID, dir="/app").mode is RestoreMode.OVERLAY
     with pytest.raises(InvalidRequestError):
@@ -131,7 +131,7 @@ def test_a_mode_may_come_as_its_word() -> None:
      {"argv": ["a"], "env": {"A": "x" * (MAX_STRING_BYTES - 1)}}, {"argv": ["a"], "env": {"x" * MAX_STRING_BYTES: ""}},
      {"argv": ["a"], "env": {f"V{n}": "x" for n in range(MAX_VARIABLES + 1)}}, {"argv": ["x" * 100_000] * 11}],
 )  # fmt: skip
-def test_commands_that_cannot_be_run_are_refused(bad: dict[str, Any]) -> None:
+def test_impossible_commands_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):
         validated(ExecRequest, bad)
 
@@ -148,7 +148,7 @@ def test_the_longest_commands_are_accepted(good: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("timeout_s", [math.inf, -math.inf, math.nan, 1e306, 1e300])
-def test_a_time_that_is_no_number_of_milliseconds_is_refused(timeout_s: float) -> None:
+def test_a_timeout_that_is_no_number_of_milliseconds_is_refused(timeout_s: float) -> None:
     with pytest.raises(InvalidRequestError, match="timeout"):
         Sandbox("box").exec_stream(["true"], timeout_s=timeout_s)
 
@@ -181,7 +181,7 @@ def test_no_error_repeats_a_value(model: Any, values: dict[str, Any]) -> None:
         (5, {"dir"}),
     ],
 )
-def test_one_directory_or_several_are_told_of_by_what_was_meant(value: Any, fields: set[str]) -> None:
+def test_the_error_for_a_wrong_dir_fits_one_directory_or_several(value: Any, fields: set[str]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         validated(ForgetOptions, {"dir": value})
     assert set(caught.value.context["fields"]) == fields
@@ -193,7 +193,7 @@ def test_models_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize("tenant", ["", "x\udcff", "A", "a/b"])
-def test_a_tenant_that_cannot_be_is_refused_before_any_call(tenant: str) -> None:
+def test_an_impossible_tenant_is_refused_before_any_call(tenant: str) -> None:
     for make in (lambda: ServiceCalls(tenant=tenant), lambda: Sandbox("box", tenant=tenant)):
         with pytest.raises(InvalidRequestError, match="tenant"):
             make()

@@ -1,4 +1,4 @@
-"""Calls of an actor under observation, without a Ray: what is counted, and what its log lines carry."""
+"""Observed calls of an actor, without Ray: their counts, and the fields of their log lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from actors.rpc.calls import Call
 
 
 def noted() -> dict[str, Any]:
-    """What a log line would carry now."""
+    """The fields that a log line would carry now."""
     return dict(_named.get())
 
 
@@ -45,14 +45,14 @@ class Host:
         return True
 
     def _inner(self) -> None:
-        """Nobody's call."""
+        """A private method, which is not observed."""
 
 
 def outcomes(host: Host) -> dict[tuple[str, ...], float]:
     return {labels: amount for (name, labels), amount in host.watch.tally.counts().items() if name == CALLS.name}
 
 
-def test_a_call_is_logged_under_its_sandbox_and_request_and_only_while_it_runs() -> None:
+def test_log_lines_carry_the_sandbox_and_request_only_while_the_call_runs() -> None:
     host: Any = Host()
     assert host.look(3, **{ARGUMENT: "abc"}) == {"value": 3, "sandbox": "box", "request_id": "abc"}
     assert host.look() == {"value": 0, "sandbox": "box"}
@@ -79,7 +79,7 @@ def test_calls_are_counted_by_kind_and_outcome_and_timed() -> None:
     assert host.watch.tally.counts()[CALL_SECONDS.name, ("look", SUM)] > 0
 
 
-def test_neither_a_ping_nor_a_call_that_is_sent_again_is_counted() -> None:
+def test_pings_and_calls_that_will_be_sent_again_are_not_counted() -> None:
     host = Host()
     host.ping()
     with pytest.raises(SandboxUnavailableError):
@@ -87,9 +87,9 @@ def test_neither_a_ping_nor_a_call_that_is_sent_again_is_counted() -> None:
     assert outcomes(host) == {}
 
 
-def test_an_observed_method_looks_to_ray_as_it_did_but_for_the_id() -> None:
+def test_an_observed_method_keeps_its_signature_for_ray_but_for_the_id() -> None:
     host: Any = Host
-    parameters = inspect.signature(inspect.unwrap(host.look)).parameters  # as Ray finds it
+    parameters = inspect.signature(inspect.unwrap(host.look)).parameters  # the view that Ray has
     assert list(parameters) == ["self", "value", ARGUMENT]
     assert host.look.__ray_concurrency_group__ == "exec"
     assert host.items.__ray_num_returns__ == "streaming"
@@ -97,7 +97,7 @@ def test_an_observed_method_looks_to_ray_as_it_did_but_for_the_id() -> None:
     assert ARGUMENT not in inspect.signature(Host._inner).parameters
 
 
-def test_counts_that_could_not_be_handed_over_are_kept() -> None:
+def test_counts_are_kept_when_the_hand_over_fails() -> None:
     host, got = Host(), list[Counts]()
 
     def refuse(counts: Counts) -> None:
@@ -112,7 +112,7 @@ def test_counts_that_could_not_be_handed_over_are_kept() -> None:
 
 
 class Handle:
-    """Keeps what its methods are sent, and answers at once."""
+    """A fake actor handle: records the calls, and answers at once."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []

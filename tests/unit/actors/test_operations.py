@@ -1,4 +1,4 @@
-"""Progress, cancellation and the record of what ended."""
+"""Operations: progress, cancellation and the record of ended ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from actors.models import OperationKind, Phase
 from actors.sandbox.operations import Operations
 
 
-def test_progress_is_what_the_running_operation_says() -> None:
+def test_progress_comes_from_the_running_operation() -> None:
     operations = Operations()
     assert operations.running is None
     with operations.run(OperationKind.BACKUP, "/workspace") as progress:

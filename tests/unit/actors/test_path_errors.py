@@ -1,4 +1,4 @@
-"""Every error number that a file system can give, as callers of the file routes meet it."""
+"""The errors of the file routes, for every error number of a file system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def told(number: int) -> HoldfastError:
 
 
 @pytest.mark.parametrize("number", errno.errorcode, ids=errno.errorcode.values())
-def test_no_error_number_is_taken_for_a_defect_of_ours(number: int) -> None:
+def test_no_error_number_becomes_an_internal_error(number: int) -> None:
     error = told(number)
     assert not isinstance(error, InternalError)
     assert 400 <= status_of(error) != 500
@@ -30,11 +30,11 @@ def test_no_error_number_is_taken_for_a_defect_of_ours(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", sorted(DEAD_MOUNT))
-def test_what_a_dead_daemon_leaves_behind_is_a_lost_mount(number: int) -> None:
+def test_the_errors_of_a_dead_daemons_mount_become_a_lost_mount(number: int) -> None:
     assert isinstance(told(number), MountLostError)
 
 
-def test_a_mounted_directory_that_cannot_be_removed_names_the_way_out() -> None:
+def test_the_error_for_removing_a_mounted_directory_names_a_way_out() -> None:
     error = told(errno.EBUSY)
     assert isinstance(error, NotARegularFileError) and "restored" in error.message
     assert '"mode": "copy"' in (error.hint or "")

@@ -32,7 +32,7 @@ def test_a_working_directory_that_is_gone_is_left(tmp_path: Path, monkeypatch: p
         os.getcwd()
 
 
-def test_a_command_line_is_retold_only_if_it_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_line_is_rewritten_only_if_it_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "cmdline"
     monkeypatch.setattr(readable_process, "COMMAND_LINE", file)
     file.write_bytes("holdfast\0ls\0café\0".encode())

@@ -1,4 +1,4 @@
-"""What becomes of Ray's errors, without a Ray."""
+"""Translation of Ray's errors and retries of calls, without Ray."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ TABLE: list[tuple[RayError, type[HoldfastError], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("error", "kind", "context"), TABLE, ids=lambda value: type(value).__name__)
-def test_every_error_of_ray_becomes_one_of_ours(
-    error: RayError, kind: type[HoldfastError], context: dict[str, Any]
-) -> None:
+def test_every_error_of_ray_is_translated(error: RayError, kind: type[HoldfastError], context: dict[str, Any]) -> None:
     def steps() -> Generator[Any, Any, None]:
         yield fail
 
@@ -86,20 +84,20 @@ def test_every_error_of_ray_becomes_one_of_ours(
 
 
 class Method:
-    """A method of an actor: each time something else is given to be waited for."""
+    """A fake actor method: gives the next of its answers at each call."""
 
     def __init__(self, *answers: object) -> None:
         self.answers = list(answers)
 
     def remote(self, *args: object) -> Callable[[], object]:
-        """What `actor.method.remote()` gives to be waited for."""
+        """The awaitable that `actor.method.remote()` returns."""
         return lambda: given(self.answers.pop(0))
 
 
 class Actor:
-    """Answers with what it was told to, each answer once; `pings` are its answers to being asked whether it lives.
+    """A fake actor that gives each of its answers once; `pings` are its answers to `ping`.
 
-    It lets in whoever asks, and says then that it was restarted `restarts` times.
+    It admits every call, and reports then that it was restarted `restarts` times.
     """
 
     def __init__(self, *answers: object, pings: Sequence[object] = (), restarts: int = 0) -> None:
@@ -139,7 +137,7 @@ def test_a_call_that_may_have_been_executed_is_not_sent_again(monkeypatch: pytes
     assert (actor.answers, actor.ping.answers) == (["never"], [])
 
 
-def test_a_call_to_an_actor_that_left_while_the_cluster_was_slow_to_say_so_is_sent_again(
+def test_a_call_to_an_actor_found_to_have_left_after_some_pings_is_sent_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gone, there = Actor(UNAVAILABLE, pings=[UNAVAILABLE, ActorDiedError()]), Actor("done")
@@ -168,7 +166,7 @@ def test_a_call_to_an_actor_that_crashed_before_it_left_is_not_sent_again(
         assert raised.value.context == {"outcome": "unknown"}
 
 
-def test_an_actor_of_which_nobody_ever_hears_again_may_have_executed_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_outcome_is_unknown_if_the_actor_never_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     actor = Actor(UNAVAILABLE, pings=[UNAVAILABLE] * 100)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     with pytest.raises(SandboxUnavailableError) as raised:
@@ -176,7 +174,7 @@ def test_an_actor_of_which_nobody_ever_hears_again_may_have_executed_the_call(mo
     assert raised.value.context == {"outcome": "unknown"}
 
 
-def test_an_actor_that_left_before_it_was_called_at_all_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_actor_that_left_before_its_first_call_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made = iter([(Actor(ActorDiedError()), 0), (Actor("done"), 0)])
 
     def find(name: str, namespace: str) -> Actor:
@@ -190,7 +188,7 @@ def test_an_actor_that_left_before_it_was_called_at_all_is_made_again(monkeypatc
     assert next(made, None) is None
 
 
-def test_an_actor_made_for_a_call_has_let_it_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_making_an_actor_for_a_call_admits_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     def find(name: str, namespace: str) -> Actor:
         raise ValueError
 
@@ -207,14 +205,14 @@ def test_an_actor_made_for_a_call_has_let_it_in(monkeypatch: pytest.MonkeyPatch)
     assert call.result() == "done"
 
 
-def test_an_actor_that_always_leaves_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calling_an_actor_that_always_leaves_ends_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: Actor(ActorDiedError()))
     with pytest.raises(SandboxUnavailableError) as raised:
         Call(lambda: ActorRef("a", retry_s=0.05).call(lambda actor: actor.answer)).result()
     assert raised.value.context == {"outcome": "not_executed"}
 
 
-def test_a_call_that_an_actor_refuses_because_it_is_leaving_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_a_leaving_actor_refuses_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     leaving = wrapped(SandboxUnavailableError("x", context={"outcome": "not_executed", LEAVING: True}))
     actor = Actor(leaving, leaving, "done")
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
@@ -241,7 +239,7 @@ def test_without_a_service_the_error_says_how_to_start_one(monkeypatch: pytest.M
 
 
 class Restarting:
-    """An actor that lets nobody in until it is back."""
+    """A fake actor that admits no call until it is back."""
 
     def __init__(self, *answers: object) -> None:
         self.admit = self
@@ -249,7 +247,7 @@ class Restarting:
         self.served = 0
 
     def remote(self, lane: str) -> Callable[[], object]:
-        """What `actor.admit.remote(lane)` gives to be waited for."""
+        """The awaitable that `actor.admit.remote(lane)` returns."""
         assert lane == "mailbox"
         return lambda: given(self._answers.pop(0))
 
@@ -258,7 +256,7 @@ class Restarting:
         return "done"
 
 
-def test_a_call_that_meets_an_actor_being_restarted_waits_for_it_and_is_sent_once(
+def test_a_call_to_a_restarting_actor_waits_for_it_and_is_sent_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     actor = Restarting(UNAVAILABLE, UNAVAILABLE, ("node", 1, False))
@@ -267,7 +265,7 @@ def test_a_call_that_meets_an_actor_being_restarted_waits_for_it_and_is_sent_onc
     assert actor.served == 1
 
 
-def test_an_actor_that_is_not_back_in_time_has_executed_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_is_not_executed_if_the_actor_is_not_back_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     actor = Restarting(*[UNAVAILABLE] * 100)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     with pytest.raises(SandboxUnavailableError) as raised:
@@ -276,7 +274,7 @@ def test_an_actor_that_is_not_back_in_time_has_executed_nothing(monkeypatch: pyt
     assert actor.served == 0
 
 
-def test_a_call_that_is_not_let_in_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_without_admission_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     actor = Restarting(wrapped(TooManyCallsError("x")))
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     with pytest.raises(TooManyCallsError):
@@ -284,7 +282,7 @@ def test_a_call_that_is_not_let_in_is_not_sent(monkeypatch: pytest.MonkeyPatch) 
     assert actor.served == 0
 
 
-def test_a_call_whose_actor_has_to_be_found_first_is_submitted_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submitting_a_call_does_not_wait_for_its_actor_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     submitted, sent = threading.Event(), threading.Event()
 
     class Told:
@@ -305,15 +303,15 @@ MOVING = wrapped(SandboxUnavailableError("x", context={"outcome": "not_executed"
 BACK = Recovery(at=datetime(2026, 1, 2, tzinfo=UTC), lost=["/tmp"], told=False)
 
 
-def test_a_call_waits_longer_for_a_sandbox_that_moves_off_a_drained_node(
+def test_a_call_waits_longer_for_a_sandbox_that_leaves_a_drained_node(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    actor = Actor(*[MOVING] * 6, "done")  # the pauses before these are 0.6 s together
+    actor = Actor(*[MOVING] * 6, "done")  # the pauses before these take 0.6 s in total
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     assert Call(lambda: ActorRef("a", retry_s=0.25).call(lambda actor: actor.answer)).result() == "done"
 
 
-def test_a_sandbox_that_never_arrives_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_for_a_moving_sandbox_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actor_ref, "_MOVES_S", 0.05)
     actor = Actor(*[MOVING] * 100)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
@@ -323,7 +321,7 @@ def test_a_sandbox_that_never_arrives_is_not_waited_for_without_end(monkeypatch:
 
 
 class Recovered(Actor):
-    """An actor that lets the call in, and has news; it hears what it has been told of."""
+    """A fake actor that admits the call and has a recovery notice; it records which notices were reported as told."""
 
     def __init__(self, *answers: object, news: object = BACK, has_news: bool = True) -> None:
         super().__init__(*answers)
@@ -333,13 +331,13 @@ class Recovered(Actor):
         self.told = self
 
     def remote(self, at: datetime) -> object:
-        """What `actor.told.remote(at)` gives, for which nobody waits."""
+        """Records `actor.told.remote(at)`, whose result nobody awaits."""
         self.heard.append(at)
         return object()
 
 
 @pytest.mark.parametrize("answer", ["done", wrapped(BackupNotFoundError("x"))])
-def test_the_first_call_after_a_loss_hears_of_it_whether_it_succeeds_or_not(
+def test_the_first_call_after_a_loss_gets_the_notice_whether_it_succeeds_or_not(
     monkeypatch: pytest.MonkeyPatch, answer: object
 ) -> None:
     actor, reference = Recovered(answer), ActorRef("sandbox:default:box")
@@ -356,14 +354,14 @@ def test_the_first_call_after_a_loss_hears_of_it_whether_it_succeeds_or_not(
 @pytest.mark.parametrize(
     "actor", [Recovered("done", has_news=False), Recovered("done", news=None), Recovered("done", news=UNAVAILABLE)]
 )
-def test_a_call_to_an_actor_without_news_hears_nothing(monkeypatch: pytest.MonkeyPatch, actor: Recovered) -> None:
+def test_a_call_to_an_actor_without_news_gets_no_notice(monkeypatch: pytest.MonkeyPatch, actor: Recovered) -> None:
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     with collecting() as heard:
         assert Call(lambda: ActorRef("a").call(lambda actor: actor.answer, lane="mailbox")).result() == "done"
     assert heard == []
 
 
-def test_a_stream_whose_actor_is_gone_after_its_first_item_may_have_had_an_effect() -> None:
+def test_a_stream_whose_actor_dies_after_its_first_item_has_an_unknown_outcome() -> None:
     def opened() -> Generator[Any, Any, tuple[Any, list[str], bool]]:
         yield from ()
         return iter([lambda: given(ActorDiedError())]), ["first"], False

@@ -1,4 +1,4 @@
-"""The environment becomes settings; secrets go no further than they have to."""
+"""Settings: read from the environment, and secrets kept out of everything else."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def test_a_missing_setting_is_named(monkeypatch: pytest.MonkeyPatch, missing: st
     assert config.missing_settings == (named,)
 
 
-def test_nothing_set_names_everything_and_no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_nothing_set_every_needed_setting_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = given(monkeypatch, BACKUP_BUCKET_NAME="")
     assert not settings.names_a_bucket
     assert len(settings.missing_bucket_settings()) == 4
 
 
-def test_an_account_or_an_endpoint_leads_to_the_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bucket_is_reached_by_an_account_or_by_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = given(monkeypatch, **BUCKET).bucket()
     assert bucket is not None
     assert bucket.endpoint_url == "https://account.r2.cloudflarestorage.com"
@@ -63,7 +63,7 @@ def test_an_account_or_an_endpoint_leads_to_the_bucket(monkeypatch: pytest.Monke
     ["s3.example.com", "ftp://host", "https://", "https://user:pass@host", "https://host/path", "https://host?x=1",
      "https://host#x", "file:///etc"],
 )  # fmt: skip
-def test_an_endpoint_is_an_origin_and_nothing_more(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_an_endpoint_with_more_than_an_origin_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     with pytest.raises(ValidationError):
         given(monkeypatch, BACKUP_BUCKET_ENDPOINT=url)
 
@@ -79,7 +79,7 @@ def test_an_endpoint_is_an_origin_and_nothing_more(monkeypatch: pytest.MonkeyPat
         ("HOLDFAST_TRANSFER_CONCURRENCY", "0", "HOLDFAST_TRANSFER_CONCURRENCY"),
     ],
 )
-def test_what_does_not_fit_is_found_at_the_start_and_named(
+def test_a_bad_setting_is_refused_at_the_start_by_its_name(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     with pytest.raises(ValidationError, match=said) as raised:
@@ -109,7 +109,7 @@ def test_the_default_tenants_key_is_the_sandbox_api_key(monkeypatch: pytest.Monk
     assert keys == {"one": "key-of-one", "default": "key-of-default"}
 
 
-def test_secrets_leave_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_removed_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     given(
         monkeypatch,
         **BUCKET,
@@ -129,7 +129,7 @@ def test_secrets_leave_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         assert secret not in left
 
 
-def test_no_representation_shows_a_secret_and_the_config_survives_pickling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_repr_shows_a_secret_and_the_config_survives_pickling(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = given(
         monkeypatch, **BUCKET, SANDBOX_API_KEY="a-sandbox-api-key", HOLDFAST_SIGNING_KEY="a-signing-key",
         HOLDFAST_DATA_DIR="relative",

@@ -1,4 +1,4 @@
-"""Where a sandbox's files are, for every row of the table in `actors.state.location`."""
+"""The location of a sandbox's files, for every row of the table in `actors.state.location`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OF_AN_EARLIER_RELEASE = state(epoch=0, node="other")
 ASLEEP_FROM_HERE, ASLEEP_FROM_ELSEWHERE, ASLEEP = state(slept_on="here"), state(slept_on="other"), state()
 
 TABLE = [
-    # the node has a record, the bucket's state, that node is lost -> the content comes from
+    # columns: the node has a record, the bucket's state, that node is lost, the origin of the content
     (True, NOTHING, False, Origin.HERE),
     (True, NEVER_TAKEN_UP, False, Origin.HERE),
     (True, OURS, False, Origin.HERE),
@@ -77,7 +77,7 @@ def test_the_files_are_where_the_table_says(
     assert bool(asked) == (found in (OTHERS, OF_AN_EARLIER_RELEASE))
 
 
-def test_without_an_answer_of_the_bucket_only_what_is_here_is_taken_up() -> None:
+def test_without_the_buckets_answer_only_files_on_this_node_are_used() -> None:
     assert unknown(has_record=True) is Origin.HERE
     with pytest.raises(SandboxUnavailableError) as raised:
         unknown(has_record=False)

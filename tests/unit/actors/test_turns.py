@@ -1,4 +1,4 @@
-"""Who may make a sandbox's actor."""
+"""The creation lock: lets one call at a time make a sandbox's actor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FULL = SandboxUnavailableError(
 
 
 def fail(turns: CreationLock, name: str, error: Exception, *, meanwhile: int) -> None:
-    """A turn that fails, during which so many others are sent back."""
+    """A failed attempt to make an actor, during which this many other callers are turned away."""
     with pytest.raises(type(error)), turns.turn(name):
         for _ in range(meanwhile):
             with pytest.raises(SandboxUnavailableError), turns.turn(name):
@@ -21,7 +21,7 @@ def fail(turns: CreationLock, name: str, error: Exception, *, meanwhile: int) ->
         raise error
 
 
-def test_while_one_makes_an_actor_others_are_to_ask_again() -> None:
+def test_other_callers_are_turned_away_while_one_makes_the_actor() -> None:
     turns = CreationLock()
     with turns.turn("a"):
         with turns.turn("b"):
@@ -54,7 +54,7 @@ def test_callers_turned_away_during_a_failed_spawn_get_its_error() -> None:
         pass
 
 
-def test_what_was_met_is_soon_forgotten() -> None:
+def test_the_error_of_a_failed_spawn_is_soon_forgotten() -> None:
     now = 100.0
     turns = CreationLock(clock=lambda: now)
     fail(turns, "a", FULL, meanwhile=1)
@@ -75,7 +75,7 @@ def test_what_was_met_is_soon_forgotten() -> None:
         ValueError("x"),
     ],
 )
-def test_what_concerns_one_call_only_is_not_told_to_others(error: Exception) -> None:
+def test_an_error_that_concerns_one_call_only_is_not_given_to_others(error: Exception) -> None:
     turns = CreationLock()
     fail(turns, "a", error, meanwhile=3)
     with turns.turn("a"):

@@ -1,4 +1,4 @@
-"""Each failure that a container brings about, explained by its surroundings: the cause, and the line to change."""
+"""Explanations of failures that a container causes: the reason, and the line to change."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def test_a_failure_is_explained_by_its_cause_with_the_lines_to_change(
         ("setpriv: setresuid failed: Invalid argument", {"user_namespace": True}, "HOLDFAST_SANDBOX_UID"),
     ],
 )
-def test_what_no_manifest_changes_is_explained_too(failure: str, lacks: dict[str, Any], fix: str) -> None:
+def test_a_failure_that_no_manifest_can_fix_is_explained_too(failure: str, lacks: dict[str, Any], fix: str) -> None:
     cause = explain(failure, replace(GOOD, **lacks))
 
     assert cause is not None and fix in cause.fix
 
 
-def test_a_failure_that_the_surroundings_do_not_explain_gets_no_invented_cause() -> None:
+def test_a_failure_that_the_surroundings_do_not_explain_gets_no_cause() -> None:
     assert explain("mksquashfs: some new defect", GOOD) is None
     assert explain(NAMESPACE, GOOD) is None
 
@@ -118,14 +118,14 @@ def test_every_needed_capability_has_a_use_and_a_line() -> None:
         assert f"--cap-add {name}" in lacking(name).fix
 
 
-def test_all_that_speaks_against_a_place_is_foreseen_at_once() -> None:
+def test_all_obstacles_of_a_container_are_foreseen_at_once() -> None:
     bad = replace(GOOD, masked_proc=True, cgroup="ro", fuse=False, loop=False, seccomp=True, apparmor="profile")
 
     assert [name for name, _ in foreseen(bad)] == ["proc", "cgroup", "fuse", "loop", "seccomp", "apparmor"]
     assert foreseen(GOOD) == []
 
 
-def test_a_tools_words_become_one_short_line_without_digests() -> None:
+def test_a_tools_message_becomes_one_short_line_without_digests() -> None:
     said = f"mount: /var/lib/holdfast/node/{'0' * 64}/lower: permission denied.\\n       dmesg(1) may have more."
 
     assert brief(said) == "mount: lower: permission denied."
@@ -160,7 +160,7 @@ def test_a_machine_restricts_nothing(fake_proc: Path, tmp_path: Path) -> None:
     assert (here.cgroup, here.cgroup_point, here.file_system) == ("rw", Path("/sys/fs/cgroup"), "ext4")
 
 
-def test_a_container_is_read_for_what_it_is(fake_proc: Path, tmp_path: Path) -> None:
+def test_a_containers_restrictions_are_read_from_proc(fake_proc: Path, tmp_path: Path) -> None:
     (fake_proc / "self" / "status").write_text(status(0xA80425FB | 1 << 21, seccomp=2))
     (fake_proc / "self" / "uid_map").write_text("         0     200000      65536\n")
     (fake_proc / "self" / "attr" / "current").write_text("docker-default (enforce)\n")
@@ -178,7 +178,7 @@ def test_a_container_is_read_for_what_it_is(fake_proc: Path, tmp_path: Path) -> 
     assert (here.fuse, here.loop) == (False, False)
 
 
-def test_what_machines_mount_in_proc_themselves_is_no_mask(fake_proc: Path, tmp_path: Path) -> None:
+def test_an_ordinary_mount_in_proc_is_not_taken_for_a_mask(fake_proc: Path, tmp_path: Path) -> None:
     with (fake_proc / "self" / "mountinfo").open("a") as file:
         file.write(mount(f"{fake_proc}/sys/fs/binfmt_misc", "autofs"))
 
@@ -189,7 +189,7 @@ def test_what_machines_mount_in_proc_themselves_is_no_mask(fake_proc: Path, tmp_
     "failure",
     ["python failed with status 1: OSError: [Errno 28] No space left on device", "mkfs: Disk quota exceeded"],
 )
-def test_a_full_disk_is_the_cause_before_any_right_that_is_missing(failure: str) -> None:
+def test_a_full_disk_is_named_before_any_missing_right(failure: str) -> None:
     lacking_all = replace(GOOD, missing=frozenset(USES), seccomp=True, fuse=False)
     for here in (GOOD, lacking_all):
         found = explain(failure, here)

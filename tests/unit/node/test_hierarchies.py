@@ -1,4 +1,4 @@
-"""The service's own control group is found wherever a node or a container shows it."""
+"""Finding the service's own control group, on nodes and in containers, with cgroup v1 and v2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ V1 = "{id} 20 0:{id} {root} {point} rw,nosuid - cgroup cgroup rw,{controller}"
 
 @dataclasses.dataclass
 class Node:
-    """Files as the kernel shows them, over a folder that stands for /sys/fs/cgroup."""
+    """A fake /sys/fs/cgroup in a folder, with the files that the kernel shows."""
 
     folder: Path
 
@@ -42,56 +42,56 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
-def test_a_unit_of_systemd_is_where_its_group_is(node: Node) -> None:
+def test_a_systemd_unit_is_found_at_its_group(node: Node) -> None:
     found = node.find([node.v2("system.slice/holdfast.service")], ["0::/system.slice/holdfast.service"])
     assert found.v2 == node.folder / "unified/system.slice/holdfast.service"
     assert found.v1 == {}
     assert found.roots == (node.folder / "unified",)
 
 
-def test_a_container_with_its_own_cgroup_namespace_is_at_the_root_that_it_sees(node: Node) -> None:
+def test_a_container_with_a_cgroup_namespace_is_found_at_its_root(node: Node) -> None:
     assert node.find([node.v2()], ["0::/"]).v2 == node.folder / "unified"
 
 
-def test_a_privileged_container_without_a_namespace_is_below_its_pods_group(node: Node) -> None:
+def test_a_privileged_container_without_a_cgroup_namespace_is_found_below_its_pods_group(node: Node) -> None:
     found = node.find([node.v2("kubepods/pod1/ctr1")], ["0::/kubepods/pod1/ctr1"])
     assert found.v2 == node.folder / "unified/kubepods/pod1/ctr1"
 
 
-def test_the_group_of_a_service_that_has_moved_into_its_leaf_is_the_leafs_parent(node: Node) -> None:
+def test_the_group_of_a_service_in_its_leaf_is_the_leafs_parent(node: Node) -> None:
     found = node.find([node.v2("pod/ctr")], [f"0::/pod/ctr/{SERVICE_LEAF}"])
     assert found.v2 == node.folder / "unified/pod/ctr"
     assert node.find([node.v2()], [f"0::/{SERVICE_LEAF}"]).v2 == node.folder / "unified"
 
 
-def test_a_mount_of_a_part_of_the_hierarchy_is_counted_from_that_part(node: Node) -> None:
-    """Docker on a node with v1 mounts a container's own groups, and /proc/self/cgroup names them from the real root."""
+def test_a_partial_mount_of_the_hierarchy_is_read_from_its_own_root(node: Node) -> None:
+    """Docker on a v1 node mounts a container's own groups, but /proc/self/cgroup names them from the real root."""
     mounts = [node.v2(root="/docker/c1"), node.v1("memory", root="/docker/c1"), node.v1("pids", "inner", "/docker/c1")]
     found = node.find(mounts, ["9:pids:/docker/c1/inner", "4:memory:/docker/c1", "0::/docker/c1"])
     assert found.v2 == node.folder / "unified"
     assert found.v1 == {"memory": node.folder / "memory", "pids": node.folder / "pids/inner"}
 
 
-def test_each_controller_of_v1_has_the_services_group_in_its_own_hierarchy(node: Node) -> None:
+def test_each_v1_controller_has_the_services_group_in_its_own_hierarchy(node: Node) -> None:
     mounts = [node.v2(), node.v1("memory", "api/one"), node.v1("pids")]
     found = node.find(mounts, ["8:pids:/", "4:memory:/api/one", "1:name=systemd:/x", "0::/"])
     assert found.v1 == {"memory": node.folder / "memory/api/one", "pids": node.folder / "pids"}
     assert set(found.roots) == {node.folder / name for name in ("unified", "memory", "pids")}
 
 
-def test_a_node_without_cgroup_v2_is_told_to_mount_it(node: Node) -> None:
+def test_the_error_on_a_node_without_cgroup_v2_says_to_mount_it(node: Node) -> None:
     with pytest.raises(CgroupError) as raised:
         node.find([node.v1("memory")], ["4:memory:/"])
     assert raised.value.hint == "mount -t cgroup2 none /sys/fs/cgroup"
 
 
-def test_a_group_that_cannot_be_written_is_told_apart_from_a_missing_one(node: Node) -> None:
+def test_a_read_only_group_is_told_apart_from_a_missing_one(node: Node) -> None:
     with pytest.raises(CgroupError, match="read-only") as raised:
         node.find([V2.format(root="/", point="/proc/sys/kernel/ns_last_pid")], ["0::/inside"])
     assert raised.value.hint is not None and "remount" in raised.value.hint
 
 
-def test_all_groups_of_a_name_are_found_wherever_they_lie(node: Node) -> None:
+def test_all_groups_of_a_name_are_found_at_any_depth(node: Node) -> None:
     found = node.find([node.v2("a/b"), node.v1("pids")], ["8:pids:/", "0::/a/b"])
     wanted = [
         node.folder / "unified/holdfast-x",

@@ -17,10 +17,10 @@ GIB = 2**30
         (GIB, None, GIB // 2),
         (100 * GIB, "max\n", 90 * GIB),
         (100 * GIB, f"{8 * GIB}\n", 7 * GIB),
-        (8 * GIB, f"{2**63 - 4096}\n", 7 * GIB),  # no limit, as cgroup v1 says it
+        (8 * GIB, f"{2**63 - 4096}\n", 7 * GIB),  # cgroup v1's value for no limit
     ],
 )
-def test_sandboxes_have_what_the_service_and_the_rest_of_the_node_do_not_need(
+def test_sandboxes_get_the_memory_that_the_service_and_the_node_do_not_need(
     tmp_path: Path, total: int, limit: str | None, share: int
 ) -> None:
     meminfo = tmp_path / "meminfo"

@@ -1,4 +1,4 @@
-"""The exact words that mounts are asked for with."""
+"""The exact arguments and options of each driver's mounts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_fuse_overlay_writes_through() -> None:
     ]  # fmt: skip
 
 
-def test_recorded_options_tell_kernel_uppers_from_fuse_uppers() -> None:
+def test_overlay_options_differ_between_kernel_and_fuse_drivers() -> None:
     assert [(driver, driver.overlay_options) for driver in Driver] == [
         ("kernel", "redirect_dir=on,index=on,xino=on"),
         ("mixed", "redirect_dir=on,index=on,xino=on"),

@@ -41,7 +41,7 @@ def test_every_field_is_read() -> None:
         (b"/a\xffb", "/a\udcffb"),
     ],
 )
-def test_escaped_and_foreign_bytes_become_the_name_itself(escaped: bytes, plain: str) -> None:
+def test_escaped_and_non_utf8_names_are_decoded(escaped: bytes, plain: str) -> None:
     (mount,) = mountinfo.parse(b"45 27 0:39 / %s rw - tmpfs tmpfs rw\n" % escaped)
     assert mount.point == Path(plain)
 
@@ -57,7 +57,7 @@ def test_mounts_under_a_path_come_deepest_and_newest_first(monkeypatch: pytest.M
     assert [mount.id for mount in mountinfo.mounts_under(Path("/box"))] == [42, 41, 40]
 
 
-def test_find_gives_the_topmost_of_stacked_mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_find_returns_the_topmost_of_stacked_mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _serve(
         monkeypatch,
         tmp_path,
@@ -68,7 +68,7 @@ def test_find_gives_the_topmost_of_stacked_mounts(monkeypatch: pytest.MonkeyPatc
     assert found.source == "top"
 
 
-def test_find_takes_neither_parents_nor_children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_find_ignores_parents_and_children(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _serve(monkeypatch, tmp_path, ROOT + b"40 27 0:1 / /box/merged rw - tmpfs a rw\n")
     assert mountinfo.find(Path("/box")) is None
 

@@ -1,4 +1,4 @@
-"""Records of the node that are kept twice: whatever happens to one of them, the value is right, or an error."""
+"""The node's records, kept in two files: after damage to one file the value is still right; after more, an error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_record_is_read_as_it_was_written_and_is_plain_json(twin: TwinFile[Any
 
 @pytest.mark.parametrize("which", ["record.json", "record.json.copy"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_record_of_which_one_file_is_damaged_is_right_and_mended_by_a_write(
+def test_a_record_with_one_damaged_file_is_read_right_and_mended_by_a_write(
     twin: TwinFile[Any], tmp_path: Path, damage: str, which: str
 ) -> None:
     DAMAGE[damage](tmp_path / which)
@@ -64,7 +64,7 @@ def test_a_record_of_which_one_file_is_damaged_is_right_and_mended_by_a_write(
     assert twin.read() == (VALUE, True)
 
 
-def test_a_record_of_which_both_files_are_damaged_is_an_error(twin: TwinFile[Any], tmp_path: Path) -> None:
+def test_a_record_with_two_damaged_files_is_an_error(twin: TwinFile[Any], tmp_path: Path) -> None:
     for name in ("record.json", "record.json.copy"):
         flip(tmp_path / name)
     with pytest.raises(CorruptRecordError) as raised:
@@ -72,7 +72,7 @@ def test_a_record_of_which_both_files_are_damaged_is_an_error(twin: TwinFile[Any
     assert raised.value.hint
 
 
-def test_there_is_no_record_where_both_files_are_missing(tmp_path: Path) -> None:
+def test_two_missing_files_are_no_record(tmp_path: Path) -> None:
     twin = TwinFile(tmp_path / "none.json", json.loads)
     assert not twin.exists
     assert twin.read() == (None, True)
@@ -84,7 +84,7 @@ def test_a_record_without_a_checksum_is_read(twin: TwinFile[Any], tmp_path: Path
     assert twin.read() == (VALUE, True)
 
 
-def test_noflipped_bit_of_a_record_is_taken_for_another_value(twin: TwinFile[Any], file: Path) -> None:
+def test_no_flipped_bit_of_a_record_changes_its_value(twin: TwinFile[Any], file: Path) -> None:
     (file.parent / "record.json.copy").unlink()
     for data in flipped(file.read_bytes()):
         file.write_bytes(data)
@@ -94,7 +94,7 @@ def test_noflipped_bit_of_a_record_is_taken_for_another_value(twin: TwinFile[Any
             continue
 
 
-def test_a_seal_is_undone() -> None:
+def test_unsealing_returns_the_sealed_text() -> None:
     assert unsealed(sealed(TEXT)) == TEXT.encode()
 
 
@@ -103,7 +103,9 @@ def test_a_seal_is_undone() -> None:
 
 @pytest.mark.parametrize("which", ["node/id", "node.id"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_an_identity_of_which_one_file_is_damaged_stays_and_is_mended(tmp_path: Path, damage: str, which: str) -> None:
+def test_an_identity_with_one_damaged_file_stays_the_same_and_is_mended(
+    tmp_path: Path, damage: str, which: str
+) -> None:
     made = identity(tmp_path / "node")
     DAMAGE[damage](tmp_path / which)
     assert identity(tmp_path / "node") == made
@@ -112,7 +114,7 @@ def test_an_identity_of_which_one_file_is_damaged_stays_and_is_mended(tmp_path: 
     assert identity(tmp_path / "node") == made, "both had been right again"
 
 
-def test_noflipped_bit_of_an_identity_makes_another_node(tmp_path: Path) -> None:
+def test_no_flipped_bit_of_an_identity_makes_another_node(tmp_path: Path) -> None:
     node = tmp_path / "node"
     made = identity(node)
     for position in range(len(made)):
@@ -124,7 +126,7 @@ def test_noflipped_bit_of_an_identity_makes_another_node(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 32, b"two\nlines", b"x" * 5000])
-def test_an_identity_that_is_nowhere_is_an_error_and_no_new_node(tmp_path: Path, damage: bytes) -> None:
+def test_an_identity_with_two_damaged_files_is_an_error_and_no_new_node(tmp_path: Path, damage: bytes) -> None:
     identity(tmp_path / "node")
     for name in ("node/id", "node.id"):
         (tmp_path / name).write_bytes(damage)
@@ -134,7 +136,7 @@ def test_an_identity_that_is_nowhere_is_an_error_and_no_new_node(tmp_path: Path,
         assert raised.value.hint
 
 
-def test_a_name_that_an_operator_gave_is_kept(tmp_path: Path) -> None:
+def test_an_identity_that_the_operator_chose_is_kept(tmp_path: Path) -> None:
     node = tmp_path / "node"
     node.mkdir()
     for name in ("one", "another name"):

@@ -1,4 +1,4 @@
-"""The filter, run by an interpreter of the few instructions it is made of."""
+"""The seccomp filter, run by an interpreter of the few BPF instructions that it uses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def machine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_every_denied_call_is_refused_and_ordinary_ones_are_not(machine: str) -> None:
+def test_denied_calls_are_refused_and_ordinary_ones_allowed(machine: str) -> None:
     program, column = seccomp.program(machine), list(ARCH).index(machine)
     for name, numbers in seccomp._DENIED.items():
         assert verdict(program, arch=ARCH[machine], number=numbers[column]) == REFUSE, name
@@ -62,7 +62,7 @@ def test_clone_makes_processes_and_threads_but_no_namespaces(machine: str, flag:
 
 
 @pytest.mark.parametrize("call", ["clone3", "io_setup"])
-def test_what_programs_do_without_is_said_not_to_exist(machine: str, call: str) -> None:
+def test_optional_calls_answer_that_they_do_not_exist(machine: str, call: str) -> None:
     number = {"clone3": {"x86_64": 435, "aarch64": 435}, "io_setup": {"x86_64": 206, "aarch64": 0}}[call][machine]
     assert verdict(seccomp.program(machine), arch=ARCH[machine], number=number) == NOSYS
 
@@ -74,20 +74,20 @@ def test_ioctl_cannot_type_into_a_terminal(machine: str, request_: int, expected
         assert verdict(program, arch=ARCH[machine], number=number, args=(0, request_ | high)) == expected
 
 
-def test_calls_of_another_architecture_do_not_exist(machine: str) -> None:
+def test_calls_of_another_architecture_answer_that_they_do_not_exist(machine: str) -> None:
     program = seccomp.program(machine)
     assert verdict(program, arch=0x40000003, number=0) == NOSYS
     if machine == "x86_64":
         assert verdict(program, arch=ARCH[machine], number=0x40000000 | 165) == NOSYS
 
 
-def test_an_unknown_machine_has_no_filter() -> None:
+def test_an_unknown_machine_is_an_error() -> None:
     with pytest.raises(ValueError, match="riscv64"):
         seccomp.program("riscv64")
 
 
 @pytest.mark.parametrize("call", ["_SOCKET", "_SOCKETPAIR"])
-def test_four_families_of_sockets_are_there_and_no_other(machine: str, call: str) -> None:
+def test_only_four_socket_families_are_allowed(machine: str, call: str) -> None:
     program, number = seccomp.program(machine), getattr(seccomp, call)[list(ARCH).index(machine)]
     for family in (*range(256), 0x7FFFFFFF, 0xFFFFFFFF):
         expected = ALLOW if family in (1, 2, 10, 16) else NO_FAMILY
@@ -101,7 +101,7 @@ KINDS = {"fifo": (0o010000, ALLOW), "character device": (0o020000, REFUSE), "dir
 
 
 @pytest.mark.parametrize(("kind", "expected"), KINDS.values(), ids=KINDS.keys())
-def test_no_device_can_be_made(machine: str, kind: int, expected: int) -> None:
+def test_devices_cannot_be_made(machine: str, kind: int, expected: int) -> None:
     program, column = seccomp.program(machine), list(ARCH).index(machine)
     for numbers, before in ((seccomp._MKNOD, 1), (seccomp._MKNODAT, 2)):
         if (number := numbers[column]) is not None:
@@ -111,6 +111,6 @@ def test_no_device_can_be_made(machine: str, kind: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize(("flags", "expected"), [(0, ALLOW), (1, ALLOW), (2, ALLOW), (4, INVALID), (5, INVALID)])
-def test_a_rename_leaves_no_whiteout(machine: str, flags: int, expected: int) -> None:
+def test_a_rename_that_leaves_a_whiteout_is_refused(machine: str, flags: int, expected: int) -> None:
     program, number = seccomp.program(machine), seccomp._RENAMEAT2[list(ARCH).index(machine)]
     assert verdict(program, arch=ARCH[machine], number=number, args=(0, 0, 0, 0, flags)) == expected

@@ -1,4 +1,4 @@
-"""The words that archives are asked for with, and the ways in which the tools lie."""
+"""The tools' arguments, and the checks that detect when a tool reports success falsely."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def image(
     return path
 
 
-def test_an_archive_against_which_nothing_speaks_is_accepted(tmp_path: Path) -> None:
+def test_a_faultless_archive_is_accepted(tmp_path: Path) -> None:
     made = squashfs.verify_creation(FINE, image(tmp_path / "a"), inodes=5)
     assert (made.inodes, made.bytes_used) == (5, 96)
     acl = b"Unrecognised xattr prefix system.posix_acl_access\n\n"
@@ -50,7 +50,7 @@ def test_an_archive_against_which_nothing_speaks_is_accepted(tmp_path: Path) -> 
         Ended(0, b"", b"Unrecognised xattr prefix system.posix_acl_access\nCannot stat x\n"),
     ],
 )
-def test_a_complaint_is_a_failure_whatever_the_status(tmp_path: Path, ended: Ended) -> None:
+def test_a_complaint_is_a_failure_whatever_the_exit_status(tmp_path: Path, ended: Ended) -> None:
     with pytest.raises(ArchiveError):
         squashfs.verify_creation(ended, image(tmp_path / "a"), inodes=5)
 
@@ -69,7 +69,7 @@ def test_a_full_disk_is_recognized(tmp_path: Path, stream: str, words: bytes) ->
 @pytest.mark.parametrize(
     "wrong", [{"inodes": 1}, {"inodes": 6}, {"magic": 0}, {"used": 97}, {"major": 3}, {"cut": 40}, {"cut": 0}]
 )
-def test_a_torn_or_incomplete_archive_is_refused_though_the_tool_is_content(
+def test_a_torn_or_incomplete_archive_is_refused_though_the_tool_succeeded(
     tmp_path: Path, wrong: dict[str, int]
 ) -> None:
     with pytest.raises(ArchiveError):
@@ -77,7 +77,7 @@ def test_a_torn_or_incomplete_archive_is_refused_though_the_tool_is_content(
 
 
 @pytest.mark.parametrize("ended", [Ended(1, b"", b""), Ended(0, b"", b"create_inode: failed\n")])
-def test_an_extraction_that_complains_blames_the_tool_and_not_the_archive(ended: Ended) -> None:
+def test_a_failed_extraction_blames_the_tool_unless_told_to_blame_the_archive(ended: Ended) -> None:
     squashfs.verify_extraction(FINE)
     with pytest.raises(ToolError):
         squashfs.verify_extraction(ended)
@@ -96,13 +96,15 @@ def test_an_extraction_that_complains_blames_the_tool_and_not_the_archive(ended:
         (Ended(1, b"", b"bwrap: Can't fork for pid 1: Resource temporarily unavailable\n"), NoProcessesLeftError),
     ],
 )
-def test_what_the_node_did_to_a_tool_is_told_from_what_the_tool_says(ended: Ended, kind: type[NodeError]) -> None:
+def test_a_tool_that_the_node_killed_or_starved_is_told_apart_from_one_that_failed(
+    ended: Ended, kind: type[NodeError]
+) -> None:
     for has_run in (True, False):
         with pytest.raises(kind):
             check_undisturbed(ended, tool="unsquashfs", has_run=has_run)
 
 
-def test_a_tool_whose_box_was_not_built_has_not_said_anything() -> None:
+def test_an_unbuilt_box_is_an_error_of_the_box_and_not_of_the_tool() -> None:
     with pytest.raises(BoxError, match="RTM_NEWADDR") as raised:
         check_undisturbed(Ended(1, b"", b"bwrap: loopback: Failed RTM_NEWADDR\n"), tool="unsquashfs", has_run=False)
     assert raised.value.hint == "Run `holdfast doctor` on the node."
@@ -123,16 +125,16 @@ def test_a_tool_whose_box_was_not_built_has_not_said_anything() -> None:
         (b"[a]?", b"\\\\[a\\]\\?\n"),
     ],
 )
-def test_excluded_names_are_meant_literally(path: bytes, line: bytes) -> None:
+def test_special_characters_in_excluded_names_are_escaped(path: bytes, line: bytes) -> None:
     assert squashfs.exclude_lines([path]) == (line, [])
 
 
-def test_names_with_newlines_become_words() -> None:
+def test_names_with_newlines_become_patterns_on_the_command_line() -> None:
     assert squashfs.exclude_lines([b"a\nb", b"c"]) == (b"c\n", ["a\\\nb"])
     assert squashfs.exclude_lines([]) == (b"", [])
 
 
-def test_percentages_only_rise_however_the_output_is_cut() -> None:
+def test_percentages_only_rise_wherever_the_output_is_split() -> None:
     seen: list[int] = []
     read = squashfs.percent_reader(seen.append)
     for piece in (b"[==  ] 10/100  10%\r", b"9%", b"\r 50%\r50%", b"", b"no", b"999%", b"100%"):
@@ -140,7 +142,7 @@ def test_percentages_only_rise_however_the_output_is_cut() -> None:
     assert seen == [10, 50, 100]
 
 
-def test_names_are_found_in_a_listing_however_it_is_cut() -> None:
+def test_names_are_found_in_a_listing_wherever_it_is_split() -> None:
     text = b"squashfs-root\nsquashfs-root/a\nsquashfs-root/a/.wh.b\nsquashfs-root/c\n"
     for size in (1, 7, 1000):
         reader = squashfs.NameReader(lambda name: name.startswith(b".wh."))
@@ -150,7 +152,7 @@ def test_names_are_found_in_a_listing_however_it_is_cut() -> None:
     assert squashfs.NameReader(bool).found is None
 
 
-def test_the_commands_are_these() -> None:
+def test_the_tools_command_lines() -> None:
     options = {"uid": 7, "compression": "zstd", "level": 1, "memory_bytes": 2**28, "processors": 2}
     assert squashfs.mksquashfs("/o", excludes="/e", **options) == [  # type: ignore[arg-type]
         "mksquashfs", ".", "/o", "-noappend", "-exit-on-error", "-no-recovery", "-progress", "-quiet",
@@ -166,7 +168,7 @@ BOX = Box(uid=7, hostname="host", binds=())
 FDS = {"seccomp": 3, "passwd": 4, "group": 5, "hosts": 6}
 
 
-def test_a_commands_box_has_every_lock() -> None:
+def test_a_commands_box_has_every_restriction() -> None:
     args = bubblewrap.inner(BOX, [Bind(Path("/n"), "/w", True)], identity=Identity.COMMAND, cwd="/w", env={}, fds=FDS)
     assert args[:13] == [
         "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL",
@@ -179,7 +181,7 @@ def test_a_commands_box_has_every_lock() -> None:
     assert "--cap-add" not in args and "--share-net" not in args and "/n" not in args
 
 
-def test_a_reader_may_read_and_a_keeper_may_own_and_neither_more() -> None:
+def test_a_reader_and_a_keeper_have_only_the_capabilities_that_they_need() -> None:
     reader = bubblewrap.inner(BOX, [], identity=Identity.READER, cwd="/", env={}, fds=FDS)
     keeper = bubblewrap.keeper([Bind(Path("/n"), "/p")], cwd="/")
 
@@ -191,7 +193,7 @@ def test_a_reader_may_read_and_a_keeper_may_own_and_neither_more() -> None:
     assert keeper[keeper.index("/n") - 1 : keeper.index("/n") + 2] == ["--ro-bind", "/n", "/p"]
 
 
-def test_the_network_is_for_commands_that_were_given_it() -> None:
+def test_only_commands_get_the_network_and_only_if_it_is_allowed() -> None:
     open_box = Box(uid=7, hostname="host", binds=(), network=True)
     for identity, shared in ((Identity.COMMAND, True), (Identity.READER, False)):
         args = bubblewrap.inner(open_box, [], identity=identity, cwd="/", env={}, fds=FDS)

@@ -1,4 +1,4 @@
-"""Which files a pattern leaves out: the table of gitignore(5)."""
+"""The table of gitignore(5): which files a pattern excludes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ TABLE = [
 
 
 def never() -> None:
-    """There is time."""
+    """A cancellation check that never cancels."""
 
 
 @pytest.mark.parametrize(("patterns", "path", "is_directory", "excluded"), TABLE)
-def test_a_pattern_means_what_git_says(patterns: list[str], path: str, is_directory: bool, excluded: bool) -> None:
+def test_a_pattern_matches_what_git_matches(patterns: list[str], path: str, is_directory: bool, excluded: bool) -> None:
     assert bool(Rules(patterns, never).verdict(path, is_directory=is_directory)) is excluded
 
 
@@ -66,11 +66,11 @@ def test_a_pattern_means_what_git_says(patterns: list[str], path: str, is_direct
         (b"a\x0bb\x0cc\x85d\n", ["a\x0bb\x0cc\x85d"]),
     ],
 )
-def test_a_file_is_divided_into_lines_as_git_does(content: bytes, lines: list[str]) -> None:
+def test_a_file_is_split_into_lines_as_git_does(content: bytes, lines: list[str]) -> None:
     assert lines_of(content) == lines
 
 
-def test_the_last_of_many_patterns_decides() -> None:
+def test_the_last_matching_pattern_decides() -> None:
     patterns = [f"{'!' * (number % 2)}file{number % 300}" for number in range(999)]
     rules = Rules([*patterns, "x*", "!/x7"], never)
     for number in range(300):
