@@ -23,7 +23,7 @@ DEADLINE_S = 10.0
 
 @dataclass
 class LogLines:
-    """A structlog-like logger that keeps what it is told."""
+    """A structlog-like logger that keeps its lines."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -35,7 +35,7 @@ class LogLines:
 
 @dataclass
 class Gateway:
-    """An app over a cluster in memory, and a client for it that waits for whole answers."""
+    """An app over a cluster in memory, with a client that waits for whole answers."""
 
     app: FastAPI
     cluster: MemoryCluster
@@ -63,7 +63,7 @@ class Gateway:
 
 
 class Exchange:
-    """One request at the level of ASGI, for a client that reads slowly, sends slowly or goes away."""
+    """One request at the ASGI level, for a client that reads slowly, sends slowly or disconnects."""
 
     def __init__(self, app: FastAPI, method: str, path: str, *body: bytes, more: bool = False) -> None:
         self.sent: list[Message] = []

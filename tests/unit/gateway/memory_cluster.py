@@ -1,4 +1,4 @@
-"""A cluster in memory: what the gateway and the command line see of one, without Ray."""
+"""A fake cluster in memory, without Ray, for tests of the gateway and the command line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 class Later(Generic[T]):
-    """A call: nothing happens before it is waited for."""
+    """A call that runs only when it is awaited."""
 
     def __init__(self, act: Callable[[], T]) -> None:
         self._act = act
@@ -65,11 +65,11 @@ class Later(Generic[T]):
 
 
 class Silence:
-    """In a script of items: nothing more comes until the stream is closed."""
+    """An item of a script: nothing more comes until the stream is closed."""
 
 
 class MemoryStream(Generic[T]):
-    """Items as scripted; an exception among them is raised."""
+    """A stream of scripted items; raises those that are exceptions."""
 
     def __init__(self, script: Sequence[T | HoldfastError | Silence]) -> None:
         self._script = script
@@ -116,7 +116,7 @@ class MemoryUpload:
 
 @dataclass
 class MemorySandbox:
-    """One sandbox; `script` is what any command does in it, `failure` what a backup or a restore raises."""
+    """A fake sandbox; any command plays `script`, and a backup or a restore raises `failure` if there is one."""
 
     id: str
     tenant: MemoryTenant
@@ -289,7 +289,7 @@ class MemorySandbox:
 
 @dataclass
 class MemoryTenant:
-    """A tenant's sandboxes and backups, and the service as it sees it."""
+    """A fake tenant: its sandboxes and backups, and its view of the service."""
 
     sandboxes: dict[str, MemorySandbox] = field(default_factory=dict)
     backups: dict[str, BackupInfo] = field(default_factory=dict)

@@ -48,7 +48,7 @@ def run(cluster: MemoryCluster, *argv: str) -> int:
     return main(argv, doors=MemoryDoors(cluster))
 
 
-def test_what_ray_prints_on_standard_output_does_not_get_among_the_results(
+def test_rays_output_on_standard_output_does_not_mix_with_the_results(
     cluster: MemoryCluster, box: MemorySandbox, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box.files["/workspace/file"] = b"content"
@@ -66,7 +66,7 @@ def test_what_ray_prints_on_standard_output_does_not_get_among_the_results(
     assert "(raylet) WARNING" in err
 
 
-def test_backup_passes_every_option_on_and_prints_the_id(
+def test_backup_passes_on_every_option_and_prints_the_id(
     cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
 ) -> None:
     options = [
@@ -90,7 +90,7 @@ def test_backup_passes_every_option_on_and_prints_the_id(
     assert capsys.readouterr().out.strip() in cluster.tenant("default").backups
 
 
-def test_restore_asks_the_service_where_the_backup_came_from(
+def test_restore_asks_the_service_for_the_backups_directory(
     cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
 ) -> None:
     assert run(cluster, "backup", "box", "/workspace/a", "--json") == 0
@@ -134,7 +134,7 @@ def test_restore_asks_the_service_where_the_backup_came_from(
         (["no-such-command", "--json"], "USAGE", 2),
     ],
 )
-def test_with_json_an_error_is_one_document_too(
+def test_with_json_an_error_is_one_document(
     cluster: MemoryCluster, capsys: Capture, argv: list[str], code: str, status: int
 ) -> None:
     assert run(cluster, *argv) == status
@@ -151,7 +151,7 @@ def test_an_error_for_people_is_two_lines(cluster: MemoryCluster, box: MemorySan
     assert (captured.out, captured.err) == ("", "error: It \\x1b[31mfailed.\nhint: Look.\n")
 
 
-def test_exec_passes_output_and_exit_status_on(
+def test_exec_passes_on_output_and_exit_status(
     cluster: MemoryCluster, box: MemorySandbox, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     box.script = [Output(stream="stdout", data=b"o\xff"), Output(stream="stderr", data=b"e"), Exit(exit_code=7)]
@@ -162,7 +162,7 @@ def test_exec_passes_output_and_exit_status_on(
     assert (asked.argv, asked.cwd, asked.env, asked.timeout_ms) == (["sh", "-c", "--json"], "/tmp", {"A": "b=c"}, 1500)
 
 
-def test_exec_in_json_is_one_document(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+def test_exec_with_json_prints_one_document(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
     box.script = [Output(stream="stdout", data=b"o\xff"), Exit(exit_code=7)]
     assert run(cluster, "exec", "box", "--json", "--", "ls") == 7
     assert json.loads(capsys.readouterr().out) == {"exit_code": 7, "stdout": "b/8=", "stderr": ""}
@@ -171,7 +171,7 @@ def test_exec_in_json_is_one_document(cluster: MemoryCluster, box: MemorySandbox
     assert json.loads(capsys.readouterr().out)["code"] == "EXEC_STOPPED"
 
 
-def test_cp_there_and_back(cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path) -> None:
+def test_cp_copies_into_a_sandbox_and_out_of_it(cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path) -> None:
     source = tmp_path / "a"
     source.write_bytes(b"x" * 3_000_000)
     assert run(cluster, "cp", str(source), "box:/workspace/dir/") == 0
@@ -203,7 +203,7 @@ def test_cp_into_a_directory_keeps_the_name(
     assert {posixpath.normpath(path) for path in box.files} == {"/workspace/a\udcff"}
 
 
-def test_cp_writes_where_a_local_link_leads(cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path) -> None:
+def test_cp_writes_to_the_target_of_a_local_link(cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path) -> None:
     box.files["/workspace/a"] = b"new"
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_bytes(b"old")
@@ -216,7 +216,7 @@ def test_cp_writes_where_a_local_link_leads(cluster: MemoryCluster, box: MemoryS
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["dangling", "file", "folder", "link"]
 
 
-def test_cp_names_the_local_directory_that_is_missing(
+def test_the_error_of_cp_names_the_missing_local_directory(
     cluster: MemoryCluster, box: MemorySandbox, tmp_path: Path, capsys: Capture
 ) -> None:
     box.files["/workspace/a"] = b"x"
@@ -231,7 +231,9 @@ def test_cp_of_a_stream_needs_a_name(cluster: MemoryCluster, box: MemorySandbox,
     assert "needs a name" in capsys.readouterr().err
 
 
-def test_ls_and_list_in_a_pipe_are_tab_separated(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+def test_ls_and_list_print_tab_separated_rows_into_a_pipe(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
     box.files["/workspace/a\x1b\udcff"] = b"123"
     assert run(cluster, "ls", "box") == 0
     assert capsys.readouterr().out.split("\t") == [
@@ -292,11 +294,11 @@ def test_an_interrupt_cancels_the_backup_on_the_server(
         ("-", None),
     ],
 )
-def test_what_is_remote(text: str, expected: Remote | None) -> None:
+def test_a_remote_path_is_told_apart_from_a_local_one(text: str, expected: Remote | None) -> None:
     assert remote(text) == expected
 
 
-def test_client_env_fills_only_what_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_env_sets_only_unset_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "client.env").write_text("RAY_ADDRESS=a:1\nRAY_AUTH_MODE=token\nPATH=/evil\n")
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.setenv(name, "")
@@ -310,12 +312,12 @@ def test_client_env_fills_only_what_is_not_set(tmp_path: Path, monkeypatch: pyte
     assert (os.environ["RAY_ADDRESS"], os.environ["RAY_AUTH_MODE"], os.environ["PATH"]) == ("a:1", "disabled", path)
 
 
-def test_a_data_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_data_directory_names_it(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="none is no directory"):
         read_client_env(tmp_path / "none")
 
 
-def test_client_env_of_another_cluster_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_env_of_another_cluster_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "client.env").write_text("RAY_ADDRESS=a:1\nRAY_AUTH_TOKEN_PATH=/token\n")
     monkeypatch.setenv("RAY_ADDRESS", "b:2")
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
@@ -328,11 +330,11 @@ def test_client_env_of_another_cluster_is_left_alone(tmp_path: Path, monkeypatch
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/token"
 
 
-def test_printable_escapes_what_would_steer_a_terminal() -> None:
+def test_printable_escapes_terminal_control_characters() -> None:
     assert printable("é a\n\x9b\udc80") == "é a\\n\\x9b\\udc80"
 
 
-def test_a_setting_that_is_wrong_is_an_error_like_any_other(
+def test_a_wrong_setting_is_reported_as_an_invalid_request(
     cluster: MemoryCluster, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOLDFAST_PORT", "secret-value")
@@ -344,7 +346,7 @@ def test_a_setting_that_is_wrong_is_an_error_like_any_other(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_listed_by_the_beginning_of_its_own_help(
+def test_the_list_of_commands_shows_the_beginning_of_each_ones_help(
     cluster: MemoryCluster, capsys: Capture, name: str
 ) -> None:
     module, function, line = COMMANDS[name]
@@ -363,7 +365,7 @@ def test_help_does_not_import_ray_or_a_web_server() -> None:
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
-def test_events_are_rows_newest_first(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+def test_events_prints_rows_newest_first(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
     assert run(cluster, "events", "box", "--json") == 1
     assert json.loads(capsys.readouterr().out)["code"] == "SANDBOX_NOT_FOUND"
     box.used = True
@@ -377,7 +379,7 @@ def test_events_are_rows_newest_first(cluster: MemoryCluster, box: MemorySandbox
     }
 
 
-def test_label_sets_removes_and_shows(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+def test_label_sets_removes_and_shows_labels(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
     assert run(cluster, "label", "box", "stage=dev", "team/owner=a=b", "empty=") == 0
     assert capsys.readouterr().out == "empty\t\nstage\tdev\nteam/owner\ta=b\n"
     assert run(cluster, "label", "box", "stage=prod", "team/owner-", "missing-", "--json") == 0
@@ -388,7 +390,9 @@ def test_label_sets_removes_and_shows(cluster: MemoryCluster, box: MemorySandbox
     assert box.labels == {"empty": "", "stage": "prod"}
 
 
-def test_forget_names_what_it_gives_up(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+def test_forget_names_the_directories_and_their_backups(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
     box.missing = [
         RecoveredDirectory(dir=name, backup_id="b", taken_at=NOW, error="BACKUP_EXPIRED", status=FORGOTTEN)
         for name in ("/app", "/workspace")

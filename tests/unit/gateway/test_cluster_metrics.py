@@ -1,4 +1,4 @@
-"""What `/metrics` says of the cluster, and of one that does not answer."""
+"""The cluster's figures on `/metrics`, also when the cluster does not answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.gateway.conftest import DEADLINE_S, Gateway
 
 
 def samples(text: str) -> dict[tuple[str, tuple[str, ...]], float]:
-    """By name, and the values of the labels in the order of their names."""
+    """The samples, by name and the values of the labels in the order of the labels' names."""
     return {
         (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -23,7 +23,7 @@ def samples(text: str) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def test_metrics_show_what_the_actors_have_counted_and_how_full_the_cluster_is(gateway: Gateway) -> None:
+def test_metrics_show_the_actors_counts_and_the_clusters_load(gateway: Gateway) -> None:
     tenant = gateway.cluster.tenant("default")
     tenant.tally.add(CALLS, "exec", "ok", amount=3)
     for seconds in (0.01, 0.2, 9000.0):
@@ -55,7 +55,7 @@ def test_metrics_answer_without_a_cluster(gateway: Gateway, failure: Exception) 
     assert found["holdfast_http_requests_total", ("GET", "/metrics", "200")] == 1
 
 
-def test_a_cluster_that_does_not_answer_is_asked_once_until_it_does() -> None:
+def test_a_silent_cluster_gets_one_request_at_a_time_until_it_answers() -> None:
     async def scenario() -> None:
         collector, answers, asked = ClusterCollector(limit_s=0.01), asyncio.Event(), list[int]()
         registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""Every number, and every query parameter, that a route takes, with values beyond all types that may hold them."""
+"""Extreme values for every number and every query parameter of a route, beyond the range of any type."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/sandbox/{id}/labels": {"a": "b"},
     "/v1/sandbox": {},
 }
-"""A body that is right, for each route that takes one."""
+"""A valid body for each route that takes one."""
 _GATEWAY = make_gateway()
 _DOCUMENT = _GATEWAY.app.openapi()
 
@@ -46,14 +46,14 @@ def json_routes() -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def fields(schema: dict[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Where in a body a value can stand."""
+    """Paths of the fields that a body may have."""
     for name, inner in schema.get("properties", {}).items():
         yield (*at, name)
         yield from fields(inner, (*at, name))
 
 
 def with_value(body: dict[str, Any], at: tuple[str, ...], raw: str) -> bytes:
-    """The body with what `raw` spells at this place, as bytes, since not all of it is JSON."""
+    """The body with the raw text `raw` as this field's value; bytes, since not all such bodies are JSON."""
     marker = "the-place-of-the-value"
     document = json.loads(json.dumps(body))
     place = document
@@ -76,7 +76,7 @@ def check(gateway: Gateway, method: str, path: str, **request: Any) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "schema"), json_routes(), ids=[row[1] for row in json_routes()])
-def test_an_extreme_value_in_a_body_is_no_server_error(
+def test_an_extreme_value_in_a_body_causes_no_server_error(
     gateway: Gateway, method: str, path: str, schema: dict[str, Any]
 ) -> None:
     for at in [*fields(schema), ("unknown",)]:
@@ -86,7 +86,7 @@ def test_an_extreme_value_in_a_body_is_no_server_error(
             check(gateway, method, path.replace("{id}", "box"), content=content, headers=headers)
 
 
-def test_every_route_with_a_query_takes_extreme_values(gateway: Gateway) -> None:
+def test_an_extreme_query_parameter_causes_no_server_error(gateway: Gateway) -> None:
     tried = 0
     for method, path, operation in operations():
         queries = [row["name"] for row in operation.get("parameters", []) if row["in"] == "query"]
@@ -98,7 +98,7 @@ def test_every_route_with_a_query_takes_extreme_values(gateway: Gateway) -> None
     assert tried >= 5 * len(TEXTS)
 
 
-def test_every_name_in_a_path_takes_extreme_values(gateway: Gateway) -> None:
+def test_an_extreme_name_in_a_path_causes_no_server_error(gateway: Gateway) -> None:
     for method, path, operation in operations():
         if "{id}" in path:
             for text in TEXTS:
@@ -110,12 +110,12 @@ def test_every_name_in_a_path_takes_extreme_values(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("key", ["0", "9" * 200, "9" * 201, "1e309", "\x7f", "é", " "])
-def test_an_extreme_idempotency_key_is_no_server_error(gateway: Gateway, key: str) -> None:
+def test_an_extreme_idempotency_key_causes_no_server_error(gateway: Gateway, key: str) -> None:
     headers = {b"Idempotency-Key": key.encode(), b"Content-Type": b"application/json"}
     check(gateway, "POST", "/v1/sandbox/box/backup", content=b'{"dir": "/workspace"}', headers=headers)
 
 
 @pytest.mark.parametrize("length", [b"\xb2", b"9" * 5000, b"-1", b"1e309", b""])
-def test_an_extreme_length_of_a_body_is_no_server_error(gateway: Gateway, length: bytes) -> None:
+def test_an_extreme_content_length_causes_no_server_error(gateway: Gateway, length: bytes) -> None:
     headers = {b"Content-Length": length, b"Content-Type": b"application/json"}
     check(gateway, "POST", "/v1/sandbox/box/exec", content=b'{"argv": ["true"]}', headers=headers)

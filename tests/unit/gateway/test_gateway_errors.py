@@ -28,12 +28,12 @@ def assert_error(response: httpx.Response, status: int, code: str) -> dict[str, 
     return document
 
 
-def test_an_unknown_route(gateway: Gateway) -> None:
+def test_an_unknown_route_is_404(gateway: Gateway) -> None:
     assert_error(gateway.request("GET", "/v1/nothing"), 404, "NOT_FOUND")
     assert_error(gateway.request("GET", "/v1/sandbox/"), 404, "NOT_FOUND")
 
 
-def test_an_unknown_method_names_all_known_ones(gateway: Gateway) -> None:
+def test_an_unknown_method_is_405_and_names_the_known_ones(gateway: Gateway) -> None:
     for path, methods in gateway.app.openapi()["paths"].items():
         response = gateway.request("PATCH", path.replace("{id}", "box").replace("{path}", "workspace/a/b"))
         assert_error(response, 405, "METHOD_NOT_ALLOWED")
@@ -42,7 +42,7 @@ def test_an_unknown_method_names_all_known_ones(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/sandbox", "/v1/nothing", "/ready", "/metrics", "/docs", "/openapi.json"])
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer ", "Basic key-of-the-default-tenant", "Bearer \xe9"])
-def test_no_key_no_answer(gateway: Gateway, path: str, header: str | None) -> None:
+def test_a_request_without_a_valid_key_is_refused(gateway: Gateway, path: str, header: str | None) -> None:
     headers = {} if header is None else {b"Authorization": header.encode("latin-1")}
     response = gateway.request("GET", path, key=None, headers=headers)
     assert_error(response, 401, "UNAUTHORIZED")
@@ -86,27 +86,27 @@ def test_every_bad_body_of_a_backup_or_restore_is_a_bad_configuration(gateway: G
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 4000, b'{"argv":["a"],"timeout_ms":NaN}', b"\xff\xfe{}"])
-def test_a_body_that_is_not_json(gateway: Gateway, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_400(gateway: Gateway, body: bytes) -> None:
     assert_error(gateway.request("POST", EXEC, content=body), 400, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b'{"argv":[]}', b'{"argv":["a"],"surprise":1}', b'{"argv":"ls"}'])
-def test_a_body_with_bad_values(gateway: Gateway, body: bytes) -> None:
+def test_a_body_with_bad_values_is_422(gateway: Gateway, body: bytes) -> None:
     document = assert_error(gateway.request("POST", EXEC, content=body), 422, "INVALID_REQUEST")
     assert document["context"]
 
 
 @pytest.mark.parametrize("sandbox", ["UPPER", "-a", "a_b", "a" * 129])
-def test_a_name_that_no_sandbox_can_have(gateway: Gateway, sandbox: str) -> None:
+def test_an_impossible_sandbox_name_is_422(gateway: Gateway, sandbox: str) -> None:
     assert_error(gateway.request("GET", f"/v1/sandbox/{sandbox}"), 422, "INVALID_REQUEST")
 
 
-def test_a_bad_query_and_a_bad_backup_id(gateway: Gateway) -> None:
+def test_a_bad_query_is_422_and_a_bad_backup_id_400(gateway: Gateway) -> None:
     assert_error(gateway.request("GET", "/v1/sandbox?limit=0"), 422, "INVALID_REQUEST")
     assert_error(gateway.request("GET", "/v1/backup/none"), 400, "INVALID_BACKUP_CONFIG")
 
 
-def test_a_body_beyond_the_limit_with_and_without_a_declared_length(gateway: Gateway) -> None:
+def test_a_body_beyond_the_limit_is_413_with_and_without_a_declared_length(gateway: Gateway) -> None:
     async def undeclared() -> AsyncIterator[bytes]:
         for _ in range(5):
             yield b" " * 1000
@@ -116,7 +116,7 @@ def test_a_body_beyond_the_limit_with_and_without_a_declared_length(gateway: Gat
         assert document["context"] == {"limit_bytes": 4096}
 
 
-def test_an_upload_has_a_limit_of_its_own_and_leaves_nothing_beyond_it(gateway: Gateway) -> None:
+def test_an_upload_beyond_its_own_limit_is_413_and_leaves_nothing(gateway: Gateway) -> None:
     async def body(mebibytes: int) -> AsyncIterator[bytes]:
         for _ in range(mebibytes * 16):
             yield b"x" * 65_536
@@ -130,7 +130,7 @@ def test_an_upload_has_a_limit_of_its_own_and_leaves_nothing_beyond_it(gateway: 
     assert box.uploads[1].aborted
 
 
-def test_a_body_that_stops_coming_is_given_up() -> None:
+def test_a_body_that_stops_coming_times_out() -> None:
     async def scenario() -> None:
         gateway = make_gateway(body_idle_s=0.01)
         exchange = Exchange(gateway.app, "PUT", "/v1/sandbox/box/file/workspace/a", b"first", more=True)
@@ -150,7 +150,7 @@ def test_a_body_that_stops_coming_is_given_up() -> None:
         ("POST", BACKUP, "body_total_s"),
     ],
 )
-def test_a_body_that_keeps_coming_for_too_long_is_given_up(method: str, path: str, limit: str) -> None:
+def test_a_body_that_keeps_coming_for_too_long_times_out(method: str, path: str, limit: str) -> None:
     async def scenario() -> None:
         gateway = make_gateway(**{limit: 0.01})
         exchange = Exchange(gateway.app, method, path, b"first", more=True)
@@ -163,7 +163,7 @@ def test_a_body_that_keeps_coming_for_too_long_is_given_up(method: str, path: st
     asyncio.run(scenario())
 
 
-def test_an_error_of_the_cluster_keeps_its_code_its_context_and_its_hint(gateway: Gateway) -> None:
+def test_an_error_of_the_cluster_keeps_its_code_context_and_hint(gateway: Gateway) -> None:
     box = gateway.cluster.sandbox("default", "box")
     box.failure = BackupExpiredError("Too old.", hint="Make another.", context={"backup": AN_ID})
     response = gateway.request("POST", RESTORE, json={"id": AN_ID, "dir": "/workspace"})
@@ -173,14 +173,14 @@ def test_an_error_of_the_cluster_keeps_its_code_its_context_and_its_hint(gateway
     assert "retry-after" not in response.headers
 
 
-def test_a_retryable_error_says_when(gateway: Gateway) -> None:
+def test_a_retryable_error_says_when_to_retry(gateway: Gateway) -> None:
     gateway.cluster.sandbox("default", "box").failure = StorageUnavailableError("No answer.")
     response = gateway.request("POST", BACKUP, json={"dir": "/workspace"})
     assert_error(response, 503, "STORAGE_UNAVAILABLE")
     assert int(response.headers["retry-after"]) > 0
 
 
-def test_a_defect_is_answered_without_its_details_and_logged_with_them(gateway: Gateway) -> None:
+def test_an_unexpected_exception_is_answered_without_its_details_and_logged_with_them(gateway: Gateway) -> None:
     gateway.cluster.sandbox("default", "box").failure = ZeroDivisionError("secret detail")
     response = gateway.request("POST", BACKUP, json={"dir": "/workspace"})
     assert_error(response, 500, "INTERNAL")
@@ -189,7 +189,7 @@ def test_a_defect_is_answered_without_its_details_and_logged_with_them(gateway: 
     assert isinstance(defects[0]["exc_info"], ZeroDivisionError)
 
 
-def test_ready_says_what_is_full_and_why_not(gateway: Gateway) -> None:
+def test_ready_shows_warnings_and_the_reason_if_not_ready(gateway: Gateway) -> None:
     assert gateway.request("GET", "/ready").json() == {"ready": True}
     gateway.cluster.tenant("default").warnings = ("A disk is full.",)
     assert gateway.request("GET", "/ready").json() == {"ready": True, "warnings": ["A disk is full."]}
@@ -202,7 +202,7 @@ def test_names_that_are_not_utf8_survive_in_errors(gateway: Gateway) -> None:
     assert document["context"] == {"path": "/workspace/\udcff"}
 
 
-def test_a_request_id_is_taken_over_if_it_is_sane(gateway: Gateway) -> None:
+def test_a_clients_request_id_is_used_if_it_is_valid(gateway: Gateway) -> None:
     for given, kept in (("abc-1.2_3", True), ("a" * 65, False), ("a b", False), ('"}', False)):
         headers = {"X-Request-Id": given}
         response = gateway.request("GET", "/health", headers=headers)
@@ -211,7 +211,7 @@ def test_a_request_id_is_taken_over_if_it_is_sane(gateway: Gateway) -> None:
     assert len(ids) == 3
 
 
-def test_the_log_holds_the_template_and_nothing_that_a_client_chose(gateway: Gateway) -> None:
+def test_the_log_holds_the_routes_template_and_no_value_of_the_client(gateway: Gateway) -> None:
     path = "/v1/sandbox/hidden-name/files?path=/workspace/hidden-query"
     gateway.request("GET", path, headers={"X-Request-Id": "r1"})
     line = gateway.log.lines[-1]
@@ -220,7 +220,7 @@ def test_the_log_holds_the_template_and_nothing_that_a_client_chose(gateway: Gat
     assert "hidden" not in json.dumps(line)
 
 
-def test_metrics_count_by_template(gateway: Gateway) -> None:
+def test_metrics_count_requests_by_the_routes_template(gateway: Gateway) -> None:
     gateway.request("GET", "/v1/sandbox/hidden-name/running")
     gateway.request("GET", "/nowhere")
     text = gateway.request("GET", "/metrics").text

@@ -14,7 +14,7 @@ from tests.unit.gateway.memory_cluster import NOW, Silence
 FORGOTTEN = DirectoryStatus.FORGOTTEN
 
 
-def test_a_backup_is_made_listed_restored_and_deleted(gateway: Gateway) -> None:
+def test_a_backup_is_created_listed_restored_and_deleted(gateway: Gateway) -> None:
     handle = gateway.request(
         "POST", "/v1/sandbox/box/backup", json={"dir": "/workspace", "name": "n", "ttl": 60}
     ).json()
@@ -51,14 +51,14 @@ def test_reading_a_sandbox_that_was_never_used(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("asleep", [False, True])
-def test_a_sandbox_that_only_sleeps_is_running(gateway: Gateway, *, asleep: bool) -> None:
+def test_a_sleeping_sandbox_counts_as_running(gateway: Gateway, *, asleep: bool) -> None:
     box = gateway.cluster.sandbox("default", "box")
     box.used, box.asleep = True, asleep
     answer = gateway.request("GET", "/v1/sandbox/box/running").json()
     assert answer == {"running": True, "awake": not asleep}
 
 
-def test_files_go_in_and_out_as_they_are(gateway: Gateway) -> None:
+def test_a_file_is_read_as_it_was_written(gateway: Gateway) -> None:
     path = "/v1/sandbox/box/file/workspace/d%20ir/a%2Fb%ff"
     assert gateway.request("PUT", path, content=b"\x00\xff").json() == {"ok": True}
     assert list(gateway.cluster.sandbox("default", "box").files) == ["/workspace/d ir/a/b\udcff"]
@@ -90,7 +90,7 @@ def test_tar_in_and_out(gateway: Gateway) -> None:
     assert gateway.cluster.sandbox("default", "box").files["hydrated"] == b"tar"
 
 
-def test_an_answer_that_fails_half_way_does_not_look_whole(gateway: Gateway) -> None:
+def test_an_answer_that_fails_half_way_is_left_incomplete(gateway: Gateway) -> None:
     async def scenario() -> None:
         gateway.cluster.sandbox("default", "box").tar = [b"half", StorageUnavailableError("Gone.")]
         exchange = Exchange(gateway.app, "POST", "/v1/sandbox/box/persist")
@@ -102,7 +102,7 @@ def test_an_answer_that_fails_half_way_does_not_look_whole(gateway: Gateway) -> 
     asyncio.run(scenario())
 
 
-def test_an_archive_that_a_stopping_server_cuts_short_does_not_look_whole(gateway: Gateway) -> None:
+def test_an_archive_cut_short_by_a_stopping_server_is_left_incomplete(gateway: Gateway) -> None:
     async def scenario() -> None:
         gateway.cluster.sandbox("default", "box").tar = [b"half", Silence()]
         exchange = Exchange(gateway.app, "POST", "/v1/sandbox/box/persist")
@@ -124,7 +124,7 @@ def test_the_cluster_is_joined_before_the_first_request(gateway: Gateway) -> Non
     asyncio.run(scenario())
 
 
-def test_an_upload_is_thrown_away_when_its_client_goes_away(gateway: Gateway) -> None:
+def test_an_upload_is_discarded_when_its_client_disconnects(gateway: Gateway) -> None:
     async def scenario() -> None:
         exchange = Exchange(gateway.app, "PUT", "/v1/sandbox/box/file/workspace/a", b"first", more=True)
         exchange.leave()
@@ -137,7 +137,7 @@ def test_an_upload_is_thrown_away_when_its_client_goes_away(gateway: Gateway) ->
     asyncio.run(scenario())
 
 
-def test_labels_are_replaced_as_a_whole_and_shown(gateway: Gateway) -> None:
+def test_labels_are_replaced_as_a_whole(gateway: Gateway) -> None:
     path = "/v1/sandbox/box/labels"
     assert gateway.request("PUT", path, json={"team/owner": "anna", "b": ""}).json() == {"team/owner": "anna", "b": ""}
     assert gateway.request("PUT", path, json={"stage": "dev"}).json() == {"stage": "dev"}
@@ -192,7 +192,7 @@ def test_events_come_newest_first(gateway: Gateway) -> None:
     assert gateway.request("GET", f"{path}?limit=0").status_code == 422
 
 
-def test_a_requests_id_reaches_the_cluster(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_request_id_reaches_the_cluster(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     carried: list[object] = []
     box = gateway.cluster.sandbox("default", "box")
     box.while_backing_up = lambda: carried.append(carrying(None))
@@ -203,7 +203,7 @@ def test_a_requests_id_reaches_the_cluster(gateway: Gateway, monkeypatch: pytest
     assert carrying(None) is None
 
 
-def test_missing_directories_are_given_up_by_name(gateway: Gateway) -> None:
+def test_missing_directories_are_forgotten_by_name(gateway: Gateway) -> None:
     box = gateway.cluster.sandbox("default", "box")
     box.missing = [
         RecoveredDirectory(dir=name, backup_id="b", taken_at=NOW, error="BACKUP_EXPIRED", status=FORGOTTEN)
@@ -227,14 +227,14 @@ def test_missing_directories_are_given_up_by_name(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("retryable", [True, False])
-def test_only_what_may_pass_says_when_to_try_again(gateway: Gateway, *, retryable: bool) -> None:
+def test_only_a_retryable_error_says_when_to_retry(gateway: Gateway, *, retryable: bool) -> None:
     failure = SandboxUnavailableError("Missing.", context={RETRYABLE: retryable})
     gateway.cluster.sandbox("default", "box").failure = failure
     answer = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"})
     assert (answer.status_code, "Retry-After" in answer.headers) == (503, retryable)
 
 
-def test_a_listed_name_can_be_used_again_in_json(gateway: Gateway) -> None:
+def test_a_listed_name_that_is_not_utf8_can_be_sent_back_in_json(gateway: Gateway) -> None:
     box = gateway.cluster.sandbox("default", "box")
     box.files["/workspace/caf\udce9"] = b"1"
     [listed] = gateway.request("GET", "/v1/sandbox/box/files").json()["files"]
@@ -246,19 +246,19 @@ def test_a_listed_name_can_be_used_again_in_json(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("text", ["\\ud800", "\\udc7f", "\\udce9\\ud800", "\\udce9\\udc00"])
-def test_half_a_character_that_stands_for_no_byte_is_no_json(gateway: Gateway, text: str) -> None:
+def test_a_surrogate_that_stands_for_no_byte_is_refused(gateway: Gateway, text: str) -> None:
     answer = gateway.request("POST", "/v1/sandbox/box/exec", content=f'{{"argv": ["{text}"]}}'.encode())
     assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize("wrong", ['"timeout_ms": NaN', '"timeout_ms": 1e999', '"unknown": 1', '"timeout_ms": true'])
-def test_a_name_of_any_bytes_excuses_nothing_else(gateway: Gateway, wrong: str) -> None:
+def test_a_body_with_a_name_that_is_not_utf8_is_validated_all_the_same(gateway: Gateway, wrong: str) -> None:
     answer = gateway.request("POST", "/v1/sandbox/box/exec", content=f'{{"argv": ["\\udce9"], {wrong}}}'.encode())
     assert (answer.status_code, answer.json()["code"]) in ((400, "INVALID_REQUEST"), (422, "INVALID_REQUEST"))
 
 
 @pytest.mark.parametrize("action", ["backup", "restore", "forget"])
-def test_a_directory_for_backups_has_a_name_in_utf_8(gateway: Gateway, action: str) -> None:
+def test_a_directory_for_backups_must_have_a_utf8_name(gateway: Gateway, action: str) -> None:
     body = {"dir": "/workspace/caf\udce9"}
     if action == "restore":
         body["id"] = "00000000-0000-4000-8000-000000000000"

@@ -1,5 +1,7 @@
-"""The gateway against its own description: whatever the schema allows, and much that it does not, gets a documented
-answer and never an unhandled error."""
+"""The gateway tested against its own OpenAPI description.
+
+Requests that the schema allows, and many that it does not, get a documented answer and never an unhandled error.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from tests.unit.gateway.conftest import KEY, make_gateway
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
-# A tar archive is bytes like any other to the gateway; what it means is the sandbox's to find out.
+# To the gateway, a tar archive is opaque bytes; the sandbox interprets it.
 schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
 
 NAMES = {"/v1/sandbox": "a-sandbox-1", "/v1/backup/": "01234567-89ab-4cde-8f01-23456789abcd"}
@@ -30,7 +32,7 @@ def test_every_request_gets_a_documented_answer(case: schemathesis.Case[Any]) ->
     case.validate_response(response, checks=[not_a_server_error, response_schema_conformance])
 
 
-def test_names_and_directories_are_described_by_patterns() -> None:
+def test_ids_and_directories_have_patterns_in_the_description() -> None:
     paths = make_gateway().app.openapi()["paths"]
     for beginning, name in NAMES.items():
         for operation in (
@@ -44,6 +46,6 @@ def test_names_and_directories_are_described_by_patterns() -> None:
     assert re.search(described, "/var/tmp/x") and not re.search(described, "/etc")
 
 
-def test_a_value_of_two_kinds_is_called_by_its_own_name() -> None:
+def test_the_error_for_one_of_several_directories_names_its_index() -> None:
     answer = make_gateway().request("POST", "/v1/sandbox/box/forget", json={"dir": ["/workspace", 1]})
     assert answer.json()["context"]["fields"].keys() == {"dir.1"}

@@ -1,4 +1,4 @@
-"""The borders of HTTP, over a socket, to a gateway whose cluster is in memory."""
+"""Malformed and unusual HTTP requests, sent over a socket to a gateway whose cluster is in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gateway() -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_whatever_is_sent_is_answered_with_a_document(
+def test_every_raw_request_gets_a_documented_answer(
     gateway: tuple[str, int], case: Case, caplog: pytest.LogCaptureFixture
 ) -> None:
     sent, expected = case

@@ -1,4 +1,4 @@
-"""The watch over Ray's processes, with processes and an end of the test's own."""
+"""The watch over Ray's processes, with fake processes and a fake end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.embedded.ray_watch import RayWatch
 DEADLINE_S = 10.0
 
 
-def test_the_service_ends_in_order_when_a_part_of_ray_has_ended() -> None:
+def test_the_service_shuts_down_when_a_part_of_ray_has_ended() -> None:
     dead: list[str] = []
     looked, ended = threading.Event(), threading.Event()
 
@@ -30,7 +30,7 @@ def test_the_service_ends_in_order_when_a_part_of_ray_has_ended() -> None:
             watch.check()
 
 
-def test_a_service_that_stops_by_itself_is_not_ended_by_the_watch() -> None:
+def test_the_watch_does_not_end_a_service_that_is_already_stopping() -> None:
     looked, ended = threading.Event(), threading.Event()
 
     def look() -> list[str]:

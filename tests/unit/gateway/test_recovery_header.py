@@ -1,4 +1,4 @@
-"""The header that tells the first callers of a sandbox that it is not what it was."""
+"""The header that tells the first callers of a sandbox that it was recovered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GONE = BACK.model_copy(update={"error": "BACKUP_EXPIRED"})
 
 
 class Told:
-    """Who was told of what."""
+    """Counts how often a notice was reported as told."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -31,7 +31,7 @@ class Told:
 
 
 def answered(notice: Notice | None, *, status: int = 200, cut: bool = False, late: bool = False) -> str | None:
-    """The header's value of an answer, during which a call has heard `notice`; `late` after its headers were sent."""
+    """The header's value in an answer during which a call got `notice`; with `late`, after the headers were sent."""
     sent: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,7 +40,7 @@ def answered(notice: Notice | None, *, status: int = 200, cut: bool = False, lat
                 hear(notice)
 
         if not late:
-            await asyncio.create_task(call())  # as a stream's first item is waited for
+            await asyncio.create_task(call())  # like the wait for a stream's first item
         await send({"type": "http.response.start", "status": status, "headers": []})
         if late:
             await call()
@@ -63,7 +63,7 @@ def answered(notice: Notice | None, *, status: int = 200, cut: bool = False, lat
     ("lost", "directories", "value"),
     [(["/tmp"], [], "lost"), (["/tmp"], [BACK], "lost"), ([], [GONE], "lost"), ([], [BACK], "restored")],
 )
-def test_an_answer_says_whether_something_is_lost_or_only_older(
+def test_the_header_says_whether_something_is_lost_or_only_older(
     lost: list[str], directories: list[RecoveredDirectory], value: str
 ) -> None:
     told = Told()
@@ -71,7 +71,7 @@ def test_an_answer_says_whether_something_is_lost_or_only_older(
     assert told.times == 1
 
 
-def test_an_answer_without_news_has_no_such_header() -> None:
+def test_an_answer_without_news_has_no_header() -> None:
     assert answered(None) is None
 
 
@@ -82,7 +82,7 @@ def test_an_error_carries_the_header_and_does_not_count_as_told(status: int) -> 
     assert told.times == 0
 
 
-def test_news_that_come_after_the_headers_do_not_count_as_told() -> None:
+def test_a_notice_after_the_headers_does_not_count_as_told() -> None:
     told = Told()
     assert answered(told.notice(lost=["/tmp"], directories=[]), late=True) is None
     assert told.times == 0
@@ -95,14 +95,14 @@ def test_an_answer_that_is_cut_short_does_not_count_as_told() -> None:
     assert told.times == 0
 
 
-def test_a_caller_who_collects_nothing_finds_it_in_the_log_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_collector_the_notice_is_logged_and_counts_as_told(caplog: pytest.LogCaptureFixture) -> None:
     told = Told()
     hear(told.notice(lost=["/tmp"], directories=[BACK]))
     assert told.times == 1
     assert "box" in caplog.text and "/tmp" in caplog.text and "/workspace as of 2026-01-02" in caplog.text
 
 
-def test_what_is_collected_is_told_by_the_collector_only() -> None:
+def test_a_collected_notice_is_not_yet_told() -> None:
     told = Told()
     with collecting() as heard:
         hear(notice := told.notice(lost=["/tmp"], directories=[]))

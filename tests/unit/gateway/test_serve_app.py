@@ -1,4 +1,4 @@
-"""What is built for Ray Serve, and what a replica refuses to start with. The served tests run it."""
+"""The application built for Ray Serve, and a replica's refusals to start. The acceptance tests run it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOLDFAST_DATA_DIR", str(tmp_path))
 
 
-def test_the_application_that_is_sent_to_replicas_holds_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_application_sent_to_replicas_contains_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**BUCKET, "SANDBOX_API_KEY": KEY}.items():
         monkeypatch.setenv(name, value)
 
@@ -41,25 +41,25 @@ def test_the_application_that_is_sent_to_replicas_holds_no_setting(monkeypatch: 
     assert not [value for value in (*BUCKET.values(), KEY) if value.encode() in sent]
 
 
-def test_arguments_in_a_serve_config_are_refused_by_name_and_not_repeated() -> None:
+def test_the_error_for_arguments_in_a_serve_config_shows_their_names_only() -> None:
     with pytest.raises(InvalidRequestError, match="api_key") as refused:
         serve_app.application({"api_key": KEY})
     assert KEY not in str(refused.value)
 
 
-def test_a_replica_without_its_settings_says_which_are_missing() -> None:
+def test_the_error_of_a_replica_without_settings_names_the_missing_ones() -> None:
     with pytest.raises(InvalidRequestError, match=r"BACKUP_BUCKET_NAME.*SANDBOX_API_KEY missing"):
         serve_app.replica_app()
 
 
-def test_a_replica_with_a_wrong_setting_names_it_and_shows_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_replica_with_a_wrong_setting_shows_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANDBOX_API_KEY", "short-1")
     with pytest.raises(InvalidRequestError, match="at least 8 characters") as refused:
         serve_app.replica_app()
     assert "short-1" not in repr(refused.value) and refused.value.__suppress_context__
 
 
-def test_a_cluster_without_a_signing_key_is_refused_and_told_which_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_service_without_a_signing_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**BUCKET, "SANDBOX_API_KEY": KEY}.items():
         monkeypatch.setenv(name, value)
 
@@ -72,7 +72,7 @@ def test_a_cluster_without_a_signing_key_is_refused_and_told_which_setting(monke
     ("old", "verifying"),
     [(None, ("secret-key-of-a-test",)), ("[]", ()), ('["an-earlier-key", "another"]', ("an-earlier-key", "another"))],
 )
-def test_the_old_keys_are_the_buckets_secret_unless_they_are_set(
+def test_the_old_signing_keys_default_to_the_buckets_secret(
     monkeypatch: pytest.MonkeyPatch, old: str | None, verifying: tuple[str, ...]
 ) -> None:
     for name, value in {**BUCKET, "SANDBOX_API_KEY": KEY, "HOLDFAST_SIGNING_KEY": "a-signing-key"}.items():
@@ -85,7 +85,7 @@ def test_the_old_keys_are_the_buckets_secret_unless_they_are_set(
     assert not [key for key in ("a-signing-key", *verifying) if key in repr(config)]
 
 
-def test_the_shared_service_has_the_buckets_and_the_tenants_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shared_service_has_the_buckets_and_tenants_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**BUCKET, "SANDBOX_API_KEY": KEY, "HOLDFAST_SIGNING_KEY": "a-signing-key"}.items():
         monkeypatch.setenv(name, value)
 
@@ -97,7 +97,7 @@ def test_the_shared_service_has_the_buckets_and_the_tenants_keys(monkeypatch: py
 
 
 @pytest.mark.parametrize(("ours", "kept"), [(b"of-serve", False), (b"another", True)])
-def test_serve_and_the_gateway_do_not_both_name_the_request(ours: bytes, kept: bool) -> None:
+def test_the_answer_has_one_request_id_though_serve_and_the_gateway_both_set_it(ours: bytes, kept: bool) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", ours)]})
 

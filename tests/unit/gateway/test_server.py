@@ -1,4 +1,4 @@
-"""The time limits of a connection, driven through a transport in memory."""
+"""The server's limits on connections: times through a transport in memory, numbers over real sockets."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: h\r\nX-Slow: "])
-def test_headers_that_do_not_come_end_the_connection(sent: bytes) -> None:
+def test_a_connection_whose_headers_do_not_come_is_closed(sent: bytes) -> None:
     async def scenario() -> None:
         protocol, transport = _connection(header_s=AT_ONCE_S)
         if sent:
@@ -90,7 +90,7 @@ def test_headers_that_do_not_come_end_the_connection(sent: bytes) -> None:
     run(scenario)
 
 
-def test_whole_headers_stop_the_clock() -> None:
+def test_the_time_limit_for_headers_ends_with_complete_headers() -> None:
     async def scenario() -> None:
         protocol, transport = _connection(header_s=AT_ONCE_S)
         protocol.data_received(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -104,7 +104,7 @@ def test_whole_headers_stop_the_clock() -> None:
     run(scenario)
 
 
-def test_a_body_that_nobody_waits_for_any_more_has_to_end_soon() -> None:
+def test_the_rest_of_a_body_has_a_time_limit_after_the_answer() -> None:
     async def scenario() -> None:
         protocol, transport = _connection(header_s=AT_ONCE_S)
         protocol.data_received(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n123")
@@ -114,7 +114,7 @@ def test_a_body_that_nobody_waits_for_any_more_has_to_end_soon() -> None:
     run(scenario)
 
 
-def test_a_client_that_does_not_read_is_cut_off() -> None:
+def test_a_client_that_does_not_read_is_disconnected() -> None:
     async def scenario() -> None:
         protocol, transport = _connection(header_s=NEVER_S, reader_s=AT_ONCE_S)
         protocol.pause_writing()
@@ -128,14 +128,14 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
     run(scenario)
 
 
-def test_the_server_sets_its_limits_on_purpose() -> None:
+def test_the_server_sets_its_limits_explicitly() -> None:
     config = server(_ok, host="127.0.0.1", port=0).config
     assert config.h11_max_incomplete_event_size
     assert config.timeout_graceful_shutdown
     assert not config.server_header
 
 
-def test_a_request_that_outlasts_the_servers_end_gets_its_answer_from_the_wire() -> None:
+def test_a_request_that_outlasts_the_servers_end_is_answered_by_the_protocol() -> None:
     async def stuck(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         reached.set()
@@ -166,7 +166,7 @@ def test_a_request_that_outlasts_the_servers_end_gets_its_answer_from_the_wire()
     run(scenario)
 
 
-def test_threads_that_wait_for_a_cluster_that_is_gone_keep_no_loop_from_its_end() -> None:
+def test_threads_that_wait_for_a_dead_cluster_do_not_block_the_loops_end() -> None:
     released = threading.Event()
 
     async def scenario() -> None:
@@ -186,7 +186,7 @@ KEYS = {"default": SecretStr(KEY)}
 
 
 class Listening:
-    """A server on a free port of this machine, in a thread, with room for `connections`."""
+    """A server on a free port of this machine, in a thread, with a limit of `connections`."""
 
     def __init__(self, app: ASGIApp, connections: int) -> None:
         with pytest.MonkeyPatch.context() as patched:
@@ -247,12 +247,12 @@ def documented(response: http.client.HTTPResponse) -> dict[str, object]:
 @pytest.mark.parametrize(
     "first", [b"", b"GET / HTTP/1.1\r\nX-Slow: ", request("/health"), request("/", "Authorization: Bearer wrong")]
 )
-def test_clients_without_a_key_displace_each_other_and_nobody_else(first: bytes) -> None:
+def test_clients_without_a_key_displace_only_each_other(first: bytes) -> None:
     with Listening(with_key(_ok), connections=64) as listening:
         mine = listening.connect()
         assert listening.ask(WITH_KEY, mine).read() == b"ok"
         for _ in range(200):
-            with suppress(OSError):  # what came first is cut off meanwhile
+            with suppress(OSError):  # the oldest ones are disconnected meanwhile
                 listening.connect().sendall(first)
         assert listening.ask(WITH_KEY, mine).read() == b"ok"
         assert listening.ask(WITH_KEY).read() == b"ok"
@@ -260,7 +260,7 @@ def test_clients_without_a_key_displace_each_other_and_nobody_else(first: bytes)
         assert wait_until(lambda: len(listening.server.server_state.connections) <= 64 // 4 + 2)
 
 
-def test_a_client_with_a_key_that_comes_in_a_crowd_of_others_is_served() -> None:
+def test_a_client_with_a_key_is_served_among_many_without() -> None:
     async def blocking(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/block":
             reached.set()
@@ -283,7 +283,7 @@ def test_a_client_with_a_key_that_comes_in_a_crowd_of_others_is_served() -> None
 
 
 async def _unending(scope: Scope, receive: Receive, send: Send) -> None:
-    """Begins an answer, and ends it when the client goes away."""
+    """Begins an answer, and ends it when the client disconnects."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"begun", "more_body": True})
@@ -291,7 +291,7 @@ async def _unending(scope: Scope, receive: Receive, send: Send) -> None:
             pass
 
 
-def test_a_connection_too_many_gets_an_error_document_and_is_closed() -> None:
+def test_a_connection_beyond_the_limit_gets_an_error_document_and_is_closed() -> None:
     with Listening(with_key(_unending), connections=8) as listening:
         for _ in range(8):
             assert listening.ask(WITH_KEY, listening.connect()).read1() == b"begun"
@@ -304,7 +304,7 @@ HALF_SENT = request("/", f"Authorization: Bearer {KEY}", "Content-Length: 9").re
 
 
 @pytest.mark.parametrize("first", [WITH_KEY, WITH_KEY + b"GET / HTTP/1.1\r\nX-Slow: ", HALF_SENT + b"123"])
-def test_connections_that_no_request_holds_make_room_the_longest_idle_first(first: bytes) -> None:
+def test_idle_connections_make_room_the_longest_idle_first(first: bytes) -> None:
     with Listening(with_key(_ok), connections=8) as listening:
         for _ in range(8):
             assert listening.ask(first).read() == b"ok"
@@ -316,7 +316,7 @@ def test_connections_that_no_request_holds_make_room_the_longest_idle_first(firs
             assert listening.ask(WITH_KEY, latest).read() == b"ok"
 
 
-def test_a_connection_that_a_request_holds_makes_no_room() -> None:
+def test_a_connection_with_a_running_request_makes_no_room() -> None:
     with Listening(with_key(_unending), connections=8) as listening:
         held = [listening.ask(WITH_KEY) for _ in range(8)]
         assert [response.read1() for response in held] == [b"begun"] * 8
@@ -328,14 +328,14 @@ def test_a_connection_that_a_request_holds_makes_no_room() -> None:
 
 
 @pytest.mark.parametrize("wrong", [b"\x00\xff\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
-def test_what_is_no_request_gets_an_error_document_and_is_closed(wrong: bytes) -> None:
+def test_bytes_that_are_no_request_get_an_error_document_and_a_closed_connection(wrong: bytes) -> None:
     with Listening(_ok, connections=64) as listening:
         response = listening.ask(wrong)
         assert response.status == 400 and response.headers["Connection"] == "close"
         assert documented(response)["code"] == "INVALID_REQUEST"
 
 
-def test_a_body_that_turns_into_nonsense_while_it_is_answered_cuts_the_connection() -> None:
+def test_a_body_that_becomes_malformed_during_the_answer_cuts_the_connection() -> None:
     async def answering(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -353,7 +353,7 @@ def test_a_body_that_turns_into_nonsense_while_it_is_answered_cuts_the_connectio
             response.read()
 
 
-def test_a_request_of_two_lengths_is_refused_and_its_connection_closed() -> None:
+def test_a_request_with_two_lengths_is_refused_and_its_connection_closed() -> None:
     with Listening(_ok, connections=64) as listening:
         client = listening.connect()
         body = b"5\r\nhello\r\n0\r\n\r\n"
@@ -374,7 +374,7 @@ def test_a_request_of_two_lengths_is_refused_and_its_connection_closed() -> None
         b"GET / HTTP/1.1\r\nX: ",
     ],
 )
-def test_a_last_answer_arrives_though_the_client_still_sends(head: bytes) -> None:
+def test_the_last_answer_arrives_though_the_client_still_sends(head: bytes) -> None:
     with Listening(with_key(_ok), connections=64) as listening:
         for _ in range(5):
             client = listening.connect()

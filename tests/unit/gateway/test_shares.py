@@ -1,4 +1,4 @@
-"""No sandbox and no tenant has all the requests of a gateway."""
+"""Shares: no sandbox and no tenant takes all the requests that a gateway serves at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.shares import Shares
 
 
 class Held:
-    """An application that answers no request until it is told to."""
+    """An application that answers no request until the test releases it."""
 
     def __init__(self) -> None:
         self.release = asyncio.Event()
@@ -32,7 +32,7 @@ class Requests:
         self._under_way: list[asyncio.Future[None]] = []
 
     async def is_served(self, path: str, tenant: str | None = "one") -> bool:
-        """Sends one more, whose answer is awaited at the end; False if it is refused as one too many."""
+        """Sends one request, whose answer is awaited at the end; False if it is refused because of its share."""
         scope = {"type": "http", "path": path, "state": {} if tenant is None else {"tenant": tenant}}
         asked = asyncio.ensure_future(self._shares(scope, _nothing, _nowhere))
         await asyncio.sleep(0)
@@ -69,7 +69,7 @@ async def requests(*, tenants: int) -> AsyncIterator[Requests]:
 PATHS = ["/v1/sandbox/a/exec", "/v1/sandbox/a/file/workspace/x", "/v1/sandbox/a"]
 
 
-def test_a_sandbox_has_a_quarter_of_the_requests_and_another_one_is_served() -> None:
+def test_a_sandbox_gets_a_quarter_of_the_requests_and_leaves_the_rest_to_others() -> None:
     async def scenario() -> None:
         async with requests(tenants=1) as sent:
             assert [await sent.is_served(PATHS[n % 3]) for n in range(6)] == [True] * 4 + [False] * 2
@@ -81,7 +81,7 @@ def test_a_sandbox_has_a_quarter_of_the_requests_and_another_one_is_served() -> 
     asyncio.run(scenario())
 
 
-def test_one_tenant_of_several_has_half_of_the_requests() -> None:
+def test_one_of_several_tenants_gets_half_of_the_requests() -> None:
     async def scenario() -> None:
         async with requests(tenants=2) as sent:
             assert [await sent.is_served(f"/v1/sandbox/{n}") for n in range(10)] == [True] * 8 + [False] * 2
@@ -91,7 +91,7 @@ def test_one_tenant_of_several_has_half_of_the_requests() -> None:
     asyncio.run(scenario())
 
 
-def test_the_only_tenant_has_all_the_requests() -> None:
+def test_a_single_tenant_gets_all_requests() -> None:
     async def scenario() -> None:
         async with requests(tenants=1) as sent:
             assert all([await sent.is_served(f"/v1/sandbox/{n}") for n in range(16)])
@@ -99,7 +99,7 @@ def test_the_only_tenant_has_all_the_requests() -> None:
     asyncio.run(scenario())
 
 
-def test_what_needs_no_key_is_of_nobodys_share() -> None:
+def test_requests_without_a_tenant_count_in_no_share() -> None:
     async def scenario() -> None:
         async with requests(tenants=2) as sent:
             assert all([await sent.is_served("/health", tenant=None) for _ in range(20)])

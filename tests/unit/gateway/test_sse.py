@@ -49,7 +49,7 @@ def test_an_error_after_output_is_the_last_event(gateway: Gateway) -> None:
     assert response.text.endswith('event: error\ndata: {"error": "Too long.\\nReally.", "code": "EXEC_TIMEOUT"}\n\n')
 
 
-def test_a_silent_command_is_answered_and_kept_alive_and_stopped_when_the_client_leaves() -> None:
+def test_a_silent_command_is_kept_alive_until_the_client_leaves() -> None:
     async def scenario() -> None:
         gateway = make_gateway(keep_alive_s=0.01)
         box = gateway.cluster.sandbox("default", "box")
@@ -98,7 +98,7 @@ def test_a_client_that_leaves_in_mid_output_stops_the_command(gateway: Gateway) 
     asyncio.run(scenario())
 
 
-def test_a_command_that_a_stopping_server_cuts_short_ends_with_an_error_event(gateway: Gateway) -> None:
+def test_a_command_cut_short_by_a_stopping_server_ends_with_an_error_event(gateway: Gateway) -> None:
     async def scenario() -> None:
         box = gateway.cluster.sandbox("default", "box")
         box.script = [Output(stream="stdout", data=b"a"), Silence()]

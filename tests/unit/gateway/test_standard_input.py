@@ -39,7 +39,7 @@ def standard_input(fd: int) -> Iterator[None]:
         os.close(kept)
 
 
-def test_only_what_is_there_to_be_read_counts(tmp_path: Path) -> None:
+def test_standard_input_holds_data_only_if_there_is_something_to_read(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"content")
     opened = os.open(file, os.O_RDONLY)
@@ -63,7 +63,7 @@ def test_only_what_is_there_to_be_read_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_exec_refuses_what_is_piped_into_it(
+def test_exec_refuses_piped_input(
     cluster: MemoryCluster, box: MemorySandbox, capsys: Capture, options: list[str]
 ) -> None:
     ours, theirs = os.pipe()
@@ -76,7 +76,7 @@ def test_exec_refuses_what_is_piped_into_it(
     assert os.read(ours, 100) == b"input"
 
 
-def test_exec_runs_where_nothing_is_piped_into_it(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+def test_exec_runs_if_the_pipe_holds_no_input(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
     ours, theirs = os.pipe()
     with standard_input(ours):
         assert main(ARGV, doors=MemoryDoors(cluster)) == 0
@@ -85,7 +85,7 @@ def test_exec_runs_where_nothing_is_piped_into_it(cluster: MemoryCluster, box: M
     assert capsys.readouterr().err == ""
 
 
-def test_exec_says_that_input_has_come_too_late(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
+def test_exec_warns_of_input_that_came_too_late(cluster: MemoryCluster, box: MemorySandbox, capsys: Capture) -> None:
     ours, theirs = os.pipe()
 
     class Late(list[Output | Exit]):

@@ -21,15 +21,15 @@ def test_every_error_has_a_status(cls: type[HoldfastError]) -> None:
     assert 400 <= status_of(cls("message")) < 600
 
 
-def test_the_table_knows_no_code_that_nothing_raises() -> None:
+def test_every_code_in_the_table_belongs_to_an_error() -> None:
     assert {cls.code for cls in _family(HoldfastError)} >= set(STATUS)
 
 
-def test_a_retryable_error_is_never_blamed_on_the_request() -> None:
+def test_a_retryable_error_has_status_429_or_503() -> None:
     assert all(STATUS[cls.code] in (429, 503) for cls in _family(HoldfastError) if cls.retryable)
 
 
-def test_a_body_that_is_not_json_is_400_where_a_bad_value_is_422() -> None:
+def test_a_body_that_is_not_json_is_400_and_a_bad_value_422() -> None:
     assert status_of(MalformedBodyError("m")) == 400
     assert status_of(InvalidRequestError("m")) == 422
     assert MalformedBodyError.code == InvalidRequestError.code

@@ -1,4 +1,4 @@
-"""The steps of a stop share its time: none keeps the others from their turn."""
+"""The steps of a stop share its time limit; a slow step leaves time for the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fail() -> None:
     raise OSError("no such thing")
 
 
-def test_a_step_that_hangs_leaves_the_time_that_is_kept_for_the_next() -> None:
+def test_a_step_that_hangs_leaves_the_time_reserved_for_the_next() -> None:
     clock, began = Stop(0.3), time.monotonic()
     assert clock.step("hangs", hang, keep_s=0.2) is False
     assert clock.left_s() > 0.0
@@ -29,24 +29,24 @@ def test_a_step_that_hangs_leaves_the_time_that_is_kept_for_the_next() -> None:
     assert time.monotonic() - began < 5.0
 
 
-def test_a_step_whose_time_is_over_before_it_begins_is_begun_all_the_same() -> None:
+def test_a_step_is_begun_even_if_its_time_is_already_over() -> None:
     clock, done = Stop(0.0), threading.Event()
     clock.step("late", done.set, keep_s=1.0)
     assert done.wait(5.0)
 
 
-def test_a_step_that_has_become_vain_is_given_up_at_once() -> None:
+def test_a_step_that_has_become_pointless_is_abandoned_at_once() -> None:
     clock = Stop(3600.0)
     assert clock.step("vain", hang, keep_s=0.0, is_in_vain=lambda: True) is False
 
 
-def test_a_step_that_fails_is_named_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_that_fails_is_logged_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert Stop().step("failing", fail, keep_s=0.0) is False
     said = capsys.readouterr()
     assert "failing" in said.out + said.err and "OSError" in said.out + said.err
 
 
-def test_the_clock_starts_with_the_first_step() -> None:
+def test_time_that_is_kept_back_is_subtracted_from_the_time_left() -> None:
     clock = Stop(10.0)
     assert clock.left_s() == pytest.approx(10.0, abs=1.0)
     assert clock.left_s(keep_s=11.0) == 0.0

@@ -1,4 +1,4 @@
-"""Directories as tar archives: what a hostile sandbox sends, and what comes out of an honest one."""
+"""Directories as tar archives: hostile archives are refused, and honest trees come back unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.cli.trees import pack, unpack
 from tests.support.trees import kinds_and_content
 
 Member = tuple[str, bytes, str]
-"""Name, type and link name."""
+"""A member's name, type and link name."""
 
 
 def archive(*members: Member, content: bytes = b"content") -> bytes:
@@ -56,7 +56,7 @@ HOSTILE: dict[str, tuple[Member, ...]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_nothing_of_a_hostile_archive_is_left_anywhere(tmp_path: Path, case: str) -> None:
+def test_a_hostile_archive_leaves_nothing_anywhere(tmp_path: Path, case: str) -> None:
     outside, here = tmp_path / "outside", tmp_path / "here"
     outside.mkdir()
     here.mkdir()
@@ -70,21 +70,21 @@ def test_nothing_of_a_hostile_archive_is_left_anywhere(tmp_path: Path, case: str
 
 
 @pytest.mark.parametrize("cut", [0, 1, 511, 512, 700, 1300])
-def test_an_archive_that_is_cut_off_leaves_nothing(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_archive_leaves_nothing(tmp_path: Path, cut: int) -> None:
     whole = archive(FOLDER, ("d/f", tarfile.REGTYPE, ""), content=bytes(1000))
     with pytest.raises(InvalidRequestError):
         unpack([whole[:cut]], tmp_path / "target")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_devices_are_left_out_and_named(tmp_path: Path) -> None:
+def test_devices_are_left_out_and_listed(tmp_path: Path) -> None:
     copied = unpack([archive(FOLDER, ("d/c", tarfile.CHRTYPE, ""), ("d/f", tarfile.REGTYPE, ""))], tmp_path / "target")
     assert copied.left_out == ["d/c"]
     assert os.listdir(tmp_path / "target") == ["f"]
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 511, 100_000])
-def test_a_tree_comes_back_as_it_was(tmp_path: Path, piece_bytes: int) -> None:
+def test_a_tree_survives_packing_and_unpacking(tmp_path: Path, piece_bytes: int) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     make_small_tree(source)
     with socket.socket(socket.AF_UNIX) as server:

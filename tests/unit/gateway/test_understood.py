@@ -1,4 +1,4 @@
-"""What a request asks for is done or refused. Every route is tried: those of the OpenAPI document, and itself."""
+"""Each thing that a request asks for is done or refused, on all routes of the OpenAPI document and on its own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_unknown_query_parameter_is_refused_on_every_route(
 
 
 @every_route
-def test_a_header_that_cannot_be_obeyed_is_refused_on_every_route(
+def test_an_unsupported_header_is_refused_on_every_route(
     gateway: Gateway, method: str, path: str, described: dict[str, Any]
 ) -> None:
     headers = {"Session-Id": "s"}
@@ -59,7 +59,7 @@ def test_a_body_that_a_route_does_not_take_is_refused(
     gateway: Gateway, method: str, path: str, described: dict[str, Any]
 ) -> None:
     content = described.get("requestBody", {}).get("content", {"application/json": {}})
-    if "application/json" in content and not path.endswith("/labels"):  # whose keys are labels
+    if "application/json" in content and not path.endswith("/labels"):  # its keys are the labels' names
         answer = gateway.request(method, filled(path), json={"unknown": 1})
         assert answer.status_code in (400, 422), answer.text
         assert "unknown" in answer.json()["error"]
@@ -81,7 +81,7 @@ def test_a_field_given_twice_is_refused(gateway: Gateway, route: str, body: str)
     assert not gateway.cluster.sandbox("default", "box").asked
 
 
-def test_an_empty_object_is_no_body(gateway: Gateway) -> None:
+def test_an_empty_object_is_accepted_where_no_body_is_expected(gateway: Gateway) -> None:
     assert gateway.request("POST", "/v1/sandbox/box/persist", json={}).content == b"tarball"
     assert gateway.request("POST", "/v1/sandbox/box/cancel", json={}).json() == {"cancelled": False}
 
@@ -93,7 +93,7 @@ def test_a_parameter_given_twice_is_refused(gateway: Gateway) -> None:
     assert gateway.request("GET", "/v1/sandbox/box/files?path=").status_code == 422
 
 
-def test_an_identity_coding_and_a_readers_conditions_change_nothing(gateway: Gateway) -> None:
+def test_identity_encoding_and_conditions_on_a_read_change_nothing(gateway: Gateway) -> None:
     path = "/v1/sandbox/box/file/workspace/file"
     assert gateway.request("PUT", path, content=b"x", headers={"Content-Encoding": "identity"}).json() == {"ok": True}
     assert gateway.request("GET", path, headers={"If-None-Match": "x", "Range": "bytes=0-"}).content == b"x"

@@ -1,4 +1,4 @@
-"""cluster.yaml as `ray up` reads it."""
+"""Tests of cluster.yaml, the configuration of `ray up`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def config() -> dict[str, Any]:
     return loaded
 
 
-def test_the_cluster_file_satisfies_rays_own_schema(config: dict[str, Any]) -> None:
+def test_the_cluster_file_satisfies_rays_schema(config: dict[str, Any]) -> None:
     validate_config(prepare_config(config))
 
 
-def test_an_unknown_key_is_refused_so_the_schema_is_really_applied(config: dict[str, Any]) -> None:
+def test_an_unknown_key_is_refused_so_the_schema_is_applied(config: dict[str, Any]) -> None:
     with pytest.raises(Exception, match="surprise"):
         validate_config(prepare_config({**config, "surprise": 1}))
 
 
-def test_the_variant_for_ones_own_machines_satisfies_it_too(config: dict[str, Any]) -> None:
+def test_the_variant_for_ones_own_machines_satisfies_rays_schema(config: dict[str, Any]) -> None:
     text = (ROOT / "cluster.yaml").read_text()
     (commented,) = re.findall(r"^#   provider:\n(?:#  .*\n)+", text, re.MULTILINE)
     described = yaml.safe_load(commented.replace("\n#   ", "\n").removeprefix("#   "))
@@ -54,14 +54,14 @@ def test_every_command_of_the_project_that_the_file_names_exists(config: dict[st
     assert (ROOT / unit).is_file()
 
 
-def test_ray_copies_the_project_to_where_its_user_may_write(config: dict[str, Any]) -> None:
+def test_ray_copies_the_project_to_a_folder_that_its_user_may_write(config: dict[str, Any]) -> None:
     ((target, source),) = config["file_mounts"].items()
     assert target.startswith("~/") and source == "."
     (copy,) = (command for command in config["setup_commands"] if "rsync --" in command)
     assert copy.startswith("sudo ") and f" {target}/ /opt/holdfast/" in copy
 
 
-def test_files_that_are_gone_here_go_from_the_nodes(config: dict[str, Any], tmp_path: Path) -> None:
+def test_files_deleted_here_are_deleted_on_the_nodes(config: dict[str, Any], tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for file in (here / "kept", there / "gone", there / ".venv" / "kept", there / "holdfast.egg-info" / "kept"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def test_files_that_are_gone_here_go_from_the_nodes(config: dict[str, Any], tmp_
     assert left == {"kept", ".venv/kept", "holdfast.egg-info/kept"}
 
 
-def test_a_node_without_the_token_stops_before_anything_of_ray_starts(config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_node_without_the_token_stops_before_ray_starts(config: dict[str, Any], tmp_path: Path) -> None:
     (check,) = (command for command in config["setup_commands"] if "ray_token" in command)
     check = check.removeprefix("sudo ").replace("/etc/holdfast/ray_token", str(tmp_path / "ray_token"))
 
@@ -86,7 +86,7 @@ def test_a_node_without_the_token_stops_before_anything_of_ray_starts(config: di
     assert subprocess.run(["sh", "-c", check], check=False).returncode == 0
 
 
-def test_a_second_ray_up_restarts_the_gateway_and_never_doubles_it(config: dict[str, Any]) -> None:
+def test_a_second_ray_up_restarts_the_gateway_instead_of_starting_another(config: dict[str, Any]) -> None:
     commands = config["head_start_ray_commands"]
     assert commands[0] == "sudo systemctl stop holdfast-gateway"
     assert commands[-1].startswith("sudo systemctl start holdfast-gateway")
@@ -109,7 +109,7 @@ def test_the_head_offers_no_room_for_sandboxes_and_the_workers_do(config: dict[s
     assert nodes["sandboxes"]["resources"]["sandbox_slots"] > 0
 
 
-def test_ray_is_started_with_its_authentication_on_and_the_dashboard_on_loopback(config: dict[str, Any]) -> None:
+def test_ray_starts_with_authentication_and_the_dashboard_on_loopback(config: dict[str, Any]) -> None:
     starts = [
         command
         for name in ("head_start_ray_commands", "worker_start_ray_commands")
@@ -121,16 +121,16 @@ def test_ray_is_started_with_its_authentication_on_and_the_dashboard_on_loopback
     assert "--dashboard-host=127.0.0.1" in starts[0]
 
 
-def test_a_workers_processes_import_what_those_of_one_machine_do(config: dict[str, Any]) -> None:
+def test_a_worker_preloads_the_same_modules_as_a_single_machine(config: dict[str, Any]) -> None:
     (start,) = (command for command in config["worker_start_ray_commands"] if "ray start" in command)
     assert f" RAY_preload_python_modules={','.join(PRELOADED)} " in start
 
 
-def test_no_node_ends_within_a_day_because_its_sandboxes_sleep(config: dict[str, Any]) -> None:
+def test_no_node_is_removed_within_a_day_of_being_idle(config: dict[str, Any]) -> None:
     assert config["idle_timeout_minutes"] >= 24 * 60
 
 
-def test_the_slots_that_a_worker_starts_with_are_those_that_the_autoscaler_counts_on(config: dict[str, Any]) -> None:
+def test_a_worker_starts_with_the_slots_that_the_autoscaler_expects(config: dict[str, Any]) -> None:
     slots = config["available_node_types"]["sandboxes"]["resources"]["sandbox_slots"]
     (start,) = (command for command in config["worker_start_ray_commands"] if "ray start" in command)
     assert f"--resources='{{\"sandbox_slots\": {slots}}}'" in start

@@ -1,4 +1,4 @@
-"""The documents against the files they name."""
+"""Tests that the documents name only files and tests that exist."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PACKAGES = ("", "actors", "actors/node", "gateway", "gateway/embedded", "storage
 
 
 def code() -> Iterator[str]:
-    """Everything between backticks in a document, with the document's name."""
+    """Each text between backticks in a document, with the document's name."""
     for document in DOCUMENTS:
         for span in re.findall(r"`([^`\n]+)`", document.read_text()):
             yield f"{document.name}: {span}"
 
 
 def named(pattern: str) -> list[str]:
-    """The spans of code that are such a name as a whole."""
+    """The spans of code that match the pattern as a whole."""
     return sorted({span for span in code() if re.fullmatch(pattern, span.partition(": ")[2])})
 
 

@@ -1,4 +1,4 @@
-"""rayservice.yaml: what can be known of it without a Kubernetes cluster. The served tests run what it describes."""
+"""Tests of rayservice.yaml that need no Kubernetes cluster. The acceptance tests run what it describes."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def environment(group: dict[str, Any]) -> list[dict[str, Any]]:
     return list(rayservice.container(group)["env"])
 
 
-def test_the_serve_config_satisfies_serves_own_schema_and_names_our_builder(manifest: dict[str, Any]) -> None:
+def test_the_serve_config_satisfies_serves_schema_and_names_our_builder(manifest: dict[str, Any]) -> None:
     config = ServeDeploySchema.model_validate(rayservice.serve_config(manifest))
     (served,) = config.applications
     assert import_attr(served.import_path) is application
     assert served.args == {} and served.runtime_env == {}
 
 
-def test_the_deployment_that_the_config_changes_is_the_one_that_the_builder_makes(deployment: dict[str, Any]) -> None:
+def test_the_config_changes_the_deployment_that_the_builder_makes(deployment: dict[str, Any]) -> None:
     assert deployment["name"] == application({})._bound_deployment.name
     assert deployment["num_replicas"] == 2
 
@@ -69,14 +69,14 @@ def test_the_replicas_fit_on_the_group_that_has_the_keys(
     assert set(offering.values()) == {0}
 
 
-def test_only_the_sandboxes_group_takes_sandboxes_and_only_it_is_privileged(groups: dict[str, dict[str, Any]]) -> None:
+def test_only_the_sandboxes_group_takes_sandboxes_and_is_privileged(groups: dict[str, dict[str, Any]]) -> None:
     assert {name for name, group in groups.items() if rayservice.resources(group).get(SLOTS)} == {"sandboxes"}
     contexts = {name: rayservice.container(group)["securityContext"] for name, group in groups.items()}
     assert contexts.pop("sandboxes") == {"privileged": True}
     assert all(context["capabilities"] == {"drop": ["ALL"]} for context in contexts.values())
 
 
-def test_neither_the_head_nor_a_gateway_takes_a_jobs_tasks(groups: dict[str, dict[str, Any]]) -> None:
+def test_neither_the_head_nor_a_gateway_runs_tasks(groups: dict[str, dict[str, Any]]) -> None:
     assert {name: group["rayStartParams"]["num-cpus"] for name, group in groups.items()} == {
         "head": "0",
         "gateways": "0",
@@ -89,13 +89,13 @@ def test_every_variable_is_a_setting_of_ours_or_of_ray(groups: dict[str, dict[st
     assert {name for name in names if not name.startswith("RAY_")} <= set(setting_names(Settings))
 
 
-def test_what_a_gateway_cannot_do_without_is_there(groups: dict[str, dict[str, Any]]) -> None:
+def test_the_gateways_have_every_required_setting(groups: dict[str, dict[str, Any]]) -> None:
     rows = {row["name"] for row in environment(groups["gateways"])}
     required = {"SANDBOX_API_KEY", *Settings().missing_bucket_settings()}
     assert {name.partition(" ")[0] for name in required} <= rows
 
 
-def test_every_secret_comes_from_the_kubernetes_secret_and_goes_to_the_gateways_alone(
+def test_every_secret_comes_from_the_kubernetes_secret_and_reaches_only_the_gateways(
     groups: dict[str, dict[str, Any]],
 ) -> None:
     for name, group in groups.items():
@@ -107,43 +107,43 @@ def test_every_secret_comes_from_the_kubernetes_secret_and_goes_to_the_gateways_
             assert row["valueFrom"]["secretKeyRef"]["key"] == row["name"]
 
 
-def test_rays_authentication_is_on_in_the_version_that_is_installed(manifest: dict[str, Any]) -> None:
+def test_rays_authentication_is_on_and_the_version_is_the_installed_one(manifest: dict[str, Any]) -> None:
     cluster = manifest["spec"]["rayClusterConfig"]
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["rayVersion"] == importlib.metadata.version("ray")
 
 
-def test_no_second_cluster_is_ever_started_beside_the_first(manifest: dict[str, Any]) -> None:
+def test_an_upgrade_starts_no_second_cluster(manifest: dict[str, Any]) -> None:
     assert manifest["spec"]["upgradeStrategy"] == {"type": "None"}
 
 
-def test_a_lost_node_is_noticed_early_here_and_in_the_cluster_file(groups: dict[str, dict[str, Any]]) -> None:
+def test_a_lost_node_is_detected_early_here_and_in_the_cluster_file(groups: dict[str, dict[str, Any]]) -> None:
     assert rayservice.plain_environment(groups["head"]).items() >= FAST_CHECKS.items()
     cluster_yaml = (ROOT / "cluster.yaml").read_text()
     assert all(f"{name}={value}" in cluster_yaml for name, value in FAST_CHECKS.items())
 
 
-def test_the_sandboxes_workers_import_what_those_of_one_machine_do(groups: dict[str, dict[str, Any]]) -> None:
+def test_the_sandboxes_workers_preload_the_same_modules_as_a_single_machine(groups: dict[str, dict[str, Any]]) -> None:
     preloaded = rayservice.plain_environment(groups["sandboxes"])["RAY_preload_python_modules"]
     assert preloaded == ",".join(PRELOADED)
 
 
-def test_a_pod_of_sandboxes_has_minutes_to_hand_them_over_before_it_is_killed(
+def test_a_pod_has_minutes_to_hand_its_sandboxes_over_before_it_is_killed(
     groups: dict[str, dict[str, Any]],
 ) -> None:
     values: dict[str, Any] = {row["name"]: row.get("value") for row in environment(groups["sandboxes"])}
     drain_s = float(values["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
     assert hasattr(ray_constants, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S")
     granted_s = groups["sandboxes"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert 300 <= drain_s <= granted_s - 30  # which the end of the processes takes after that
+    assert 300 <= drain_s <= granted_s - 30  # time for the processes to end after the drain
 
 
-def test_a_gateways_pod_is_not_killed_while_ray_waits_for_its_requests(groups: dict[str, dict[str, Any]]) -> None:
+def test_a_gateways_pod_is_not_killed_while_its_requests_drain(groups: dict[str, dict[str, Any]]) -> None:
     granted_s = groups["gateways"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert granted_s >= ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S + 30
 
 
-def test_the_data_folder_of_the_settings_is_a_volume_of_the_sandboxes_node(groups: dict[str, dict[str, Any]]) -> None:
+def test_the_data_folder_is_a_volume_of_the_node(groups: dict[str, dict[str, Any]]) -> None:
     data_dir = rayservice.plain_environment(groups["gateways"])["HOLDFAST_DATA_DIR"]
     pod = groups["sandboxes"]["template"]["spec"]
     mounts = {row["mountPath"]: row["name"] for row in rayservice.container(groups["sandboxes"])["volumeMounts"]}
@@ -154,7 +154,7 @@ def test_the_data_folder_of_the_settings_is_a_volume_of_the_sandboxes_node(group
     assert apart["labelSelector"]["matchLabels"] == {"ray.io/group": "sandboxes"}
 
 
-def test_the_ports_of_the_gateways_pods_are_those_that_serve_listens_on(
+def test_the_gateways_pods_expose_the_port_that_serve_listens_on(
     manifest: dict[str, Any], groups: dict[str, dict[str, Any]]
 ) -> None:
     http = rayservice.serve_config(manifest)["http_options"]
@@ -162,7 +162,7 @@ def test_the_ports_of_the_gateways_pods_are_those_that_serve_listens_on(
     assert (ports["serve"], http["host"]) == (http["port"], "0.0.0.0")
 
 
-def test_all_nodes_run_the_one_image_that_the_dockerfile_makes(groups: dict[str, dict[str, Any]]) -> None:
+def test_all_nodes_run_the_image_of_the_dockerfile(groups: dict[str, dict[str, Any]]) -> None:
     version = importlib.metadata.version("holdfast")
     assert {rayservice.container(group)["image"] for group in groups.values()} == {f"holdfast:{version}"}
     dockerfile = (ROOT / "Dockerfile").read_text()
@@ -184,7 +184,7 @@ def test_the_namespace_admits_privileged_pods_and_holds_everything(manifest: dic
     assert described[0] is namespace, "kubectl makes them in the order of the file"
 
 
-def test_no_disruption_takes_all_pods_of_a_kind_at_once(groups: dict[str, dict[str, Any]]) -> None:
+def test_a_disruption_never_takes_all_pods_of_a_kind(groups: dict[str, dict[str, Any]]) -> None:
     budgets = [found["spec"] for found in rayservice.objects() if found["kind"] == "PodDisruptionBudget"]
     selected = {next(iter(budget["selector"]["matchLabels"].values())): budget["minAvailable"] for budget in budgets}
     assert selected.keys() == groups.keys()
@@ -192,7 +192,7 @@ def test_no_disruption_takes_all_pods_of_a_kind_at_once(groups: dict[str, dict[s
         assert 0 < selected[name] < groups[name]["replicas"], "or no node could ever be drained"
 
 
-def test_sandboxes_have_nodes_of_their_own_and_never_share_one(manifest: dict[str, Any]) -> None:
+def test_sandboxes_have_nodes_of_their_own_one_pod_each(manifest: dict[str, Any]) -> None:
     pod = sandboxes_pod(manifest)
     ((key, value),) = pod["nodeSelector"].items()
     assert {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"} in pod["tolerations"]
@@ -202,20 +202,20 @@ def test_sandboxes_have_nodes_of_their_own_and_never_share_one(manifest: dict[st
     assert pod["priorityClassName"] == priority["metadata"]["name"]
 
 
-def test_no_autoscaler_takes_nodes_whose_sandboxes_sleep(
+def test_no_autoscaler_removes_nodes_with_sleeping_sandboxes(
     manifest: dict[str, Any], groups: dict[str, dict[str, Any]]
 ) -> None:
     assert manifest["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"] is False
     assert groups["sandboxes"]["idleTimeoutSeconds"] >= 24 * 3600
 
 
-def test_every_pod_has_a_first_process_that_reaps_and_pulls_its_image(groups: dict[str, dict[str, Any]]) -> None:
+def test_every_pod_has_an_init_process_and_pulls_its_image(groups: dict[str, dict[str, Any]]) -> None:
     for group in groups.values():
         assert group["template"]["spec"]["shareProcessNamespace"] is True
         assert rayservice.container(group)["imagePullPolicy"] == "Always"
 
 
-def test_others_reach_the_gateways_port_alone_and_no_pod_the_clouds_keys(manifest: dict[str, Any]) -> None:
+def test_only_the_gateways_port_is_reachable_and_no_pod_reaches_the_clouds_metadata(manifest: dict[str, Any]) -> None:
     policies = {
         found["metadata"]["name"]: found["spec"] for found in rayservice.objects() if found["kind"] == "NetworkPolicy"
     }
@@ -228,7 +228,7 @@ def test_others_reach_the_gateways_port_alone_and_no_pod_the_clouds_keys(manifes
     assert "169.254.169.254/32" in blocks[0]["except"]
 
 
-def test_the_variant_in_user_namespaces_differs_in_nothing_else() -> None:
+def test_the_user_namespace_variant_differs_in_nothing_else() -> None:
     first, second = rayservice.objects(), rayservice.objects(rayservice.IN_A_USER_NAMESPACE)
     pod = sandboxes_pod(rayservice.manifest(rayservice.IN_A_USER_NAMESPACE))
     (container,) = pod["containers"]

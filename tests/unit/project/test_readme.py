@@ -1,4 +1,4 @@
-"""The README's tables against the code they describe."""
+"""Tests of the README's tables against the code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def setting_names(settings: type[BaseSettings]) -> list[str]:
 
 
 def described(name: str) -> bool:
-    """In full, or as `…_TAIL` behind another name of its family."""
+    """True if the README names the setting in full, or as `…_TAIL` of its family."""
     return f"`{name}`" in README or any(
         name.endswith(tail) and name.startswith("HOLDFAST_") for tail in re.findall(r"`…(_[A-Z_]+)`", README)
     )

@@ -1,4 +1,4 @@
-"""The systemd units: systemd takes them, and they leave the service the time and the rights that it needs."""
+"""Tests that systemd accepts the units, and that they give the service the time and the rights it needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parsed(name: str) -> configparser.ConfigParser:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_systemd_finds_nothing_wrong_in_a_unit(unit: Path, tmp_path: Path) -> None:
+def test_systemd_accepts_each_unit(unit: Path, tmp_path: Path) -> None:
     verifier = shutil.which("systemd-analyze")
     if verifier is None:
         pytest.skip("systemd-analyze is not installed: only the keys below are looked at")
@@ -39,7 +39,7 @@ def test_systemd_finds_nothing_wrong_in_a_unit(unit: Path, tmp_path: Path) -> No
     assert (ended.returncode, [line for line in ended.stderr.splitlines() if unit.name in line]) == (0, [])
 
 
-def test_the_unit_of_one_machine_stops_in_order_and_comes_back() -> None:
+def test_the_unit_of_one_machine_stops_in_order_and_restarts() -> None:
     service = parsed("holdfast.service")["Service"]
 
     assert service["ExecStart"] == "/opt/holdfast/.venv/bin/holdfast serve"
@@ -52,6 +52,6 @@ def test_the_unit_of_one_machine_stops_in_order_and_comes_back() -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_a_unit_grants_a_stop_the_time_that_it_may_take(unit: Path) -> None:
+def test_a_unit_allows_a_stop_enough_time(unit: Path) -> None:
     assert GRACEFUL_S + ANSWERING_S + STOP_S <= 30
     assert int(parsed(unit.name)["Service"]["TimeoutStopSec"]) > 30

@@ -1,4 +1,4 @@
-"""Settings are checked where they enter, cross process boundaries, and show no secret."""
+"""Storage settings: validated, picklable, and without secrets in their representation."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_bad_settings_are_refused_without_repeating_them(change: dict[str, Any])
         {"endpoint_url": None, "region": "eu-central-1"},
     ],
 )
-def test_good_settings_are_taken(change: dict[str, Any]) -> None:
+def test_good_settings_are_accepted(change: dict[str, Any]) -> None:
     assert "/" not in BucketConfig(**{**GOOD, **change}).host
 
 
@@ -85,19 +85,19 @@ def test_good_settings_are_taken(change: dict[str, Any]) -> None:
         {"backoff_initial_s": 3, "backoff_max_s": 2},
     ],
 )
-def test_transfer_limits_hold(change: dict[str, Any]) -> None:
+def test_bad_transfer_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TransferConfig(**change)
 
 
 @given(st.integers(0, 40 * 2**40))
-def test_no_archive_needs_more_parts_than_s3_takes(size_bytes: int) -> None:
+def test_no_archive_needs_more_parts_than_s3_allows(size_bytes: int) -> None:
     part_bytes = TransferConfig().part_bytes_for(size_bytes)
     assert 1 <= part_count(size_bytes, part_bytes) <= MAX_PARTS
     assert part_bytes % MIB == 0
 
 
-def test_part_digests_that_do_not_fit_the_size_are_not_taken_for_digests() -> None:
+def test_part_digests_that_do_not_fit_the_size_are_ignored() -> None:
     assert ArchiveDigest(10, part_bytes=5, parts=("a", "b")).has_parts
     assert not ArchiveDigest(11, part_bytes=5, parts=("a", "b")).has_parts
     assert not ArchiveDigest(10, parts=("a", "b")).has_parts

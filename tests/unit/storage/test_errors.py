@@ -1,4 +1,4 @@
-"""Every error survives pickling, says where it happened, and every foreign answer or exception becomes one of ours."""
+"""Errors of storage: they survive pickling, name the place, and translate every foreign answer and exception."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_every_exception_of_httpx_is_translated(cls: type[BaseException]) -> Non
     assert issubclass(translated, StorageError)
 
 
-def test_what_no_client_raises_is_a_defect_and_no_storage_error() -> None:
+def test_an_exception_that_no_client_raises_is_treated_as_a_defect() -> None:
     with pytest.raises(TypeError):
         raised(KeyError("x"))
     assert all(issubclass(cls, StorageError) for cls in BY_EXCEPTION.values())
 
 
 @pytest.mark.parametrize("status", range(300, 600))
-def test_every_status_is_translated_and_retryable_just_when_it_should_be(status: int) -> None:
+def test_every_status_is_translated_and_only_temporary_ones_are_retryable(status: int) -> None:
     cls = answered(status, "")
     assert issubclass(cls, StorageError)
     assert cls.retryable is (status >= 500 or status in (408, 425, 429))
@@ -110,26 +110,28 @@ def test_every_status_is_translated_and_retryable_just_when_it_should_be(status:
         (418, "Teapot", "", StorageError),
     ],
 )
-def test_answers_mean_what_s3_documents(status: int, code: str, message: str, expected: type[StorageError]) -> None:
+def test_answers_are_translated_as_s3_documents_them(
+    status: int, code: str, message: str, expected: type[StorageError]
+) -> None:
     assert answered(status, code, message) is expected
 
 
 @pytest.mark.parametrize("code", sorted(BY_CODE))
-def test_every_known_code_reaches_its_error_through_botocore(code: str) -> None:
+def test_every_known_code_of_botocore_becomes_its_error(code: str) -> None:
     foreign = boto.ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}, "PutObject")  # type: ignore[typeddict-item]
     error = client_error(foreign, "put", bucket="b", key="k")
     assert type(error) is BY_CODE[code]
     assert code in str(error)
 
 
-def test_a_bare_404_for_the_bucket_is_the_bucket_missing() -> None:
+def test_a_bare_404_of_the_bucket_means_a_missing_bucket() -> None:
     foreign = boto.ClientError({"Error": {"Code": "404"}, "ResponseMetadata": {"HTTPStatusCode": 404}}, "HeadBucket")  # type: ignore[typeddict-item]
     assert type(client_error(foreign, "check", bucket="b", key=None)) is BucketMissingError
     assert type(client_error(foreign, "head", bucket="b", key="k")) is ObjectMissingError
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"\xff\xfe", b"<Error><Code></Code></Error>", b"{}"])
-def test_a_body_that_is_no_error_document_says_nothing(body: bytes) -> None:
+def test_a_body_that_is_no_error_document_gives_no_code(body: bytes) -> None:
     assert error_body(body) == ("", "")
 
 

@@ -1,4 +1,4 @@
-"""Keys are unambiguous, and the index lists the newest first."""
+"""Keys of the bucket: unambiguous, and the index lists the newest backup first."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ instants = st.datetimes(datetime(1971, 1, 1), datetime(2285, 1, 1)).map(lambda a
 ids = st.uuids().map(str)
 
 
-def test_the_first_two_are_what_the_sandbox_sdk_writes() -> None:
+def test_archive_and_metadata_keys_are_those_of_the_sandbox_sdk() -> None:
     assert keys.archive(ID) == f"backups/{ID}/data.sqsh"
     assert keys.metadata(ID) == f"backups/{ID}/meta.json"
 
 
-def test_the_default_tenant_lives_at_the_top_and_others_below_their_own_prefix() -> None:
+def test_the_default_tenant_has_no_prefix_and_others_have_their_own() -> None:
     entry = f"8228158527876-20260223T101112123Z-{ID}"
     assert keys.index_entry("default", "box", AT, ID) == f"sandboxes/box/backups/{entry}"
     assert keys.index_entry("acme", "box", AT, ID) == f"tenants/acme/sandboxes/box/backups/{entry}"
@@ -32,7 +32,7 @@ def test_the_default_tenant_lives_at_the_top_and_others_below_their_own_prefix()
 
 
 @given(instants, instants, ids, ids)
-def test_a_younger_backup_sorts_first(one: datetime, other: datetime, id_one: str, id_other: str) -> None:
+def test_a_newer_backup_sorts_first(one: datetime, other: datetime, id_one: str, id_other: str) -> None:
     if abs(one - other) < timedelta(milliseconds=1):
         return
     younger, older = (one, other) if one > other else (other, one)
@@ -40,7 +40,7 @@ def test_a_younger_backup_sorts_first(one: datetime, other: datetime, id_one: st
 
 
 @given(names, names, instants, ids)
-def test_an_index_entry_is_read_back(tenant: str, sandbox: str, at: datetime, backup_id: str) -> None:
+def test_an_index_entry_is_parsed_back(tenant: str, sandbox: str, at: datetime, backup_id: str) -> None:
     entry = keys.find_index_entry(keys.index_entry(tenant, sandbox, at, backup_id))
     assert entry is not None
     assert (entry.tenant, entry.sandbox, entry.backup_id) == (tenant, sandbox, backup_id)
@@ -49,17 +49,17 @@ def test_an_index_entry_is_read_back(tenant: str, sandbox: str, at: datetime, ba
 
 
 @given(names, names, names, names)
-def test_no_sandbox_is_within_another(tenant: str, sandbox: str, other_tenant: str, other: str) -> None:
+def test_no_sandboxs_prefix_contains_another(tenant: str, sandbox: str, other_tenant: str, other: str) -> None:
     one, two = keys.sandbox_prefix(tenant, sandbox), keys.sandbox_prefix(other_tenant, other)
     assert one.startswith(two) == ((tenant, sandbox) == (other_tenant, other))
 
 
-def test_the_zone_of_an_instant_does_not_matter() -> None:
+def test_an_instants_time_zone_does_not_change_the_key() -> None:
     assert keys.entry_name(AT.astimezone(timezone(timedelta(hours=9))), ID) == keys.entry_name(AT, ID)
 
 
 @pytest.mark.parametrize("bad", ["", "..", "a/b", "A", "-a", "a-", "a b", "ü", "a" * 129, "a\n"])
-def test_names_that_could_leave_their_prefix_are_refused(bad: str) -> None:
+def test_unsafe_names_are_refused(bad: str) -> None:
     with pytest.raises(ValueError):
         keys.state("default", bad)
     with pytest.raises(ValueError):
@@ -83,12 +83,12 @@ def test_instants_that_cannot_be_sorted_are_refused(bad: datetime) -> None:
 
 
 @given(st.text(max_size=60))
-def test_foreign_keys_are_nobodys(key: str) -> None:
+def test_foreign_keys_are_recognized_as_such(key: str) -> None:
     assert keys.find_backup_object(key) is None
     assert keys.find_index_entry(key) is None
 
 
-def test_backup_objects_are_told_apart() -> None:
+def test_a_backups_archive_and_metadata_are_told_apart() -> None:
     backup_id = str(uuid.uuid4())
     archive, metadata = (keys.find_backup_object(make(backup_id)) for make in (keys.archive, keys.metadata))
     assert archive == keys.BackupObject(keys.archive(backup_id), backup_id, False)

@@ -1,4 +1,4 @@
-"""Documents are written as Cloudflare's SDK reads them, read back exactly, and refused when damaged."""
+"""Metadata documents: written as Cloudflare's SDK reads them, read back exactly, and refused when damaged."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_our_fields_are_camel_case() -> None:
     assert json.loads(FULL.to_json())["notKept"] == {"sockets": 1, "acls": 2, "otherXattrs": 3}
 
 
-def test_a_foreign_document_with_the_six_fields_or_five_loads_and_is_the_default_tenants() -> None:
+def test_a_foreign_document_loads_and_belongs_to_the_default_tenant() -> None:
     five = {name: value for name, value in FOREIGN.items() if name != "name"}
     for document in (FOREIGN, five, {**five, "name": None}):
         record = load(BackupRecord, json.dumps(document).encode())
@@ -112,7 +112,7 @@ def test_a_foreign_document_with_the_six_fields_or_five_loads_and_is_the_default
 
 
 @given(records)
-def test_what_is_written_is_read_back(record: BackupRecord) -> None:
+def test_a_document_survives_writing_and_reading(record: BackupRecord) -> None:
     again = load(BackupRecord, record.to_json())
     assert again == record
     assert again.to_json() == record.to_json()
@@ -152,31 +152,31 @@ def test_unknown_fields_are_kept_and_signed() -> None:
         *each("notKept", [], {"sockets": -1}, 7),
     ],
 )  # fmt: skip
-def test_a_damaged_document_is_corrupt_metadata(data: bytes) -> None:
+def test_a_damaged_document_is_an_error(data: bytes) -> None:
     with pytest.raises(CorruptMetadataError) as caught:
         load(BackupRecord, data, bucket="b", key="k")
     assert (caught.value.bucket, caught.value.key, caught.value.retryable) == ("b", "k", False)
 
 
 @given(st.integers(0, 8 * len(sign(FULL, KEY).to_json()) - 1))
-def test_a_flipped_bit_is_corrupt_or_breaks_the_signature(bit: int) -> None:
+def test_a_flipped_bit_is_an_error_or_breaks_the_signature(bit: int) -> None:
     data = bytearray(sign(FULL, KEY).to_json())
     data[bit // 8] ^= 1 << bit % 8
     try:
         record = load(BackupRecord, bytes(data))
-    except (CorruptMetadataError, NewerDocumentError):  # of a later release, if the bit is one of its version
+    except (CorruptMetadataError, NewerDocumentError):  # newer, if the bit is one of its version
         return
     assert not verify(record, [KEY])
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_else(data: bytes) -> None:
+def test_random_bytes_are_corrupt_metadata(data: bytes) -> None:
     for document in (BackupRecord, SandboxState):
         with pytest.raises(CorruptMetadataError):
             load(document, data)
 
 
-def test_only_the_signing_key_verifies() -> None:
+def test_only_the_signing_key_verifies_a_signature() -> None:
     signed = sign(FULL, KEY)
     assert verify(signed, [KEY])
     assert not verify(signed, [SecretStr("another")])
@@ -186,7 +186,7 @@ def test_only_the_signing_key_verifies() -> None:
     assert sign(signed, KEY) == signed
 
 
-def test_expiry_begins_a_buffer_before_the_end_of_the_ttl() -> None:
+def test_a_backup_expires_a_buffer_before_the_end_of_its_ttl() -> None:
     end = AT + timedelta(seconds=259200)
     assert FULL.expires_at == end
     assert not FULL.is_expired(end - timedelta(seconds=60, milliseconds=1))
@@ -195,14 +195,14 @@ def test_expiry_begins_a_buffer_before_the_end_of_the_ttl() -> None:
     assert FULL.is_expired(end, buffer_s=0)
 
 
-def test_instants_are_utc_in_milliseconds_wherever_they_come_from() -> None:
+def test_instants_become_utc_in_milliseconds() -> None:
     record = load(BackupRecord, changed(createdAt="2026-02-23T19:11:12.345678+09:00"))
     assert json.loads(record.to_json())["createdAt"] == FOREIGN["createdAt"]
     with pytest.raises(ValidationError):
         BackupRecord(id=ID, dir="/tmp", size_bytes=1, ttl=1, created_at=datetime(2026, 1, 1))
 
 
-def test_a_sandbox_state_is_read_back() -> None:
+def test_a_state_document_is_read_back() -> None:
     restored = RestoredDirectory(dir="/workspace", backup_id=ID, mode="overlay", driver="fuse", restored_at=AT)
     state = SandboxState(id="box", tenant="acme", created_at=AT, restored=[restored])
     document = json.loads(state.to_json())
@@ -226,13 +226,15 @@ def test_a_sandbox_state_is_read_back() -> None:
 
 @pytest.mark.parametrize("document", [BackupRecord, SandboxState, Claim])
 @pytest.mark.parametrize("data", [{"version": 2}, {"version": 999, "id": [7], "new": {}}])
-def test_a_later_releases_document_is_told_from_a_damaged_one(document: type[Document], data: dict[str, Any]) -> None:
+def test_a_later_releases_document_is_told_apart_from_a_damaged_one(
+    document: type[Document], data: dict[str, Any]
+) -> None:
     with pytest.raises(NewerDocumentError) as caught:
         load(document, json.dumps(data).encode(), bucket="b", key="k")
     assert (caught.value.bucket, caught.value.key, caught.value.retryable) == ("b", "k", False)
 
 
-def test_what_was_signed_before_a_field_was_known_verifies_still() -> None:
+def test_a_signature_made_before_a_field_existed_still_verifies() -> None:
     signed = json.loads(sign(FULL.model_copy(update={"not_kept": None}), KEY).to_json())
     unsigned = {**signed, "notKept": {"sockets": 1}}
     del unsigned["signature"]
@@ -244,7 +246,7 @@ def test_what_was_signed_before_a_field_was_known_verifies_still() -> None:
     assert verify(record, [KEY])
 
 
-def test_every_key_verifies_and_the_first_signs() -> None:
+def test_the_first_key_signs_and_every_key_verifies() -> None:
     old, new = SecretStr("old"), SecretStr("new")
     assert verify(sign(FULL, old), [new, old])
     assert verify(sign(FULL, new), [new, old])
@@ -253,7 +255,7 @@ def test_every_key_verifies_and_the_first_signs() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(BackupRecord.model_fields) - {"signature"}))
-def test_a_record_that_lost_its_signature_is_told_from_a_foreign_one(name: str) -> None:
+def test_a_record_that_lost_its_signature_is_told_apart_from_a_foreign_one(name: str) -> None:
     six = load(BackupRecord, json.dumps(FOREIGN).encode())
     value = FULL.model_copy(update={"partial": True, "of_sleep": True, "place": "/app"}).__dict__[name]
     record = six.model_copy(update={name: value})
