@@ -1,4 +1,4 @@
-"""The implementations that the one suite runs against, and what each of them cannot do."""
+"""The object stores that the contract suite runs against, each with its capabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commit, listing, deletion and collection, with a crash or an unknown outcome at every step."""
+"""Commit, listing, deletion and collection of backups, with a crash or an unknown outcome at every step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HOUR_S = 3600.0
 
 @dataclass(slots=True)
 class Shelf:
-    """A catalog over an empty bucket, with faults to order."""
+    """A catalog over an empty bucket, with faults on request."""
 
     catalog: BackupCatalog
     store: S3ObjectStore
@@ -83,7 +83,7 @@ def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf]:
     clear()
     faulty = FaultyStore(store)
     catalog = BackupCatalog(faulty, KEY, lambda: NOW)
-    # moto says of every multipart upload that it began in 2010.
+    # moto reports for every multipart upload that it began in 2010.
     yield Shelf(catalog, store, faulty, initiated_long_ago=request.param == "moto")
     clear()
 
@@ -128,7 +128,7 @@ def test_a_foreign_backup_belongs_to_the_default_tenant_and_is_not_trusted(shelf
         shelf.catalog.get("acme", backup_id)
 
 
-def test_metadata_that_names_another_backup_is_corrupt(shelf: Shelf) -> None:
+def test_metadata_with_another_backups_id_is_corrupt(shelf: Shelf) -> None:
     record, other = shelf.backup(), str(uuid.uuid4())
     shelf.store.put(keys.metadata(other), record.to_json())
     with pytest.raises(CorruptMetadataError):
@@ -144,7 +144,7 @@ def test_a_commit_of_unknown_outcome_is_settled_by_reading(shelf: Shelf, after: 
     assert sum("put backups/" in call for call in shelf.faulty.calls) == (1 if after else 2)
 
 
-def test_a_commit_that_cannot_be_settled_is_unavailable_and_may_be_discarded(shelf: Shelf) -> None:
+def test_a_commit_whose_outcome_stays_unknown_fails_and_may_be_discarded(shelf: Shelf) -> None:
     record = shelf.record()
     shelf.faulty.fail("put", "meta.json", after=True)
     shelf.faulty.fail("get", "meta.json", after=False)
@@ -154,7 +154,7 @@ def test_a_commit_that_cannot_be_settled_is_unavailable_and_may_be_discarded(she
     assert shelf.objects() == set()
 
 
-def test_a_second_backup_of_the_same_id_is_refused_where_the_store_can(shelf: Shelf) -> None:
+def test_a_second_backup_with_the_same_id_is_refused_if_the_store_has_conditional_writes(shelf: Shelf) -> None:
     record = shelf.backup()
     other = record.model_copy(update={"dir": "/app"})
     if shelf.store.supports_conditional_writes():
@@ -176,7 +176,7 @@ def test_a_failing_index_entry_does_not_fail_the_commit(shelf: Shelf, after: boo
     assert [r.id for r in shelf.catalog.page("acme", "box").records] == [record.id]
 
 
-def test_pages_are_newest_first_and_skip_what_is_gone(shelf: Shelf) -> None:
+def test_pages_are_newest_first_and_skip_deleted_and_damaged_backups(shelf: Shelf) -> None:
     records = [shelf.backup(at=NOW + timedelta(milliseconds=n)) for n in (5, 1, 3, 0, 4, 2)]
     newest_first = sorted(records, key=lambda r: r.created_at, reverse=True)
     shelf.store.delete(keys.metadata(newest_first[1].id))
@@ -197,7 +197,7 @@ def test_pages_are_newest_first_and_skip_what_is_gone(shelf: Shelf) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "../../backups/", "~", "8228158527876"])
-def test_a_cursor_of_somebody_else_is_refused(shelf: Shelf, cursor: str) -> None:
+def test_a_foreign_cursor_is_refused(shelf: Shelf, cursor: str) -> None:
     with pytest.raises(InvalidCursorError):
         shelf.catalog.page("acme", "box", cursor=cursor)
 
@@ -217,9 +217,7 @@ def test_deleting_removes_everything_and_is_idempotent(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("part", ["meta.json", "data.sqsh", "sandboxes/"])
 @pytest.mark.parametrize("after", [False, True])
-def test_a_deletion_that_breaks_off_anywhere_leaves_a_whole_backup_or_none(
-    shelf: Shelf, part: str, after: bool
-) -> None:
+def test_a_deletion_that_fails_half_way_leaves_a_whole_backup_or_none(shelf: Shelf, part: str, after: bool) -> None:
     record = shelf.backup()
     shelf.faulty.fail("delete", part, after=after)
     with pytest.raises(StoreUnavailableError):
@@ -233,7 +231,7 @@ def test_a_deletion_that_breaks_off_anywhere_leaves_a_whole_backup_or_none(
     assert shelf.objects() == set()
 
 
-def test_sandboxes_are_listed_per_tenant_page_by_page(shelf: Shelf) -> None:
+def test_sandboxes_are_listed_per_tenant_in_pages(shelf: Shelf) -> None:
     names = ["a", "a-b", "a0", "b"]
     for name in names:
         shelf.catalog.write_state(SandboxState(id=name, tenant="acme", created_at=NOW), replacing=None)
@@ -253,7 +251,7 @@ def test_sandboxes_are_listed_per_tenant_page_by_page(shelf: Shelf) -> None:
         shelf.catalog.sandboxes("acme", cursor="../")
 
 
-def test_a_state_is_written_read_and_forgotten(shelf: Shelf) -> None:
+def test_a_state_is_written_read_and_deleted(shelf: Shelf) -> None:
     assert shelf.catalog.find_state("acme", "box") is None
     first = SandboxState(id="box", tenant="acme", created_at=NOW)
     etag = shelf.catalog.write_state(first, replacing=None)
@@ -278,7 +276,7 @@ def test_a_state_under_another_sandboxs_key_is_corrupt(shelf: Shelf) -> None:
         shelf.catalog.find_state("acme", "box")
 
 
-def test_a_collection_removes_what_has_expired_and_nothing_else(shelf: Shelf) -> None:
+def test_a_collection_removes_expired_backups_only(shelf: Shelf) -> None:
     expired, live = shelf.backup(ttl=60), shelf.backup(ttl=100 * HOUR_S)
     before = shelf.objects()
     report = shelf.collect(after_s=2 * HOUR_S, dry_run=True)
@@ -292,7 +290,7 @@ def test_a_collection_removes_what_has_expired_and_nothing_else(shelf: Shelf) ->
     assert shelf.collect(after_s=2 * HOUR_S) == CollectionReport(dry_run=False)
 
 
-def test_what_is_younger_than_the_grace_is_left_alone(shelf: Shelf) -> None:
+def test_a_collection_leaves_objects_younger_than_the_grace_period(shelf: Shelf) -> None:
     expired = shelf.backup(ttl=1)
     shelf.store.put(keys.archive(str(uuid.uuid4())), b"on its way")
     shelf.store.delete(keys.metadata(shelf.backup(ttl=9).id))
@@ -322,7 +320,7 @@ def test_orphans_of_every_kind_are_collected(shelf: Shelf) -> None:
     assert list(shelf.store.list_uploads("")) == []
 
 
-def test_a_backup_that_was_only_begun_is_settled_and_can_never_be_committed(shelf: Shelf) -> None:
+def test_settling_an_uncommitted_backup_removes_it_and_prevents_its_commit(shelf: Shelf) -> None:
     record = shelf.record()
     shelf.store.put(keys.archive(record.id), b"archive")
     shelf.store.create_upload(keys.archive(record.id))
@@ -337,21 +335,21 @@ def test_a_backup_that_was_only_begun_is_settled_and_can_never_be_committed(shel
             shelf.catalog.commit(record)
 
 
-def test_a_backup_that_was_committed_is_settled_as_it_is(shelf: Shelf) -> None:
+def test_settling_a_committed_backup_changes_nothing(shelf: Shelf) -> None:
     committed = shelf.backup()
     before = shelf.objects()
     assert shelf.catalog.settle(committed.id) == committed
     assert shelf.objects() == before
 
 
-def test_a_backup_that_was_committed_but_not_listed_is_listed_when_it_is_settled(shelf: Shelf) -> None:
+def test_settling_a_committed_backup_adds_its_missing_index_entry(shelf: Shelf) -> None:
     committed = shelf.backup()
     shelf.store.delete(entry_of(committed))
     assert shelf.catalog.settle(committed.id) == committed
     assert entry_of(committed) in shelf.objects()
 
 
-def test_of_an_abandoned_backup_nothing_is_left(shelf: Shelf) -> None:
+def test_abandoning_a_backup_removes_all_of_it(shelf: Shelf) -> None:
     record = shelf.record()
     before = shelf.objects()
     shelf.store.put(keys.archive(record.id), b"archive")
@@ -363,7 +361,7 @@ def test_of_an_abandoned_backup_nothing_is_left(shelf: Shelf) -> None:
         assert list(shelf.store.list_uploads("")) == []
 
 
-def test_a_fence_is_collected_when_nobody_can_be_about_to_commit_any_more(shelf: Shelf) -> None:
+def test_a_fence_is_collected_after_the_grace_period(shelf: Shelf) -> None:
     if not shelf.store.supports_conditional_writes():
         pytest.skip("this store has no conditional writes, and so no fences")
     fenced = str(uuid.uuid4())
@@ -376,7 +374,7 @@ def test_a_fence_is_collected_when_nobody_can_be_about_to_commit_any_more(shelf:
     assert shelf.objects() == set()
 
 
-def test_a_claim_is_written_read_and_replaced_from_the_state_it_was_read_in(shelf: Shelf) -> None:
+def test_a_claim_is_replaced_only_if_it_is_unchanged(shelf: Shelf) -> None:
     one, other = str(uuid.uuid4()), str(uuid.uuid4())
     assert shelf.catalog.find_claim("acme", "box", "key") is None
     shelf.catalog.write_claim("acme", "box", "key", one, replacing=None)
@@ -391,7 +389,7 @@ def test_a_claim_is_written_read_and_replaced_from_the_state_it_was_read_in(shel
     assert replaced is not None and replaced.backup_id == other
 
 
-def test_claims_of_backups_that_are_gone_are_collected_and_others_kept(shelf: Shelf) -> None:
+def test_claims_of_deleted_backups_are_collected_and_others_kept(shelf: Shelf) -> None:
     live = shelf.backup(ttl=100 * HOUR_S)
     shelf.catalog.write_claim("acme", "box", "kept", live.id, replacing=None)
     shelf.catalog.write_claim("acme", "box", "gone", str(uuid.uuid4()), replacing=None)
@@ -401,14 +399,14 @@ def test_claims_of_backups_that_are_gone_are_collected_and_others_kept(shelf: Sh
     assert gone not in shelf.objects() and kept in shelf.objects()
 
 
-def test_a_claim_that_is_made_anew_during_a_collection_is_kept(shelf: Shelf) -> None:
+def test_a_claim_that_is_renewed_during_a_collection_is_kept(shelf: Shelf) -> None:
     shelf.catalog.write_claim("acme", "box", "key", str(uuid.uuid4()), replacing=None)
     claimed = shelf.catalog.find_claim("acme", "box", "key")
     assert claimed is not None
     later = datetime.now(UTC) + timedelta(hours=2)
 
     class Meanwhile(FaultyStore):
-        """A store in which the key is claimed anew, just as a collection has found that it stands for nothing."""
+        """A store in which the key is claimed anew just after a collection has found its claim stale."""
 
         def head(self, key: str) -> Head:
             found = self.inner.head(key)
@@ -419,7 +417,7 @@ def test_a_claim_that_is_made_anew_during_a_collection_is_kept(shelf: Shelf) -> 
     assert shelf.catalog.find_claim("acme", "box", "key") == claimed
 
 
-def test_a_listing_that_is_behind_deletes_no_live_backup(shelf: Shelf) -> None:
+def test_a_stale_listing_deletes_no_live_backup(shelf: Shelf) -> None:
     live = shelf.backup(ttl=100 * HOUR_S)
 
     class Behind(FaultyStore):
@@ -437,7 +435,7 @@ def test_a_listing_that_is_behind_deletes_no_live_backup(shelf: Shelf) -> None:
     assert entry_of(live) in shelf.objects()
 
 
-def test_what_cannot_be_read_or_has_no_archive_is_reported_and_kept(shelf: Shelf) -> None:
+def test_a_backup_without_readable_metadata_or_archive_is_reported_and_kept(shelf: Shelf) -> None:
     damaged, bare = shelf.backup(), shelf.backup(ttl=100 * HOUR_S)
     shelf.store.put(keys.metadata(damaged.id), b"{")
     shelf.store.delete(keys.archive(bare.id))
@@ -447,7 +445,7 @@ def test_what_cannot_be_read_or_has_no_archive_is_reported_and_kept(shelf: Shelf
     assert shelf.objects() == before
 
 
-def test_foreign_objects_in_the_bucket_are_not_ours_to_collect(shelf: Shelf) -> None:
+def test_foreign_objects_in_the_bucket_are_not_collected(shelf: Shelf) -> None:
     for key in ("backups/readme.txt", "sandboxes/x", "tenants/y/z", "other/data.sqsh", "backups/not-a-uuid/data.sqsh"):
         shelf.store.put(key, b"x")
     before = shelf.objects()
@@ -455,7 +453,7 @@ def test_foreign_objects_in_the_bucket_are_not_ours_to_collect(shelf: Shelf) -> 
     assert shelf.objects() == before
 
 
-def test_sandboxes_are_counted_by_their_states_whoever_they_belong_to(shelf: Shelf) -> None:
+def test_state_documents_are_counted_over_all_tenants(shelf: Shelf) -> None:
     for tenant, name in (("acme", "one"), ("acme", "two"), ("default", "one")):
         state = SandboxState(id=name, tenant=tenant, created_at=NOW)
         shelf.catalog.write_state(state, replacing=None)

@@ -1,4 +1,4 @@
-"""Epochs, fencing and settling, over a store with conditional writes and one without; answers get lost."""
+"""Epochs, fencing and settling of backups, over stores with and without conditional writes, and with lost answers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 @dataclass
 class World:
-    """One sandbox's state in one bucket, as several actors see it."""
+    """A sandbox's state in a bucket, and several actors that use it."""
 
     faulty: FaultyStore
     catalog: BackupCatalog
@@ -83,7 +83,7 @@ class World:
         return self.faulty.inner.get(keys.state(TENANT, self.sandbox)).data
 
     def rewrite(self, change: Callable[[SandboxState], SandboxState]) -> None:
-        """As somebody else does who is no actor."""
+        """Writes the state as a process that is not its actor."""
         found = self.catalog.find_state(TENANT, self.sandbox)
         assert found is not None
         self.catalog.write_state(change(found.state), replacing=found.etag)
@@ -147,14 +147,14 @@ def test_epochs_rise_by_one_with_each_actor(world: World) -> None:
     assert epochs == [(1, "a", "cluster-a"), (2, "b", "cluster-b"), (3, "a", "cluster-a")]
 
 
-def test_a_fresh_sandbox_that_was_only_recorded_keeps_its_labels_and_its_age(world: World) -> None:
+def test_the_first_epoch_keeps_the_labels_and_age_of_a_recorded_sandbox(world: World) -> None:
     made = SandboxState(id=world.sandbox, tenant=TENANT, created_at=NOW - timedelta(days=1), labels={"a": "1"})
     world.catalog.write_state(made, replacing=None)
     world.owner()
     assert (world.stored.created_at, world.stored.labels, world.stored.epoch) == (made.created_at, {"a": "1"}, 1)
 
 
-def test_an_older_actor_can_write_nothing_more(world: World) -> None:
+def test_a_superseded_actor_can_write_nothing(world: World) -> None:
     old = world.owner("a")
     world.owner("b")
     before = world.bytes
@@ -171,7 +171,7 @@ def test_an_older_actor_can_write_nothing_more(world: World) -> None:
 
 
 @pytest.mark.parametrize("act", ["check", "forget", "acquire_epoch"])
-def test_each_question_alone_tells_an_older_actor_the_truth(world: World, act: str) -> None:
+def test_each_operation_alone_detects_a_newer_actor(world: World, act: str) -> None:
     old = world.owner("a")
     found = old.find()
     world.owner("b")
@@ -187,7 +187,7 @@ def test_each_question_alone_tells_an_older_actor_the_truth(world: World, act: s
     assert world.bytes == before
 
 
-def test_of_two_that_take_from_the_same_state_one_is_told(world: World) -> None:
+def test_of_two_actors_that_claim_an_epoch_from_the_same_state_one_fails(world: World) -> None:
     world.owner("lost")
     one, other = world.durable("a"), world.durable("b")
     seen_by_one, seen_by_other = one.find(), other.find()
@@ -197,7 +197,7 @@ def test_of_two_that_take_from_the_same_state_one_is_told(world: World) -> None:
     assert (world.stored.node, world.stored.epoch) == ("a", 2)
 
 
-def test_an_actor_whose_sandbox_was_destroyed_elsewhere_makes_it_not_anew(world: World) -> None:
+def test_an_actor_does_not_recreate_a_sandbox_that_was_destroyed_elsewhere(world: World) -> None:
     old = world.owner()
     world.catalog.delete_state(TENANT, world.sandbox)
     with pytest.raises(SupersededError):
@@ -205,7 +205,7 @@ def test_an_actor_whose_sandbox_was_destroyed_elsewhere_makes_it_not_anew(world:
     assert not world.has(keys.state(TENANT, world.sandbox))
 
 
-def test_labels_that_somebody_changes_in_between_survive(world: World) -> None:
+def test_labels_changed_by_others_survive_the_actors_writes(world: World) -> None:
     durable = world.owner()
     world.rewrite(labelled(by="a person"))
     durable.change(noted("backed_up"))
@@ -216,7 +216,7 @@ def test_labels_that_somebody_changes_in_between_survive(world: World) -> None:
     assert kinds(world.stored) == ["backed_up", "restored"]
 
 
-def test_labels_that_somebody_changes_before_the_epoch_is_taken_survive(world: World) -> None:
+def test_labels_changed_before_the_epoch_is_claimed_survive(world: World) -> None:
     world.owner("a")
     durable = world.durable("b")
     found = durable.find()
@@ -254,13 +254,13 @@ def test_a_write_whose_answer_is_lost_is_settled_or_can_be_repeated(world: World
         assert world.stored.epoch == 1
 
 
-def test_a_take_that_cannot_be_settled_is_taken_again(world: World) -> None:
+def test_an_epoch_whose_claim_cannot_be_settled_is_claimed_again(world: World) -> None:
     durable = world.durable()
     found = durable.find()
     world.faulty.fail("put", "state.json", after=True)
     world.faulty.fail("get", "state.json", after=False)
     if not world.place.conditional_writes:
-        world.faulty.fail("get", "state.json", after=False)  # it is read before it is written, too
+        world.faulty.fail("get", "state.json", after=False)  # the read before the write
     with pytest.raises(StoreUnavailableError):
         durable.acquire_epoch(found, lambda state: state)
     world.faulty.faults.clear()
@@ -271,7 +271,7 @@ def test_a_take_that_cannot_be_settled_is_taken_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_change_that_could_not_be_written_goes_with_the_next(world: World, *, after: bool) -> None:
+def test_a_change_that_could_not_be_written_is_written_with_the_next(world: World, *, after: bool) -> None:
     durable = world.owner()
     unsettled(world, after=after)
     with pytest.raises(StoreUnavailableError):
@@ -284,7 +284,7 @@ def test_a_change_that_could_not_be_written_goes_with_the_next(world: World, *, 
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_change_that_is_not_kept_is_taken_back_by_the_next(world: World, *, after: bool) -> None:
+def test_a_failed_change_with_keep_false_is_undone_by_the_next(world: World, *, after: bool) -> None:
     durable = world.owner()
     unsettled(world, after=after)
     with pytest.raises(StoreUnavailableError):
@@ -296,7 +296,7 @@ def test_a_change_that_is_not_kept_is_taken_back_by_the_next(world: World, *, af
 
 
 def unsettled(world: World, *, after: bool) -> None:
-    """The next write of the state fails, and so does reading it back."""
+    """Makes the next write of the state fail, and so the reading back."""
 
     real = world.faulty.inner
 
@@ -324,7 +324,7 @@ def test_many_threads_lose_no_change(world: World) -> None:
     assert sorted(kinds(world.stored)) == sorted(f"event-{n}" for n in range(12))
 
 
-def test_the_latest_events_are_kept() -> None:
+def test_only_the_latest_events_are_kept() -> None:
     state = SandboxState(id="box", tenant=TENANT, created_at=NOW)
     for number in range(MAX_EVENTS + 20):
         state = happened(state, f"event-{number}")
@@ -339,9 +339,7 @@ def test_the_latest_events_are_kept() -> None:
         (False, ["/workspace/a", "/workspace/a/b", "/workspace-two", "/workspace"]),
     ],
 )
-def test_a_checkpoint_takes_the_place_of_those_inside_it_unless_something_was_left_out(
-    covers_all: bool, left: list[str]
-) -> None:
+def test_a_checkpoint_replaces_those_inside_it_unless_it_is_partial(covers_all: bool, left: list[str]) -> None:
     state = SandboxState(id="box", tenant=TENANT, created_at=NOW)
     for directory in ("/workspace", "/workspace/a", "/workspace/a/b", "/workspace-two"):
         state = with_checkpoint(state, checkpoint(directory))
@@ -351,7 +349,7 @@ def test_a_checkpoint_takes_the_place_of_those_inside_it_unless_something_was_le
     assert state.checkpoints[-1] == newest
 
 
-def test_the_state_speaks_of_a_bounded_number_of_directories() -> None:
+def test_the_state_lists_a_limited_number_of_directories() -> None:
     state = SandboxState(id="box", tenant=TENANT, created_at=NOW)
     entries = []
     for number in range(MAX_ROWS + 5):
@@ -388,7 +386,7 @@ def opened(ownership: Ownership, *, has_record: bool = True) -> Ownership:
     return ownership
 
 
-def test_the_epoch_is_taken_by_whatever_needs_it_first(world: World) -> None:
+def test_the_epoch_is_claimed_by_the_first_change_or_in_the_background(world: World) -> None:
     ownership = opened(world.ownership())
     assert not world.has(keys.state(TENANT, world.sandbox))
     ownership.change(noted("first"))
@@ -399,7 +397,7 @@ def test_the_epoch_is_taken_by_whatever_needs_it_first(world: World) -> None:
     assert kinds(world.stored) == ["created", "first", "woke"]
 
 
-def test_what_somebody_has_found_saves_the_question_and_binds_nobody(world: World) -> None:
+def test_a_supposed_state_saves_a_read_but_is_checked_at_the_first_write(world: World) -> None:
     world.owner("a")
     found = StateRead(world.catalog.find_state(TENANT, world.sandbox))
     ownership = world.ownership("a")
@@ -416,7 +414,7 @@ def test_what_somebody_has_found_saves_the_question_and_binds_nobody(world: Worl
     assert (world.stored.node, world.stored.epoch) == ("b", 2)
 
 
-def test_what_somebody_has_found_is_of_no_use_to_who_has_asked_himself(world: World) -> None:
+def test_a_supposed_state_is_ignored_after_locating(world: World) -> None:
     world.owner("a")
     ownership = opened(world.ownership("a"))
     ownership.suppose(StateRead(None))
@@ -424,7 +422,7 @@ def test_what_somebody_has_found_is_of_no_use_to_who_has_asked_himself(world: Wo
     assert (world.stored.epoch, kinds(world.stored)) == (2, ["woke"])
 
 
-def test_a_new_sandbox_that_was_put_on_record_begins_afresh_under_its_first_epoch(world: World) -> None:
+def test_a_new_recorded_sandbox_begins_afresh_under_its_first_epoch(world: World) -> None:
     made = SandboxState(id=world.sandbox, tenant=TENANT, created_at=NOW)
     etag = world.catalog.write_state(made, replacing=None)
     ownership = world.ownership("a")
@@ -434,7 +432,7 @@ def test_a_new_sandbox_that_was_put_on_record_begins_afresh_under_its_first_epoc
     assert (world.stored.node, world.stored.epoch, kinds(world.stored)) == ("a", 1, ["created"])
 
 
-def test_a_destroyed_sandbox_is_not_made_anew_by_what_comes_late(world: World) -> None:
+def test_late_writes_do_not_recreate_a_destroyed_sandbox(world: World) -> None:
     ownership = opened(world.ownership())
     ownership.change(noted("first"))
     ownership.forget()
@@ -448,13 +446,13 @@ def test_a_destroyed_sandbox_is_not_made_anew_by_what_comes_late(world: World) -
     assert (kinds(world.stored), world.stored.epoch) == (["created", "anew"], 1)
 
 
-def test_a_sandbox_that_was_never_taken_up_has_nothing_to_report(world: World) -> None:
+def test_a_sandbox_that_was_never_located_reports_nothing(world: World) -> None:
     world.ownership().report(noted("slept"))
     assert not world.has(keys.state(TENANT, world.sandbox))
 
 
 @pytest.mark.parametrize("of_sleep", [False, True])
-def test_a_backup_that_was_begun_is_settled_by_the_next(world: World, *, of_sleep: bool) -> None:
+def test_a_pending_backup_is_settled_by_the_next_owner(world: World, *, of_sleep: bool) -> None:
     old = opened(world.ownership("a"))
     committed, open_one = world.record("/workspace", of_sleep=of_sleep), world.record("/app")
     for record in (committed, open_one):
@@ -481,9 +479,7 @@ def test_a_backup_that_was_begun_is_settled_by_the_next(world: World, *, of_slee
 
 
 @pytest.mark.parametrize("partial", [False, True])
-def test_a_settled_backup_covers_what_was_backed_up_inside_it_before_unless_it_is_partial(
-    world: World, *, partial: bool
-) -> None:
+def test_a_settled_backup_replaces_checkpoints_inside_it_unless_it_is_partial(world: World, *, partial: bool) -> None:
     old = opened(world.ownership("a"))
     inside, outer = world.record("/workspace/a"), world.record("/workspace", partial=partial)
     for record in (inside, outer):
@@ -492,13 +488,13 @@ def test_a_settled_backup_covers_what_was_backed_up_inside_it_before_unless_it_i
         world.catalog.commit(record)
         if record is inside:
             SandboxLedger(old).committed(record)
-    new = world.ownership("b", lost=("a",))  # the old one died between the commit and the checkpoint
+    new = world.ownership("b", lost=("a",))  # the old actor died between the commit and the checkpoint
     new.locate(has_record=False)
     _, state = new.acquire_epoch()
     assert [row.dir for row in state.checkpoints] == (["/workspace/a", "/workspace"] if partial else ["/workspace"])
 
 
-def test_a_settled_backup_leaves_what_was_restored_inside_it_since(world: World) -> None:
+def test_a_settled_backup_keeps_later_restores_inside_it(world: World) -> None:
     old, outer = opened(world.ownership("a")), world.record("/workspace")
     SandboxLedger(old).begin(outer.id, of_sleep=False)
     world.upload(outer)
@@ -512,7 +508,7 @@ def test_a_settled_backup_leaves_what_was_restored_inside_it_since(world: World)
     assert rows == {"/workspace": outer.id, "/workspace/src": inside.backup_id}
 
 
-def test_a_takeover_waits_until_all_is_settled(world: World) -> None:
+def test_a_takeover_fails_until_all_pending_backups_are_settled(world: World) -> None:
     old, record = opened(world.ownership("a")), world.record()
     SandboxLedger(old).begin(record.id, of_sleep=False)
     world.upload(record)
@@ -529,14 +525,14 @@ def test_a_takeover_waits_until_all_is_settled(world: World) -> None:
 
 
 @pytest.mark.parametrize("slept", [False, True])
-def test_a_takeover_that_was_cut_short_still_knows_which_node_had_the_files(world: World, *, slept: bool) -> None:
+def test_after_an_interrupted_takeover_the_node_with_the_files_is_still_known(world: World, *, slept: bool) -> None:
     first = opened(world.ownership("a"))
     if slept:
         first.sleep([checkpoint("/workspace", of_sleep=True)])
     else:
         first.change(noted("backed_up"))
     expected = None if slept else "a"
-    for _ in range(2):  # each dies right after
+    for _ in range(2):  # each owner dies right after its takeover
         next_one = world.ownership("b", lost=("a",))
         next_one.locate(has_record=False)
         assert next_one.acquire_epoch()[0] == expected
@@ -545,14 +541,14 @@ def test_a_takeover_that_was_cut_short_still_knows_which_node_had_the_files(worl
     assert third.acquire_epoch()[0] == "b"
 
 
-def test_a_disk_that_was_lost_is_told_from_a_recovery_that_was_cut_short(world: World) -> None:
+def test_a_lost_disk_is_told_apart_from_an_interrupted_recovery(world: World) -> None:
     opened(world.ownership("a")).change(noted("backed_up"))
     again = world.ownership("a")
     assert again.locate(has_record=False) is Origin.LOSS
     assert again.acquire_epoch()[0] == "a"
 
 
-def test_what_the_actor_before_could_not_say_is_read_from_the_record(world: World) -> None:
+def test_changes_that_the_last_actor_did_not_report_are_read_from_the_nodes_record(world: World) -> None:
     lost = RecoveryItem(dir="/app", backup_id=str(uuid.uuid4()), taken_at=NOW, settled=True, error="BACKUP_EXPIRED")
     back = RecoveryItem(dir="/workspace", backup_id=str(uuid.uuid4()), taken_at=NOW, settled=True)
     record = Record(
@@ -571,7 +567,7 @@ def test_what_the_actor_before_could_not_say_is_read_from_the_record(world: Worl
     assert [(row.dir, row.error) for row in recovery.directories] == [("/app", "BACKUP_EXPIRED"), ("/workspace", None)]
 
 
-def test_a_sleep_that_could_not_be_told_changes_nothing(world: World) -> None:
+def test_a_failed_sleep_changes_nothing(world: World) -> None:
     ownership = opened(world.ownership("a"))
     ownership.change(noted("used"))
     unsettled(world, after=True)
@@ -586,7 +582,7 @@ def test_a_sleep_that_could_not_be_told_changes_nothing(world: World) -> None:
     assert (world.stored.checkpoints, world.stored.slept_on) == ([], None)
 
 
-def test_the_actor_that_put_it_to_sleep_takes_it_up_under_a_new_epoch(world: World) -> None:
+def test_the_actor_that_put_its_sandbox_to_sleep_wakes_it_under_a_new_epoch(world: World) -> None:
     ownership = opened(world.ownership("a"))
     ownership.sleep([checkpoint("/workspace", of_sleep=True)])
     ownership._acquire_epoch_quietly()
@@ -596,14 +592,14 @@ def test_the_actor_that_put_it_to_sleep_takes_it_up_under_a_new_epoch(world: Wor
     assert (world.stored.node, world.stored.slept_on, world.stored.epoch) == ("a", None, 2)
 
 
-def test_nobody_takes_an_epoch_while_the_bucket_is_told_of_a_sleep(world: World) -> None:
+def test_no_epoch_is_claimed_while_a_sleep_is_being_written(world: World) -> None:
     held = HeldStore(world.faulty, "put", "state.json", nth=3)
     ownership = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).ownership("a"))
     ownership.change(noted("used"))
     sleeping = Background(lambda: ownership.sleep([checkpoint("/workspace", of_sleep=True)]))
     held.wait()
     late = [Background(ownership._acquire_epoch_quietly), Background(lambda: ownership.change(noted("late")))]
-    time.sleep(0.5)  # both have come to where they would take one
+    time.sleep(0.5)  # both now wait to claim an epoch
     held.released.set()
     sleeping.result()
     assert late[0].error() is None
@@ -616,7 +612,7 @@ def restored(directory: str) -> Entry:
     return Entry(dir=directory, backup_id=str(uuid.uuid4()), mode="overlay", restored_at=datetime.now(UTC))
 
 
-def test_what_it_was_put_to_sleep_with_is_newer_than_what_its_node_has_on_record(world: World) -> None:
+def test_checkpoints_of_a_sleep_are_newer_than_the_nodes_record(world: World) -> None:
     entries = (restored("/workspace"), restored("/workspace/src"))
     ownership = opened(world.ownership("a", record=Record(created_at=NOW, entries=entries)))
     in_bed = checkpoint("/workspace", of_sleep=True)
@@ -632,9 +628,7 @@ def test_what_it_was_put_to_sleep_with_is_newer_than_what_its_node_has_on_record
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_sleep_of_which_the_bucket_may_know_has_to_be_taken_back_before_the_next(
-    world: World, *, after: bool
-) -> None:
+def test_a_sleep_with_unknown_outcome_must_be_undone_before_the_next(world: World, *, after: bool) -> None:
     ownership = opened(world.ownership("a"))
     assert not ownership.is_recorded
     ownership.change(noted("used"))
@@ -655,7 +649,7 @@ def test_a_sleep_of_which_the_bucket_may_know_has_to_be_taken_back_before_the_ne
     assert world.stored.node == "a"
 
 
-def test_a_backup_that_was_committed_as_its_sandbox_was_put_down_is_settled_before_the_next(world: World) -> None:
+def test_a_backup_committed_while_its_sandbox_closes_is_settled_before_the_next(world: World) -> None:
     ownership = opened(world.ownership("a"))
     first, second = world.record(), world.record()
     for record in (first, second):
@@ -671,7 +665,7 @@ def test_a_backup_that_was_committed_as_its_sandbox_was_put_down_is_settled_befo
     assert [event.backup_id for event in world.stored.events if event.kind == "backed_up"] == [first.id, second.id]
 
 
-def test_a_restore_that_could_not_be_told_for_want_of_settling_is_told_with_the_next_change(world: World) -> None:
+def test_a_restore_that_could_not_be_reported_is_reported_with_the_next_change(world: World) -> None:
     entry = restored("/workspace")
     record = Record(created_at=NOW, entries=(entry,))
     ownership = opened(world.ownership("a"))
@@ -686,23 +680,23 @@ def test_a_restore_that_could_not_be_told_for_want_of_settling_is_told_with_the_
     assert "restored" in kinds(world.stored)
 
 
-def test_reports_that_come_in_another_order_leave_what_was_restored_last(world: World) -> None:
+def test_reports_in_the_wrong_order_keep_the_last_restore(world: World) -> None:
     first, last = restored("/workspace"), restored("/workspace")
-    record = Record(created_at=NOW, entries=(last,))  # of the moment in which both reports are written
+    record = Record(created_at=NOW, entries=(last,))  # the record at the time when both reports are written
     ownership = opened(world.ownership("a", record=record))
     for entry in (last, first):
         ownership.change(lambda state, entry=entry: after_restore(state, record, entry))  # type: ignore[misc]
     assert [row.backup_id for row in world.stored.checkpoints] == [last.backup_id]
 
 
-def test_labels_that_come_late_replace_no_newer_ones(world: World) -> None:
+def test_late_labels_replace_no_newer_ones(world: World) -> None:
     ownership = opened(world.ownership("a"))
     ownership.relabel()  # has no epoch yet
     ownership.change(noted("used"))
     world.rewrite(labelled(of="first"))
     world.rewrite(labelled(of="second"))
     ownership.change(noted("used"))
-    ownership.relabel()  # told of the first
+    ownership.relabel()  # the late notice of the first rewrite
     ownership.change(noted("used"))
     assert world.stored.labels == {"of": "second"}
     world.rewrite(labelled(of="third"))
@@ -716,7 +710,7 @@ def test_labels_that_come_late_replace_no_newer_ones(world: World) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_sleep_whose_answer_comes_late_is_taken_back(
+def test_a_sleep_whose_answer_comes_late_is_undone(
     world: World, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
     monkeypatch.setattr("actors.state.patience.MOMENTS_S", 0.2)
@@ -737,15 +731,13 @@ def test_a_sleep_whose_answer_comes_late_is_taken_back(
     assert ("slept" in kinds(world.stored)) is not fails
 
 
-def test_a_sleep_that_has_to_wait_for_its_turn_is_taken_back_if_it_comes_too_late(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sleep_that_gets_the_lock_too_late_is_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.state.patience.MOMENTS_S", 0.2)
     ownership = opened(world.ownership("a"))
     ownership.change(lambda state: state)
     durable = ownership._durable
     assert durable is not None
-    with durable._lock:  # as while labels are read from a bucket that hangs
+    with durable._lock:  # held, like while labels are read from a bucket that hangs
         with pytest.raises(StorageError):
             ownership.sleep([checkpoint("/workspace", of_sleep=True)])
         assert ownership.locate(has_record=True) is Origin.HERE
@@ -755,11 +747,12 @@ def test_a_sleep_that_has_to_wait_for_its_turn_is_taken_back_if_it_comes_too_lat
     assert wait_until(lambda: ownership.is_recorded)
 
 
-def test_a_change_that_is_taken_back_takes_no_labels_back(world: World) -> None:
+def test_undoing_a_change_does_not_undo_labels(world: World) -> None:
     def fails() -> None:
         raise StoreUnavailableError("put", bucket="b")
 
-    nth = 3 if world.place.conditional_writes else 2  # the first was for the epoch, and one meets the labels
+    # Write 1 claims the epoch. With conditional writes, write 2 fails because the labels have changed.
+    nth = 3 if world.place.conditional_writes else 2
     store = Interrupted(world.faulty, "put", "before", nth, of="state.json", act=fails)
     owner = replace(world, catalog=BackupCatalog(cast(ObjectStore, store), SecretStr("key"))).owner()
     world.rewrite(labelled(of="somebody else"))
@@ -770,7 +763,7 @@ def test_a_change_that_is_taken_back_takes_no_labels_back(world: World) -> None:
     assert kinds(world.stored) == ["later"]
 
 
-def test_a_report_says_nothing_of_a_later_restore_that_was_not_reported_yet(world: World) -> None:
+def test_a_report_does_not_include_a_later_restore(world: World) -> None:
     first, second = restored("/workspace"), restored("/app")
     record = Record(created_at=NOW, entries=(first, second))
     ownership = opened(world.ownership("a"))
@@ -783,7 +776,7 @@ def test_a_report_says_nothing_of_a_later_restore_that_was_not_reported_yet(worl
     }
 
 
-def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(world: World) -> None:
+def test_backups_of_a_sleep_are_deleted_when_they_are_no_longer_needed(world: World) -> None:
     ownership = opened(world.ownership("a"))
     made = []
     for _ in range(3):
@@ -805,7 +798,7 @@ def test_backups_for_sleeping_are_deleted_once_nothing_is_recovered_from_them(wo
     assert not world.has(keys.metadata(made[2].id))
 
 
-def test_a_late_epoch_is_refused_to_who_has_lost_the_sandbox_meanwhile(world: World) -> None:
+def test_a_late_claim_of_an_epoch_is_refused_if_another_actor_has_taken_over(world: World) -> None:
     world.owner("a")
     late = world.ownership("a")
     world.faulty.fail("get", "state.json", after=False)
@@ -819,9 +812,9 @@ def test_a_late_epoch_is_refused_to_who_has_lost_the_sandbox_meanwhile(world: Wo
     assert (world.stored.node, world.stored.epoch) == ("b", 2)
 
 
-def test_an_answer_that_is_out_of_date_gives_nobody_an_epoch(world: World) -> None:
+def test_an_outdated_read_does_not_allow_an_epoch_to_be_claimed(world: World) -> None:
     world.owner("a")
-    late = opened(world.ownership("a"))  # has read the state, and takes its epoch only later
+    late = opened(world.ownership("a"))  # has read the state, but claims its epoch later
     world.owner("b")
     with pytest.raises(SandboxUnavailableError):
         late.change(noted("late"))

@@ -1,4 +1,4 @@
-"""The embedded server keeps what it was given, gives nobody its keys, and dies with its parent."""
+"""The embedded S3 server keeps its objects, hides its keys, is restarted when it dies, and dies with its parent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.mount_leaks import wait_until
 from tests.support.s3 import ACCESS_KEY, BUCKET, FAST, SECRET_KEY, embedded_s3
 
 
-def test_what_was_stored_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_stored_objects_survive_a_restart(tmp_path: Path) -> None:
     with embedded_s3(tmp_path) as server:
         store = S3ObjectStore(server.config, transfer=FAST)
         etag = store.put("backups/a/meta.json", b"{}")
@@ -46,7 +46,7 @@ def test_the_unconfirmed_upload_of_a_killed_server_is_removed_at_the_next_start(
         assert not leftover.exists()
 
 
-def test_neither_key_is_in_any_argument_and_the_folder_is_private(tmp_path: Path) -> None:
+def test_no_key_is_in_an_argument_and_the_folder_is_private(tmp_path: Path) -> None:
     with embedded_s3(tmp_path / "data") as server:
         argv = Path(f"/proc/{server.pid}/cmdline").read_bytes()
         assert ACCESS_KEY.encode() not in argv and SECRET_KEY.encode() not in argv
@@ -56,7 +56,7 @@ def test_neither_key_is_in_any_argument_and_the_folder_is_private(tmp_path: Path
         assert server.config.host.startswith("127.0.0.1:")
 
 
-def test_it_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
+def test_the_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
     server = EmbeddedS3(tmp_path, access_key=SecretStr(ACCESS_KEY), secret_key=SecretStr(SECRET_KEY))
     starter = threading.Thread(target=server.start)
     starter.start()
@@ -69,7 +69,7 @@ def test_it_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
     server.stop()
 
 
-def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, signal\n"
         "from pydantic import SecretStr\n"
@@ -105,7 +105,7 @@ def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["short", "has,comma,in,it", 'has"quote"in"it', "has\nnewline\nin\nit"])
-def test_keys_that_rclone_cannot_be_given_are_refused(tmp_path: Path, key: str) -> None:
+def test_keys_that_rclone_cannot_take_are_refused(tmp_path: Path, key: str) -> None:
     for pair in ((key, SECRET_KEY), (ACCESS_KEY, key)):
         with pytest.raises(ValueError, match="key must be") as caught:
             EmbeddedS3(tmp_path, access_key=SecretStr(pair[0]), secret_key=SecretStr(pair[1]))
@@ -114,7 +114,7 @@ def test_keys_that_rclone_cannot_be_given_are_refused(tmp_path: Path, key: str) 
 
 @dataclass
 class Told:
-    """A log that keeps what it is told, and lets a test wait for an event."""
+    """A log that keeps its lines and counts an event's."""
 
     lines: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
@@ -141,7 +141,7 @@ def kill(server: EmbeddedS3, number: signal.Signals = signal.SIGKILL) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
-def test_a_server_that_ends_is_restarted_with_its_port_and_keys_and_told_of(
+def test_a_server_that_ends_is_restarted_with_its_port_and_keys_and_logged(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     with told_of(tmp_path) as (server, told):
@@ -160,7 +160,7 @@ def test_a_server_that_ends_is_restarted_with_its_port_and_keys_and_told_of(
     assert not any(key in str(told.lines) for key in (ACCESS_KEY, SECRET_KEY))
 
 
-def test_a_server_that_is_killed_again_and_again_is_restarted_ever_less_soon(tmp_path: Path) -> None:
+def test_the_pauses_before_restarts_grow(tmp_path: Path) -> None:
     with told_of(tmp_path) as (server, told):
         for ends in range(1, 6):
             kill(server)
@@ -170,7 +170,7 @@ def test_a_server_that_is_killed_again_and_again_is_restarted_ever_less_soon(tmp
     assert len(pauses) == 5 and pauses == sorted(set(pauses))
 
 
-def test_nobody_else_is_given_the_port_while_the_server_is_dead(tmp_path: Path) -> None:
+def test_the_port_stays_reserved_while_the_server_is_dead(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     with told_of(folder) as (server, told):
         address = ("127.0.0.1", int(server.config.host.rpartition(":")[2]))
@@ -183,7 +183,7 @@ def test_nobody_else_is_given_the_port_while_the_server_is_dead(tmp_path: Path) 
             other.bind(address)
 
 
-def test_a_stop_while_the_server_is_dead_starts_none(tmp_path: Path) -> None:
+def test_stopping_while_the_server_is_dead_starts_no_new_one(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     with told_of(tmp_path) as (server, told):
         kill(server)

@@ -1,4 +1,4 @@
-"""A full store is told from one that fails, that lacks an object, or that refuses."""
+"""A full store is told apart from one that fails, lacks an object, or refuses access."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def send(store: S3ObjectStore, path: Path) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [13 * MIB, 40 * MIB])
-def test_an_archive_that_does_not_fit_is_one_for_which_the_store_is_full(
+def test_an_archive_that_does_not_fit_fails_because_the_store_is_full(
     small: BucketConfig, tmp_path: Path, size_bytes: int
 ) -> None:
     store = S3ObjectStore(small, transfer=ONCE)
@@ -49,9 +49,7 @@ def test_an_archive_that_does_not_fit_is_one_for_which_the_store_is_full(
     assert store.head("backups/a/data.sqsh").size_bytes == 6 * MIB
 
 
-def test_a_disk_without_a_block_is_told_by_every_write_and_keeps_reads_and_deletions_working(
-    small: BucketConfig, tmp_path: Path
-) -> None:
+def test_on_a_full_disk_every_write_fails_and_reads_and_deletions_work(small: BucketConfig, tmp_path: Path) -> None:
     store = S3ObjectStore(small, transfer=ONCE)
     store.put("kept", b"x")
     assert small.folder is not None
@@ -78,7 +76,7 @@ def test_a_failure_of_a_store_with_room_is_not_blamed_on_its_disk(tmp_path: Path
         assert type(caught.value) is StoreUnavailableError
 
 
-def test_a_store_that_says_so_is_full_wherever_it_is(tmp_path: Path) -> None:
+def test_a_507_answer_means_a_full_store_even_without_a_local_folder(tmp_path: Path) -> None:
     with embedded_s3(tmp_path) as server, fault_proxy(server.config) as (proxy, config):
         store = S3ObjectStore(config.model_copy(update={"folder": None}), transfer=ONCE)
         proxy.script("api", "507")
@@ -87,7 +85,7 @@ def test_a_store_that_says_so_is_full_wherever_it_is(tmp_path: Path) -> None:
         assert not store.lacks_room(2**62)
 
 
-def test_a_write_without_room_leaves_no_prefix_behind_once_the_server_has_started_anew(tmp_path: Path) -> None:
+def test_a_write_without_room_leaves_no_prefix_after_the_server_restarts(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "size=12m") as disk:
         with embedded_s3(disk) as server, filled(disk):
             store = S3ObjectStore(server.config, transfer=ONCE)

@@ -1,4 +1,4 @@
-"""What every implementation of `ObjectStore` promises."""
+"""The contract of `ObjectStore`, checked on every implementation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def put_part(place: Place, key: str, upload_id: str, number: int, data: bytes) -
     return response.headers["ETag"].strip('"')
 
 
-def test_what_was_put_is_read_back_with_its_etag(place: Place) -> None:
+def test_an_object_is_read_back_with_its_etag(place: Place) -> None:
     key = place.key("a")
     etag = place.store.put(key, b"hello")
     stored = place.store.get(key)
@@ -65,7 +65,7 @@ def test_what_was_put_is_read_back_with_its_etag(place: Place) -> None:
     assert abs((datetime.now(UTC) - head.last_modified).total_seconds()) < 300
 
 
-def test_an_empty_object_is_an_object(place: Place) -> None:
+def test_an_empty_object_can_be_stored(place: Place) -> None:
     place.store.put(place.key("empty"), b"")
     assert place.store.get(place.key("empty")).data == b""
 
@@ -76,7 +76,7 @@ def test_a_put_replaces_the_whole_object(place: Place) -> None:
     assert place.store.get(place.key("a")).data == b"short"
 
 
-def test_an_object_larger_than_the_cap_is_refused(place: Place) -> None:
+def test_reading_an_object_larger_than_the_limit_is_refused(place: Place) -> None:
     place.store.put(place.key("a"), b"x" * 100)
     assert len(place.store.get(place.key("a"), max_bytes=100).data) == 100
     with pytest.raises(IntegrityError):
@@ -107,12 +107,12 @@ def test_the_bucket_outlives_its_last_object(place: Place) -> None:
     place.store.put(place.key("only"), b"y")
 
 
-def test_the_probe_for_conditional_writes_tells_the_truth_and_leaves_nothing(place: Place) -> None:
+def test_the_probe_for_conditional_writes_is_right_and_leaves_nothing(place: Place) -> None:
     assert place.store.supports_conditional_writes() is place.conditional_writes
     assert place.store.list("holdfast-probe/").objects == ()
 
 
-def test_conditions_on_writes_hold_or_are_known_not_to(place: Place) -> None:
+def test_write_conditions_hold_or_are_known_to_be_ignored(place: Place) -> None:
     key = place.key("a")
     first = place.store.put(key, b"1", if_none_match=True)
     if not place.conditional_writes:
@@ -127,7 +127,7 @@ def test_conditions_on_writes_hold_or_are_known_not_to(place: Place) -> None:
     assert (place.store.get(key).data, place.store.get(key).etag) == (b"2", second)
 
 
-def test_replacing_what_does_not_exist_fails_the_condition(place: Place) -> None:
+def test_replacing_a_missing_object_fails_the_condition(place: Place) -> None:
     if not place.conditional_writes:
         assert place.store.put(place.key("none"), b"x", if_match="0" * 32)
         return
@@ -135,7 +135,7 @@ def test_replacing_what_does_not_exist_fails_the_condition(place: Place) -> None
         place.store.put(place.key("none"), b"x", if_match="0" * 32)
 
 
-def test_of_many_racing_creators_one_wins(place: Place) -> None:
+def test_one_of_many_concurrent_creators_wins(place: Place) -> None:
     def create(number: int) -> int | None:
         try:
             place.store.put(place.key("race"), str(number).encode(), if_none_match=True)
@@ -149,7 +149,7 @@ def test_of_many_racing_creators_one_wins(place: Place) -> None:
     assert place.store.get(place.key("race")).data.decode() in map(str, winners)
 
 
-def test_a_listing_is_in_byte_order_page_by_page(place: Place) -> None:
+def test_a_listing_is_in_byte_order_over_its_pages(place: Place) -> None:
     names = ["a-b", "a/b/c", "foo-bar/x", "foo.txt", "foo/x", "foo0/x", "z"]
     for name in reversed(names):
         place.store.put(place.key(name), b"x")
@@ -165,7 +165,7 @@ def test_a_listing_is_in_byte_order_page_by_page(place: Place) -> None:
     assert seen == [place.key(n) for n in names]
 
 
-def test_a_delimiter_folds_and_the_next_page_goes_on_behind_the_fold(place: Place) -> None:
+def test_a_listing_with_a_delimiter_continues_behind_each_prefix(place: Place) -> None:
     for name in ["foo-bar/x", "foo/a", "foo/b", "foo0/x"]:
         place.store.put(place.key(name), b"x")
     seen: list[str] = []
@@ -185,7 +185,7 @@ def test_listing_nothing_is_an_empty_last_page(place: Place) -> None:
     assert (page.objects, page.prefixes, page.after) == ((), (), None)
 
 
-def test_a_presigned_put_and_get_move_exactly_the_bytes(place: Place) -> None:
+def test_presigned_put_and_get_transfer_exactly_the_bytes(place: Place) -> None:
     data = b"presigned" * 1000
     known = digest(data)
     signed = place.store.presign_put(place.key("p"), content_md5=known.content_md5, size_bytes=len(data), ttl_s=60)
@@ -203,7 +203,7 @@ def test_a_presigned_range_is_answered_with_its_content_range(place: Place) -> N
     assert response.status_code == (200 if place.name == "rclone" else 206)
 
 
-def test_a_read_of_another_version_is_refused_or_shows_its_etag(place: Place) -> None:
+def test_a_conditional_read_of_another_version_is_refused_or_shows_its_etag(place: Place) -> None:
     etag = place.store.put(place.key("p"), b"0123456789")
     response = fetch(place.store.presign_get(place.key("p"), ttl_s=60), {"If-Match": '"00"', "Range": "bytes=0-1"})
     if place.conditional_reads:
@@ -212,7 +212,7 @@ def test_a_read_of_another_version_is_refused_or_shows_its_etag(place: Place) ->
         assert response.headers["ETag"] == f'"{etag}"'
 
 
-def test_damaged_bytes_are_refused_where_md5_is_checked(place: Place) -> None:
+def test_damaged_bytes_are_refused_if_the_store_checks_md5(place: Place) -> None:
     known = digest(b"intended")
     signed = place.store.presign_put(place.key("p"), content_md5=known.content_md5, size_bytes=8, ttl_s=60)
     response = send(signed, b"INTENDED")
@@ -224,7 +224,7 @@ def test_damaged_bytes_are_refused_where_md5_is_checked(place: Place) -> None:
         assert response.headers["ETag"] != f'"{known.md5}"'
 
 
-def test_a_signature_covers_key_method_size_and_md5(place: Place) -> None:
+def test_a_signature_covers_the_key_method_size_and_md5(place: Place) -> None:
     known = digest(b"x" * 10)
     signed = place.store.presign_put(place.key("p1"), content_md5=known.content_md5, size_bytes=10, ttl_s=60)
     if not place.checks_signatures:
@@ -275,12 +275,12 @@ def test_an_aborted_upload_is_gone_and_aborting_is_idempotent(place: Place) -> N
     place.store.abort_upload(key, upload_id)
     place.store.abort_upload(key, upload_id)
     assert place.store.list_uploads(place.prefix) == []
-    # moto breaks on this with a 500 of its own.
+    # moto itself fails here, with a 500.
     with pytest.raises(StoreUnavailableError if place.name == "moto" else ObjectMissingError):
         place.store.complete_upload(key, upload_id, [digest(b"only").md5])
 
 
-def test_completing_with_a_part_that_was_not_sent_makes_no_object(place: Place) -> None:
+def test_completing_an_upload_with_an_unsent_part_creates_no_object(place: Place) -> None:
     key = place.key("multi")
     upload_id = place.store.create_upload(key)
     put_part(place, key, upload_id, 1, b"only")
@@ -291,7 +291,7 @@ def test_completing_with_a_part_that_was_not_sent_makes_no_object(place: Place) 
         place.store.head(key)
 
 
-def test_many_threads_share_one_store(place: Place) -> None:
+def test_many_threads_can_share_one_store(place: Place) -> None:
     def round_trip(number: int) -> bytes:
         place.store.put(place.key(f"t/{number}"), str(number).encode())
         return place.store.get(place.key(f"t/{number}")).data
@@ -311,7 +311,7 @@ def test_a_missing_bucket_has_its_own_error(place: Place) -> None:
         elsewhere.list("a")
 
 
-def test_wrong_keys_are_refused_for_good(place: Place) -> None:
+def test_wrong_credentials_are_a_permanent_error(place: Place) -> None:
     if not place.checks_signatures:
         pytest.skip("this server checks no signatures")
     wrong = place.config.model_copy(update={"secret_access_key": SecretStr("a-wrong-secret-key-0000")})
@@ -321,7 +321,7 @@ def test_wrong_keys_are_refused_for_good(place: Place) -> None:
     assert "a-wrong-secret" not in f"{caught.value} {caught.value.hint}"
 
 
-def test_a_store_that_is_not_there_is_unavailable(place: Place) -> None:
+def test_an_unreachable_store_is_unavailable(place: Place) -> None:
     nowhere = place.config.model_copy(update={"endpoint_url": "http://127.0.0.1:1"})
     with pytest.raises(StoreUnavailableError) as caught:
         S3ObjectStore(nowhere, transfer=FAST.model_copy(update={"attempts": 1})).head("a")
@@ -361,7 +361,7 @@ def test_content_md5_is_the_base64_of_the_digest() -> None:
 
 
 @pytest.mark.parametrize("word", ["page", "well-formed"])
-def test_a_page_of_a_proxy_is_taken_for_no_answer(place: Place, word: str) -> None:
+def test_a_proxys_page_counts_as_no_answer(place: Place, word: str) -> None:
     key = place.key("file")
     place.store.put(key, b"data")
     with fault_proxy(place.config) as (proxy, config):

@@ -1,4 +1,4 @@
-"""What the service reads and writes of a sandbox's state, in a bucket that others write to as well."""
+"""The service's reads and writes of a sandbox's state, while other processes write to the same bucket."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ A, B = str(uuid.uuid4()), str(uuid.uuid4())
 
 
 class Bucket:
-    """A service over a store, and the same store's catalog for everybody else."""
+    """A service over a store, and a catalog over the same store for other processes."""
 
     def __init__(self, place: Place) -> None:
         self.config = SandboxConfig(
@@ -64,7 +64,7 @@ def bucket(place: Place) -> Bucket:
 
 
 class Interrupted(BackupCatalog):
-    """A catalog in which others do something between each reading of a state and the writing that follows."""
+    """A catalog in which `meanwhile` runs between each read of a state and the write that follows."""
 
     def __init__(self, catalog: BackupCatalog, meanwhile: Callable[[], object]) -> None:
         super().__init__(catalog.store, SecretStr("signing key"))
@@ -76,7 +76,7 @@ class Interrupted(BackupCatalog):
         return found
 
 
-def test_labels_change_nothing_else_of_the_state(bucket: Bucket) -> None:
+def test_setting_labels_changes_nothing_else_in_the_state(bucket: Bucket) -> None:
     before = bucket.write(
         epoch=7,
         last_used_at=NOW,
@@ -94,7 +94,7 @@ def test_labels_change_nothing_else_of_the_state(bucket: Bucket) -> None:
     assert bucket.state() == before.model_copy(update={"labels": {}})
 
 
-def test_labels_make_a_sandbox_known(bucket: Bucket) -> None:
+def test_setting_labels_creates_the_sandbox(bucket: Bucket) -> None:
     assert bucket.service.set_labels("acme", bucket.box, {"a": "1"}) == {"a": "1"}
     assert (bucket.state().epoch, bucket.state().labels) == (0, {"a": "1"})
     info = bucket.service.describe("acme", bucket.box)
@@ -106,7 +106,7 @@ def test_labels_make_a_sandbox_known(bucket: Bucket) -> None:
     assert bucket.service.describe("acme", bucket.service.create_sandbox("acme")).labels == {}
 
 
-def test_a_sandbox_exists_whatever_its_state_looks_like(bucket: Bucket) -> None:
+def test_a_sandbox_with_a_damaged_state_exists(bucket: Bucket) -> None:
     assert bucket.service.exists("acme", bucket.box) is False
     bucket.write()
     assert bucket.service.exists("acme", bucket.box) is True
@@ -115,7 +115,7 @@ def test_a_sandbox_exists_whatever_its_state_looks_like(bucket: Bucket) -> None:
     assert bucket.service.exists("acme", bucket.box) is True
 
 
-def test_whether_a_sandbox_exists_is_not_guessed_while_the_bucket_is_away(bucket: Bucket) -> None:
+def test_existence_is_not_guessed_while_the_bucket_is_unavailable(bucket: Bucket) -> None:
     class Away(BackupCatalog):
         def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
             raise StoreUnavailableError("get", bucket="b", key="k")
@@ -125,7 +125,7 @@ def test_whether_a_sandbox_exists_is_not_guessed_while_the_bucket_is_away(bucket
         service.exists("acme", bucket.box)
 
 
-def test_what_an_actor_writes_meanwhile_is_kept(bucket: Bucket, place: Place) -> None:
+def test_concurrent_writes_of_the_actor_are_kept(bucket: Bucket, place: Place) -> None:
     if not place.conditional_writes:
         pytest.skip(f"{place.name} has no conditional writes, so the last writer wins")
     bucket.write(labels={"a": "1"})
@@ -141,7 +141,7 @@ def test_what_an_actor_writes_meanwhile_is_kept(bucket: Bucket, place: Place) ->
     assert (bucket.state().epoch, bucket.state().labels) == (2, {"a": "1", "b": "2"})
 
 
-def test_labels_of_a_state_that_never_stands_still_are_given_up(bucket: Bucket, place: Place) -> None:
+def test_setting_labels_fails_if_the_state_changes_all_the_time(bucket: Bucket, place: Place) -> None:
     if not place.conditional_writes:
         pytest.skip(f"{place.name} has no conditional writes, so the last writer wins")
     state = bucket.write()
@@ -152,7 +152,7 @@ def test_labels_of_a_state_that_never_stands_still_are_given_up(bucket: Bucket, 
     assert bucket.state().labels == state.labels
 
 
-def test_a_write_that_nobody_confirmed_has_an_unknown_outcome(bucket: Bucket) -> None:
+def test_an_unconfirmed_write_has_an_unknown_outcome(bucket: Bucket) -> None:
     class Unsure(BackupCatalog):
         def write_state(self, state: SandboxState, *, replacing: str | None) -> str:
             super().write_state(state, replacing=replacing)
@@ -164,7 +164,7 @@ def test_a_write_that_nobody_confirmed_has_an_unknown_outcome(bucket: Bucket) ->
     assert raised.value.context == {"outcome": "unknown"}
 
 
-def test_labels_stay_bounded_however_they_come(bucket: Bucket) -> None:
+def test_labels_are_limited_on_every_path(bucket: Bucket) -> None:
     bucket.service.set_labels("acme", bucket.box, {f"k{number}": "" for number in range(64)})
     with pytest.raises(InvalidRequestError):
         bucket.service.change_labels("acme", bucket.box, {"one-more": ""}, [])
@@ -176,7 +176,7 @@ def test_labels_stay_bounded_however_they_come(bucket: Bucket) -> None:
     assert len(bucket.service.change_labels("acme", bucket.box, {"one-more": ""}, ["k0"])) == 64
 
 
-def test_events_come_newest_first_and_bounded(bucket: Bucket) -> None:
+def test_events_are_newest_first_and_limited(bucket: Bucket) -> None:
     with pytest.raises(SandboxNotFoundError):
         bucket.service.events("acme", bucket.box, 10)
     events = [
@@ -193,7 +193,7 @@ def test_events_come_newest_first_and_bounded(bucket: Bucket) -> None:
         bucket.service.events("acme", bucket.box, 0)
 
 
-def test_a_sleeping_sandbox_tells_what_it_was_recovered_from(bucket: Bucket) -> None:
+def test_a_sleeping_sandbox_shows_its_last_recovery(bucket: Bucket) -> None:
     directories = [
         RecoveredDirectory(dir="/workspace", backup_id=A, taken_at=NOW),
         RecoveredDirectory(dir="/app", backup_id=B, taken_at=NOW, error="BACKUP_EXPIRED"),
@@ -209,14 +209,14 @@ def test_a_sleeping_sandbox_tells_what_it_was_recovered_from(bucket: Bucket) -> 
     ]
 
 
-def test_without_conditional_writes_labels_are_written_all_the_same(bucket: Bucket, place: Place) -> None:
+def test_labels_are_written_without_conditional_writes_too(bucket: Bucket, place: Place) -> None:
     assert bucket.catalog.store.supports_conditional_writes() == place.conditional_writes
     for number in range(3):
         bucket.service.set_labels("acme", bucket.box, {"n": str(number)})
     assert bucket.state().labels == {"n": "2"}
 
 
-def test_a_backup_that_a_sandbox_sleeps_in_or_is_about_to_is_not_deleted(bucket: Bucket) -> None:
+def test_pending_backups_and_those_of_a_sleep_cannot_be_deleted(bucket: Bucket) -> None:
     def deleted(backup_id: str) -> bool:
         try:
             bucket.service.delete_backup("acme", backup_id)

@@ -1,4 +1,4 @@
-"""The keys of one machine: its own by default, and no backup is lost when the machine or a key is replaced."""
+"""The signing keys of a machine: its own by default, and no backup is lost when a machine or a key is replaced."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ID = "7f8b6a0e-5c1d-4a52-9d1e-2b7f4f3f9a10"
 
 @pytest.fixture
 def bucket(moto_config: BucketConfig) -> Iterator[BucketConfig]:
-    """An empty bucket of the operator's."""
+    """An empty bucket that belongs to the operator."""
     store = S3ObjectStore(moto_config, transfer=FAST)
     for row in list(list_all(store, "")):
         store.delete(row.key)
@@ -63,12 +63,12 @@ def commit(bucket: BucketConfig, key: SecretStr) -> None:
 
 
 def started(bucket: BucketConfig, folder: Path, **more: object) -> KeyRing:
-    """The keys of a machine that starts with its secrets in a folder."""
+    """The keys of a machine that has started with its secrets in this folder."""
     given = settings(bucket, **more)
     return key_ring(given, load_or_make(folder, fit=lambda fresh: fit_for_the_bucket(fresh, given, folder=folder)))
 
 
-def test_a_new_machine_signs_with_a_key_of_its_own_and_does_not_believe_the_buckets(
+def test_a_new_machine_has_its_own_key_and_does_not_trust_the_buckets_secret(
     bucket: BucketConfig, folder: Path
 ) -> None:
     ring = started(bucket, folder)
@@ -79,9 +79,7 @@ def test_a_new_machine_signs_with_a_key_of_its_own_and_does_not_believe_the_buck
         catalog(bucket, ring).read(ID)
 
 
-def test_a_machine_that_was_rebuilt_reads_what_the_buckets_secret_has_signed(
-    bucket: BucketConfig, folder: Path
-) -> None:
+def test_a_rebuilt_machine_reads_backups_signed_with_the_buckets_secret(bucket: BucketConfig, folder: Path) -> None:
     commit(bucket, bucket.secret_access_key)
     ring = started(bucket, folder)
     assert ring.signing != bucket.secret_access_key
@@ -89,17 +87,19 @@ def test_a_machine_that_was_rebuilt_reads_what_the_buckets_secret_has_signed(
     assert catalog(bucket, started(bucket, folder)).read(ID).is_signed
 
 
-def test_an_existing_installation_reads_what_the_buckets_secret_has_signed(bucket: BucketConfig, folder: Path) -> None:
+def test_an_existing_installation_reads_backups_signed_with_the_buckets_secret(
+    bucket: BucketConfig, folder: Path
+) -> None:
     load_or_make(folder)
     file = folder / "secrets.json"
     kept = json.loads(file.read_text())
-    del kept["reads_buckets_secret"]  # as an earlier release has written it
+    del kept["reads_buckets_secret"]  # like an earlier release wrote it
     file.write_text(json.dumps(kept))
     commit(bucket, bucket.secret_access_key)
     assert catalog(bucket, started(bucket, folder)).read(ID).is_signed
 
 
-def test_a_rebuilt_machine_does_not_start_without_the_key_that_has_signed(bucket: BucketConfig, folder: Path) -> None:
+def test_a_rebuilt_machine_does_not_start_without_the_old_signing_key(bucket: BucketConfig, folder: Path) -> None:
     lost = MachineSecrets.make().signing_key
     commit(bucket, lost)
     for _ in range(2):
@@ -109,7 +109,7 @@ def test_a_rebuilt_machine_does_not_start_without_the_key_that_has_signed(bucket
     assert catalog(bucket, started(bucket, folder, signing_key=lost)).read(ID).is_signed
 
 
-def test_a_key_can_be_replaced_without_losing_what_the_earlier_has_signed(bucket: BucketConfig, folder: Path) -> None:
+def test_a_key_can_be_replaced_without_losing_backups(bucket: BucketConfig, folder: Path) -> None:
     commit(bucket, started(bucket, folder).signing)
     first, second = SecretStr("the first key of the operator's"), SecretStr("the second")
     assert catalog(bucket, started(bucket, folder, signing_key=first)).read(ID).is_signed

@@ -1,4 +1,4 @@
-"""Whoever can write to the bucket changes a backup's metadata: nothing that it says is believed then, anywhere."""
+"""Tampering: an attacker who can write to the bucket edits a backup's metadata, and no call trusts it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def edited(record: BackupRecord, **changes: Any) -> bytes:
 
 
 def stripped(record: BackupRecord, **changes: Any) -> bytes:
-    """As Cloudflare's SDK would have written it: without anything of ours."""
+    """The document as Cloudflare's SDK would have written it, without our fields."""
     return json.dumps(
         {name: value for name, value in json.loads(edited(record, **changes)).items() if name in SIX}
     ).encode()
@@ -67,7 +67,7 @@ def plant(shelf: Shelf, data: Callable[[BackupRecord], bytes]) -> BackupRecord:
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edited_record_is_refused_listed_as_such_and_left_to_its_owner(shelf: Shelf, edit: str) -> None:
+def test_an_edited_record_is_refused_and_left_to_its_owner(shelf: Shelf, edit: str) -> None:
     record = plant(shelf, lambda record: edited(record, **EDITS[edit]))
     neighbour = shelf.backup(ttl=1000 * HOUR_S)
     catalog, before = shelf.catalog, shelf.objects()
@@ -95,7 +95,7 @@ def test_an_edited_record_is_refused_listed_as_such_and_left_to_its_owner(shelf:
     assert shelf.objects() == {keys.metadata(neighbour.id), keys.archive(neighbour.id), entry_of(neighbour)}
 
 
-def test_a_record_that_lost_all_of_ours_cannot_be_had_by_another_tenant(shelf: Shelf) -> None:
+def test_a_record_without_any_of_our_fields_is_not_given_to_another_tenant(shelf: Shelf) -> None:
     record = plant(shelf, lambda record: stripped(record, ttl=1))
     before = shelf.objects()
     assert not shelf.catalog.get("default", record.id).is_signed
@@ -137,7 +137,7 @@ def test_a_record_that_lost_all_of_ours_cannot_be_had_by_another_tenant(shelf: S
         "newer",
     ],
 )
-def test_a_damaged_record_is_listed_as_such_and_only_its_owner_can_delete_it(
+def test_a_damaged_record_is_listed_as_damaged_and_only_its_owner_can_delete_it(
     shelf: Shelf, data: Callable[[BackupRecord], bytes], kind: type[DocumentError]
 ) -> None:
     record = plant(shelf, data)
@@ -172,7 +172,7 @@ def test_a_damaged_record_is_listed_as_such_and_only_its_owner_can_delete_it(
         assert shelf.objects() == {keys.metadata(well.id), keys.archive(well.id), entry_of(well)}
 
 
-def test_a_record_that_was_moved_is_refused_and_its_own_place_is_untouched(shelf: Shelf) -> None:
+def test_a_record_moved_to_another_backup_is_refused_and_the_original_is_untouched(shelf: Shelf) -> None:
     mine, theirs = shelf.backup(), shelf.backup(tenant="evil")
     shelf.store.put(keys.metadata(mine.id), theirs.to_json())
     for tenant in ("acme", "evil"):
@@ -183,7 +183,7 @@ def test_a_record_that_was_moved_is_refused_and_its_own_place_is_untouched(shelf
     assert shelf.objects() == {keys.metadata(theirs.id), keys.archive(theirs.id), entry_of(theirs)}
 
 
-def test_who_runs_the_service_can_delete_what_no_list_knows(shelf: Shelf) -> None:
+def test_the_operator_can_delete_a_damaged_backup_that_is_not_listed(shelf: Shelf) -> None:
     record = plant(shelf, lambda record: edited(record, tenant="evil"))
     shelf.store.delete(entry_of(record))
     with pytest.raises(TamperedMetadataError):
@@ -193,14 +193,14 @@ def test_who_runs_the_service_can_delete_what_no_list_knows(shelf: Shelf) -> Non
     assert shelf.objects() == set()
 
 
-def test_who_runs_the_service_cannot_delete_a_sound_backup_as_a_damaged_one(shelf: Shelf) -> None:
+def test_the_operator_cannot_delete_a_sound_backup_as_damaged(shelf: Shelf) -> None:
     record = shelf.backup()
     before = shelf.objects()
     assert not shelf.catalog.delete_unusable(record.id)
     assert shelf.objects() == before
 
 
-def test_a_fence_over_a_committed_backup_makes_nobody_remove_its_archive(shelf: Shelf) -> None:
+def test_a_forged_fence_over_a_committed_backup_does_not_remove_its_archive(shelf: Shelf) -> None:
     record = plant(shelf, lambda record: b'{"fenced":true}')
     report = shelf.collect(after_s=1000 * HOUR_S)
     assert (report.unreadable, report.orphaned_archives) == ((record.id,), ())
@@ -210,7 +210,7 @@ def test_a_fence_over_a_committed_backup_makes_nobody_remove_its_archive(shelf: 
 @pytest.mark.parametrize(
     "damage", [b"", b"{", b"[]", b'{"version":1}', b"\xff", b'{"version":1,"backupId":7}', b"x" * 5 * 2**20]
 )
-def test_a_damaged_claim_stands_for_nothing_is_replaced_and_collected(shelf: Shelf, damage: bytes) -> None:
+def test_a_damaged_claim_is_ignored_replaced_and_collected(shelf: Shelf, damage: bytes) -> None:
     key, record = keys.claim("acme", "box", "k"), shelf.backup(ttl=1000 * HOUR_S)
     shelf.store.put(key, damage)
     found = shelf.catalog.find_claim("acme", "box", "k")
@@ -223,7 +223,7 @@ def test_a_damaged_claim_stands_for_nothing_is_replaced_and_collected(shelf: She
     assert key not in {row.key for row in list_all(shelf.store, "")}
 
 
-def test_a_later_releases_claim_and_state_are_named_and_left_alone(shelf: Shelf) -> None:
+def test_a_later_releases_claim_and_state_are_reported_and_left_alone(shelf: Shelf) -> None:
     claim, state = keys.claim("acme", "box", "k"), keys.state("acme", "box")
     for key in (claim, state):
         shelf.store.put(key, b'{"version":2}')
@@ -238,7 +238,7 @@ def test_a_later_releases_claim_and_state_are_named_and_left_alone(shelf: Shelf)
 @pytest.mark.parametrize(
     "damage", [b"", b"{", b"[]", b"{}", b'{"version":1,"id":"x","tenant":"acme"}', b"\xff", b"x" * 17 * 2**20]
 )
-def test_a_damaged_state_is_named_and_kept_aside_before_it_is_replaced(shelf: Shelf, damage: bytes) -> None:
+def test_a_damaged_state_is_reported_and_copied_aside_before_it_is_replaced(shelf: Shelf, damage: bytes) -> None:
     key = keys.state("acme", "box")
     shelf.store.put(key, damage)
     with pytest.raises(CorruptMetadataError):

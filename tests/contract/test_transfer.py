@@ -1,4 +1,4 @@
-"""Archives move whole, checked and in spite of faults, or leave nothing behind. Real sockets, real servers."""
+"""Transfer of archives: whole and checked in spite of faults, or nothing is left. Over real sockets and servers."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def cancel_when_stalled(proxy: FaultProxy, cancelled: threading.Event) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"x", SMALL, LARGE, LARGE[: 10 * 2**20]], ids=len)
-def test_an_archive_goes_there_and_back_with_its_digests(rig: Rig, data: bytes) -> None:
+def test_an_archive_survives_upload_and_download_with_its_digests(rig: Rig, data: bytes) -> None:
     uploaded = rig.upload(data)
     assert rig.moved == len(data) == uploaded.size_bytes
     assert uploaded.sha256 == hashlib.sha256(data).hexdigest()
@@ -144,7 +144,7 @@ def test_an_archive_goes_there_and_back_with_its_digests(rig: Rig, data: bytes) 
     assert rig.moved == len(data)
 
 
-def test_an_archive_of_one_part_is_one_put(rig: Rig) -> None:
+def test_a_small_archive_is_sent_with_one_put(rig: Rig) -> None:
     rig.upload(SMALL)
     assert (rig.proxy.count("put"), rig.proxy.count("part"), rig.proxy.count("create")) == (1, 0, 0)
 
@@ -168,7 +168,7 @@ def test_a_single_put_survives_a_fault(rig: Rig, word: str) -> None:
     assert rig.proxy.count("put") == 2
 
 
-def test_a_part_damaged_on_its_way_is_noticed_and_sent_again(rig: Rig) -> None:
+def test_a_part_damaged_in_transit_is_detected_and_sent_again(rig: Rig) -> None:
     rig.proxy.script("part", "flip-request")
     uploaded = rig.upload(LARGE)
     assert rig.moved == len(LARGE)
@@ -184,7 +184,7 @@ def test_the_object_decides_whether_a_completion_took_effect(rig: Rig, word: str
     assert list(rig.direct.list_uploads("")) == []
 
 
-def test_a_completion_that_is_an_error_every_time_is_an_error_and_leaves_nothing(rig: Rig) -> None:
+def test_a_completion_that_always_fails_is_an_error_and_leaves_nothing(rig: Rig) -> None:
     rig.proxy.script("complete", "error200 " * FAST.attempts * 2)
     with pytest.raises(StoreUnavailableError) as caught:
         rig.upload(LARGE)
@@ -192,7 +192,7 @@ def test_a_completion_that_is_an_error_every_time_is_an_error_and_leaves_nothing
     rig.assert_nothing_left()
 
 
-def test_a_lost_answer_to_every_completion_is_a_success_if_the_object_is_there(moto_rig: Rig) -> None:
+def test_a_completion_whose_answers_are_all_lost_succeeds_if_the_object_is_there(moto_rig: Rig) -> None:
     moto_rig.proxy.script("complete", "lost " * FAST.attempts)
     uploaded = moto_rig.upload(LARGE)
     assert uploaded.etag == multipart_etag(uploaded.parts)
@@ -219,7 +219,7 @@ def test_a_lost_answer_to_the_creation_leaves_no_second_upload(moto_rig: Rig) ->
         ("ok 403", AccessRefusedError),
     ],
 )
-def test_an_upload_that_fails_for_good_leaves_nothing(rig: Rig, words: str, error: type[StorageError]) -> None:
+def test_an_upload_that_fails_permanently_leaves_nothing(rig: Rig, words: str, error: type[StorageError]) -> None:
     rig.proxy.script("part", words)
     with pytest.raises(error) as caught:
         rig.upload(LARGE)
@@ -229,14 +229,14 @@ def test_an_upload_that_fails_for_good_leaves_nothing(rig: Rig, words: str, erro
     rig.assert_nothing_left()
 
 
-def test_no_part_is_tried_more_often_than_allowed(moto_rig: Rig) -> None:
+def test_a_part_is_tried_no_more_often_than_allowed(moto_rig: Rig) -> None:
     moto_rig.proxy.script("put", "503 " * 40)
     with pytest.raises(StoreUnavailableError):
         moto_rig.upload(SMALL)
     assert moto_rig.proxy.count("put") == FAST.attempts
 
 
-def test_a_put_whose_bytes_are_stored_wrong_every_time_is_an_integrity_error(moto_rig: Rig) -> None:
+def test_a_put_that_is_always_stored_damaged_is_an_integrity_error(moto_rig: Rig) -> None:
     moto_rig.proxy.script("put", "flip-request flip-request")
     with pytest.raises(IntegrityError):
         moto_rig.upload(SMALL)
@@ -263,7 +263,7 @@ def test_cancelling_ends_an_upload_that_waits_for_a_silent_store(rig: Rig) -> No
     rig.assert_nothing_left()
 
 
-def test_a_file_that_changes_meanwhile_is_not_kept(rig: Rig) -> None:
+def test_a_file_that_changes_during_the_upload_is_an_error(rig: Rig) -> None:
     def grow(count: int) -> None:
         with (rig.folder / "archive").open("ab") as file:
             file.write(b"more")
@@ -299,7 +299,7 @@ def test_a_download_survives_a_fault_of_one_range(rig: Rig, words: str) -> None:
         ("404", ObjectMissingError),
     ],
 )
-def test_a_download_that_fails_for_good_leaves_no_file(rig: Rig, words: str, error: type[StorageError]) -> None:
+def test_a_download_that_fails_permanently_leaves_no_file(rig: Rig, words: str, error: type[StorageError]) -> None:
     uploaded = rig.upload(LARGE)
     rig.proxy.script("get", words)
     with pytest.raises(error) as caught:
@@ -331,20 +331,20 @@ def test_with_an_etag_alone_another_object_is_refused(rig: Rig) -> None:
         rig.download(expected)
 
 
-def test_of_a_foreign_archive_the_size_is_checked(rig: Rig) -> None:
+def test_a_foreign_archives_size_is_checked(rig: Rig) -> None:
     rig.direct.put(KEY, SMALL)
     assert rig.download(ArchiveDigest(len(SMALL))) == SMALL
     with pytest.raises(IntegrityError):
         rig.download(ArchiveDigest(len(SMALL) - 1))
 
 
-def test_an_object_with_the_same_bytes_and_another_etag_is_the_archive(rig: Rig) -> None:
+def test_an_object_with_the_same_bytes_and_another_etag_is_accepted(rig: Rig) -> None:
     expected = rig.upload(LARGE).digest
     rig.direct.put(KEY, LARGE)
     assert rig.download(expected) == LARGE
 
 
-def test_an_object_replaced_during_the_download_is_noticed(rig: Rig) -> None:
+def test_an_object_replaced_during_the_download_is_detected(rig: Rig) -> None:
     expected = replace(rig.upload(LARGE).digest, sha256=None, part_bytes=None, parts=())
     replaced = threading.Event()
 
@@ -366,7 +366,7 @@ def test_an_object_replaced_during_the_download_is_noticed(rig: Rig) -> None:
     assert not (rig.folder / "download").exists()
 
 
-def test_a_missing_archive_is_missing_and_makes_no_file(rig: Rig) -> None:
+def test_downloading_a_missing_archive_creates_no_file(rig: Rig) -> None:
     with pytest.raises(ObjectMissingError):
         rig.download(ArchiveDigest(10))
     rig.assert_nothing_left()
@@ -384,7 +384,7 @@ def test_cancelling_ends_a_download_that_waits_for_a_silent_store(rig: Rig) -> N
     assert not (rig.folder / "download").exists()
 
 
-def test_a_disk_without_room_is_noticed_before_the_first_byte(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_detected_before_the_first_byte(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     uploaded = rig.upload(SMALL)
 
     def full(fd: int, offset: int, length: int) -> None:
@@ -397,12 +397,12 @@ def test_a_disk_without_room_is_noticed_before_the_first_byte(rig: Rig, monkeypa
     assert rig.proxy.count("get") == 0
 
 
-def test_every_try_is_signed_anew(rclone_rig: Rig) -> None:
+def test_every_attempt_gets_a_new_signature(rclone_rig: Rig) -> None:
     uploaded = rclone_rig.upload(SMALL)
     signed: list[str] = []
 
     class Recording:
-        """The store, with a note of what it signed."""
+        """The store, recording the URLs that it signs."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(rclone_rig.store, name)
@@ -425,7 +425,7 @@ def test_every_try_is_signed_anew(rclone_rig: Rig) -> None:
     assert len(signed) == 3
 
 
-def test_no_log_and_no_error_holds_a_url_or_a_key(rclone_rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_log_and_no_error_contains_a_url_or_a_key(rclone_rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     texts: list[str] = []
     faults = [("part", "403"), ("part", "503 " * 40), ("complete", "error200 " * 40), ("get", "reset " * 40)]

@@ -1,4 +1,4 @@
-"""Nodes with a store that has no conditional writes (rclone), and with one that has them, and so fences (moto)."""
+"""Nodes over two stores: rclone, without conditional writes, and moto, with them and so with fences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 before and after every step of creating a backup; then a fresh sandbox over the same folder works."""
+"""kill -9 before and after every step of creating a backup; a new actor on the same files then works."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PASSED = (
     CreateStep.CHECKPOINT,
     CreateStep.CACHE,
 )
-"""The steps of a create, in their order."""
+"""The steps of creating a backup, in order."""
 
 CREATE = """
 import sys
@@ -63,7 +63,7 @@ box.ownership.change(lambda state: state)
 backup(box)
 print("survived", flush=True)
 """
-# One part after the other, so that the earlier ones are in the bucket when the process dies at a later one.
+# One part at a time, so that the earlier ones are in the bucket when the process dies at a later one.
 
 ARCHIVE = """
 import sys
@@ -76,10 +76,10 @@ with command(box, "echo started; exec sleep 1000"):
 
 
 class Crashing:
-    """A sandbox with acknowledged writes and an acknowledged backup, whose next create will not be acknowledged."""
+    """A sandbox with acknowledged writes and an acknowledged backup, whose next backup will be interrupted."""
 
     def __init__(self, node: Node, *, large_bytes: int = 6_000_000) -> None:
-        """A part of a multipart upload has at least 5 MiB."""
+        """By default, `large_bytes` makes the archive larger than one part, which has at least 5 MiB."""
         self.node = node
         box = node.sandbox("crashing")
         sh(box, f"head -c {large_bytes} /dev/urandom > large; echo x > small")
@@ -98,12 +98,12 @@ class Crashing:
         return self.node.state("crashing")
 
     def made(self, directory: str) -> set[str]:
-        """The backups of a directory that were committed since."""
+        """Ids of the backups of a directory that were committed since the start of the test."""
         ids = {key.split("/")[1] for key in self._new() if key.endswith("/meta.json")}
         return {row.id for row in committed(self.node.catalog(), ids) if row.dir == directory}
 
     def check_taken_up(self) -> LocalSandbox:
-        """Takes the sandbox up anew: what was acknowledged is there, and nothing is left of what was not."""
+        """Opens the sandbox again, and checks that acknowledged writes are there and nothing else is left."""
         begun = self.state.pending
         committed = self.made("/workspace")
         box = self.node.sandbox("crashing")
@@ -111,7 +111,7 @@ class Crashing:
         for backup_id in set(begun) - committed:
             with pytest.raises(BackupNotFoundError):
                 restore(box, DirectoryBackup(id=backup_id, dir="/workspace"))
-        backup(box, "/app")  # which waits for the epoch, and so for what was begun to be settled
+        backup(box, "/app")  # waits for the epoch, and so for the pending backup to be settled
         self.check_nothing_is_left()
         assert self.made("/workspace") == committed
         for backup_id in set(begun) - committed:
@@ -136,7 +136,7 @@ class Crashing:
         assert archived == self.made("/workspace") | self.made("/app")
 
     def check_backup(self, box: LocalSandbox, backup_id: str) -> None:
-        """It can be restored, is listed, and is what the sandbox would be recovered from."""
+        """Checks that the backup can be restored, is listed, and is the checkpoint."""
         restore(box, DirectoryBackup(id=backup_id, dir="/workspace"), "/tmp/again", "copy")
         assert sh(box, "sha256sum large small", cwd="/tmp/again") == self.expected
         assert backup_id in {row.id for row in self.node.catalog().page("default", "crashing").records}
@@ -146,7 +146,7 @@ class Crashing:
         return self.node.keys() - self._before
 
 
-# The instant after one step is the instant before the next, so the second store only needs one of them.
+# "After" a step is the same instant as "before" the next, so the second store is tried with "after" only.
 @pytest.mark.parametrize(
     ("any_store", "when"), [("rclone", "before"), ("rclone", "after"), ("moto", "after")], indirect=["any_store"]
 )
@@ -170,7 +170,7 @@ def test_a_crash_at_any_step_of_a_create_leaves_a_whole_backup_or_nothing(
         crashing.check_backup(box, repeated.id)
 
 
-def test_a_create_passes_every_step_in_this_order(kernel_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backup_passes_every_step_in_order(kernel_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[tuple[Step, str]] = []
     monkeypatch.setattr(steps, "_watchers", [])
     steps.watch(lambda step, when: passed.append((step, when)))
@@ -190,7 +190,7 @@ def test_a_create_passes_every_step_in_this_order(kernel_node: Node, monkeypatch
         ("put", "after", 1, "/meta.json", True),
     ],
 )
-def test_a_crash_within_the_upload_or_the_commit_leaves_a_whole_backup_or_nothing(
+def test_a_crash_during_the_upload_or_the_commit_leaves_a_whole_backup_or_nothing(
     any_store: Node, method: str, when: str, nth: int, of: str, *, is_committed: bool
 ) -> None:
     crashing = Crashing(any_store, large_bytes=11_000_000)
@@ -199,7 +199,7 @@ def test_a_crash_within_the_upload_or_the_commit_leaves_a_whole_backup_or_nothin
     crashing.check_taken_up()
 
 
-def test_a_crash_in_mid_archive_leaves_no_tool_and_nothing_paused(kernel_node: Node) -> None:
+def test_a_crash_during_archiving_leaves_no_tool_and_no_paused_command(kernel_node: Node) -> None:
     crashing = Crashing(kernel_node)
     minutes = kernel_node.home("crashing") / "root" / "workspace" / "minutes"
     with minutes.open("w") as file:

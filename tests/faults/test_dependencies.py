@@ -1,4 +1,4 @@
-"""What a sandbox depends on dies under it: the S3 server, the archive tools, the FUSE daemons."""
+"""A sandbox's dependencies die under it: the S3 server, the archive tools, the FUSE daemons."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from tests.support.sandboxes import Background, Node, backup, command, described
 from tests.support.trees import MINUTES_OF_READING
 
 ONCE = FAST.model_copy(update={"attempts": 1, "concurrency": 1})
-"""Nobody waits for a server that is dead, and parts are sent one after the other."""
+"""One attempt, so that no test waits for a dead server; and one part at a time."""
 
 
 class MortalS3:
-    """The embedded S3 server. Killed and started again it has the same folder and the same port."""
+    """The embedded S3 server. It can be killed, and started again with the same folder and port."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # Below the ports that the kernel gives to clients, so that nobody takes it meanwhile.
+        # Below the kernel's ports for clients, so that no client takes it meanwhile.
         for port in random.sample(range(20_000, 32_000), 20):
             self._port = port
             with contextlib.suppress(StoreUnavailableError):
@@ -86,12 +86,12 @@ def on_mortal(scratch: Path, server: MortalS3, best_driver: Driver) -> Iterator[
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever watches steps does so for this test only."""
+    """Starts the test without watchers of steps, and removes its own at the end."""
     monkeypatch.setattr(steps, "_watchers", [])
 
 
 def taken(node: Node, store: Any = None) -> LocalSandbox:
-    """A sandbox that has its epoch, and asks its bucket once."""
+    """A sandbox with an epoch, over a store that makes one attempt by default."""
     box = node.sandbox(catalog=node.catalog(store or S3ObjectStore(node.bucket, transfer=ONCE)))
     box.ownership.change(lambda state: state)
     return box
@@ -102,7 +102,7 @@ def fill(box: LocalSandbox) -> str:
 
 
 def whole(node: Node) -> set[str]:
-    """The backups in the bucket; fails if there is half of one."""
+    """Ids of the backups in the bucket; fails if one of them is incomplete."""
     keys = node.keys()
     stored = {key for key in keys if key.startswith("backups/")}
     ids = {key.split("/")[1] for key in stored}
@@ -120,7 +120,7 @@ def check_nothing_is_left(node: Node, expected: set[str]) -> None:
 
 
 def goes_on(node: Node, box: LocalSandbox, content: str, made: set[str]) -> None:
-    """The store is back: a fresh create works, and with it the last is settled of the one that has failed."""
+    """With the store back, checks that a new backup works and settles the failed one."""
     handle = backup(box)
     check_nothing_is_left(node, {handle.id, *made})
     for backup_id in (handle.id, *made):
@@ -129,7 +129,7 @@ def goes_on(node: Node, box: LocalSandbox, content: str, made: set[str]) -> None
 
 
 @pytest.mark.parametrize("step", CreateStep)
-def test_a_create_whose_store_dies_before_a_step_leaves_a_whole_backup_or_nothing(
+def test_a_backup_whose_store_dies_before_a_step_is_whole_or_nothing(
     on_mortal: Node, server: MortalS3, watched: None, step: CreateStep
 ) -> None:
     box = taken(on_mortal)
@@ -151,7 +151,7 @@ def test_a_create_whose_store_dies_before_a_step_leaves_a_whole_backup_or_nothin
     ("method", "when", "nth"),
     [("create_upload", "after", 1), ("presign_part", "before", 2), ("complete_upload", "after", 1)],
 )
-def test_a_create_whose_store_dies_during_the_upload_leaves_nothing(
+def test_a_backup_whose_store_dies_during_the_upload_leaves_nothing(
     on_mortal: Node, server: MortalS3, method: str, when: str, nth: int
 ) -> None:
     store = S3ObjectStore(on_mortal.bucket, transfer=ONCE)
@@ -164,7 +164,7 @@ def test_a_create_whose_store_dies_during_the_upload_leaves_nothing(
     goes_on(on_mortal, box, content, set())
 
 
-def test_a_create_whose_store_is_started_anew_during_the_upload_succeeds(on_mortal: Node, server: MortalS3) -> None:
+def test_a_backup_whose_store_restarts_during_the_upload_succeeds(on_mortal: Node, server: MortalS3) -> None:
     def restart() -> None:
         server.kill()
         server.start()
@@ -179,7 +179,7 @@ def test_a_create_whose_store_is_started_anew_during_the_upload_succeeds(on_mort
 
 
 def restorable(node: Node, box: LocalSandbox) -> tuple[DirectoryBackup, str]:
-    """A backup of what the sandbox held, which it does not any more, and that the node has not cached."""
+    """A backup of the sandbox's former content, which the node has not cached."""
     content = fill(box)
     handle = backup(box)
     sh(box, "rm large small; echo other > small")
@@ -232,7 +232,7 @@ def tool(node: Node, name: str) -> int | None:
     return next((pid for pid, found in node.processes().items() if found == name), None)
 
 
-def test_a_create_whose_mksquashfs_is_killed_leaves_nothing_and_resumes_the_commands(kernel_node: Node) -> None:
+def test_a_backup_whose_mksquashfs_is_killed_leaves_nothing_and_resumes_commands(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     before = kernel_node.keys()
     minutes = kernel_node.tree(box) / "workspace" / "minutes"
@@ -254,13 +254,13 @@ def test_a_create_whose_mksquashfs_is_killed_leaves_nothing_and_resumes_the_comm
     assert sh(box, "ls") == "go\n"
 
 
-def test_a_copy_whose_unsquashfs_is_killed_changes_nothing(kernel_node: Node) -> None:
+def test_a_restore_in_copy_mode_whose_unsquashfs_is_killed_changes_nothing(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(box, "mkdir many; cd many; seq 15000 | xargs touch")
     handle = backup(box)
     sh(box, "rm -r many; echo other > small")
     killed = False
-    while not killed:  # it is quick; one that was done before we saw it is tried again
+    while not killed:  # unsquashfs is quick: try again if it ended before we saw it
         restoring = Background(lambda: restore(box, handle, mode=RestoreMode.COPY))
         while not restoring.ended:
             pid = tool(kernel_node, "unsquashfs")
@@ -288,7 +288,7 @@ DAEMONS = [
 
 
 def served(box: LocalSandbox) -> None:
-    """A restored directory that was written to: in part over the archive, in part beside it."""
+    """A restored directory with writes over files of the archive and beside them."""
     sh(box, "mkdir -p data/inner; echo 1 > data/a; echo 2 > data/inner/b")
     restore(box, backup(box, "/workspace/data"))
     sh(box, "echo 3 > data/c; echo 4 > data/inner/b; rm data/a")
@@ -307,7 +307,7 @@ def kill_daemons(node: Node, victims: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(("driver", "victims"), DAEMONS, indirect=["driver"])
-def test_calls_after_a_daemons_death_find_every_write_or_are_told_so(node: Node, victims: tuple[str, ...]) -> None:
+def test_calls_after_a_daemons_death_find_every_write_or_fail(node: Node, victims: tuple[str, ...]) -> None:
     box = node.sandbox()
     served(box)
     kill_daemons(node, victims)
@@ -335,12 +335,12 @@ def test_calls_after_a_daemons_death_find_every_write_or_are_told_so(node: Node,
 
 
 @pytest.mark.parametrize(("driver", "victims"), DAEMONS, indirect=["driver"])
-def test_a_command_that_a_dead_mount_has_ended_is_told_so(node: Node, victims: tuple[str, ...]) -> None:
+def test_a_command_that_a_dead_mount_ended_gets_an_error(node: Node, victims: tuple[str, ...]) -> None:
     box = node.sandbox()
     served(box)
     script = "echo started; until [ -e /tmp/go ]; do sleep 0.02; done; cat /workspace/data/c"
     with command(box, script) as running:
-        with box._gate.shared():  # so that it ends by itself before anybody can mount anything anew
+        with box._gate.shared():  # so that it ends by itself before the layer is mounted again
             kill_daemons(node, victims)
             assert wait_until(lambda: box._layers.has_lost)
             (node.tree(box) / "tmp" / "go").touch()
@@ -362,14 +362,12 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize(("driver", "victims"), DAEMONS, indirect=["driver"])
-def test_a_sandbox_whose_actor_and_daemons_died_is_taken_up_with_every_write(
-    node: Node, victims: tuple[str, ...]
-) -> None:
+def test_a_sandbox_whose_actor_and_daemons_died_recovers_every_write(node: Node, victims: tuple[str, ...]) -> None:
     argv = [sys.executable, "-c", ACTOR, described(node)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as actor:
         assert actor.stdout is not None
         assert any(line == b"ready\n" for line in actor.stdout)
-        actor.send_signal(signal.SIGSTOP)  # so that it cannot mount anything anew
+        actor.send_signal(signal.SIGSTOP)  # so that it cannot mount the layer again
         kill_daemons(node, victims)
         actor.kill()
     dead = [mount for mount in mountinfo.mounts_under(node.data_dir) if mountinfo.probe(mount.point, timeout_s=5)]

@@ -1,4 +1,4 @@
-"""A FUSE daemon that dies while calls wait for it: the kernel aborts them, and each caller is told so."""
+"""A FUSE daemon dies while calls wait for it: the kernel aborts them, and each caller gets MountLostError."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def daemons(node: Node, name: str) -> list[int]:
 def shows_again(box: LocalSandbox) -> bool:
     try:
         return sh(box, "ls data") == "new-to-all\n"
-    except MountLostError:  # told to whoever comes before it is mounted anew
+    except MountLostError:  # for calls that come before it is mounted again
         return False
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 @pytest.mark.parametrize(("driver", "name"), DAEMONS, indirect=["driver"])
-def test_a_call_that_waits_for_a_daemon_as_it_dies_is_told_so(
+def test_a_call_that_waits_for_a_daemon_as_it_dies_gets_an_error(
     node: Node, name: str, call: Callable[[LocalSandbox], object]
 ) -> None:
     box = node.sandbox()
@@ -57,7 +57,7 @@ def test_a_call_that_waits_for_a_daemon_as_it_dies_is_told_so(
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     waiting = Background(lambda: call(box))
-    wait_until(lambda: waiting.ended, timeout_s=0.5)  # it may be over, where nothing of this has to ask the daemon
+    wait_until(lambda: waiting.ended, timeout_s=0.5)  # a call that needs no daemon has ended by now
     for pid in stopped:
         os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: waiting.ended)

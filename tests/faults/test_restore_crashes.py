@@ -1,4 +1,4 @@
-"""kill -9 before and after every step of a restore; then a fresh sandbox over the same folder works."""
+"""kill -9 before and after every step of a restore; a new actor on the same files then works."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PASSED = {
         RestoreStep.REPORT,
     ),
 }
-"""The steps of a restore in each mode, in their order."""
+"""The steps of a restore in each mode, in order."""
 
 RESTORE = """
 import sys
@@ -59,10 +59,10 @@ print("survived", flush=True)
 
 
 class Crashing:
-    """A sandbox whose directory was restored from one backup, and is about to be restored from another."""
+    """A sandbox with a directory restored from one backup, whose restore from another will be interrupted."""
 
     def __init__(self, node: Node, mode: RestoreMode, *, mounted: bool) -> None:
-        """`mounted` says whether the directory is an overlay already."""
+        """`mounted` is True if the directory is an overlay before the interrupted restore."""
         self.node, self.mode, self.mounted = node, mode, mounted
         box = node.sandbox()
         sh(box, "mkdir data; echo old > data/one; echo old > data/two")
@@ -76,7 +76,7 @@ class Crashing:
         self.uncache()
 
     def uncache(self) -> None:
-        """So that the archive is fetched from the bucket."""
+        """Empties the cache, so that the archive is fetched from the bucket."""
         for archive in self.node.layout.cache.glob("*.sqsh"):
             archive.unlink()
 
@@ -85,9 +85,9 @@ class Crashing:
         assert ended.status == -signal.SIGKILL and "survived" not in ended.stdout, ended
 
     def check_taken_up(self, *, recorded: bool, shown: bool) -> LocalSandbox:
-        """Takes the sandbox up anew: it shows the old content or the new, and nothing is left of the other.
+        """Opens the sandbox again, and checks that it shows the old content or the new, and nothing of the other.
 
-        `recorded` says whether the new backup is the one that is known to be restored.
+        `recorded` is True if the new backup is recorded as the restored one; `shown`, if its content is expected.
         """
         node = self.node
         box = node.sandbox()
@@ -114,7 +114,7 @@ class Crashing:
         assert list(home.glob("spool/*")) == []
         assert not (home / "stage").exists()
         assert list(node.layout.cache.glob(".*.work")) == []
-        # An overlay is three mounts: the archive, the layer, and the layer in the tree.
+        # An overlay has three mounts: the archive, the layer, and the layer in the tree.
         assert len(mountinfo.mounts_under(node.tree(box))) == len(overlays)
         assert len(mountinfo.mounts_under(node.data_dir)) == 3 * len(overlays)
         daemons = {
@@ -126,7 +126,7 @@ class Crashing:
         assert wait_until(lambda: sorted(node.processes().values()) == daemons[node.driver] * len(overlays))
 
     def check_end(self, box: LocalSandbox, scratch: Path) -> None:
-        """It works as before; closed, it leaves no mount, daemon or loop device."""
+        """Checks that a restore works again, and that closing leaves no mount, daemon or loop device."""
         restore(box, self.new, mode=self.mode)
         assert sh(box, "cat data/*") == "new\nnew\n"
         self.check_nothing_is_left(box)
@@ -141,7 +141,7 @@ def check(node: Node, scratch: Path, mode: RestoreMode, step: RestoreStep, when:
     crashing.run(step, when)
     passed = PASSED[mode].index(step) + (when == "after")
     recorded = passed > PASSED[mode].index(RestoreStep.RECORD)
-    # Plain directories are exchanged, which the record comes too late for: they are new, and nobody knows.
+    # A plain directory is exchanged before the record is written: a crash between the two shows the new content.
     exchanged = mode is RestoreMode.COPY and not mounted and passed > PASSED[mode].index(RestoreStep.SHOW)
     box = crashing.check_taken_up(recorded=recorded, shown=recorded or exchanged)
     crashing.check_end(box, scratch)
@@ -156,9 +156,9 @@ def test_a_crash_at_any_step_of_a_restore_leaves_the_old_content_or_the_new(
     check(kernel_node, scratch, mode, step, when, mounted=True)
 
 
-# The instant after one step is the instant before the next, so what is a variation only needs one of them.
+# "After" a step is the same instant as "before" the next, so the variations are tried with "after" only.
 @pytest.mark.parametrize("step", RestoreStep)
-def test_a_crash_after_any_step_of_a_copy_over_plain_files_leaves_the_old_content_or_the_new(
+def test_a_crash_after_any_step_of_a_copy_over_plain_files_leaves_old_or_new_content(
     kernel_node: Node, scratch: Path, step: RestoreStep
 ) -> None:
     check(kernel_node, scratch, RestoreMode.COPY, step, "after", mounted=False)
@@ -166,14 +166,14 @@ def test_a_crash_after_any_step_of_a_copy_over_plain_files_leaves_the_old_conten
 
 @pytest.mark.parametrize("step", RestoreStep)
 @pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS, Driver.FUSE], indirect=True)
-def test_a_crash_after_any_step_of_a_restore_with_fuse_leaves_the_old_content_or_the_new(
+def test_a_crash_after_any_step_of_a_restore_with_fuse_leaves_old_or_new_content(
     node: Node, scratch: Path, step: RestoreStep
 ) -> None:
     check(node, scratch, RestoreMode.OVERLAY, step, "after", mounted=True)
 
 
 @pytest.mark.parametrize("mode", RestoreMode)
-def test_a_restore_passes_every_step_in_this_order(
+def test_a_restore_passes_every_step_in_order(
     kernel_node: Node, monkeypatch: pytest.MonkeyPatch, mode: RestoreMode
 ) -> None:
     box = kernel_node.sandbox()
@@ -202,7 +202,7 @@ print("survived", flush=True)
 """
 
 
-def test_a_half_downloaded_archive_is_removed_by_the_next_that_wakes(kernel_node: Node) -> None:
+def test_a_half_downloaded_archive_is_removed_at_the_next_start(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(box, "head -c 6000000 /dev/urandom > large")
     handle = backup(box)
