@@ -1,4 +1,4 @@
-"""One caller with a few sandboxes: it does random things to them over HTTP, and compares them with its models."""
+"""A caller of the soak test: makes random calls on a few sandboxes over HTTP, and compares them with models."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tests.support.mount_leaks import wait_until
 
 T = TypeVar("T")
 IMPATIENT_S = 15.0
-"""After this time without an answer nothing is killed any more until there is one."""
+"""After this time without success, the killer pauses until there is one."""
 COMES_BACK_S = 90.0
-"""However it was disturbed, a sandbox answers within this time once nothing is killed any more."""
+"""Time limit for a sandbox to answer again once the killer pauses, however it was disturbed."""
 _ASLEEP_S = 20.0
 _DIRECTORIES = ("", "a", "b")
 _NAMES = ("f0", "f1", "f2", "f3")
@@ -45,12 +45,12 @@ _DISTURBED = frozenset(
         "BACKUP_RESTORE_FAILED",
     }
 )
-"""The errors that a kill excuses."""
+"""Codes of the errors that a kill may cause."""
 _LIST = "find . -type f ! -name '.holdfast-????????????????' -exec sha256sum {} +"
 
 
 class Outcome(Enum):
-    """What is known of a call: the answer, or the error, says it."""
+    """The known outcome of a call, from its answer or error."""
 
     DONE = auto()
     NOT_DONE = auto()
@@ -59,7 +59,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A backup, and what it has to hold."""
+    """A backup, and the files that it must hold."""
 
     handle: dict[str, str]
     files: Files
@@ -67,7 +67,7 @@ class Backup:
 
 @dataclass(slots=True)
 class Kept:
-    """One sandbox with its model."""
+    """A sandbox with its model."""
 
     box: HttpBox
     model: Model = field(default_factory=Model)
@@ -75,7 +75,7 @@ class Kept:
 
 
 class Caller:
-    """Acts until it is told to stop. Every choice comes from `rng`."""
+    """Acts until the test ends. Every choice comes from `rng`."""
 
     def __init__(self, client: httpx.Client, name: str, rng: random.Random, killer: Killer) -> None:
         self.done: Counter[str] = Counter()
@@ -89,10 +89,10 @@ class Caller:
         self._backups: list[Backup] = []
 
     def act(self) -> None:
-        """Does one random thing, and looks at the whole tree: at random, and if something was killed since.
+        """Makes one random call. Then compares the whole tree, at random, and whenever a process was killed.
 
         Raises:
-            WrongTreeError: a sandbox holds what it may not, answers what it may not, or does not come back.
+            WrongTreeError: a sandbox has wrong content, gives a wrong answer, or does not come back.
         """
         kept = self._rng.choice(self._kept)
         kinds: dict[Callable[[Kept], None], int] = {
@@ -114,7 +114,7 @@ class Caller:
             self._look(kept)
 
     def finish(self) -> None:
-        """Looks at everything once more, at the latest backups too, and destroys the sandboxes."""
+        """Compares everything once more, including the latest backups, and destroys the sandboxes."""
         for kept in self._kept:
             self._look(kept)
         fresh = Kept(HttpBox(self._client, f"{self._name}-fresh"))
@@ -186,7 +186,7 @@ class Caller:
         self.log.append(f"{time.monotonic():.3f} {kept.box.id} read {path}")
         try:
             response = kept.box.get(f"/workspace/{path}")
-        except httpx.TransportError as e:  # the answer was cut off: what it reads from has died
+        except httpx.TransportError as e:  # cut off: the process or mount behind it has died
             self._note(repr(e))
             return
         if response.status_code not in (200, 404):
@@ -281,7 +281,7 @@ class Caller:
         *,
         wanted: int | None = None,
     ) -> None:
-        """Makes a call that changes the tree, and tells the model what is known of its outcome."""
+        """Makes a call that changes the tree, and records its outcome in the model."""
         self.log.append(f"{time.monotonic():.3f} {kept.box.id} {verb}")
         response = call()
         if response.status_code == wanted or (wanted is None and response.is_success):
@@ -296,7 +296,7 @@ class Caller:
             kept.model.may_have_happened(changes)
 
     def _until_done(self, verb: str, call: Callable[[], httpx.Response], *, wanted: int = 200) -> dict[str, str]:
-        """Repeats a call that may be repeated until it succeeds; returns its document."""
+        """Repeats an idempotent call until it succeeds; returns its document."""
 
         def attempt() -> dict[str, str] | None:
             self.log.append(f"{time.monotonic():.3f} {verb}")
@@ -311,10 +311,10 @@ class Caller:
         return self._patiently(verb, attempt)
 
     def _patiently(self, verb: str, attempt: Callable[[], T | None]) -> T:
-        """What an attempt gives, once it gives anything.
+        """Repeats an attempt until it returns a result other than None.
 
         Raises:
-            WrongTreeError: it gives nothing, though nothing has been killed for long.
+            WrongTreeError: there is still none, a long time after the last kill.
         """
         with ExitStack() as stack:
             sparing_from, deadline = time.monotonic() + IMPATIENT_S, math.inf
@@ -330,7 +330,7 @@ class Caller:
                     deadline = now + COMES_BACK_S
 
     def _outcome(self, error: dict[str, Any]) -> Outcome:
-        """What an error says of its call. A restore that failed has changed nothing."""
+        """The outcome of a call that failed with this error. A restore that failed has changed nothing."""
         if error["code"] not in _DISTURBED:
             raise WrongTreeError(f"an error that no kill explains: {json.dumps(error)}\n{self._last()}")
         told = error.get("context", {}).get("outcome")

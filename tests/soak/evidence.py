@@ -1,4 +1,4 @@
-"""What a failed run has to say of the node: who holds what, and the last complaints of the sandboxes' actors."""
+"""Evidence from the node after a failed run: processes that hold its files, and the last warnings of the actors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LINES = 60
 
 
 def evidence(service: Service) -> str:
-    """To be asked while the service still runs. The actors' logs are kept in its home."""
+    """A report for people, made while the service still runs. Copies the actors' logs into the service's home."""
     ours = service.pids()
     holders = [
         f"{pid} {name} {'of the service' if pid in ours else 'of somebody else'}, mount namespace {_namespace(pid)}"

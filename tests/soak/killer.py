@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, for random processes of a service: its sandboxes' actors, daemons, boxes and tools."""
+"""Kills random processes of a service at random times: its sandboxes' actors, daemons, boxes and tools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Killer:
     """Kills from a thread of its own, within the block.
 
     Args:
-        every_s: the mean time between two kills.
+        every_s: mean time between two kills.
     """
 
     def __init__(self, service: Service, rng: random.Random, *, every_s: float) -> None:
@@ -45,12 +45,12 @@ class Killer:
 
     @property
     def kills(self) -> int:
-        """How many processes it has killed so far."""
+        """Number of processes killed so far."""
         return self.killed.total()
 
     @contextmanager
     def sparing(self) -> Iterator[None]:
-        """Kills nothing within the block: what is killed again and again before it is up never answers."""
+        """Pauses the killing within the block: a sandbox that is killed again and again never comes up."""
         with self._sparing:
             self._spared += 1
         try:
@@ -67,7 +67,7 @@ class Killer:
         self.stop()
 
     def stop(self) -> None:
-        """Returns when it kills nothing any more. Repeatable."""
+        """Stops killing, and waits until the thread has ended. Repeatable."""
         self._stopping.set()
         self._thread.join()
 
@@ -80,7 +80,7 @@ class Killer:
                     self._kill(*victim)
 
     def _victim(self, kind: str) -> tuple[str, int] | None:
-        """A process of that kind; of those that live for an instant only the next one is waited for."""
+        """A process of this kind. For kinds that live for an instant, waits a short time for the next one."""
         deadline = time.monotonic() + (_SHORT_LIVED_S if kind in (BOXES, TOOLS) else 0)
         while True:
             if kind == ACTORS:
@@ -93,7 +93,7 @@ class Killer:
                 return None
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether the service is among the ancestors. Quicker than `Service.pids`: a box lives for a moment only."""
+        """True if the service is an ancestor. Quicker than `Service.pids`: a box lives only for an instant."""
         while pid > 1 and pid != self._service.process.pid:
             stat = read_or_empty(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
             pid = int(stat[1]) if stat else 0
@@ -110,6 +110,6 @@ class Killer:
 
 
 def _named(names: AbstractSet[str]) -> list[int]:
-    """The processes of the machine that go by one of these names."""
+    """The processes of this machine with one of these names."""
     pids = sorted(int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
     return [pid for pid in pids if comm_of(pid) in names]

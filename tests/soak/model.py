@@ -1,7 +1,7 @@
-"""A model of what a sandbox has to hold, which knows nothing of the product: dictionaries of paths and bytes.
+"""A model of a sandbox's expected files, independent of the product: dictionaries of paths and bytes.
 
-While the answer to a call is lost the model has several states, one for each outcome that is allowed; the next look
-at the sandbox has to find one of them, and it alone stays.
+While the outcome of a call is unknown, the model has several states, one for each allowed outcome. The next look at
+the sandbox must match one of them, and only that one stays.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ from collections.abc import Callable, Mapping, Sequence
 
 Files = Mapping[str, bytes]
 Seen = Mapping[str, str]
-"""The files that were found, by path below /workspace, and the SHA-256 of each."""
+"""The files found in a sandbox: SHA-256 by path below /workspace."""
 Change = Callable[[Files], Files]
 
 
 class WrongTreeError(AssertionError):
-    """A sandbox holds what no outcome of the calls so far explains: something is lost, or has come back."""
+    """A sandbox has content that no outcome of the calls explains: something was lost, or has come back."""
 
 
 def put(path: str, data: bytes) -> Change:
-    """The file is there, with this content."""
+    """Writes a file with this content."""
     return lambda files: {**files, path: data}
 
 
 def append(path: str, data: bytes) -> Change:
-    """The file ends with these bytes, and is made where it is missing."""
+    """Appends these bytes to a file, and creates it if it is missing."""
     return lambda files: {**files, path: files.get(path, b"") + data}
 
 
 def remove(path: str) -> Change:
-    """The file is not there."""
+    """Deletes a file."""
     return lambda files: {name: data for name, data in files.items() if name != path}
 
 
 def rename(old: str, new: str) -> Change:
-    """The file has the other name, and takes the place of what had it before."""
+    """Renames a file, and replaces a file with the new name."""
     return lambda files: {**remove(old)(files), new: files[old]} if old in files else files
 
 
 def clear() -> Change:
-    """Nothing is there."""
+    """Deletes everything."""
     return lambda files: {}
 
 
 def restore(directory: str, backup: Files) -> Change:
-    """Below the directory there is what the backup holds, and nothing else. The root is the empty string."""
+    """Replaces everything below the directory with the backup's files. The root is the empty string."""
     prefix = f"{directory}/" if directory else ""
     placed = {prefix + name: data for name, data in backup.items()}
     return lambda files: {**{name: data for name, data in files.items() if not name.startswith(prefix)}, **placed}
@@ -58,37 +58,37 @@ def below(files: Files, directory: str) -> Files:
 
 
 class Model:
-    """The states that a sandbox may be in."""
+    """The possible states of a sandbox."""
 
     def __init__(self) -> None:
         self._possible: list[Files] = [{}]
 
     @property
     def is_certain(self) -> bool:
-        """Whether only one state is possible."""
+        """True if only one state is possible."""
         return len(self._possible) == 1
 
     @property
     def files(self) -> Files:
-        """The one state that is possible."""
+        """The only possible state."""
         (files,) = self._possible
         return files
 
     def happened(self, changes: Sequence[Change]) -> None:
-        """All changes were made, one after the other."""
+        """Records that all changes were made, in order."""
         self._possible = _distinct([_after(files, changes) for files in self._possible])
 
     def may_have_happened(self, changes: Sequence[Change]) -> None:
-        """None of the changes was made, or only the first few, or all."""
+        """Records that none of the changes was made, or the first few, or all."""
         self._possible = _distinct(
             [_after(files, changes[:number]) for files in self._possible for number in range(len(changes) + 1)]
         )
 
     def saw(self, found: Seen) -> None:
-        """The sandbox holds exactly this.
+        """Compares what was found with the possible states, and keeps the one that matches.
 
         Raises:
-            WrongTreeError: it may not.
+            WrongTreeError: none matches.
         """
         for files in self._possible:
             if digests(files) == found:

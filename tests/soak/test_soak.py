@@ -1,10 +1,10 @@
-"""Random calls under random kills: nothing is lost, and nothing comes back.
+"""Soak test: random calls under random kills. Nothing is lost, and nothing comes back.
 
     make soak                                   five minutes for each mount driver that is offered
-    make soak SOAK_S=60 SOAK_SEED=7             shorter; the calls and kills of a run before (its seed is printed)
+    make soak SOAK_S=60 SOAK_SEED=7             shorter, with the calls and kills of an earlier run (it prints its seed)
 
-A few seconds of it are among the ordinary tests. Timing is the machine's own, so the same seed repeats what is called
-and killed, and not the instant.
+The ordinary tests include a few seconds of it. The same seed repeats the calls and kills, but not their exact times,
+which depend on the machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ENDS_S = 400
 
 
 def soak(folder: Path, driver: str, length_s: float, record: Callable[[str, object], None]) -> None:
-    """One run, on a service of its own, of which nothing may be left."""
+    """One run on a service of its own, of which nothing may be left."""
     rng = random.Random(f"{SEED} {driver}")
     on_sleep = rng.choice(["keep", "backup"])
     env = {"HOLDFAST_DRIVER": driver, "HOLDFAST_SLEEP_AFTER_S": "1", "HOLDFAST_ON_SLEEP": on_sleep}

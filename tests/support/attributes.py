@@ -1,6 +1,6 @@
-"""Every attribute that a tree can have: how to give it to something in a folder, and how to look for it.
+"""The attributes that files and directories can have: how to set each one, and how to read it back.
 
-The names are those of the rows of ATTRIBUTES.md, and what an attribute may change to is named as its cells name it.
+Each has the name of its row in ATTRIBUTES.md, and each permitted change has the name in the row's cells.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ _HOLE_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """One row. `make` and `look` get a folder of its own; or if it `is_of_root`, the directory that is backed up.
+    """One row of ATTRIBUTES.md.
 
-    `absent` is what `look` gives where the attribute was left out. `changes` says of each way in which it may change
-    whether what `look` gave before and after is a change of that way.
+    `make` sets the attribute and `look` reads it. Both get a folder made for it, or the backed-up directory itself if
+    `is_of_root`.
+
+    `absent` is the result of `look` if the attribute was left out. `changes` maps the name of each permitted change to
+    a function that tells whether the results of `look` before and after differ in that way.
     """
 
     make: Callable[[Path], object]
@@ -101,7 +104,7 @@ def _times_ns(folder: Path) -> dict[str, int]:
 
 
 def _xattrs(*prefixes: str) -> Look:
-    """The attributes with these prefixes, of everything in a folder that has any."""
+    """Reads the extended attributes with these prefixes, of everything in a folder that has any."""
 
     def look(folder: Path) -> object:
         found = {}
@@ -133,12 +136,12 @@ def _linked(folder: Path) -> list[list[str]]:
 
 
 def _data_blocks(folder: Path) -> bool:
-    """Whether a file of nothing but holes takes up next to no room."""
+    """True if a file of one hole takes up almost no space."""
     return (folder / "sparse").stat().st_blocks * 512 < _HOLE_BYTES // 8
 
 
 def _flags(folder: Path) -> object:
-    """The flags of chattr(1) that a person sets, of everything in a folder that has any."""
+    """The flags that users set with chattr(1), of everything in a folder that has any."""
     found = {}
     for path in sorted(folder.iterdir()):
         listed = subprocess.run(["lsattr", "-d", path], capture_output=True, text=True)

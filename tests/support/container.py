@@ -1,7 +1,7 @@
-"""Containers as Docker and Kubernetes make them, without either: for tests of what the service does in one.
+"""Containers like those of Docker and Kubernetes, made without either, for tests of the service in a container.
 
-A container has namespaces of its own, a root file system that is an overlay over a tree, a /dev of few devices, and the
-privileges that are named. It reaches nobody, and nobody it, but through `client`, which enters its network.
+A container has its own namespaces, a root file system that is an overlay over a tree, a /dev with few devices, and the
+given privileges. It is cut off from every network; only `client` connects to it, by entering its network namespace.
 Not simulated: AppArmor, the device control group, Docker and Kubernetes themselves.
 """
 
@@ -31,9 +31,9 @@ from tests.support.service import PROGRAMS, PROJECT, STOP_S
 
 DOCKER = ("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
           "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE")  # fmt: skip
-"""Docker's default. Source: moby's daemon/pkg/oci/caps/defaults.go."""
+"""Docker's default capabilities. Source: moby's daemon/pkg/oci/caps/defaults.go."""
 FEWEST = ("SYS_ADMIN", "NET_ADMIN", "CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL")
-"""What the service needs."""
+"""The capabilities that the service needs."""
 DATA = "/var/lib/holdfast"
 HOME = "/home/service"
 PORT = 8484
@@ -46,24 +46,24 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Privileges:
-    """What a container may do. The defaults are `docker run`'s."""
+    """The privileges of a container. The defaults are those of `docker run`."""
 
     capabilities: tuple[str, ...] | None = DOCKER
-    """None: all of them."""
+    """None means all."""
     devices: tuple[str, ...] = ()
     host_devices: bool = False
     masked: bool = True
     cgroup_writable: bool = False
     controllers: bool = True
-    """Whether it has the controllers that the machine keeps in control groups of version 1."""
+    """True if it gets the controllers that this machine has in cgroup v1."""
     volume: bool = True
-    """Whether the data folder is a volume, or lies in the container's own overlay."""
+    """True if the data folder is a volume; False if it is in the container's own overlay."""
     user_namespace: bool = False
     seccomp: bool = False
     uid: int = 0
 
     def words(self) -> list[str]:
-        """The command line that gives up the others."""
+        """The head of a command line that drops all other privileges."""
         words = ["setpriv"]
         if self.capabilities is not None:
             kept = ",".join(f"+{name.lower()}" for name in self.capabilities)
@@ -74,7 +74,7 @@ class Privileges:
 
 
 def loops(count: int = 64) -> tuple[str, ...]:
-    """The names of the loop devices."""
+    """Names of the loop devices."""
     return ("loop-control", *(f"loop{number}" for number in range(count) if Path(f"/dev/loop{number}").exists()))
 
 
@@ -91,26 +91,26 @@ class Container:
 
     @property
     def first(self) -> int:
-        """Its process 1, as seen from outside."""
+        """The pid of the container's process 1, seen from outside."""
         (pid,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(pid)
 
     def client(self) -> httpx.Client:
-        """A client that connects from within the container's network."""
+        """An HTTP client that connects from within the container's network namespace."""
         transport = httpx.HTTPTransport()
         transport._pool = httpcore.ConnectionPool(network_backend=_Within(Path(f"/proc/{self.first}/ns/net")))
         headers = {"Authorization": f"Bearer {KEY}"}
         return httpx.Client(base_url=f"http://127.0.0.1:{PORT}", headers=headers, timeout=120, transport=transport)
 
     def stop(self) -> int:
-        """Ends it as `docker stop` does, and returns its status."""
+        """Stops the container like `docker stop`; returns its exit status."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_S)
 
 
 class _Within(httpcore.SyncBackend):
-    """Connects from within another network namespace. The connection stays there; the thread comes back."""
+    """Connects in another network namespace. Only a helper thread enters it; the connection stays there."""
 
     def __init__(self, namespace: Path) -> None:
         self._namespace = namespace
@@ -148,13 +148,13 @@ def running(
     as_init: bool = False,
     folder_of_work: str = "/",
 ) -> Iterator[Container]:
-    """A container for the block, that runs `argv`; after it nothing of it is left.
+    """A container that runs `argv` within the block. Afterwards nothing of it is left.
 
     Args:
-        folder: the volume and the output of it, on a file system of the machine.
-        tree: the root file system under the container's own overlay; this machine's, unless named.
-        as_init: the command is process 1 itself.
-        folder_of_work: where the command starts.
+        folder: for the container's volume and output, on a file system of this machine.
+        tree: the root file system under the container's own overlay; by default this machine's.
+        as_init: the command itself is process 1.
+        folder_of_work: the command's working directory.
     """
     data_dir = folder / "data"
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -232,10 +232,10 @@ def _scratch() -> Iterator[Path]:
 
 @contextmanager
 def _own_groups(owner: int, *, controllers: bool) -> Iterator[Hierarchies]:
-    """The container's own control groups, as runtimes make them; what is left in them is ended afterwards.
+    """The container's own control groups, as runtimes make them. Processes left in them are killed at the end.
 
-    Each lies below this process's group in its hierarchy: one of version 2, and on a hybrid machine one of version 1
-    for each controller.
+    Each is below this process's group in its hierarchy: one of cgroup v2 and, on a hybrid machine, one of cgroup v1 for
+    each controller.
     """
     found = Hierarchies.find()
     name = Path(tempfile.mktemp(prefix="hf-container-")).name
@@ -259,13 +259,13 @@ def _own_groups(owner: int, *, controllers: bool) -> Iterator[Hierarchies]:
 def serving(
     folder: Path, privileges: Privileges, *, environment: Mapping[str, str] | None = None
 ) -> contextlib.AbstractContextManager[Container]:
-    """A container that runs `holdfast serve` of this project."""
+    """A container that runs this project's `holdfast serve`."""
     argv = [str(PROGRAMS / "holdfast"), "serve", "--data-dir", DATA, "--port", str(PORT)]
     return running(folder, privileges, argv, environment={"SANDBOX_API_KEY": KEY, **(environment or {})})
 
 
 def doctor(folder: Path, privileges: Privileges) -> tuple[int, str]:
-    """What `holdfast doctor` says in such a container, and its status."""
+    """The exit status and output of `holdfast doctor` in such a container."""
     argv = [str(PROGRAMS / "holdfast"), "doctor", "--data-dir", DATA, "--json"]
     with running(folder, privileges, argv) as container:
         status = container.process.wait(60)

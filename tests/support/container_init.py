@@ -1,8 +1,8 @@
-"""The first process of a test's container: makes the container's inside, gives up privileges, and starts a command.
+"""The first process of a test's container: prepares it, drops privileges, and starts the command.
 
-It is run by `tests.support.container` with one argument, the container in JSON, as real root in a mount namespace of
-its own. It makes the other namespaces, as container runtimes do: the user namespace first, then all that belongs to it.
-Where the command is not process 1 itself, process 1 waits for the command alone, and reaps nobody else.
+`tests.support.container` runs it as real root in a mount namespace of its own. Its one argument is the container, in
+JSON. It makes the other namespaces as container runtimes do: first the user namespace, then those that belong to it.
+If the command is not process 1 itself, process 1 waits for the command only, and reaps no orphans.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _bind(source: str | Path, target: Path, *, read_only: bool = False) -> None:
 
 
 def _bind_mapped(source: str, target: Path, wanted: dict[str, Any]) -> None:
-    """Binds with the owners that the container's users see: 0 stays 0 there. Source: mount_setattr(2)."""
+    """Binds with the owners mapped into the container's user namespace: 0 stays 0. Source: mount_setattr(2)."""
     if not wanted["first_id"]:
         _bind(source, target)
         return
@@ -83,7 +83,7 @@ def _bind_mapped(source: str, target: Path, wanted: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _user_namespace(first: int, count: int) -> Iterator[int]:
-    """A descriptor of a user namespace with this map, for the block."""
+    """A file descriptor of a user namespace with this mapping, open within the block."""
     ended, end = os.pipe()
     ready, told = os.pipe()
     child = os.fork()
@@ -152,7 +152,7 @@ def _devices(dev: Path, wanted: dict[str, Any]) -> None:
 
 
 def enter(wanted: dict[str, Any], root: Path) -> None:
-    """Makes the namespaces; this process's children are in the new pid namespace."""
+    """Makes the namespaces. This process's children are in the new pid namespace."""
     for group in wanted["cgroups"]:
         Path(group, "cgroup.procs").write_text("0")
     if wanted["first_id"]:
@@ -183,7 +183,7 @@ def _enter_user_namespace(first: int, count: int) -> None:
 
 
 def settle(wanted: dict[str, Any], root: Path) -> None:
-    """In process 1: mounts /proc, /sys and the control groups, and changes into the root."""
+    """Mounts /proc, /sys and the control groups in process 1, and pivots to the new root."""
     if not wanted["host_devices"]:
         _mount("devpts", root / "dev/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
         _mount("tmpfs", root / "dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777,size=64m")
@@ -201,7 +201,7 @@ def settle(wanted: dict[str, Any], root: Path) -> None:
 
 
 def _control_groups(place: Path, wanted: dict[str, Any]) -> None:
-    """Mounts the control groups: version 2 alone, or, on a hybrid machine, beside controllers of version 1."""
+    """Mounts the control groups: cgroup v2 alone or, on a hybrid machine, beside the controllers of cgroup v1."""
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     access = 0 if wanted["cgroup_writable"] else _MS_RDONLY
     version_2 = place
@@ -230,7 +230,7 @@ def _mask(proc: Path) -> None:
 
 
 def filter_calls(program: bytes) -> None:
-    """Loads a seccomp filter, before privileges go: without them it would take no_new_privs."""
+    """Loads a seccomp filter. Before privileges are dropped, since afterwards it would need no_new_privs."""
     buffer = ctypes.create_string_buffer(program, len(program))
 
     class Program(ctypes.Structure):
@@ -241,7 +241,7 @@ def filter_calls(program: bytes) -> None:
 
 
 def start(wanted: dict[str, Any]) -> None:
-    """Becomes the command, or waits for it as an indifferent process 1."""
+    """Replaces this process with the command or, as process 1, waits for the command only."""
     argv = [*wanted["privileges"], *wanted["argv"]]
     os.chdir(wanted["folder_of_work"])
     if wanted["seccomp"]:
@@ -255,7 +255,7 @@ def start(wanted: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Runs the container to its end; the exit status is its command's."""
+    """Runs the container to its end, and exits with the command's status."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     wanted = json.loads(sys.argv[1])
     root = prepare(wanted)

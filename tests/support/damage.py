@@ -1,4 +1,4 @@
-"""Ways in which a disk, or somebody on the node, can damage a file."""
+"""Damage to a file by a disk or by a person on the node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from actors.node.verified import Verified, stamp_of
 
 
 def flip(path: Path) -> None:
-    """Flips one bit in the middle, in place."""
+    """Flips one bit in the middle of the file, in place."""
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         (byte,) = file.read(1)
@@ -23,20 +23,20 @@ def flip(path: Path) -> None:
 
 
 def flip_with_old_times(path: Path) -> None:
-    """Flips one bit and puts the times back, as far as one can."""
+    """Flips one bit, and restores the times that can be set."""
     status = path.stat()
     flip(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def flip_unseen(path: Path, sha256: str, verified: Verified) -> None:
-    """Flips one bit as a disk does it: the node's record of the file fits afterwards."""
+    """Flips one bit, and updates the node's verification record to fit, as if the disk had done it unseen."""
     flip(path)
     verified.note(path, sha256, as_of=stamp_of(path))
 
 
 def flipped(data: bytes) -> Iterator[bytes]:
-    """The same with one bit flipped, each in turn."""
+    """The data with one bit flipped, for each bit in turn."""
     for position in range(len(data)):
         for bit in range(8):
             other = bytearray(data)
@@ -49,7 +49,7 @@ def _truncate(path: Path) -> None:
 
 
 def _replace(path: Path) -> None:
-    """Puts another file there, which is nearly as good."""
+    """Replaces the file with a damaged copy."""
     other = path.with_name(".other")
     shutil.copy2(path, other)
     flip(other)
@@ -57,7 +57,7 @@ def _replace(path: Path) -> None:
 
 
 def by_directory(path: Path) -> None:
-    """Puts a directory there."""
+    """Replaces the file with a directory."""
     path.unlink()
     (path / "inside").mkdir(parents=True)
 

@@ -1,4 +1,4 @@
-"""Documents of a bucket, as tests look at them."""
+"""Reading of a bucket's documents in tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from storage.metadata import BackupRecord
 
 
 def committed(catalog: BackupCatalog, backup_ids: Iterable[str]) -> list[BackupRecord]:
-    """Those of these backups that were committed. Raises DocumentError if one of them cannot be used."""
+    """Records of those backups that were committed. Raises DocumentError if one of them cannot be used."""
     found = []
     for backup_id in backup_ids:
         try:

@@ -1,4 +1,4 @@
-"""Programs that join a Ray cluster and report what they found, run in a process of their own."""
+"""Runs programs that join a Ray cluster and report what they found, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _END_S = 60.0
 
 
 def reported(script: Path, *args: object, home: Path, env: Mapping[str, str], timeout_s: float) -> Any:
-    """Runs a program to its end; it has to succeed. Returns the JSON document that it wrote to its first argument.
+    """Runs a program that must succeed. Returns the JSON document that it wrote to its first argument.
 
-    Its standard output would not do: Ray prints warnings of the cluster there, at any time.
+    Not to standard output, since Ray prints warnings there at any time.
     """
     report = home / f"{script.stem}.json"
     process = subprocess.Popen(
@@ -32,7 +32,7 @@ def reported(script: Path, *args: object, home: Path, env: Mapping[str, str], ti
     try:
         said, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # it ends the cluster that it has started
+        process.send_signal(signal.SIGINT)  # on which it ends the cluster that it started
         said, _ = process.communicate(timeout=_END_S)
     assert process.returncode == 0, said[-4000:]
     return json.loads(report.read_text())

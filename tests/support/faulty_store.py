@@ -1,4 +1,4 @@
-"""An object store that fails when it is told to, before or after the effect of a call."""
+"""An object store with injected failures, before or after the effect of a call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.store import ObjectStore
 
 @dataclass(slots=True)
 class FaultyStore:
-    """Another store, with failures before or after the effect of a call: `fail("put", "meta", after=True)`."""
+    """Wraps a store, and fails once per `fail("put", "meta", after=True)`, before or after the effect of the call."""
 
     inner: ObjectStore
     faults: list[tuple[str, str, bool]] = field(default_factory=list)

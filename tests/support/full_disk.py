@@ -1,4 +1,4 @@
-"""Small disks, and files that fill them to the last block."""
+"""Small disks, and files that fill them completely."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def tmpfs(folder: Path, options: str) -> Iterator[Path]:
-    """A file system in memory at `folder`, which is made, for the block."""
+    """A tmpfs mounted within the block at `folder`, which is created."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
     try:
@@ -24,7 +24,7 @@ def tmpfs(folder: Path, options: str) -> Iterator[Path]:
 
 @contextmanager
 def filled(folder: Path) -> Iterator[None]:
-    """Leaves the disk of `folder` without a free block for the block. Can be nested."""
+    """Fills the disk of `folder` to the last block, within the block. Can be nested."""
     filler = folder / f"filler-{uuid.uuid4()}"
     try:
         with filler.open("xb", buffering=0) as zeros:
@@ -39,7 +39,7 @@ def filled(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def without_inodes(folder: Path) -> Iterator[None]:
-    """Leaves the disk of `folder` without a free inode for the block. Can be nested."""
+    """Uses up the free inodes of the disk of `folder`, within the block. Can be nested."""
     fillers = folder / f"fillers-{uuid.uuid4()}"
     with suppress(OSError):
         fillers.mkdir()

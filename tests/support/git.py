@@ -1,4 +1,4 @@
-"""git itself, which the rules of `gitignore` are held against."""
+"""git itself, as the reference for the rules of `gitignore`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LIMITS = Limits(inodes=200_000, source_bytes=2**30, hole_bytes=2**30, depth=300)
 
 @dataclass(frozen=True)
 class Git:
-    """A sandbox's tree, and git in it, with no configuration but a name."""
+    """A sandbox's tree with git in it, with a minimal configuration."""
 
     tree: Tree
     home: Path
 
     @classmethod
     def at(cls, folder: Path) -> Git:
-        """In an empty folder."""
+        """Makes the tree in an empty folder."""
         tree = Tree(folder / "root", tops=("/workspace", "/home"), uid=UID)
         tree.prepare()
         home = folder / "home"
@@ -37,11 +37,11 @@ class Git:
 
     @property
     def work(self) -> Path:
-        """Where /workspace lies on the node."""
+        """The folder of /workspace on the node."""
         return self.tree.root / "workspace"
 
     def __call__(self, *argv: str, cwd: Path | None = None, stdin: bytes = b"") -> bytes:
-        """Runs a command of git in the work tree, or in another folder; gives what it says."""
+        """Runs a git command in the work tree or in `cwd`; returns its standard output."""
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
         done = subprocess.run(
             ["git", *argv], cwd=cwd or self.work, input=stdin, env=environment, capture_output=True, check=False
@@ -50,7 +50,7 @@ class Git:
         return done.stdout
 
     def kept(self, repository: Path | None = None, flags: Iterable[str] = ()) -> set[str]:
-        """The files of a repository that git tracks or does not ignore, relative to it, as far as they are there."""
+        """The existing files of a repository that git tracks or does not ignore, relative to it."""
         top = repository or self.work
         said = self("ls-files", "-z", "--cached", "--others", "--exclude-standard", *flags, cwd=top)
         paths = {os.fsdecode(path) for path in said.split(b"\0") if path}
@@ -65,7 +65,7 @@ class Git:
 
 
 def without_git(paths: Iterable[str]) -> set[str]:
-    """What is not git's own."""
+    """The paths outside of `.git`."""
     return {path for path in paths if ".git" not in path.split("/")}
 
 

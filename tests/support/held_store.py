@@ -1,4 +1,4 @@
-"""Object stores that a test can hold at one call, or take away as a whole."""
+"""Object stores that a test can block at one call, or make unavailable."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _PATIENCE_S = 60.0
 
 
 class HeldStore(Interrupted):
-    """Another store whose nth call of `operation` on a key with `part_of_key` waits, before its effect."""
+    """Wraps a store, and blocks the nth call of `operation` on a key with `part_of_key`, before its effect."""
 
     def __init__(self, inner: ObjectStore, operation: str, part_of_key: str, nth: int = 1) -> None:
         super().__init__(inner, operation, "before", nth, of=part_of_key, act=self._hold)
         self.reached, self.released = threading.Event(), threading.Event()
 
     def wait(self) -> None:
-        """Until the call has come."""
+        """Waits until the call has arrived."""
         assert self.reached.wait(_PATIENCE_S), "the call never came"
 
     def _hold(self) -> None:
@@ -29,7 +29,7 @@ class HeldStore(Interrupted):
 
 
 class AwayStore:
-    """Another store that can be away."""
+    """Wraps a store, and makes it unavailable while `is_away`."""
 
     def __init__(self, inner: ObjectStore) -> None:
         self._inner = inner

@@ -1,6 +1,7 @@
-"""Takes as much of one thing as a command of a sandbox can get; run inside the sandbox, as `hoard.py KIND [AT_MOST]`.
+"""Takes as much of one resource as a sandbox's command can get. Runs in the sandbox, as `hoard.py KIND [AT_MOST]`.
 
-Says `held`, how many, and why no more. Without a number it then keeps them until it is ended. Standard library only.
+Prints `held`, the number, and why it got no more. Without AT_MOST it then keeps them until it is killed. It needs the
+standard library only.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def _done(result: int) -> int:
 
 
 def files() -> None:
-    """One more open file."""
+    """Takes one more open file."""
     _KEPT.append(os.open("/dev/null", os.O_RDONLY))
 
 
 def inotify_instances() -> None:
-    """One more inotify instance."""
+    """Takes one more inotify instance."""
     _KEPT.append(_done(_LIBC.inotify_init1(os.O_CLOEXEC)))
 
 
@@ -63,20 +64,20 @@ class _Sigevent(ctypes.Structure):
 
 
 def timers() -> None:
-    """One more POSIX timer, which counts as a pending signal."""
+    """Takes one more POSIX timer, which counts as a pending signal."""
     event = _Sigevent(None, signal.SIGUSR1, 0)
     timer = ctypes.c_void_p()
     _done(_LIBC.timer_create(1, ctypes.byref(event), ctypes.byref(timer)))
 
 
 def message_queues() -> None:
-    """One more POSIX message queue of the usual size."""
+    """Takes one more POSIX message queue of the default size."""
     _done(_LIBRT.mq_open(f"/q{len(_KEPT)}".encode(), os.O_CREAT | os.O_RDWR, 0o600, None))
     _KEPT.append(None)
 
 
 def locked_memory() -> None:
-    """One more MiB of shared memory that is locked."""
+    """Takes one more MiB of locked shared memory."""
     segment = _done(_LIBC.shmget(0, 2**20, 0o1600))
     try:
         _done(_LIBC.shmctl(segment, 11, None))
@@ -86,7 +87,7 @@ def locked_memory() -> None:
 
 
 def pipes() -> None:
-    """One more pipe with the usual room."""
+    """Takes one more pipe of the default size."""
     reading, writing = os.pipe()
     _KEPT.append((reading, writing))
     if (room := fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)) < PIPE_BYTES:
@@ -106,12 +107,12 @@ def _files_in_flight() -> Iterator[None]:
 
 
 def terminals() -> None:
-    """One more pseudo-terminal."""
+    """Takes one more pseudo-terminal."""
     _KEPT.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
 
 
 def asynchronous_io() -> None:
-    """A context for 64 more asynchronous reads."""
+    """Takes a context for 64 more asynchronous I/O requests."""
     _done(_LIBC.syscall(206, 64, ctypes.byref(ctypes.c_void_p())))
 
 
@@ -129,7 +130,7 @@ def _network_buffers() -> Iterator[None]:
 
 
 def _processes() -> Iterator[None]:
-    """Processes that use all of the processor that they get, once there are as many as there can be."""
+    """Takes processes that each use a processor fully, once no more can be forked."""
     reading, writing = os.pipe()
     _KEPT.append(writing)
     while True:
@@ -171,7 +172,7 @@ KINDS: dict[str, Callable[[], None]] = {
 
 
 def hoard(kind: str, at_most: int) -> tuple[int, str]:
-    """Takes as many as there are to be had; returns how many, and why no more."""
+    """Takes as many as it can get, up to `at_most`; returns the number, and why it got no more."""
     held = 0
     try:
         while held < at_most:
@@ -183,16 +184,16 @@ def hoard(kind: str, at_most: int) -> tuple[int, str]:
 
 
 def remake(folder: str, names: int) -> None:
-    """A directory of so many empty files."""
+    """Makes a directory with this many empty files."""
     os.makedirs(folder, exist_ok=True)
     for number in range(names):
         os.close(os.open(f"{folder}/{number}", os.O_CREAT, 0o600))
 
 
 def use_up_memory_again_and_again() -> None:
-    """Children that each take memory until the kernel ends them."""
+    """Forks children that each take memory until the kernel kills them, again and again."""
     while True:
-        with suppress(OSError):  # no process is left
+        with suppress(OSError):  # no more processes
             child = os.fork()
             if child == 0:
                 hoard("memory", NEVER)

@@ -1,4 +1,4 @@
-"""Values for every part of a request, of which some are right, some cannot be served and some cannot be meant."""
+"""Values for every part of a request: some are valid, some cannot be served, and some are meaningless."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ mkdir -p d; echo text > d/file; echo text > f; ln -sfn loop loop; ln -sfn /etc/p
 [ -p fifo ] || mkfifo fifo; mkdir -p -m 0 closed
 printf '#!/none\n' > script; : > empty; head -c 99 /dev/urandom > binary; chmod +x script empty binary
 """
-"""A shell script that makes what the paths below lead to."""
+"""A shell script that makes the files for the paths below."""
 
 PATHS = (
     "workspace/f",
@@ -202,7 +202,7 @@ BACKUP_OPTIONS: tuple[dict[str, Any], ...] = (
 
 
 def archive(draw: random.Random) -> bytes:
-    """A tar archive of odd entries, whole, cut off or damaged; or bytes that are none."""
+    """A tar archive with odd entries, whole, truncated or damaged; or bytes that are no archive."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as tar:
         for name in draw.sample(["a", "b/c", "../up", "/etc/x", "f", "d", "loop/x", "closed/x", "é" * 90], 3):

@@ -1,4 +1,4 @@
-"""Samples of .gitignore files as projects have them, by kind, with the constructs that such templates use."""
+"""Sample .gitignore files of several kinds of projects, with the constructs that such templates use."""
 
 from __future__ import annotations
 
@@ -147,4 +147,4 @@ a.aux a.t1 a.t0 a-converted-to.b Library/x sub/library/x Assets/Plugins/Editor/x
 Assets/Plugins/Editor/x/y.meta sysinfo.txt a.pdf sub/a.pdf sub/figures/a.eps figures/a.eps build/x sub/build/x a.bak
 """
 PATHS = _PATHS.split()
-"""Files that the samples are about, and others beside them."""
+"""Paths that the samples match, and others that they do not."""

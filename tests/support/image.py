@@ -1,12 +1,12 @@
-"""Builds the Dockerfile's image step by step in folders, where there is no Docker to build it.
+"""Builds the Dockerfile's image step by step in folders, without Docker.
 
-An interpreter of the few instructions that the file has. `FROM` a Debian is a tree that debootstrap makes, of the
-smallest variant, as Docker's own slim images are. Steps run as root with Docker's capabilities, in a chroot with
-namespaces of its own and the network of this machine. So that apt and pip find packages here, the machine's
-configuration of both, and its certificates, are lent to each step: bound read-only over the image's, so that nothing of
-them stays in it, and nothing of the machine changes.
+It interprets the few instructions that the file has. `FROM` a Debian makes a tree with debootstrap, of the smallest
+variant, like Docker's own slim images. Steps run as root with Docker's capabilities, in a chroot with their own
+namespaces and this machine's network. So that apt and pip find packages here, each step borrows this machine's
+configuration of both, and its certificates. They are bound read-only over the image's, so that nothing of them stays
+in the image, and nothing on the machine changes.
 
-Not like Docker: no layers and no cache; the sizes are those of the last tree.
+Unlike Docker, it has no layers and no cache; sizes are those of the last tree.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _STEP_S = 1200
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LENT = ("/etc/resolv.conf", "/etc/hosts", "/etc/apt", "/etc/pip.conf", "/etc/xdg/pip")
 _LEFT_BY_DEBOOTSTRAP = ("etc/resolv.conf", "etc/hostname")
-"""What it copies of this machine into a tree."""
+"""Files of this machine that debootstrap copies into a tree."""
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _LENT_CERTIFICATES = "/run/lent/certificates.crt"
 _LENT_VARIABLES = re.compile(r"PIP_|SSL_CERT_FILE$|.*_(proxy|PROXY)$")
 _PLACES_OF_PACKAGES = re.compile(r"(?:find-links|index-url)='(.*)'")
-"""A line of `pip config list`."""
+"""Matches a line of `pip config list`."""
 _NAMESPACES = (
     "setpriv", "--pdeathsig", "KILL", "--",
     "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "--",
 )  # fmt: skip
-"""What is mounted, and who runs, ends with the command, however that ends."""
+"""Mounts and processes end with the command, however it ends."""
 _BIND_AND_RUN = """
 mount -t proc proc "$0/proc"
 mount --bind "$0/proc/sys" "$0/proc/sys"
@@ -52,15 +52,15 @@ while [ "$1" != -- ]; do mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; 
 shift
 exec "$@"
 """
-"""A shell's whole program. `$0` is the tree; pairs of paths to bind stand before `--`, the command after it.
+"""A shell program. `$0` is the tree. Its arguments are pairs of paths to bind, then `--`, then the command.
 
-Read-only, because a step's packages write to folders like these, and what is bound there is this machine's own.
+Binds are read-only, because a step's packages write to such folders, and the sources belong to this machine.
 """
 
 
 @dataclass(slots=True)
 class Image:
-    """A stage's tree and what the Dockerfile says of how it is run."""
+    """A stage's tree, and the Dockerfile's settings for running it."""
 
     root: Path
     environment: dict[str, str] = field(default_factory=lambda: {"PATH": _PATH})
@@ -71,21 +71,21 @@ class Image:
 
     @property
     def bytes(self) -> int:
-        """The disk space that the tree takes."""
+        """Disk space of the tree."""
         said = subprocess.run(["du", "-s", "-B1", self.root], check=True, capture_output=True, text=True)
         return int(said.stdout.split()[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One of the Dockerfile, its words still in one."""
+    """An instruction of the Dockerfile; its arguments are not split."""
 
     name: str
     rest: str
 
 
 def instructions(text: str) -> list[Instruction]:
-    """The instructions of a Dockerfile: comments left out, lines that go on joined."""
+    """The instructions of a Dockerfile, without comments, and with continued lines joined."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [
@@ -95,7 +95,7 @@ def instructions(text: str) -> list[Instruction]:
 
 
 def sent(context: Path) -> list[Path]:
-    """What the .dockerignore lets through: the files of the build's context, relative to it."""
+    """The files that are sent to the build, after .dockerignore, relative to the context."""
     patterns = [line for line in (context / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     found = []
     for folder, _, names in os.walk(context):
@@ -118,7 +118,7 @@ def _ignored(path: Path, patterns: list[str]) -> bool:
 
 
 def debian(folder: Path, release: str) -> Path:
-    """A Debian tree of the smallest variant."""
+    """Makes a Debian tree of the smallest variant."""
     argv = [*_NAMESPACES, "debootstrap", "--variant=minbase", release, str(folder)]
     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=_STEP_S)
     for leftover in (folder / "var/cache/apt/archives").glob("*.deb"):
@@ -129,7 +129,7 @@ def debian(folder: Path, release: str) -> Path:
 
 
 def build(context: Path, scratch: Path) -> Image:
-    """Runs the Dockerfile of `context`; the trees are made below `scratch`. Returns the last stage's image."""
+    """Builds the Dockerfile of `context`, with the trees below `scratch`. Returns the image of the last stage."""
     bases: dict[str, Path] = {}
     stages: dict[str, Image] = {}
     image: Image | None = None
@@ -193,7 +193,7 @@ def _inside(image: Image, path: str) -> Path:
 
 
 def run(image: Image, argv: list[str]) -> str:
-    """Runs a command in the image, as a step of a build; returns what it printed. Fails where it fails."""
+    """Runs a command in the image, as a build step; returns its standard output. Fails if the command fails."""
     with _lent(image.root) as (binds, variables), image.root.with_suffix(".log").open("ab") as log:
         inside = [
             *Privileges().words(),
@@ -221,10 +221,10 @@ def run(image: Image, argv: list[str]) -> str:
 
 @contextmanager
 def _lent(root: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """What a step is lent: pairs of paths to bind, the second within the tree, and variables.
+    """The files and variables that a step borrows: pairs of paths to bind, the second within the tree; and variables.
 
-    What had to be made in the tree, to be bound over, is gone afterwards. The certificates lie at a place of their own:
-    those of the image are its package's.
+    Mount points made in the tree are removed afterwards. The certificates have a path of their own, since the image's
+    belong to its package.
     """
     binds: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -242,7 +242,7 @@ def _lent(root: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
 
 @contextmanager
 def _place(root: Path, path: str, *, is_folder: bool) -> Iterator[str]:
-    """Something in the tree to bind over; gone afterwards where it was not there before."""
+    """A path in the tree to bind over. If it was not there before, it is removed afterwards."""
     target = root / path.lstrip("/")
     places = [place for place in (target, *target.parents) if place.is_relative_to(root)]
     assert not any(place.is_symlink() for place in places), f"{path} of the image may lead to this machine's"
@@ -254,22 +254,21 @@ def _place(root: Path, path: str, *, is_folder: bool) -> Iterator[str]:
         yield str(target)
     finally:
         for place in made:
-            with contextlib.suppress(OSError):  # a step has put something of its own beside it
+            with contextlib.suppress(OSError):  # a step has put a file beside it
                 place.rmdir() if place.is_dir() else place.unlink()
 
 
 def lent_paths() -> list[Path]:
-    """The files of this machine that steps are lent."""
+    """The files of this machine that steps borrow."""
     found = [path for path in map(Path, _LENT) if path.exists()]
     return [*found, *(below for path in found if path.is_dir() for below in path.rglob("*"))]
 
 
 def _local_indexes() -> list[str]:
-    """Folders of this machine that its pip takes packages from."""
+    """Folders from which this machine's pip takes packages."""
     said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
     words = " ".join(_PLACES_OF_PACKAGES.findall(said.stdout)).split()
     folders = [Path(word.removeprefix("file://")) for word in words]
-    roots = [
-        folder.parent if folder.name == "simple" else folder for folder in folders
-    ]  # an index has its files beside
+    # An index refers to files beside it.
+    roots = [folder.parent if folder.name == "simple" else folder for folder in folders]
     return sorted({str(root) for root in roots if root.is_absolute() and root.is_dir()})

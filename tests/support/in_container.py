@@ -1,7 +1,8 @@
-"""Runs tests inside a container with the fewest privileges: `python -m tests.support.in_container tests/acceptance`.
+"""Runs tests in a container with the fewest privileges: `python -m tests.support.in_container tests/acceptance`.
 
-Its first process helps nobody: it reaps only the tests. The tests' folders are on a volume, as a service's data are.
-Further arguments are pytest's.
+The container's process 1 reaps only pytest. The tests' folders are on a volume, like a service's data.
+
+All arguments are passed to pytest.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ _LEFT_OUT = {
     "test_fuzz.py": "it asks the gateway, which is the same everywhere, a thousand times",
     "test_stop.py": "it waits for what hangs, for minutes, in a way that is the same everywhere",
 }
-"""Modules of the acceptance tests that do not run a second time inside, and why."""
+"""Modules of the acceptance tests that do not run in the container too, and why."""
 _LEFT_OUT_TESTS = {
     "test_sleep.py::test_calls_that_meet_a_sandbox_falling_asleep_are_served_once_each": "it asks Ray, with 2000 calls",
 }
-"""Likewise for single tests."""
+"""The same for single tests."""
 _EVERY_S = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status of pytest there."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that nothing is left then, either
+    """Runs the tests; returns pytest's exit status."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the folder is removed
     for name, reason in {**_LEFT_OUT, **_LEFT_OUT_TESTS}.items():
         print(f"left out: {name}: {reason}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="hf-tests-in-container-"))
@@ -57,12 +58,12 @@ def _options() -> list[str]:
 
 
 def _inside(argument: str) -> str:
-    """An argument as the tests in the container are given it: paths are absolute there."""
+    """An argument for pytest in the container, with an absolute path."""
     return str(PROJECT / argument) if (PROJECT / argument.partition("::")[0]).exists() else argument
 
 
 def _reported(container: Container) -> int:
-    """Shows what the tests say while they run; returns their exit status."""
+    """Shows the output of the tests while they run; returns their exit status."""
     with container.stdout.open() as said:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):

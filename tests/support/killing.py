@@ -1,4 +1,4 @@
-"""How a process ends itself at an instant that a test has chosen, as the kernel or an operator would end it."""
+"""Ends a process at an instant that a test has chosen, or runs an action there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from storage.store import ObjectStore
 
 
 def die() -> None:
-    """SIGKILL: nothing is tidied up."""
+    """Kills this process with SIGKILL, so that nothing is cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def act_at(name: str, when: str, act: Callable[[], None] = die) -> None:
-    """Does something, once, "before" or "after" this process does a step of `actors.sandbox.steps`."""
+    """Runs `act` once, "before" or "after" this process takes a step of `actors.sandbox.steps`."""
     done: list[bool] = []
 
     def watch(step: steps.Step, moment: str) -> None:
@@ -30,9 +30,9 @@ def act_at(name: str, when: str, act: Callable[[], None] = die) -> None:
 
 
 class Interrupted:
-    """A store in whose nth call of one method something happens: "before" the call takes effect, or "after".
+    """Wraps a store, and runs `act` at the nth call of one method, "before" or "after" the call takes effect.
 
-    Only calls count whose first argument, the key, contains `of`.
+    Counts only calls whose first argument, the key, contains `of`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a test may leave behind on the node: nothing."""
+"""Finds what a test leaves behind on the node, which must be nothing."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from actors.node import mountinfo
 
 
 def children() -> dict[int, str]:
-    """The living child processes of this one and their names."""
+    """Living child processes of this process, and their names."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread that ends while we look
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
             for pid in (task / "children").read_text().split():
-                with contextlib.suppress(OSError):  # a child that does
+                with contextlib.suppress(OSError):  # the child has ended meanwhile
                     found[int(pid)] = Path(f"/proc/{pid}/comm").read_text().strip()
     return found
 
 
 def child_named(name: str) -> int:
-    """The one child of this name."""
+    """The only child process with this name."""
     (pid,) = (pid for pid, found in children().items() if found == name)
     return pid
 
 
 def processes_about(*words: str) -> dict[int, str]:
-    """Every process, of whomever, with one of the words in its arguments, open files, control group or own mounts."""
+    """Every process of any user with one of the words in its arguments, open files, control group or own mounts."""
     found = {}
     ours = os.readlink("/proc/self/ns/mnt")
     for entry in Path("/proc").glob("[0-9]*"):
         if int(entry.name) == os.getpid():
             continue
-        with contextlib.suppress(OSError):  # one that ends while we look
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             texts = [(entry / name).read_text(errors="replace") for name in ("cmdline", "cgroup")]
             texts += [os.readlink(file) for file in (entry / "fd").iterdir() if file.is_symlink()]
             if os.readlink(entry / "ns" / "mnt") != ours:
@@ -49,7 +49,7 @@ def processes_about(*words: str) -> dict[int, str]:
 
 
 def open_files() -> list[str]:
-    """What this process has open, but for sockets (connections to stores come and go) and what it looks up in /proc."""
+    """Open files of this process, except sockets (connections to stores come and go) and files of /proc."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -58,12 +58,12 @@ def open_files() -> list[str]:
 
 
 def losses_in_hand() -> int:
-    """How many layers, of which a daemon died, are being dealt with in this process."""
+    """Number of layers with a dead daemon that this process is handling."""
     return len([thread for thread in threading.enumerate() if thread.name.startswith("lost-")])
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> bool:
-    """Whether the condition came true in time."""
+    """Waits for the condition; returns True if it became true in time."""
     deadline = time.monotonic() + timeout_s
     tick = threading.Event()
     while not condition():
@@ -75,7 +75,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> boo
 
 @contextmanager
 def nothing_leaks(scratch: Path) -> Iterator[None]:
-    """Fails unless the mounts and loop devices under `scratch` and all new children are gone within a moment."""
+    """Fails unless mounts and loop devices under `scratch` and all new children are gone soon after the block."""
     before = children().keys()
     yield
     wait_until(lambda: not _left(scratch, before))
@@ -83,10 +83,10 @@ def nothing_leaks(scratch: Path) -> Iterator[None]:
 
 
 def loop_devices(scratch: Path) -> list[str]:
-    """The loop devices whose backing files are under `scratch`."""
+    """Loop devices with backing files under `scratch`."""
     found = []
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):  # one that is detached while we look
+        with contextlib.suppress(OSError):  # the device was detached meanwhile
             if Path(path.read_text().strip()).is_relative_to(scratch):
                 found.append(path.parts[3])
     return found

@@ -1,4 +1,4 @@
-"""Programs in namespaces of their own, as a container has them, without a container's image."""
+"""Runs programs in their own namespaces, like in a container, but without an image."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ for part in /proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger; do
     if [ -e $part ]; then mount --bind $part $part; mount -o remount,bind,ro $part; fi
 done
 """
-"""A shell's program: covers the parts of /proc that Docker and containerd cover.
+"""A shell program that masks the parts of /proc that Docker and containerd mask.
 
 Source: MaskedPaths and ReadonlyPaths of moby's oci/defaults.go.
 """
 
 
 def beside_a_process_1_that_reaps_nothing(program: str, *args: str) -> str:
-    """What a Python program prints in a pid namespace whose process 1 never waits for anybody, as in many containers.
+    """Runs a Python program in a pid namespace whose process 1 never reaps, as in many containers; returns its output.
 
-    The program has to end well.
+    The program must succeed.
     """
     shell = '{ "$@"; echo "status $?"; } & exec sleep 1000'
     argv = [*_NAMESPACES, "sh", "-c", shell, "sh", sys.executable, "-c", program, *args]
@@ -51,10 +51,10 @@ def beside_a_process_1_that_reaps_nothing(program: str, *args: str) -> str:
 def in_pid_namespace(
     program: str, *args: str, before: str = "", timeout_s: float = 120.0
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a Python program as process 1 of a pid namespace, with a /proc of its own.
+    """Runs a Python program as process 1 of a pid namespace, with its own /proc.
 
     Args:
-        before: a shell's program that runs in the namespaces first, and whose shell becomes the program.
+        before: shell commands that run first, in the same namespaces.
     """
     shell = f'set -e\n{before}\nexec "$@"'
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""Nodes that fail: tools that are replaced, killed or starved, by programs of the same name before them in the PATH."""
+"""Faulty nodes: tools replaced by scripts earlier in the PATH, and limits on processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PIDS = Path("/sys/fs/cgroup/pids")
 
 @contextmanager
 def tools_replaced(folder: Path, scripts: Mapping[str, str]) -> Iterator[None]:
-    """Within the block the service finds these shell scripts instead of the tools; `{real}` in one is the tool."""
+    """Replaces tools with these shell scripts within the block; `{real}` in a script runs the real tool."""
     before, shims = process.ENVIRONMENT["PATH"], folder / f"shims-{uuid.uuid4().hex}"
     shims.mkdir()
     for name, script in scripts.items():
@@ -34,7 +34,7 @@ def tools_replaced(folder: Path, scripts: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def processes_limited(limit: int) -> Iterator[str]:
-    """The head of a script that from then on has at most `limit` processes and threads, itself among them."""
+    """The head of a shell script that limits itself and its children to this many processes and threads."""
     group = _PIDS / f"holdfast-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     group.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""Two nodes on this machine, with one bucket: "a" has a sandbox first, "b" takes it over."""
+"""Two nodes on this machine with one bucket: "a" has a sandbox first, and "b" takes it over."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.support.sandboxes import Node
 
 @dataclass
 class Pair:
-    """Two nodes, and one name of a sandbox that no other test uses."""
+    """Two nodes, and the name of a sandbox that no other test uses."""
 
     a: Node
     b: Node
     name: str
     conditional: bool
-    """Whether the bucket has conditional writes."""
+    """True if the bucket has conditional writes."""
 
     def on_a(self, **options: Any) -> LocalSandbox:
         return self.a.sandbox(self.name, **options)
 
     def on_b(self, **options: Any) -> LocalSandbox:
-        """As an actor has it after the cluster has lost "a"."""
+        """The sandbox on "b", in a cluster that has lost "a"."""
         return self.b.sandbox(self.name, **{"lost": ["a"], **options})
 
     @property
@@ -49,12 +49,12 @@ class Pair:
 
     @property
     def backups(self) -> dict[str, str | None]:
-        """The names of the sandbox's backups, by id."""
+        """Names of the sandbox's backups, by id."""
         return {row.id: row.name for row in self.a.catalog().page("default", self.name).records}
 
 
 def pair(scratch: Path, bucket: BucketConfig, driver: Driver, *, conditional: bool) -> Iterator[Pair]:
-    """The nodes, each with a data folder of its own below `scratch`."""
+    """Makes the two nodes, each with its own data folder below `scratch`."""
     with ExitStack() as stack:
         a, b = (stack.enter_context(Node(scratch / name, bucket, driver, identity=name)) for name in ("a", "b"))
         yield Pair(a, b, f"sb-{uuid.uuid4().hex[:12]}", conditional)

@@ -1,4 +1,4 @@
-"""Random trees with inodes of every kind, each with any number of names."""
+"""Random trees with inodes of every kind, each with any number of hard links."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FUTURE_S = 4_000_000_000
 
 
 def random_tree(root: Path, rng: random.Random, *, outside: Path, kinds: Sequence[str] = tuple(KINDS)) -> None:
-    """Inodes of every kind, each with names all over the tree, some of them outside of it, and with any times."""
+    """Makes inodes of these kinds with random times, and random hard links within the tree and to `outside`."""
     folders = [root]
     for number in range(rng.randint(0, 6)):
         folders.append(rng.choice(folders) / f"d{number}")

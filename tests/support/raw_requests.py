@@ -1,7 +1,7 @@
-"""Requests at the borders of HTTP, byte by byte, and how each has to be answered.
+"""Unusual and malformed HTTP requests as bytes, and the expected answers.
 
-Each case is what a client sends and the statuses of the answers that it gets, in their order. `CLOSED` stands for a
-connection that is closed without another answer; where nothing is said, it may stay open.
+Each case is the bytes that a client sends, and the statuses of the answers in order. `CLOSED` means that the connection
+is closed without another answer; without it, the connection may stay open.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Case = tuple[bytes, tuple[int, ...]]
 
 
 def cases(key: str, sandbox: str) -> Mapping[str, Case]:
-    """All of them, by name, for a service with this key; commands run in the sandbox."""
+    """All cases, by name, for a service with this key; commands run in this sandbox."""
     authorization = b"Authorization: Bearer " + key.encode()
     exec_path = f"/v1/sandbox/{sandbox}/exec".encode()
     running = f"/v1/sandbox/{sandbox}/running".encode()

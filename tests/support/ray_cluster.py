@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, with the service in it, for programs of `tests.support.drivers`.
 
-Each node has a data folder of its own, as on machines of their own. Only loopback is used.
+Each node has its own data folder, as if on its own machine. Only loopback is used.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_oom_score_adjustment": str(int(Rank.SERVICE)),
     "RAY_preload_python_modules": ",".join(PRELOADED),
-    # As in cluster.yaml: a lost node is noticed after seconds.
+    # As in cluster.yaml: a lost node is detected within seconds.
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "4",
 }
-"""What a program that makes such a cluster has to be started with: Ray reads it once."""
+"""Environment for a program that makes such a cluster. It must be set at the start, because Ray reads it once."""
 
 
 def told(bucket: BucketConfig) -> str:
-    """A bucket, keys and all, for the arguments of a test's own program."""
+    """A bucket with its keys, in JSON, for the arguments of a test's program."""
     return json.dumps(
         {
             "bucket": bucket.bucket,
@@ -63,11 +63,11 @@ def told(bucket: BucketConfig) -> str:
 
 PATIENCE_S = 120.0
 _CPUS = 6
-"""Of each node, as Ray believes: so many workers it starts at once."""
+"""Number of processors that each node reports to Ray, which starts that many workers ahead."""
 
 
 class Nodes:
-    """The cluster's nodes that take sandboxes, by their numbers."""
+    """The cluster's nodes for sandboxes, by number."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self._cluster = cluster
@@ -75,7 +75,7 @@ class Nodes:
         self._nodes: list[Any] = []
 
     def add(self, *, slots: int) -> int:
-        """A new node; returns its number."""
+        """Adds a node; returns its number."""
         number = len(self._nodes)
         folder = node_folder(self._folder, number)
         self._nodes.append(
@@ -84,15 +84,15 @@ class Nodes:
         return number
 
     def id(self, number: int) -> str:
-        """What Ray calls it."""
+        """Ray's id of a node."""
         return str(self._nodes[number].node_id)
 
     def number(self, node_id: str | None) -> int | None:
-        """Which one Ray calls by this name."""
+        """The number of the node with this id of Ray's, if there is one."""
         return next((i for i, node in enumerate(self._nodes) if node.node_id == node_id), None)
 
     def kill(self, number: int) -> None:
-        """Ends the node and all its processes by SIGKILL; its workers too, which would live on for an instant."""
+        """Kills all processes of a node with SIGKILL, including the workers, which would live on for an instant."""
         workers = children(self.raylet(number), b"ray::")
         self._cluster.remove_node(self._nodes[number], allow_graceful=False)
         for pid in workers:
@@ -100,17 +100,17 @@ class Nodes:
                 os.kill(pid, signal.SIGKILL)
 
     def is_alive(self, number: int) -> bool:
-        """Whether Ray takes it for alive."""
+        """True if Ray considers the node alive."""
         rows: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         return any(row["NodeID"] == self.id(number) and row["Alive"] for row in rows)
 
     def raylet(self, number: int) -> int:
-        """The pid of its raylet."""
+        """The pid of the node's raylet."""
         return int(self._nodes[number].all_processes["raylet"][0].process.pid)
 
 
 class World:
-    """The cluster, and what the bucket says of its sandboxes."""
+    """The cluster, and the state of its sandboxes in the bucket."""
 
     def __init__(self, nodes: Nodes, config: SandboxConfig) -> None:
         self.nodes = nodes
@@ -120,19 +120,19 @@ class World:
         self.catalog = catalog
 
     def state(self, sandbox_id: str) -> SandboxState | None:
-        """The durable state of a sandbox."""
+        """The state document of a sandbox, if there is one."""
         found = self.catalog.find_state(DEFAULT_TENANT, sandbox_id)
         return found.state if found else None
 
     def place(self, sandbox_id: str) -> int | None:
-        """On which node its files are."""
+        """The number of the node with the sandbox's files, if there is one."""
         state = self.state(sandbox_id)
         return self.nodes.number(state.cluster_node) if state else None
 
 
 @contextmanager
 def running(folder: Path, bucket: str, *, slots: list[int], settings: Mapping[str, Any]) -> Iterator[World]:
-    """A head that takes no sandboxes, a node for each of `slots`, and the service, joined by this process."""
+    """Runs a head without sandboxes, a node for each of `slots`, and the service, joined by this process."""
     described = json.loads(bucket)
     keys = {name: SecretStr(described.pop(name)) for name in ("access_key_id", "secret_access_key")}
     config = SandboxConfig(
@@ -161,14 +161,14 @@ def node_folder(folder: Path, number: int) -> Path:
 
 
 def clean(folder: Path) -> None:
-    """Ends and unmounts what killed nodes have left; nobody else would, since they do not come back."""
+    """Kills and unmounts what killed nodes have left. They do not come back to do it themselves."""
     for data_dir in folder.glob("node-*"):
         Cgroup.remove_tree(service_cgroup(data_dir))
     assert sweep(folder) == []
 
 
 def children(pid: int, title: bytes) -> list[int]:
-    """The living child processes whose command line begins with `title`."""
+    """Living child processes whose command line begins with `title`."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -181,17 +181,17 @@ def children(pid: int, title: bytes) -> list[int]:
 
 
 def pause(pid: int) -> None:
-    """Stops a process where it is."""
+    """Stops a process with SIGSTOP."""
     os.kill(pid, signal.SIGSTOP)
 
 
 def resume(pid: int) -> None:
-    """Lets it go on."""
+    """Continues a process that was stopped."""
     os.kill(pid, signal.SIGCONT)
 
 
 def drain(node_id: str, *, within_s: float) -> None:
-    """Has Ray announce that a node goes after so many seconds, as a preemption or `ray drain-node` does."""
+    """Makes Ray announce the end of a node after this many seconds, like a preemption or `ray drain-node`."""
     raylet: Any = import_module("ray._raylet")
     messages: Any = import_module("ray.core.generated.autoscaler_pb2")
     accepted, why_not = raylet.GcsClient(ray.get_runtime_context().gcs_address).drain_node(

@@ -1,4 +1,4 @@
-"""rayservice.yaml, and the cluster it describes run on this machine: a node of each group, on loopback."""
+"""rayservice.yaml, and the cluster that it describes, run on this machine: a node of each group, on loopback."""
 
 from __future__ import annotations
 
@@ -34,41 +34,41 @@ IN_A_USER_NAMESPACE = "rayservice-userns.yaml"
 
 
 def objects(name: str = "rayservice.yaml") -> list[dict[str, Any]]:
-    """All that the file describes."""
+    """All objects in the file."""
     return list(yaml.safe_load_all((PROJECT / name).read_text()))
 
 
 def manifest(name: str = "rayservice.yaml") -> dict[str, Any]:
-    """The file's RayService."""
+    """The RayService object."""
     (service,) = (described for described in objects(name) if described["kind"] == "RayService")
     return service
 
 
 def serve_config(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What KubeRay hands to Ray Serve."""
+    """The configuration that KubeRay passes to Ray Serve."""
     loaded: dict[str, Any] = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     return loaded
 
 
 def groups(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The head and the groups of workers, by name."""
+    """The head group and the worker groups, by name."""
     cluster = manifest["spec"]["rayClusterConfig"]
     return {"head": cluster["headGroupSpec"], **{group["groupName"]: group for group in cluster["workerGroupSpecs"]}}
 
 
 def container(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The one container of a group's pods."""
+    """The only container of a group's pods."""
     (only,) = group["template"]["spec"]["containers"]
     return dict(only)
 
 
 def plain_environment(group: Mapping[str, Any]) -> dict[str, str]:
-    """The variables whose values stand in the file."""
+    """Environment variables whose values are in the file."""
     return {row["name"]: row["value"] for row in container(group).get("env", []) if "value" in row}
 
 
 def resources(group: Mapping[str, Any]) -> dict[str, float]:
-    """What a node of the group offers: KubeRay puts the text into the command line of the pod's shell as it stands."""
+    """Resources of a node of the group. KubeRay puts the text unquoted into a shell command line in the pod."""
     (text,) = shlex.split(group["rayStartParams"].get("resources", "{}"))
     loaded: dict[str, float] = json.loads(text)
     return loaded
@@ -76,21 +76,21 @@ def resources(group: Mapping[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The running cluster: its processes and its gateway, its dashboard, and the folder of its logs."""
+    """The running cluster: its processes and gateway, its dashboard, and the folder of its logs."""
 
     service: Service
     dashboard: httpx.Client
     folder: Path
     ray: dict[str, str]
-    """The environment that joins it."""
+    """Environment for joining the cluster."""
 
     def status(self) -> dict[str, Any]:
-        """What Serve says of its applications."""
+        """Serve's status of its applications."""
         said: dict[str, Any] = self.dashboard.get("/api/serve/applications/").raise_for_status().json()
         return said
 
     def is_running(self) -> bool:
-        """Whether the application is up. Fails, and says why, where it will never be."""
+        """True if the application is running. Fails with the reason if its deployment has failed."""
         application = self.status()["applications"]["holdfast"]
         assert application["status"] != "DEPLOY_FAILED", application
         return bool(application["status"] == "RUNNING")
@@ -98,16 +98,16 @@ class Served:
 
 @contextmanager
 def serving(home: Path, data_dir: Path, *, keys: Mapping[str, str], api_key: str) -> Iterator[Served]:
-    """The manifest's cluster for the block; after it nothing may be left of it.
+    """The manifest's cluster, within the block. Afterwards nothing of it may be left.
 
     Args:
-        home: of all its processes.
-        data_dir: the sandboxes'.
-        keys: the environment that the gateways have besides what stands in the manifest.
-        api_key: one of them, for clients.
+        home: home folder of all its processes.
+        data_dir: the data folder of the sandboxes' node.
+        keys: environment of the gateways in addition to the manifest's.
+        api_key: a client's key, which is among `keys`.
     """
     home.mkdir()
-    folder = Path(tempfile.mkdtemp(prefix="hf-serve-"))  # short: Ray keeps sockets in it
+    folder = Path(tempfile.mkdtemp(prefix="hf-serve-"))  # short, because Ray keeps sockets in it
     port = _free_port()
     process = _start(home, folder, {**keys, "HOLDFAST_DATA_DIR": str(data_dir)})
     service = Service(
@@ -118,7 +118,7 @@ def serving(home: Path, data_dir: Path, *, keys: Mapping[str, str], api_key: str
         said = _said(service)
         with httpx.Client(base_url=said["dashboard"], headers=headers, timeout=START_S) as dashboard:
             served = Served(service, dashboard, folder, {**_ray(home), "HOLDFAST_RAY_ADDRESS": said["address"]})
-            # All nodes have one address here, so the proxy of one of them listens for all.
+            # All nodes have the same address here, so only the head's proxy listens.
             config = serve_config(manifest()) | {"proxy_location": "HeadOnly"}
             config["http_options"] |= {"host": "127.0.0.1", "port": port}
             dashboard.put("/api/serve/applications/", json=config).raise_for_status()
@@ -144,7 +144,7 @@ def _start(home: Path, folder: Path, keys: Mapping[str, str]) -> subprocess.Pope
     environment = {**_ray(home), "PYTHONPATH": str(PROJECT), **plain_environment(described["head"])}
     nodes = [
         {
-            # One CPU where there are any: Ray starts a worker ahead for each.
+            # At most one CPU, because Ray starts a worker ahead for each.
             "options": {"num_cpus": min(int(group["rayStartParams"]["num-cpus"]), 1), "resources": resources(group)},
             "environment": {**plain_environment(group), **(keys if name == "gateways" else {})},
         }
@@ -180,7 +180,7 @@ def _ray(home: Path) -> dict[str, str]:
 
 
 def _said(service: Service) -> dict[str, str]:
-    """The addresses of the cluster, once it is up."""
+    """The addresses of the cluster. Waits until it is up."""
     report = service.home / "cluster.json"
 
     def is_up() -> bool:
@@ -193,7 +193,7 @@ def _said(service: Service) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    """A port that Ray gives to nobody else meanwhile: those that it takes come from the range above."""
+    """A free port below the range from which Ray takes its own."""
     while True:
         port = random.randrange(20_000, 30_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):

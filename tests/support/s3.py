@@ -1,6 +1,6 @@
-"""Real S3 servers for tests, and a proxy that misbehaves in front of them as a script tells it to.
+"""Real S3 servers for tests, and a proxy that injects faults into their answers as a script says.
 
-Everything here is a plain context manager on 127.0.0.1.
+Everything here is a context manager, on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ACCESS_KEY = "TESTACCESSKEY0001"
 SECRET_KEY = "testsecretkey/testsecretkey+0001"
 BUCKET = "holdfast-test"
 
-# Short pauses, so that a test of ten failures takes a fraction of a second; but patience with a server that is slow:
-# rclone alone takes half a second to say that it has dropped an upload.
+# Short pauses, so that a test of ten failures takes a fraction of a second; but long timeouts for slow servers: rclone
+# alone takes half a second to confirm that it has dropped an upload.
 FAST = TransferConfig(
     part_bytes=5 * 2**20,
     concurrency=3,
@@ -40,13 +40,13 @@ FAST = TransferConfig(
     backoff_initial_s=0.001,
     backoff_max_s=0.01,
 )
-# For tests in which a server falls silent.
+# For tests in which a server stops answering.
 IMPATIENT = FAST.model_copy(update={"idle_timeout_s": 1.0, "attempts": 20})
 
 
 @contextmanager
 def embedded_s3(folder: Path, *, bucket: str = BUCKET, port: int = 0) -> Iterator[EmbeddedS3]:
-    """rclone over `folder`: checks signatures, expiry and MD5; knows no conditions."""
+    """rclone over `folder`: checks signatures, expiry and MD5; ignores conditions."""
     server = EmbeddedS3(
         folder, access_key=SecretStr(ACCESS_KEY), secret_key=SecretStr(SECRET_KEY), bucket=bucket, port=port
     )
@@ -56,11 +56,11 @@ def embedded_s3(folder: Path, *, bucket: str = BUCKET, port: int = 0) -> Iterato
 
 @contextmanager
 def moto_s3(*, bucket: str = BUCKET) -> Iterator[BucketConfig]:
-    """moto's server: knows conditions and lifecycle rules; checks neither signatures nor expiry nor MD5.
+    """moto's server: supports conditions and lifecycle rules; checks neither signatures nor expiry nor MD5.
 
     All moto servers of one process share their buckets.
     """
-    from moto.server import ThreadedMotoServer  # which is slow to import, and not needed by processes that are killed
+    from moto.server import ThreadedMotoServer  # slow to import, and not needed by processes that are killed
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -86,7 +86,7 @@ def moto_s3(*, bucket: str = BUCKET) -> Iterator[BucketConfig]:
 
 
 def real_bucket() -> BucketConfig | None:
-    """The bucket that HOLDFAST_TEST_BUCKET_NAME, _ENDPOINT, _REGION, _ACCESS_KEY_ID and _SECRET_ACCESS_KEY name."""
+    """The bucket in HOLDFAST_TEST_BUCKET_NAME, _ENDPOINT, _REGION, _ACCESS_KEY_ID and _SECRET_ACCESS_KEY, if set."""
 
     def read(name: str) -> str | None:
         return os.environ.get(f"HOLDFAST_TEST_BUCKET_{name}")
@@ -105,13 +105,13 @@ def real_bucket() -> BucketConfig | None:
 
 @dataclass(slots=True)
 class FaultProxy:
-    """What the proxy does and has seen. `script("part", "ok 503 reset")` plays the words for the next parts.
+    """The proxy's script and its record. `script("part", "ok 503 reset")` plays the words for the next part requests.
 
     Operations: part, put (presigned), get (presigned), head, complete, create, abort, delete, api (the rest).
-    Words, for a request that is not forwarded: 503, 500, 429, 403 (any status; as an S3 error), expired, error200
+    Words for requests that are not forwarded: 503, 500, 429, 403 (any status; as an S3 error), expired, error200
     (an <Error> under 200), page, well-formed (HTML under 200, as it is and as XML), reset (before an answer),
     reset-body (after 64 KiB of the request), stall (no answer).
-    Words, for one that is: ok, flip-request (one bit of the request's body), lost (the answer is dropped),
+    Words for forwarded requests: ok, flip-request (one bit of the request's body), lost (the answer is dropped),
     truncate (half of the body, then the end), reset-answer (the same, then a reset), stall-answer (the same, then
     silence), flip (one bit of the body), whole (200 and the whole object), wrong-range (206 and another range), short.
     """
@@ -124,12 +124,12 @@ class FaultProxy:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def script(self, operation: str, words: str) -> None:
-        """Queues words for an operation; when they are used up everything is ok again."""
+        """Queues words for an operation. After them, requests are forwarded unchanged."""
         with self._lock:
             self._scripts[operation].extend(words.split())
 
     def clear(self) -> None:
-        """Forgets what has not been played."""
+        """Drops the words that were not played."""
         with self._lock:
             self._scripts.clear()
 
@@ -140,7 +140,7 @@ class FaultProxy:
             return word
 
     def count(self, operation: str) -> int:
-        """How many requests of this kind came in."""
+        """Number of requests of this kind."""
         return sum(line.startswith(f"{operation}:") for line in self.seen)
 
 
@@ -165,7 +165,7 @@ def _flipped(data: bytes) -> bytes:
 
 @contextmanager
 def fault_proxy(upstream: BucketConfig) -> Iterator[tuple[FaultProxy, BucketConfig]]:
-    """A proxy before `upstream`, and the settings that lead through it. Host headers pass, so signatures hold."""
+    """A proxy before `upstream`, and the settings to reach it. It passes Host headers on, so signatures stay valid."""
     target = urlsplit(upstream.endpoint_url or "").netloc
 
     class Handler(BaseHTTPRequestHandler):
@@ -210,7 +210,7 @@ def fault_proxy(upstream: BucketConfig) -> Iterator[tuple[FaultProxy, BucketConf
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in headers.items():
                     connection.putheader(name, value)
-                with suppress(ConnectionError):  # it need not hear the whole body to refuse it
+                with suppress(ConnectionError):  # the server may refuse before it has read the whole body
                     connection.endheaders(body)
                 response = connection.getresponse()
                 data = response.read()
@@ -255,7 +255,7 @@ def fault_proxy(upstream: BucketConfig) -> Iterator[tuple[FaultProxy, BucketConf
         def reset(self) -> None:
             self.close_connection = True
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()  # takes effect, as a reset, when the server closes the reading side too
+            self.connection.close()  # sends the reset once the server closes the reading side too
 
         def stall(self) -> None:
             self.close_connection = True
@@ -268,7 +268,7 @@ def fault_proxy(upstream: BucketConfig) -> Iterator[tuple[FaultProxy, BucketConf
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
-            pass  # resets are what this server is for
+            pass  # resets are expected here
 
     server = Server(("127.0.0.1", 0), Handler)
     proxy = FaultProxy(server.server_address[1])

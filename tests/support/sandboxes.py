@@ -1,4 +1,4 @@
-"""Sandboxes on this machine as an actor has them, without Ray and HTTP."""
+"""Sandboxes on this machine as in an actor, without Ray and HTTP."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ T = TypeVar("T")
 
 
 class Node:
-    """One node: a data folder, a driver (or none), a bucket. Closes what it made, and leaves no control group.
+    """A node: a data folder, a driver (or none), a bucket. Closes the sandboxes that it made, and removes its group.
 
-    All have one identity, since the tests of a session share a bucket, and use the same names in it. What tells it from
-    those of other sessions is `session`, since the machine's control groups are shared by all.
+    By default all nodes have the same identity, since the tests of a session share a bucket and use the same names in
+    it. `session` distinguishes them from those of other sessions, which share the machine's control groups.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Node:
 
     @property
     def layout(self) -> NodeLayout:
-        """Where everything is."""
+        """The node's paths."""
         return NodeLayout(self.config.node)
 
     def home(self, sandbox_id: str, tenant: str = "default") -> Path:
@@ -96,15 +96,15 @@ class Node:
         return self.layout.box(tenant, sandbox_id)
 
     def tree(self, sandbox: LocalSandbox) -> Path:
-        """The root of a sandbox's tree, as the node sees it."""
+        """The root of a sandbox's tree on the node."""
         return self.home(sandbox.id, sandbox.tenant) / "root"
 
     def catalog(self, store: ObjectStore | None = None) -> BackupCatalog:
-        """The bucket's catalog, over `store` if that is given."""
+        """The bucket's catalog, over `store` if given."""
         return BackupCatalog(store or S3ObjectStore(self.bucket, transfer=FAST), SIGNING_KEY)
 
     def adjust(self, **changes: Any) -> None:
-        """Changes the settings of the sandboxes made from now on."""
+        """Changes the settings of sandboxes made from now on."""
         self.config = self.config.model_copy(update=changes)
 
     def sandbox(
@@ -117,7 +117,7 @@ class Node:
         meter: Meter = UNMETERED,
         lost: Iterable[str] = (),
     ) -> LocalSandbox:
-        """A sandbox over its folder, which may have been another's before. `lost` are the nodes that are gone."""
+        """A sandbox over its folder, which may have files of an earlier one. `lost` names the nodes that are lost."""
         gone = frozenset(map(self._unique, lost))
         sandbox = LocalSandbox(
             tenant,
@@ -135,13 +135,13 @@ class Node:
         return sandbox
 
     def state(self, sandbox_id: str) -> SandboxState:
-        """The state of a sandbox in the bucket, which must have one."""
+        """The sandbox's state document in the bucket, which must exist."""
         found = self.catalog().find_state("default", sandbox_id)
         assert found is not None
         return found.state
 
     def keys(self) -> set[str]:
-        """Every key in the bucket."""
+        """All keys in the bucket."""
         store, found, after = S3ObjectStore(self.bucket, transfer=FAST), set[str](), None
         while True:
             page = store.list("", after=after)
@@ -151,14 +151,14 @@ class Node:
                 return found
 
     def processes(self) -> dict[int, str]:
-        """Every process that has to do with this node's folder or control groups, whoever started it."""
+        """All processes that use this node's data folder or control groups, whoever started them."""
         return processes_about(str(self.data_dir), self.layout.cgroup)
 
     def __enter__(self) -> Self:
         return self
 
     def alone_in_the_bucket(self) -> Self:
-        """Makes the bucket forget the sandboxes of earlier nodes: they would be recovered here."""
+        """Deletes the state documents of earlier nodes' sandboxes, which would be recovered here."""
         for key in self.keys():
             if key.endswith("/state.json"):
                 self.catalog().store.delete(key)
@@ -181,12 +181,12 @@ class Node:
 
 
 def identity(data_dir: Path) -> str:
-    """What tells the node of a data folder from others."""
+    """The identity of the node with this data folder."""
     return NodeLayout(NodeConfig(data_dir=data_dir)).identity()
 
 
 def service_cgroup(data_dir: Path) -> str:
-    """The control group of all sandboxes of one data folder, below the one that its service was started in."""
+    """The control group of all sandboxes of a data folder, below the group in which the service was started."""
     return NodeLayout(NodeConfig(data_dir=data_dir)).cgroup
 
 
@@ -204,7 +204,7 @@ def run(sandbox: LocalSandbox, *argv: str, cwd: str = "/workspace", timeout_ms: 
 
 
 def sh(sandbox: LocalSandbox, script: str, *, cwd: str = "/workspace") -> str:
-    """What a shell script that has to succeed prints."""
+    """Runs a shell script that must succeed; returns its standard output."""
     ended = run(sandbox, "sh", "-c", script, cwd=cwd)
     assert ended.exit_code == 0, ended
     return ended.stdout.decode("utf-8", "surrogateescape")
@@ -241,12 +241,12 @@ def restore(
     directory: str | None = None,
     mode: RestoreMode | str = RestoreMode.OVERLAY,
 ) -> None:
-    """Restores a backup to where it came from, or to `directory`."""
+    """Restores a backup to its own directory, or to `directory`."""
     sandbox.restore_backup(RestoreOptions(id=handle.id, dir=directory or handle.dir, mode=RestoreMode(mode)))
 
 
 class Background(Generic[T]):
-    """A call in a thread of its own."""
+    """A call in its own thread."""
 
     def __init__(self, act: Callable[[], T]) -> None:
         self._result: list[T] = []
@@ -263,11 +263,11 @@ class Background(Generic[T]):
 
     @property
     def ended(self) -> bool:
-        """Whether it has returned or raised."""
+        """True if the call has returned or raised."""
         return not self._thread.is_alive()
 
     def result(self, timeout_s: float = 30.0) -> T:
-        """What it returned; raises what it raised."""
+        """Waits for the call; returns its result or raises its error."""
         self._thread.join(timeout_s)
         assert self.ended, "the call has not ended in time"
         if self._error is not None:
@@ -275,7 +275,7 @@ class Background(Generic[T]):
         return self._result[0]
 
     def error(self, timeout_s: float = 30.0) -> BaseException | None:
-        """What it raised."""
+        """Waits for the call; returns its error, if it raised one."""
         self._thread.join(timeout_s)
         assert self.ended, "the call has not ended in time"
         return self._error
@@ -283,7 +283,7 @@ class Background(Generic[T]):
 
 @contextmanager
 def command(sandbox: LocalSandbox, script: str) -> Iterator[Background[ExecResult]]:
-    """A shell script that runs in the background, once it has printed a first line; stopped at the end."""
+    """A shell script that runs in the background. Waits for its first output, and stops it at the end of the block."""
     name, started = uuid.uuid4().hex, threading.Event()
 
     def act() -> ExecResult:
@@ -309,7 +309,7 @@ def command(sandbox: LocalSandbox, script: str) -> Iterator[Background[ExecResul
 
 @dataclasses.dataclass(frozen=True)
 class Crashed:
-    """How a process that was to kill itself has ended."""
+    """The exit status and output of a process that was to kill itself."""
 
     status: int
     stdout: str
@@ -317,7 +317,7 @@ class Crashed:
 
 
 def crash(program: str, *args: str, timeout_s: float = 60.0, before: Sequence[str] = ()) -> Crashed:
-    """Runs a Python program in a process of its own; `before` is a command that becomes it."""
+    """Runs a Python program in its own process. `before` is a command that executes the program given after it."""
     root = str(Path(__file__).parents[2])
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": root, "LC_ALL": "C.UTF-8"}
     ended = subprocess.run(
@@ -331,7 +331,7 @@ def crash(program: str, *args: str, timeout_s: float = 60.0, before: Sequence[st
 
 
 def described(node: Node) -> str:
-    """All that another process needs to make the same node."""
+    """A description from which another process can make the same node."""
     return json.dumps(
         {
             "data_dir": str(node.data_dir),
@@ -348,7 +348,7 @@ def described(node: Node) -> str:
 
 
 def from_description(text: str) -> Node:
-    """The node that `described` described."""
+    """Makes the node that `described` describes."""
     told = json.loads(text)
     config = BucketConfig(
         bucket=told["bucket"],
@@ -363,6 +363,6 @@ def from_description(text: str) -> Node:
 
 
 def code_of(error: BaseException | None) -> str:
-    """The code of one of our errors."""
+    """The code of a HoldfastError."""
     assert isinstance(error, HoldfastError), repr(error)
     return error.code

@@ -1,7 +1,6 @@
-"""A service started as a user starts it: the installed command, a home and a data folder of its own, a clean
-environment.
+"""A service started as a user starts it: the installed command, its own home and data folder, a clean environment.
 
-What the service's processes are is found out from outside: by descent, by the home that they inherit and by the
+The service's processes are found from outside: by parent process, by the HOME variable that they inherit, and by the
 service's control group.
 """
 
@@ -41,13 +40,13 @@ START_S = 90.0
 STOP_S = 120.0
 _LISTEN = "0A"
 _NO_IDENTITY = "no-identity"
-"""Stands for the identity of a node that never got one, of which no group and no folder can be there."""
+"""Stands for the identity of a node that never got one. No group and no folder has this name."""
 BUCKET = "holdfast"
 LAST_WORDS = "stop with Ctrl-C"
 
 
 def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a fresh login has, and the virtual environment's programs first in PATH."""
+    """The environment of a fresh login, with the virtual environment's programs first in PATH."""
     return {
         "PATH": f"{PROGRAMS}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": str(home),
@@ -63,7 +62,7 @@ def _command_line(pid: int) -> str:
 
 
 def _address(text: str, width: int) -> tuple[str, int]:
-    """One of /proc/net/tcp: the address in words of the host's byte order, and the port."""
+    """Parses an address of /proc/net/tcp: the address as words in the host's byte order, and the port."""
     address, _, port = text.partition(":")
     raw = bytes.fromhex(address)
     words = [raw[at : at + 4][::-1] for at in range(0, width, 4)] if sys.byteorder == "little" else [raw]
@@ -82,9 +81,9 @@ class Service:
     stdout: Path
     stderr: Path
     error_bodies: list[str] = field(default_factory=list)
-    """The body of every answer above 399 that a client of `client` got."""
+    """Bodies and headers of all answers with status 400 or above that clients made by `client` got."""
     known_pids: dict[int, str] = field(default_factory=dict)
-    """Every process that has been seen to belong to the service, and when it started."""
+    """All processes that were ever seen to belong to the service, and their start times."""
     _homes: dict[tuple[int, str], bool] = field(default_factory=dict)
 
     @property
@@ -94,40 +93,40 @@ class Service:
 
     @property
     def has_identity(self) -> bool:
-        """Whether the service has come as far as to give its node the identity that groups and folders are named by."""
+        """True if the service has already given its node the identity after which groups and folders are named."""
         return any((self.data_dir / name).exists() for name in ("node/id", "node.id"))
 
     @property
     def ray_folder(self) -> Path:
-        """Where Ray keeps its sockets and logs."""
+        """The folder of Ray's sockets and logs."""
         found = identity(self.data_dir) if self.has_identity else _NO_IDENTITY
         return Path(tempfile.gettempdir()) / f"holdfast-{hashlib.sha256(found.encode()).hexdigest()[:12]}"
 
     @property
     def cgroup(self) -> Path:
-        """The control group of all sandboxes, by its place under the mount of cgroup v2."""
+        """The control group of all sandboxes, under the mount of cgroup v2."""
         from actors.node.hierarchies import Hierarchies
 
         return Hierarchies.find().v2 / (service_cgroup(self.data_dir) if self.has_identity else _NO_IDENTITY)
 
     @property
     def jobs_url(self) -> str:
-        """Where `ray job submit` sends its jobs, as the banner says."""
+        """The URL for `ray job submit`, from the banner."""
         (word,) = {word for word in self.stdout.read_text().split() if word.startswith("RAY_ADDRESS=")}
         return word.removeprefix("RAY_ADDRESS=")
 
     @property
     def client_env(self) -> dict[str, str]:
-        """The variables that drivers of the cluster need."""
+        """Environment variables that drivers of the cluster need."""
         lines = (self.data_dir / "client.env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
     def node_path(self, box: str, path: str, *, tenant: str = "default") -> Path:
-        """Where the node sees a path of a sandbox."""
+        """The path on the node of a path in a sandbox."""
         return self.data_dir / "node" / "boxes" / tenant / box / "root" / path.lstrip("/")
 
     def client(self, key: str | None = None) -> httpx.Client:
-        """A client with the service's key, or with another; without any for an empty one."""
+        """A client with the service's key or with `key`; an empty one means without a key."""
         wanted = self.api_key if key is None else key
         return httpx.Client(
             base_url=self.url,
@@ -141,7 +140,7 @@ class Service:
             self.error_bodies.append(response.read().decode("utf-8", "replace") + repr(response.headers))
 
     def s3_client(self) -> S3Client:
-        """A client of the embedded store, with its own keys."""
+        """A client of the embedded store, with the store's own keys."""
         (port,) = {port for pid, port in self.listening() if "rclone" in comm_of(pid)}
         secrets = json.loads((self.data_dir / "secrets" / "secrets.json").read_text())
         return boto3.client(
@@ -170,7 +169,7 @@ class Service:
         return found
 
     def pids(self) -> dict[int, str]:
-        """The processes of the service now, and when each started."""
+        """Current processes of the service, and their start times."""
         parents: dict[int, int] = {}
         found: dict[int, str] = {}
         starts: dict[int, str] = {}
@@ -203,13 +202,13 @@ class Service:
 
     def _in_cgroup(self) -> list[int]:
         pids: list[int] = []
-        for folder, _, _ in os.walk(self.cgroup):  # which does not mind that one goes away meanwhile
+        for folder, _, _ in os.walk(self.cgroup):  # which ignores groups that disappear meanwhile
             with suppress(OSError):
                 pids += map(int, Path(folder, "cgroup.procs").read_text().split())
         return pids
 
     def left_behind(self) -> list[object]:
-        """What of a stopped service is still there: processes, mounts, loop devices, control groups."""
+        """Leftovers of a stopped service: processes, mounts, loop devices, control groups."""
         alive = [(pid, start) for pid, start in self.pids().items()]
         for pid, start in self.known_pids.items():
             with suppress(OSError):
@@ -221,7 +220,7 @@ class Service:
         return [*named, *mountinfo.mounts_under(self.data_dir), *loop_devices(self.data_dir), *groups]
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Sends a signal to `serve` and returns its exit status."""
+        """Sends a signal to `serve`; returns its exit status."""
         self.pids()
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -230,13 +229,13 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A `serve` that ended instead of listening."""
+    """A `serve` that exited instead of listening."""
 
     status: int
     stdout: str
     stderr: str
     service: Service
-    """What it would have been, to look for what is left of it."""
+    """The service as it would have been, for finding leftovers."""
 
 
 def start(
@@ -248,11 +247,11 @@ def start(
     before: Sequence[str] = (),
     seen_at: Path | None = None,
 ) -> Service:
-    """Starts a service and returns once `/ready` answers 200. `key` defaults to the one it made for itself.
+    """Starts a service; returns once `/ready` answers 200. `key` defaults to the one that the service made.
 
     Args:
-        before: a command that becomes the one which is written after it.
-        seen_at: where the service sees its data folder, if that is elsewhere in its mount namespace.
+        before: a command that executes the command given after it.
+        seen_at: the path of the data folder in the service's mount namespace, if it differs.
     """
     home.mkdir(exist_ok=True)
     process, stdout, stderr = _launch(home, seen_at or data_dir, env=env, port=0, before=before)
@@ -277,7 +276,7 @@ def start(
 
 
 def is_ready(service: Service) -> bool:
-    """Whether `/ready` answers 200."""
+    """True if `/ready` answers 200."""
     with suppress(httpx.TransportError):
         headers = {"Authorization": f"Bearer {service.api_key}"}
         return httpx.get(f"{service.url}/ready", headers=headers, timeout=20).status_code == 200
@@ -294,7 +293,7 @@ def running(
     before: Sequence[str] = (),
     seen_at: Path | None = None,
 ) -> Iterator[Service]:
-    """A service for the block, as `start` starts it; after it nothing of the service may be left."""
+    """A service within the block, started as by `start`. Afterwards nothing of it may be left."""
     service = start(home, data_dir, env=env, key=key, before=before, seen_at=seen_at)
     try:
         yield service
@@ -312,7 +311,7 @@ def refused(
     env: Mapping[str, str] | None = None,
     before: Sequence[str] = (),
 ) -> Refused:
-    """Runs a `serve` that is expected to give up at once. `before` is a command that becomes it."""
+    """Runs a `serve` that is expected to exit at once. `before` is a command that executes the one given after it."""
     home.mkdir(exist_ok=True)
     process, stdout, stderr = _launch(home, data_dir, env=env, port=port, before=before)
     try:
@@ -343,7 +342,7 @@ def _launch(
 
 
 class CommandLines:
-    """Samples the arguments of all the service's processes, as anybody on the node could, until it is stopped."""
+    """Samples the arguments and environments of all the service's processes, as any user of the node could."""
 
     def __init__(self, service: Service, *, every_s: float = 0.1) -> None:
         self.seen: set[bytes] = set()
@@ -372,17 +371,17 @@ class CommandLines:
 
 
 def workers(service: Service, title: bytes) -> set[int]:
-    """The processes of Ray that go by this title now."""
+    """Current processes of Ray with this title."""
     found = set()
     for pid in service.pids():
-        with suppress(OSError):  # it ends while we look
+        with suppress(OSError):  # the process has ended meanwhile
             if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title):
                 found.add(pid)
     return found
 
 
 def secrets_of(service: Service) -> dict[str, str]:
-    """Every secret of the service by its name, and what a presigned URL cannot do without."""
+    """All secrets of the service by name, and the parameters that every presigned URL has."""
     kept: dict[str, str | bool] = json.loads((service.data_dir / "secrets" / "secrets.json").read_text())
     secrets = {name: value for name, value in kept.items() if isinstance(value, str)}
     marks = {"a presigned URL": "X-Amz-Signature", "a presigned URL's credential": "X-Amz-Credential"}
@@ -390,12 +389,12 @@ def secrets_of(service: Service) -> dict[str, str]:
 
 
 def nothing_left(service: Service, *, timeout_s: float = 60.0) -> None:
-    """Fails, and says of what, unless nothing of the stopped service is left within a moment."""
+    """Fails with a list of leftovers unless nothing of the stopped service is left within the time limit."""
     assert wait_until(lambda: not service.left_behind(), timeout_s=timeout_s), service.left_behind()
 
 
 def eventually(look: Callable[[], T], *, timeout_s: float = 60.0) -> T:
-    """What `look` gives, as soon as that is true. Fails unless it comes true in time."""
+    """The first true result of `look`. Fails if there is none in time."""
     seen: list[T] = []
 
     def has_come() -> bool:
@@ -407,12 +406,12 @@ def eventually(look: Callable[[], T], *, timeout_s: float = 60.0) -> T:
 
 
 def comm_of(pid: int) -> str:
-    """The name of a process, or nothing if it has ended."""
+    """The name of a process; empty if it has ended."""
     return read_or_empty(Path(f"/proc/{pid}/comm")).decode(errors="replace").strip()
 
 
 def read_or_empty(path: Path) -> bytes:
-    """What a file holds, or nothing if it cannot be read: what it tells of has just ended."""
+    """The content of a file; empty if it cannot be read because its process has just ended."""
     try:
         return path.read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""Programs that a process starts, stopped at each of their system calls from outside.
+"""Stops programs that a process starts at each of their system calls, from outside.
 
 Source: ptrace(2).
 """
@@ -14,27 +14,27 @@ from pathlib import Path
 
 _SEIZE, _INTERRUPT, _SYSCALL, _CONTINUE, _DETACH = 0x4206, 0x4207, 24, 7, 17
 _OPTIONS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10
-"""System calls are told from signals; children that are forked or cloned are followed; so are execs."""
+"""Marks stops at system calls as such, and follows forked or cloned children, and execs."""
 _AT_SYSCALL = signal.SIGTRAP | 0x80
 _EVERY_CHILD = 0x40000000
-"""Threads and processes alike. Source: __WALL, waitpid(2)."""
+"""Waits for threads and processes alike. Source: __WALL, waitpid(2)."""
 _LET_GO_S = 1.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Steps:
-    """The system calls that programs of one name make which a child of ours starts, counted together."""
+    """Counts the system calls of programs with one name that a child process of ours starts."""
 
     def __init__(self, pid: int, program: str) -> None:
-        """Follows the main thread of the child `pid`, and what that forks from now on."""
+        """Follows the main thread of the child `pid`, and its children from now on."""
         self._parent = pid
         self._program = program
         self._followed = {pid}
         self._ask(_SEIZE, pid, _OPTIONS)
 
     def kill_at(self, step: int) -> bool:
-        """Kills the child when the programs have come to this step, and lets them go on; False if they have fewer."""
+        """Kills the child at this step of the programs, and lets the programs go on; False if they have fewer steps."""
         count = 0
         while True:
             pid, status = os.waitpid(-1, _EVERY_CHILD)
@@ -61,7 +61,7 @@ class Steps:
         self._ask(_SYSCALL if steps else _CONTINUE, pid, os.WSTOPSIG(status) if is_signal else 0)
 
     def _let_go(self) -> None:
-        """Stops following all that are left, wherever they are, and reaps the child."""
+        """Stops following all remaining processes, and reaps the child."""
         for pid in self._followed:
             self._ask(_INTERRUPT, pid)
         deadline = time.monotonic() + _LET_GO_S
@@ -76,7 +76,7 @@ class Steps:
         assert not self._followed, self._followed
 
     def _ask(self, request: int, pid: int, data: int = 0) -> None:
-        """One that has just been killed is no error."""
+        """Sends a ptrace request. Ignores errors, since the process may just have been killed."""
         _libc.ptrace(request, pid, None, ctypes.c_void_p(data))
 
 

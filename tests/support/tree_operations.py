@@ -1,7 +1,6 @@
-"""Random changes to a tree, as hypothesis draws them, and a description of a tree to compare two by.
+"""Random changes to a tree, drawn by hypothesis, and a description of a tree for comparison.
 
-All draw from a few names, so that what is changed, replaced, deleted and made anew is often the same, and often one
-that was restored.
+All use a few names, so that changes often hit the same path, and often one that was restored.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ TEMPORARY = ".temporary"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change. `other` is the second path of those that have two; `number` is content, mode or value."""
+    """A change. `other` is the second path, for kinds that have two; `number` is the content, mode or value."""
 
     kind: Kind
     path: str
@@ -38,12 +37,12 @@ class Change:
 
 
 def changes(*kinds: Kind) -> st.SearchStrategy[Change]:
-    """One change of one of the kinds."""
+    """Strategy for a change of one of these kinds."""
     return st.builds(Change, st.sampled_from(kinds), PATHS, PATHS, st.integers(0, 999))
 
 
 def populate(root: Path) -> None:
-    """Makes the tree that all changes begin with, in the new directory `root`."""
+    """Makes the initial tree in the new directory `root`."""
     for path in ("a/a/a", "a/a/b", "a/b", "a/c/a", "b/a", "b/b/a", f"b/{'x' * 255}", f"{'x' * 255}/a"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(f"restored {path[:9]}")
@@ -53,7 +52,7 @@ def populate(root: Path) -> None:
 
 
 def apply(change: Change, root: Path) -> bool:
-    """Does one change; whether it was done, since many make no sense in the tree as it is."""
+    """Makes a change; returns False if it failed, since many make no sense in the current tree."""
     try:
         _apply(change, root / change.path, root / change.other)
     except (OSError, shutil.Error):
@@ -62,7 +61,7 @@ def apply(change: Change, root: Path) -> bool:
 
 
 def described(root: Path, *, ignored: bytes | None = None) -> dict[bytes, Entry]:
-    """The tree without what differs for good reason: owners (a backup gives all to the sandbox), and times."""
+    """The tree without expected differences: owners, since a backup gives all files to the sandbox; and times."""
     return {
         name: dataclasses.replace(entry, uid=0, gid=0, mtime_s=0)
         for name, entry in fingerprint(root, ignored=ignored).items()
@@ -116,7 +115,7 @@ def _apply(change: Change, path: Path, other: Path) -> None:
 
 
 def _rename(path: Path, other: Path) -> None:
-    """Renames; a directory that the driver cannot rename is copied and deleted, as mv does."""
+    """Renames. A directory that the driver cannot rename is copied and deleted, as mv does."""
     try:
         path.rename(other)
     except OSError as e:

@@ -1,4 +1,4 @@
-"""A tree with everything that backup tools get wrong, and a fingerprint to compare trees by."""
+"""A tree with the cases that backup tools get wrong, and a fingerprint for comparing trees."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MINUTES_OF_READING = 60 * 2**30
-"""A hole of this size costs no disk, and mksquashfs minutes: it reads every zero of it."""
+"""Size of a hole that takes no disk space, but takes mksquashfs minutes, because it reads every zero."""
 _LONG_AGO_S = 1_000_000_000
 _DEPTH = 150
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is compared of one name. `links` are all the names of the same file; times are whole seconds."""
+    """The compared properties of one name. `links` are all names of the same file; times are in whole seconds."""
 
     kind: int
     mode: int
@@ -32,7 +32,7 @@ class Entry:
 
 
 def make_interesting_tree(path: Path, uid: int, *, max_name_bytes: int = 255) -> None:
-    """Fills the new directory `path`; everything in it belongs to `uid`, in user and group."""
+    """Fills the new directory `path`. Everything in it belongs to user and group `uid`."""
     path.mkdir()
     root = os.fsencode(path)
     for number, name in enumerate(_names(max_name_bytes)):
@@ -64,7 +64,7 @@ def make_interesting_tree(path: Path, uid: int, *, max_name_bytes: int = 255) ->
 
 
 def fingerprint(path: Path, *, ignored: bytes | None = None) -> dict[bytes, Entry]:
-    """Everything below `path` but files of the name `ignored`, and `path` itself under the empty name."""
+    """All entries below `path`, except files named `ignored`; and `path` itself, under the empty name."""
     root = os.fsencode(path)
     names = [name for name in _walk(root) if os.path.basename(name) != ignored]
     statuses = {name: os.lstat(os.path.join(root, name) if name else root) for name in names}
@@ -147,7 +147,7 @@ def _user_xattrs(path: bytes) -> list[str]:
     try:
         return sorted(name for name in os.listxattr(path, follow_symlinks=False) if name.startswith("user."))
     except OSError as e:
-        if e.errno == errno.ENOTSUP:  # a file system, or a squashfs, without any
+        if e.errno == errno.ENOTSUP:  # a file system or squashfs without any
             return []
         raise
 
@@ -158,7 +158,7 @@ def _hash(path: bytes) -> str:
 
 
 def kinds_and_content(root: Path) -> dict[bytes, tuple[object, ...]]:
-    """What a tar archive of a tree keeps, by path."""
+    """The properties that a tar archive of a tree keeps, by path."""
     return {
         name: (entry.kind, entry.mode & 0o777, entry.sha256, entry.target, entry.links)
         for name, entry in fingerprint(root).items()

@@ -1,4 +1,4 @@
-"""Programs in a user namespace of their own: root there, and without any right outside of it."""
+"""Runs programs in their own user namespace: as root in it, without any privilege outside."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LIMIT_S = 120.0
 def in_a_user_namespace(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Runs a program to its end with every capability in a new user namespace, and none outside.
 
-    Each id is mapped to itself, so that the files of the test can be used. Only from outside may so many be mapped, so
-    the program waits for that; by its exec it then becomes root.
+    Each id is mapped to itself, so that the program can use the test's files. Only a process outside may map that many,
+    so the program waits for the mapping; its exec then makes it root.
     """
     pipe = subprocess.PIPE
     with subprocess.Popen([*_WAITS, *argv], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=PROJECT) as child:

@@ -1,4 +1,4 @@
-"""Requests as bytes on a socket, and answers as they come back: for what no HTTP client would send."""
+"""Raw bytes on a socket, and the parsed answers, for requests that no HTTP client would send."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from email.message import Message
 from typing import Any, cast
 
 ANSWER_S = 45.0
-"""Longer than a body may stop coming before the request is answered."""
+"""Longer than the time after which the service answers a request whose body stops coming."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, whole; `status` is 0 where the connection was closed instead."""
+    """A complete answer; `status` is 0 if the connection was closed instead."""
 
     status: int
     headers: Message
@@ -28,17 +28,17 @@ CLOSED = Answer(0, Message(), b"")
 
 
 class _Incoming(io.BufferedReader):
-    """What comes on a socket. Stays open for the next answer."""
+    """Received bytes. Stays open for the next answer."""
 
     def makefile(self, mode: str) -> _Incoming:
-        """As of a socket, which this takes the place of."""
+        """Takes the place of a socket's method."""
         return self
 
     def close(self) -> None: ...
 
 
 class Wire:
-    """A connection on which anything may be sent. Answers are read one after the other."""
+    """A connection for sending arbitrary bytes. Answers are read one after the other."""
 
     def __init__(self, address: tuple[str, int], *, timeout_s: float = ANSWER_S) -> None:
         self._socket = socket.create_connection(address, timeout=timeout_s)
@@ -51,16 +51,16 @@ class Wire:
         self._socket.close()
 
     def send(self, data: bytes) -> None:
-        """Sends bytes, as far as the other side takes them."""
+        """Sends the bytes, as far as the other side accepts them."""
         with suppress(ConnectionError):
             self._socket.sendall(data)
 
     def answer(self, *, to: str = "GET") -> Answer:
-        """The next answer, but for those that only say to go on.
+        """Reads the next answer; skips interim ones (100 Continue).
 
         Raises:
-            AssertionError: it ends before its end.
-            TimeoutError: none comes, and the connection is not closed either.
+            AssertionError: the answer is incomplete.
+            TimeoutError: no answer comes, and the connection stays open.
         """
         response = http.client.HTTPResponse(cast("socket.socket", self._incoming), method=to)
         try:
@@ -74,7 +74,7 @@ class Wire:
 
 
 def answered_as_documented(address: tuple[str, int], sent: bytes, expected: tuple[int, ...]) -> None:
-    """Sends bytes, and fails unless the answers have these statuses, and each error its document."""
+    """Sends bytes; fails unless the answers have these statuses, and each error its document."""
     method = sent.partition(b" ")[0].decode("latin-1")
     with Wire(address) as wire:
         wire.send(sent)
@@ -87,7 +87,7 @@ def answered_as_documented(address: tuple[str, int], sent: bytes, expected: tupl
 
 
 def refusal_of(answer: Answer) -> dict[str, Any]:
-    """The document of an error, which must have the one shape that all have."""
+    """An error's document. Checks that it has the shape that all errors share."""
     document: dict[str, Any] = json.loads(answer.body)
     assert (
         {"code", "error", "context", "request_id"}
