@@ -406,7 +406,7 @@ def test_a_claim_that_is_renewed_during_a_collection_is_kept(shelf: Shelf) -> No
     later = datetime.now(UTC) + timedelta(hours=2)
 
     class Meanwhile(FaultyStore):
-        """A store in which the key is claimed anew just after a collection has found its claim stale."""
+        """A store in which the key is claimed again just after a collection has found its claim stale."""
 
         def head(self, key: str) -> Head:
             found = self.inner.head(key)

@@ -151,7 +151,7 @@ class Crashing:
     ("any_store", "when"), [("rclone", "before"), ("rclone", "after"), ("moto", "after")], indirect=["any_store"]
 )
 @pytest.mark.parametrize("step", CreateStep)
-def test_a_crash_at_any_step_of_a_create_leaves_a_whole_backup_or_nothing(
+def test_a_crash_at_any_step_of_a_backup_leaves_it_whole_or_leaves_nothing(
     any_store: Node, step: CreateStep, when: str
 ) -> None:
     crashing, key = Crashing(any_store), uuid.uuid4().hex

@@ -10,7 +10,7 @@ from actors.rpc.readable_process import in_readable_folder, readable_title
 
 
 @pytest.mark.parametrize("name", ["plain", "caf\udce9"])
-def test_the_working_directory_is_left_only_if_its_name_is_not_utf8(
+def test_the_process_leaves_its_working_directory_only_if_the_name_is_not_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     folder = tmp_path / name
@@ -21,7 +21,7 @@ def test_the_working_directory_is_left_only_if_its_name_is_not_utf8(
     assert Path.cwd() == folder
 
 
-def test_a_working_directory_that_is_gone_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_leaves_a_deleted_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.chdir(folder)

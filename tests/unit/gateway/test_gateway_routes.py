@@ -41,7 +41,7 @@ def test_the_key_decides_the_tenant(gateway: Gateway) -> None:
     assert gateway.request("GET", path).status_code == 200
 
 
-def test_reading_a_sandbox_that_was_never_used(gateway: Gateway) -> None:
+def test_reading_a_sandbox_that_was_never_used_finds_nothing(gateway: Gateway) -> None:
     assert gateway.request("GET", "/v1/sandbox/box").json()["code"] == "SANDBOX_NOT_FOUND"
     assert gateway.request("GET", "/v1/sandbox/box/running").json() == {"running": False}
     assert gateway.request("GET", "/v1/sandbox/box/operation").json() is None
