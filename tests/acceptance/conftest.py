@@ -18,7 +18,7 @@ API_KEY = "key-of-default-tenant-000"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks for secrets looks at all that the other tests have left, and so comes last."""
+    """Run the search for secrets last: it looks at everything that the other tests have left."""
     items.sort(key=lambda item: item.path.name == "test_secrets.py")
 
 
@@ -32,7 +32,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="session", autouse=True)
 def command_lines(request: pytest.FixtureRequest) -> Iterator[CommandLines | None]:
-    """What `ps` showed of the service at any moment of the session; None where no test needs the service."""
+    """The command lines of the service that `ps` saw during the session; None if no test needs the service."""
     if not any("service" in getattr(item, "fixturenames", ()) for item in request.session.items):
         yield None
         return
@@ -48,7 +48,7 @@ def client(service: Service) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def other_client(service: Service) -> Iterator[httpx.Client]:
-    """Another tenant's."""
+    """A client with another tenant's key."""
     with service.client(OTHER_KEY) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""A sandbox as a client sees it that knows nothing but HTTP."""
+"""A sandbox as seen by a client that speaks plain HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAIT_S = 60.0
 
 @dataclass(slots=True)
 class Ran:
-    """What a command's event stream said."""
+    """The result of a command, collected from its event stream."""
 
     stdout: bytes = b""
     stderr: bytes = b""
@@ -46,7 +46,7 @@ class Ran:
 
 
 def server_sent_events(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(event, data) of each event; comments are passed over."""
+    """Yields (event, data) for each event; skips comments."""
     event, data = "message", ""
     for line in lines:
         if not line:
@@ -60,7 +60,7 @@ def server_sent_events(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 class Running:
-    """A command whose output is read aside while it runs."""
+    """A running command; a thread reads its output."""
 
     def __init__(self, box: HttpBox, body: Mapping[str, Any]) -> None:
         self._box = box
@@ -83,7 +83,7 @@ class Running:
         return self._ran
 
     def hang_up(self) -> None:
-        """Closes the connection, as a client does that goes away."""
+        """Closes the connection, like a client that disconnects."""
         assert self._response is not None
         stream = self._response.extensions["network_stream"]
         stream.get_extra_info("socket").shutdown(2)
@@ -123,7 +123,7 @@ class HttpBox:
         return f"/v1/sandbox/{self.id}"
 
     def post(self, action: str, **body: Any) -> httpx.Response:
-        """POST of a JSON document; None leaves a field out."""
+        """POSTs a JSON document; a field that is None is left out."""
         return self.client.post(f"{self.url}/{action}", json={k: v for k, v in body.items() if v is not None})
 
     def exec(self, *argv: str, timeout_ms: int | None = None, cwd: str | None = None, **env: str) -> Ran:
@@ -179,7 +179,7 @@ class HttpBox:
         return result
 
     def info(self) -> dict[str, Any]:
-        """What GET says of the sandbox, which must exist."""
+        """Returns GET's description of the sandbox, which must exist."""
         response = self.client.get(self.url)
         assert response.status_code == 200, response.text
         info: dict[str, Any] = response.json()
@@ -194,7 +194,7 @@ class HttpBox:
 
 
 def refusal(response: httpx.Response) -> tuple[int, str]:
-    """The status and code of an error, whose document must have the one shape that all have."""
+    """Returns the status and code of an error; its document must have the common shape."""
     document = response.json()
     assert {"code", "error", "context", "request_id"} <= document.keys() <= {
         "code", "error", "context", "request_id", "hint"

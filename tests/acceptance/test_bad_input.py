@@ -1,4 +1,4 @@
-"""Requests that are wrong: each gets a clear error of its kind, and nothing of the sandbox or the bucket changes."""
+"""Invalid requests: each gets a clear error of its kind, and changes nothing in the sandbox or the bucket."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ BAD_BODIES: dict[str, bytes] = {
 
 @dataclass(frozen=True)
 class Unchanged:
-    """A sandbox with a backup, a restored directory in it, and what it must still look like after each request."""
+    """A sandbox with a backup and a restored directory, and the state that must be the same after each request."""
 
     box: HttpBox
     handle: dict[str, str]
@@ -163,7 +163,7 @@ def test_an_id_that_is_no_uuid_is_refused(unchanged: Unchanged, backup_id: objec
     assert refusal(send(unchanged.box, "restore", dump({"id": backup_id, "dir": "/workspace"}))) == CONFIG
 
 
-def test_an_id_that_nobody_knows_is_not_found(unchanged: Unchanged) -> None:
+def test_an_unknown_backup_id_is_not_found(unchanged: Unchanged) -> None:
     unknown = str(uuid.uuid4())
 
     assert refusal(send(unchanged.box, "restore", dump({"id": unknown, "dir": "/workspace"})))[0] == 404
@@ -274,7 +274,7 @@ def test_without_a_valid_key_nothing_but_health_is_answered(service: Service, cl
         assert nobody.get("/health").json() == {"status": "ok"}
 
 
-def test_the_service_says_that_it_is_ready_what_it_offers_and_what_it_did(client: httpx.Client) -> None:
+def test_readiness_metrics_and_api_documentation_are_served(client: httpx.Client) -> None:
     assert client.get("/ready").json() == {"ready": True}
     assert "holdfast" in client.get("/metrics").text
     assert client.get("/docs").headers["content-type"].startswith("text/html")

@@ -47,14 +47,14 @@ def cli(service: Service) -> Cli:
 
 
 class Cli:
-    """Runs the command in processes of their own; it finds the service by its data folder."""
+    """Runs the command in its own process; it finds the service by its data folder."""
 
     def __init__(self, service: Service) -> None:
         self._env = clean_environment(service.home, {"HOLDFAST_DATA_DIR": str(service.data_dir)})
         self._cwd = service.home
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[bytes]:
-        """Runs it to its end; what Ray says of the cluster meanwhile is left out of its standard error."""
+        """Runs the command to its end; Ray's messages about the cluster are removed from its standard error."""
         done = subprocess.run(
             [HOLDFAST, *argv],
             env=self._env,
@@ -68,7 +68,7 @@ class Cli:
         return done
 
     def json(self, *argv: str, status: int = 0) -> dict[str, Any]:
-        """The one document that a command with --json prints."""
+        """Returns the single document that a command with --json prints."""
         done = self.run(*argv, "--json")
         assert done.returncode == status, done
         document: dict[str, Any] = json.loads(done.stdout)
@@ -161,7 +161,7 @@ def test_every_command_prints_one_json_document(cli: Cli, box: HttpBox, tmp_path
     assert box.id in {row["id"] for row in cli.json("list")["sandboxes"]}
     assert cli.json("inspect", handle["id"])["dir"] == "/workspace"
     assert cli.json("inspect", box.id)["id"] == box.id
-    (adopted,) = cli.json("adopt", handle["id"])["adopted"]  # it is ours already
+    (adopted,) = cli.json("adopt", handle["id"])["adopted"]  # the backup is signed by us already
     assert (adopted["id"], adopted["status"]) == (handle["id"], "ok")
     assert cli.json("delete", "--backup", handle["id"], "--damaged", status=1)["code"] == "INVALID_REQUEST"
     collected = cli.json("gc", "--dry-run")
@@ -232,7 +232,7 @@ def test_directories_are_copied_as_cp_would(cli: Cli, box: HttpBox, tmp_path: Pa
         return box.sh("find in real new -type f 2>/dev/null | sort | xargs; rm -rf in/tree in/link in/g real/* new")
 
     assert listed(f"{tree}/", f"{box.id}:in") == "in/tree/g in/tree/sub/f\n"
-    assert listed(f"{tree}/.", f"{box.id}:in") == "in/g real/f\n"  # by way of the link in/sub
+    assert listed(f"{tree}/.", f"{box.id}:in") == "in/g real/f\n"  # through the link in/sub
     assert listed(f"{tree}/sub/..", f"{box.id}:new") == "new/g new/sub/f\n"
     assert listed(str(tmp_path / "link"), f"{box.id}:in") == "in/link/g in/link/sub/f\n"
     assert listed(str(tree), f"{box.id}:link") == "real/tree/g real/tree/sub/f\n"

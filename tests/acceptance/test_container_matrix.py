@@ -1,8 +1,8 @@
-"""The service with each set of privileges that a container may have, against what `doctor` says there.
+"""The service with each set of privileges that a container may have, compared with what `doctor` says there.
 
-Each row either works wholly, with copies where no mount driver is offered, or `serve` refuses with the cause and the
-lines to change, those of `docker run` and of a pod's manifest. Nothing is taken for a damaged backup, and no sandbox
-wakes empty, because a privilege is missing.
+Each row either works completely, with copies where no mount driver is offered; or `serve` refuses to start, with the
+cause and the lines to change in `docker run` and in a pod's manifest. A missing privilege never makes a backup look
+damaged, and never makes a sandbox wake empty.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ FUSE = ("fuse",)
 
 @dataclass(frozen=True, slots=True)
 class Works:
-    """A row that starts. `drivers` are those that its doctor finds; without one there are copies only."""
+    """A row that starts. `drivers` are those that its doctor finds; without any, restores are copies."""
 
     drivers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Refuses:
-    """A row that does not start: what its doctor finds failing, and the words of the lines to change."""
+    """A row that does not start: the findings that fail in its doctor, and words from the lines to change."""
 
     failing: tuple[str, ...]
     words: tuple[str, ...]
@@ -148,7 +148,7 @@ def started(container: Container) -> httpx.Client:
     return container.client()
 
 
-def test_what_its_doctor_allows_works_wholly(working: tuple[Privileges, Works], tmp_path: Path) -> None:
+def test_a_container_that_passes_its_doctor_works_completely(working: tuple[Privileges, Works], tmp_path: Path) -> None:
     privileges, said = working
     status, text = doctor(tmp_path / "doctor", privileges)
     checks = {check["name"]: check for check in json.loads(text)["checks"]}
@@ -186,7 +186,7 @@ def test_what_its_doctor_allows_works_wholly(working: tuple[Privileges, Works], 
 
 
 def limits_of(box: HttpBox) -> list[str]:
-    """The limits that a sandbox says are in force, while a command keeps it awake."""
+    """Returns the limits that a sandbox reports as in force, while a command keeps it awake."""
     running = box.start("sh", "-euc", "echo started; until [ -e go ]; do sleep 0.1; done; rm go")
     running.said(b"started")
     limits = box.info()["limits"]
@@ -196,11 +196,11 @@ def limits_of(box: HttpBox) -> list[str]:
 
 
 def has_limits(privileges: Privileges) -> bool:
-    """Whether the memory and the processes of commands can be limited in such a container on this machine."""
+    """True if the memory and the processes of commands can be limited in such a container on this machine."""
     return privileges.controllers or not Hierarchies.find().v1
 
 
-def test_what_its_doctor_forbids_is_refused_with_the_lines_to_change(
+def test_a_container_that_fails_its_doctor_is_refused_with_the_lines_to_change(
     refusing: tuple[Privileges, Refuses], tmp_path: Path
 ) -> None:
     privileges, said = refusing

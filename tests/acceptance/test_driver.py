@@ -1,4 +1,4 @@
-"""The main flow by `actors.client`, from a process that has joined the cluster and knows no key of the bucket."""
+"""The main flow through `actors.client`, from a process that has joined the cluster and has no key of the bucket."""
 
 from __future__ import annotations
 

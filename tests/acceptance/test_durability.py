@@ -1,4 +1,4 @@
-"""Sandboxes outlive their actors: killed, crowded, or asleep with nothing left on the node."""
+"""Sandboxes outlive their actors: killed, overloaded, or asleep with no files on the node."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.trees import MINUTES_OF_READING
 DRIVERS = Path(__file__).parent / "drivers"
 CALLS = 1000
 MOST_MEMORY_BYTES = 600 * 2**20
-"""Of one sandbox's actor: some 200 MB of a Ray worker and what it has imported, and room."""
+"""Memory limit for one sandbox's actor: about 200 MB for a Ray worker and its imports, and a reserve."""
 SANDBOX = b"ray::SandboxHost"
 
 
 def actor_of(service: Service, make: Callable[[], object]) -> int:
-    """The pid of the actor that `make` has made."""
+    """Returns the pid of the actor that `make` has created."""
     before = set(workers(service, SANDBOX))
     make()
     (made,) = set(workers(service, SANDBOX)) - before
@@ -60,7 +60,7 @@ def test_an_actor_that_was_killed_wakes_its_sandbox_without_a_call(service: Serv
     assert service.node_path(box.id, "/workspace/later").read_bytes() == b"written over the restore"
 
 
-def test_the_caller_of_an_interrupted_backup_is_told_and_its_key_still_stands_for_one_backup(
+def test_an_interrupted_backup_is_an_error_and_its_idempotency_key_still_makes_one_backup(
     service: Service, box: HttpBox
 ) -> None:
     actor = actor_of(service, lambda: box.sh(f"truncate -s {MINUTES_OF_READING} hole; echo kept > file"))
@@ -88,7 +88,7 @@ def test_the_caller_of_an_interrupted_backup_is_told_and_its_key_still_stands_fo
     assert not list((service.data_dir / "node" / "boxes" / "default" / box.id / "spool").glob("*"))
 
 
-def test_of_very_many_calls_at_once_so_many_wait_and_the_others_are_refused(
+def test_of_a_thousand_calls_at_once_as_many_as_may_wait_are_served_and_the_rest_refused(
     service: Service, record_property: Callable[[str, object], None]
 ) -> None:
     said = reported(DRIVERS / "many_at_once.py", CALLS, home=service.home, env=service.client_env, timeout_s=300)
@@ -101,7 +101,7 @@ def test_of_very_many_calls_at_once_so_many_wait_and_the_others_are_refused(
     assert said["later"] == "served"
 
 
-def test_an_actor_that_very_many_call_at_once_stays_small(service: Service, box: HttpBox) -> None:
+def test_an_actor_under_many_simultaneous_calls_stays_small(service: Service, box: HttpBox) -> None:
     actor = actor_of(service, lambda: box.sh("true"))
     with ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(lambda number: box.exec("echo", str(number)), range(512)))
@@ -112,7 +112,7 @@ def test_an_actor_that_very_many_call_at_once_stays_small(service: Service, box:
 
 
 @pytest.mark.timeout(600)
-def test_a_sandbox_that_sleeps_in_the_bucket_leaves_nothing_on_its_node_and_wakes_with_everything(
+def test_a_sandbox_asleep_in_the_bucket_leaves_no_files_on_its_node_and_wakes_complete(
     tmp_path: Path,
 ) -> None:
     env = {"HOLDFAST_ON_SLEEP": "backup", "HOLDFAST_SLEEP_AFTER_S": "1"}
@@ -136,7 +136,7 @@ def test_a_sandbox_that_sleeps_in_the_bucket_leaves_nothing_on_its_node_and_wake
         names = [row.get("name") for row in client.get(f"{box.url}/backups").json()["backups"]]
         assert names.count("asleep") == 2, "one for /workspace and one for /home, of the last night"
         kinds = [event["kind"] for event in client.get(f"{box.url}/events").json()["events"]]
-        assert kinds.count("slept") >= 3  # more often where the machine is slow
+        assert kinds.count("slept") >= 3  # more often on a slow machine
         assert client.delete(box.url).status_code == 204
         left = client.get(f"{box.url}/backups").json()["backups"]
         assert [row["id"] for row in left] == [mine["id"]]

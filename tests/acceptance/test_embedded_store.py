@@ -1,4 +1,4 @@
-"""The embedded store as its operator sees it: where it is, and what becomes of it when its process ends."""
+"""The embedded store as its operator sees it: its folder, and its restart after its process has ended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def events(service: Service) -> list[str]:
     return [json.loads(line)["event"] for line in lines]
 
 
-def test_the_store_is_where_a_setting_says_and_comes_back_there_when_it_is_killed(tmp_path: Path) -> None:
+def test_the_store_is_in_the_configured_folder_and_restarts_there_when_killed(tmp_path: Path) -> None:
     port = free_port()
     with running(tmp_path / "home", tmp_path / "data", env={"HOLDFAST_STORE_PORT": str(port)}) as service:
         file = service.data_dir / "secrets" / "store.env"

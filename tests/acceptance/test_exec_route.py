@@ -1,4 +1,4 @@
-"""Commands: their output and their end, and the walls round them."""
+"""Commands: their output, their end, and their isolation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLEEPER = b"sleep\x00999.125\0"
 
 @pytest.fixture(scope="module")
 def box(client: httpx.Client) -> Iterator[HttpBox]:
-    """One sandbox for all tests here: none of them leaves a process."""
+    """One sandbox for all tests in this module: none of them leaves a process."""
     with HttpBox(client, f"exec-{uuid.uuid4().hex[:8]}").destroyed_at_the_end() as box:
         yield box
 
@@ -78,7 +78,7 @@ def test_arguments_arrive_as_they_are_without_a_shell(box: HttpBox) -> None:
 
 def test_a_command_that_takes_too_long_is_killed_with_an_event_that_says_so(box: HttpBox) -> None:
     long = unique_seconds()
-    for timeout_ms in (300, 3_000, 30_000):  # of which starting it takes a part, on a busy machine a large one
+    for timeout_ms in (300, 3_000, 30_000):  # the command's start counts; on a busy machine it takes long
         script = f"echo began; (trap '' TERM; sleep {long}) & sleep {long}"
         ran = box.exec("sh", "-c", script, timeout_ms=timeout_ms)
         assert (ran.error or {})["code"] == "EXEC_TIMEOUT"
@@ -145,7 +145,7 @@ def test_commands_of_one_sandbox_run_side_by_side(box: HttpBox) -> None:
     assert (reader.result().stdout, writer.result().exit_code) == (b"passed\n", 0)
 
 
-def test_what_a_command_leaves_in_the_background_does_not_outlive_it(box: HttpBox) -> None:
+def test_background_processes_of_a_command_end_with_it(box: HttpBox) -> None:
     long = unique_seconds()
     box.sh("mkfifo fifo")
     command = box.start("sh", "-c", f"setsid sleep {long} >/dev/null 2>&1 & read -r _ < fifo")
@@ -157,7 +157,7 @@ def test_what_a_command_leaves_in_the_background_does_not_outlive_it(box: HttpBo
     eventually(lambda: not runs_on_the_node(long))
 
 
-def test_a_command_is_nobody_in_particular_and_can_do_nothing_in_particular(box: HttpBox) -> None:
+def test_a_command_has_an_unprivileged_user_and_no_capabilities(box: HttpBox) -> None:
     status = dict(line.split(":\t", 1) for line in box.sh("cat /proc/self/status").splitlines() if ":\t" in line)
 
     assert box.sh("id -u; id -g") == "1000\n1000\n"
@@ -176,7 +176,7 @@ def test_a_command_is_nobody_in_particular_and_can_do_nothing_in_particular(box:
     assert box.exec("sh", "-c", "echo x > /etc/passwd").exit_code != 0
 
 
-def test_a_command_is_nobody_on_the_node_either(box: HttpBox) -> None:
+def test_a_command_has_an_unprivileged_user_on_the_node_too(box: HttpBox) -> None:
     long = unique_seconds()
     running = box.start("sh", "-c", f"echo ready; exec sleep {long}")
     running.said(b"ready")
@@ -210,7 +210,7 @@ def test_there_is_no_network(service: Service, box: HttpBox) -> None:
     assert box.exec("python3", "-c", script, "1.1.1.1", "53").text.startswith("refused")
     assert box.sh("ls /sys/class/net 2>/dev/null || tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '") == "lo\n"
     with socket.create_connection(("127.0.0.1", port), timeout=3):
-        pass  # the node itself can
+        pass  # the node itself has a network
 
 
 def test_a_command_sees_neither_the_node_nor_another_sandbox_nor_the_services_environment(
@@ -242,7 +242,7 @@ def test_a_descriptor_of_the_service_is_not_inherited(box: HttpBox) -> None:
     assert all(line.startswith(("pipe:", "/dev/null", "/proc/")) for line in targets.splitlines()), targets
 
 
-def test_a_command_that_forks_without_end_is_held(box: HttpBox) -> None:
+def test_a_fork_bomb_is_limited(box: HttpBox) -> None:
     ran = box.exec("python3", "-c", FORKING, timeout_ms=20_000)
 
     assert ran.exit_code == 0, ran
@@ -267,17 +267,17 @@ for pid in children:
 
 
 def unique_seconds() -> str:
-    """A long time to sleep that no other process of this machine sleeps for."""
+    """A sleep duration that no other process of this machine uses."""
     return f"1000.{uuid.uuid4().int}"
 
 
 def runs_on_the_node(seconds: str) -> bool:
-    """Whether a `sleep` for so long runs in any sandbox: none sees another's processes, the node sees all."""
+    """True if a `sleep` of this duration runs in any sandbox: the node sees the processes of all sandboxes."""
     sleeper = b"sleep\0" + seconds.encode() + b"\0"
     return any(read_or_empty(path) == sleeper for path in Path("/proc").glob("[0-9]*/cmdline"))
 
 
-def test_the_service_process_gives_no_secret_in_its_environment(service: Service) -> None:
+def test_the_service_process_has_no_secret_in_its_environment(service: Service) -> None:
     running = [pid for pid in service.pids() if os.path.exists(f"/proc/{pid}") and pid != service.process.pid]
     environments = b"".join(read_or_empty(Path(f"/proc/{pid}/environ")) for pid in running)
 

@@ -22,7 +22,7 @@ from tests.support.service import Service, eventually
 
 @pytest.fixture(scope="module")
 def shared(client: httpx.Client) -> Iterator[HttpBox]:
-    """One sandbox for the tests that ask nothing of what is in it."""
+    """One sandbox for the tests that do not depend on its content."""
     with HttpBox(client, f"files-{uuid.uuid4().hex[:8]}").destroyed_at_the_end() as box:
         yield box
 
@@ -111,7 +111,7 @@ def test_a_file_is_written_through_a_link_that_stays_inside(box: HttpBox) -> Non
     assert box.sh("readlink config current; stat -c %a v1/config; cat v1/config") == "current/config\nv1\n600\nnew\n"
 
 
-def test_what_is_no_regular_file_is_refused(box: HttpBox) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(box: HttpBox) -> None:
     box.sh("mkdir dir; touch dir/file; mkfifo fifo; ln -s loop loop")
 
     assert refusal(box.get("/workspace/dir")) == (409, "NOT_A_REGULAR_FILE")
@@ -126,7 +126,7 @@ def test_what_is_no_regular_file_is_refused(box: HttpBox) -> None:
     assert refusal(box.client.get(f"{box.url}/file/workspace/a%2F..%2Fb")) == (422, "INVALID_REQUEST")
 
 
-def test_a_written_file_belongs_to_the_sandbox_and_keeps_the_mode_it_had(box: HttpBox) -> None:
+def test_a_written_file_belongs_to_the_sandbox_and_keeps_its_previous_mode(box: HttpBox) -> None:
     box.write("/workspace/new/file", b"1")
     box.sh("echo 1 > script; chmod 750 script")
     box.write("/workspace/script", b"#!/bin/sh\necho ran\n")
@@ -162,7 +162,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(service: Service, box: HttpBox
     assert {name: row for name, row in tree_of(service, box).items() if name} == before
 
 
-def test_readers_that_take_nothing_hold_up_nobody_else(service: Service, box: HttpBox) -> None:
+def test_stalled_readers_block_no_other_call(service: Service, box: HttpBox) -> None:
     box.sh("truncate -s 400M large")
     with ExitStack() as stack:
         for _ in range(THREADS["reads"]):
@@ -175,7 +175,7 @@ def test_readers_that_take_nothing_hold_up_nobody_else(service: Service, box: Ht
     assert box.read("/workspace/file") == b"written meanwhile"
 
 
-def test_a_sandbox_that_is_deleted_under_an_upload_is_gone_and_stays_so(
+def test_a_sandbox_deleted_during_an_upload_stays_deleted(
     service: Service, client: httpx.Client, boxes: Callable[[], HttpBox]
 ) -> None:
     box = boxes()
@@ -191,7 +191,7 @@ def test_a_sandbox_that_is_deleted_under_an_upload_is_gone_and_stays_so(
         for _ in range(8):
             yield bytes(2**20)
 
-    with service.client() as uploading, suppress(httpx.TransportError):  # refused before it has sent everything
+    with service.client() as uploading, suppress(httpx.TransportError):  # refused before everything is sent
         assert refusal(HttpBox(uploading, box.id).put("/workspace/new", deleted_meanwhile()))[1] == "EXEC_STOPPED"
     assert refusal(client.get(box.url)) == (404, "SANDBOX_NOT_FOUND")
     assert box.id not in {row["id"] for row in client.get("/v1/sandbox").json()["sandboxes"]}
@@ -215,7 +215,7 @@ def test_a_workspace_travels_as_a_tar_archive(service: Service, boxes: Callable[
 
 
 @pytest.mark.parametrize("tar", [b"garbage" * 1000, b"x", os.urandom(100_000)], ids=["text", "one byte", "noise"])
-def test_what_is_no_tar_archive_is_refused(service: Service, box: HttpBox, tar: bytes) -> None:
+def test_a_body_that_is_not_a_tar_archive_is_refused(service: Service, box: HttpBox, tar: bytes) -> None:
     box.sh("echo kept > file")
     before = tree_of(service, box)
 

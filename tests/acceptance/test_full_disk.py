@@ -1,4 +1,4 @@
-"""`holdfast serve` on a disk that is full, to its last block or its last inode: it starts, deletes, and ends."""
+"""`holdfast serve` on a disk without free blocks or without free inodes: it starts, deletes and stops."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NAMES = ("a", "b", "c", "d", "e")
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way in which a disk can be full: the disk, what a command does to fill it, and what anybody else does."""
+    """One way to fill a disk: the mount options, a command that fills it, and a function that fills it from outside."""
 
     options: str
     command: str
     fill: Callable[[Path], AbstractContextManager[None]]
     has_ray: bool
-    """Whether Ray has its files on the disk, too, beside the sandboxes and the embedded store. It starts no process
-    where it cannot make the files of its log, so it must not lack inodes."""
+    """True if Ray has its files on the disk, too, beside the sandboxes and the embedded store. Ray starts no process
+    where it cannot create its log files, so such a disk must not lack inodes."""
 
 
 WAYS = {
@@ -42,7 +42,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 
 @pytest.fixture
 def disk(way: Way) -> Iterator[Path]:
-    """A small disk at a path that is short enough for the sockets of Ray."""
+    """A small disk at a path that is short enough for Ray's sockets."""
     folder = Path("/tmp", secrets.token_hex(2))
     with tmpfs(folder, way.options):
         yield folder
@@ -63,7 +63,7 @@ def test_a_service_on_a_full_disk_deletes_ends_and_starts_again(tmp_path: Path, 
             assert client.delete(f"/v1/backup/{backups[0]['id']}").status_code == 204
             with way.fill(disk):
                 assert client.delete("/v1/sandbox/b").status_code == 204
-            assert run(client, "a", way.command) != 0  # it takes at once what was freed
+            assert run(client, "a", way.command) != 0  # the command takes freed space at once
             with way.fill(disk):
                 assert client.delete("/v1/sandbox/unknown").status_code in (204, 404)
                 assert client.delete("/v1/sandbox/a").status_code == 204
@@ -79,7 +79,7 @@ def test_a_service_on_a_full_disk_deletes_ends_and_starts_again(tmp_path: Path, 
             for backup in backups[1:]:
                 assert client.delete(f"/v1/backup/{backup['id']}").status_code == 204
                 fillers.enter_context(way.fill(disk))
-            for name in ("c", "d", "e"):  # asleep, and more of them than workers wait for
+            for name in ("c", "d", "e"):  # asleep; more sandboxes than there are warm workers
                 assert client.delete(f"/v1/sandbox/{name}").status_code == 204
                 fillers.enter_context(way.fill(disk))
             assert client.get("/v1/sandbox").json()["sandboxes"] == []
@@ -93,7 +93,7 @@ def test_a_service_on_a_full_disk_deletes_ends_and_starts_again(tmp_path: Path, 
 
 
 def run(client: httpx.Client, box: str, script: str) -> int:
-    """Runs a shell command in a sandbox; its exit status."""
+    """Runs a shell command in a sandbox; returns its exit status."""
     answer = client.post(f"/v1/sandbox/{box}/exec", json={"argv": ["sh", "-c", script]})
     assert answer.status_code == 200 and '"exit_code"' in answer.text, answer.text
     return int(answer.text.rpartition('"exit_code": ')[2].partition("}")[0])
@@ -107,14 +107,14 @@ def create_backup(client: httpx.Client, box: str) -> dict[str, str]:
 
 
 def tells_the_truth(client: httpx.Client) -> None:
-    """The service works, and says what does not."""
+    """Checks that the service works and reports what does not."""
     assert client.get("/health").status_code == 200
     ready = client.get("/ready")
     assert ready.status_code == 200 and "full" in " ".join(ready.json()["warnings"]), ready.text
 
 
 def refuses_what_needs_room(client: httpx.Client) -> None:
-    """A write and a backup are refused, and the full disk is what is blamed."""
+    """Checks that a write and a backup are refused, and that the error names the full disk."""
     write = client.put("/v1/sandbox/c/file/workspace/new", content=b"0" * 100_000)
     assert (write.status_code, write.json()["code"]) == (507, "NO_SPACE"), write.text
     backup = client.post("/v1/sandbox/c/backup", json={"dir": "/workspace"})
@@ -122,6 +122,6 @@ def refuses_what_needs_room(client: httpx.Client) -> None:
 
 
 def in_good_order(service: Service) -> None:
-    """The service has ended by itself, and has said nothing that looks like a crash."""
+    """Checks that the service has ended by itself, and has logged nothing that looks like a crash."""
     assert service.process.returncode == 0
     assert "Traceback" not in service.stderr.read_text()

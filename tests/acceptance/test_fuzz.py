@@ -1,7 +1,7 @@
-"""Requests to every route that the OpenAPI document allows, and that it does not, and others that no client would send.
+"""Fuzzing: requests to every route of the OpenAPI document, valid ones, invalid ones, and malformed HTTP.
 
-Whatever is sent, the answer is a documented one: a success, or an error of the one shape, and never a defect of ours.
-The same requests are sent each time; HOLDFAST_TEST_FUZZ_SEED makes others.
+Every answer must be a documented one: a success, or an error of the common shape, never an internal error. The requests
+are the same in each run; HOLDFAST_TEST_FUZZ_SEED makes others.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from tests.unit.gateway.test_extreme_values import NUMBERS, TEXTS, fields, with_
 SEED = int(os.environ.get("HOLDFAST_TEST_FUZZ_SEED", "1"))
 CALLERS = 4
 REQUESTS = 250
-"""Of each caller."""
+"""Number of requests of each caller."""
 BUSY = ("/exec", "/backup", "/restore", "/persist", "/hydrate", "/file/{path}")
-"""The ends of the paths of what does most, and is asked for most."""
+"""Ends of the paths that do the most work; they are requested most often."""
 SERVED = [*DIRECTORIES, *COMMANDS, *VARIABLES, *TIMES_MS, *BACKUP_OPTIONS]
 VALUES = [*NUMBERS, "[" * 3000 + "]" * 3000, '{"a":{"a":{"a":1}}}', '[["a"]]', '["a",1]', *map(json.dumps, SERVED)]
 
@@ -54,7 +54,7 @@ Operation = dict[str, Any]
 
 @dataclass
 class Caller:
-    """Makes requests at random, about a sandbox and backups of its own, and looks at each answer."""
+    """Makes random requests about its own sandbox and backups, and checks each answer."""
 
     service: Service
     document: dict[str, Any]
@@ -65,12 +65,12 @@ class Caller:
 
     @property
     def operations(self) -> list[tuple[str, str, Operation]]:
-        """Method, path and description of all that the document has."""
+        """Method, path and description of every operation in the document."""
         paths = self.document["paths"]
         return [(method.upper(), path, operation) for path, row in paths.items() for method, operation in row.items()]
 
     def run(self) -> None:
-        """Makes all its requests, each on a connection of its own."""
+        """Makes all its requests, each on its own connection."""
         weights = [4 if path.endswith(BUSY) else 1 for _, path, _ in self.operations]
         for method, path, operation in self.draw.choices(self.operations, weights, k=REQUESTS):
             answer = self.ask(method, self.target(method, path, operation), operation, self.body(path, operation))
@@ -91,7 +91,7 @@ class Caller:
         return answer
 
     def encoded(self, method: str, target: str, body: bytes) -> tuple[bytes, bytes]:
-        """The request as it is sent, with a header or two that it might not have, and perhaps in a chunk."""
+        """Encodes the request for sending: sometimes with extra headers, sometimes chunked."""
         draw = self.draw
         headers = [("Host", "here"), ("Authorization", f"Bearer {self.service.api_key}")]
         if draw.random() < 0.15:
@@ -105,7 +105,7 @@ class Caller:
         return "\r\n".join(lines).encode("latin-1"), body
 
     def target(self, method: str, path: str, operation: Operation) -> str:
-        """The path with names in it, and perhaps a query."""
+        """Fills the path with names, and sometimes adds a query."""
         draw = self.draw
         declared = [row["name"] for row in operation.get("parameters", []) if row["in"] == "query"]
         target = path.replace("{id}", self.name(method, path)).replace("{path}", draw.choice(PATHS))
@@ -116,7 +116,7 @@ class Caller:
         return f"{target}?{'&'.join(draw.choices(QUERIES, k=draw.randint(1, 2)))}"
 
     def name(self, method: str, path: str) -> str:
-        """Of a sandbox or a backup; of another sandbox if it is to be deleted."""
+        """Returns the name of a sandbox or a backup; another sandbox's for a deletion."""
         draw = self.draw
         if draw.random() < 0.1:
             return escaped(draw.choice(TEXTS))
@@ -125,7 +125,7 @@ class Caller:
         return f"{self.box.id}-x" if method == "DELETE" and path.endswith("{id}") else self.box.id
 
     def body(self, path: str, operation: Operation) -> bytes:
-        """One as the route wants it, or nearly, or not at all."""
+        """Returns a body that is valid for the route, nearly valid, or invalid."""
         draw = self.draw
         content = operation.get("requestBody", {}).get("content", {})
         if "application/json" not in content:
@@ -140,7 +140,7 @@ class Caller:
         return raw if kind == "right" else draw.choice(others)
 
     def document_for(self, route: str) -> dict[str, Any]:
-        """A body of the right fields; not every value in it can be served."""
+        """Returns a body with the right fields; not all its values can be served."""
         draw = self.draw
         where = draw.choice([*["/workspace/d"] * 10, *DIRECTORIES])
         match route:
@@ -165,12 +165,12 @@ class Caller:
 
 
 def escaped(text: str) -> str:
-    """The text in a target; as it is if it is escaped already."""
+    """Percent-encodes the text for a target; text that is encoded already stays as it is."""
     return text if text.startswith("%") else quote(text, safe="")
 
 
 def check(operation: Operation, answer: Answer) -> None:
-    """Fails unless an answer is one that the operation's description, or the table of errors, has."""
+    """Fails unless the answer is documented in the operation's description or in the table of errors."""
     assert answer.status, "the connection was closed without an answer"
     assert answer.headers["X-Request-Id"]
     if answer.status >= 400:
@@ -189,7 +189,7 @@ def check(operation: Operation, answer: Answer) -> None:
 
 
 def address(service: Service) -> tuple[str, int]:
-    """Where the service listens."""
+    """Host and port on which the service listens."""
     parts = urlsplit(service.url)
     return parts.hostname or "", parts.port or 0
 
@@ -211,7 +211,7 @@ def callers(service: Service, client: httpx.Client) -> Iterator[list[Caller]]:
 
 @pytest.fixture(autouse=True)
 def sound(service: Service) -> Iterator[None]:
-    """A service that works after each test, and has met no defect of its own."""
+    """Checks after each test that the service works and has logged no internal error."""
     yield
     assert is_ready(service)
     said = service.stderr.read_text()
@@ -225,10 +225,10 @@ def test_every_request_to_every_route_gets_a_documented_answer(callers: list[Cal
     seen: Counter[tuple[str, int]] = sum((caller.seen for caller in callers), Counter())
     served = {route for route, status in seen if status < 400}
     missed = {f"{method} {path}" for method, path, _ in callers[0].operations} - served
-    assert missed <= {"POST /v1/sandbox/{id}/forget"}, missed  # nothing is missing that could be forgotten
+    assert missed <= {"POST /v1/sandbox/{id}/forget"}, missed  # no directory is missing, so forget cannot succeed
 
 
-def test_every_command_directory_and_environment_gets_a_result_or_a_reason(callers: list[Caller]) -> None:
+def test_every_command_directory_and_environment_gets_a_result_or_an_error(callers: list[Caller]) -> None:
     caller = callers[0]
     path = "/v1/sandbox/{id}/exec"
     operation = caller.document["paths"][path]["post"]
@@ -243,7 +243,7 @@ def test_every_command_directory_and_environment_gets_a_result_or_a_reason(calle
         caller.ask("POST", path.replace("{id}", caller.box.id), operation, json.dumps(body).encode())
 
 
-def test_the_borders_of_http_are_answered_with_a_document(service: Service, box: HttpBox) -> None:
+def test_edge_cases_of_http_are_answered_with_a_document(service: Service, box: HttpBox) -> None:
     box.sh("true")
     with ThreadPoolExecutor(8) as threads:
         tried = [

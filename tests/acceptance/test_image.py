@@ -1,4 +1,4 @@
-"""The image of the Dockerfile: built step by step, and run as `docker run` would with few privileges."""
+"""The image of the Dockerfile: built step by step, and run like `docker run` with few privileges."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(2400)
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[image.Image]:
-    """The image; what its build has lent of this machine is as it was, and its trees are gone afterwards."""
+    """The built image; afterwards its trees are deleted, and the parts of this machine that it used are unchanged."""
     folder = tmp_path_factory.mktemp("image")
     before = states(image.lent_paths())
     try:
@@ -66,12 +66,12 @@ def test_the_image_is_small_has_no_tests_and_runs_as_its_own_init(built: image.I
 
 
 def states(paths: list[Path]) -> dict[Path, tuple[int, int, int]]:
-    """The inode, the size and the time of the last change of each path."""
+    """Returns inode, size and time of last change of each path."""
     return {path: (found.st_ino, found.st_size, found.st_ctime_ns) for path in paths if (found := path.lstat())}
 
 
 def zombies_below(first: int) -> list[str]:
-    """The ended processes of a pid namespace that nobody has reaped."""
+    """Returns the ended processes of a pid namespace that have not been reaped."""
     namespace = os.readlink(f"/proc/{first}/ns/pid")
     found = subprocess.run(["ps", "-eo", "stat=,pidns=,comm="], check=True, capture_output=True, text=True).stdout
     return [line for line in found.splitlines() if line.startswith("Z") and namespace.strip("pid:[]") in line]

@@ -21,7 +21,7 @@ RAY_S_AGENT, RAY_S_DASHBOARD = 52_365, 8265
 
 
 def submit(service: Service, entrypoint: str, *options: str) -> tuple[int, str]:
-    """Runs one job to its end; returns its status and what it printed."""
+    """Runs one job to its end; returns its status and its output."""
     env = clean_environment(
         service.home,
         {
@@ -36,7 +36,7 @@ def submit(service: Service, entrypoint: str, *options: str) -> tuple[int, str]:
 
 
 def documents(text: str) -> list[dict[str, Any]]:
-    """The JSON documents among a job's lines."""
+    """Extracts the JSON documents from a job's output."""
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
@@ -88,7 +88,7 @@ def test_a_sandbox_that_a_job_makes_gets_nothing_of_the_job(service: Service, tm
 def test_a_job_reaches_its_own_cluster_beside_another_ray(tmp_path: Path) -> None:
     with ExitStack() as stack:
         for port in (RAY_S_AGENT, RAY_S_DASHBOARD):
-            with suppress(OSError):  # another Ray has it already: just as good
+            with suppress(OSError):  # another Ray has the port already, which is as good
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
         beside = stack.enter_context(running(tmp_path / "home", tmp_path / "data"))
 
@@ -96,7 +96,7 @@ def test_a_job_reaches_its_own_cluster_beside_another_ray(tmp_path: Path) -> Non
 
         assert status == 0, said
         assert documents(said)[-1]["sandboxes"][0]["id"] == "of-the-job"
-        for _ in range(4):  # each asks anew which cluster is its own, and could take any on this machine
+        for _ in range(4):  # each job determines its cluster anew, and could find any on this machine
             status, said = submit(beside, "echo address=$RAY_ADDRESS")
             assert status == 0 and f"address={beside.client_env['RAY_ADDRESS']}\n" in said, said
 

@@ -1,4 +1,4 @@
-"""Labels and events of a sandbox, which is neither woken for them nor has to exist before."""
+"""Labels and events of a sandbox: neither wakes it, and the sandbox need not exist before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.service import HOLDFAST, Service, clean_environment
 
 
 def run_cli(service: Service, *argv: str) -> Any:
-    """The one document that a command with --json prints."""
+    """Returns the single document that a command with --json prints."""
     env = clean_environment(service.home, {"HOLDFAST_DATA_DIR": str(service.data_dir)})
     done = subprocess.run([HOLDFAST, *argv], env=env, cwd=service.home, capture_output=True, timeout=60, check=True)
     return json.loads(done.stdout)

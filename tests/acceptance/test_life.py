@@ -1,4 +1,4 @@
-"""Starting, stopping, being killed and starting again."""
+"""Start, stop, kill and restart of the service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.service import STOP_S, Service, comm_of, nothing_left, refuse
 
 
 def make_some(service: Service) -> tuple[dict[str, str], dict[str, str]]:
-    """Leaves a sandbox with files, a restored directory with writes in it, a copy, and running commands."""
+    """Creates a sandbox with files, a restored directory with writes in it, a copy, and running commands."""
     with service.client() as client:
         box = HttpBox(client, "kept")
         box.sh("echo own > own; mkdir -p project/sub; echo 1 > project/file; echo 2 > project/sub/file; ln -s own link")
@@ -33,7 +33,7 @@ def make_some(service: Service) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def check_some(service: Service, handles: tuple[dict[str, str], dict[str, str]]) -> None:
-    """Looks whether all that `make_some` left is there."""
+    """Checks that everything that `make_some` made is there."""
     with service.client() as client:
         box = HttpBox(client, "kept")
         before = box.info()
@@ -86,8 +86,8 @@ def test_stopping_leaves_nothing_and_everything_is_there_after_the_next_start(tm
     shutil.rmtree(second.ray_folder, ignore_errors=True)
 
 
-def test_a_service_whose_control_store_has_ended_before_it_leaves_nothing(tmp_path: Path) -> None:
-    """As when all processes of a unit, or of a terminal's job, are told to end at once."""
+def test_a_service_leaves_nothing_when_rays_control_store_ends_before_it(tmp_path: Path) -> None:
+    """This happens when all processes of a systemd unit, or of a terminal's job, get the signal at once."""
     service = start(tmp_path / "home", tmp_path / "data")
     make_some(service)
     assert mountinfo.mounts_under(service.data_dir)
@@ -188,7 +188,7 @@ def is_loopback(address: str) -> bool:
     return (mapped or found).is_loopback
 
 
-def test_where_memory_runs_out_the_service_outlives_the_actors_and_these_their_commands(
+def test_out_of_memory_commands_are_killed_before_actors_and_actors_before_the_service(
     service: Service, box: HttpBox
 ) -> None:
     command = int(box.sh("cat /proc/self/oom_score_adj"))

@@ -1,4 +1,4 @@
-"""Backups and restores of one sandbox run one after the other, and questions are answered meanwhile."""
+"""Backups and restores of one sandbox run one after the other; reads are answered meanwhile."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.support.trees import MINUTES_OF_READING
 
 AT_ONCE = 20
 ANSWER_S, LONGEST_S = 0.250, 10.0
-"""How long an answer takes at most, half of the time and ever: less than an operation, on a machine that is busy."""
+"""Limits for an answer's time: for the median, and for the slowest. Shorter than an operation on a busy machine."""
 
 
 class Poller:
-    """Asks for the sandbox's state over and over, and keeps how long each answer took."""
+    """Requests the sandbox's state repeatedly, and records how long each answer took."""
 
     def __init__(self, client: httpx.Client, url: str) -> None:
         self.durations_s: list[float] = []
@@ -57,7 +57,7 @@ class Poller:
         return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
-def test_twenty_operations_sent_at_once_neither_overlap_nor_get_lost_and_the_state_answers_meanwhile(
+def test_twenty_operations_at_once_run_one_by_one_while_the_state_stays_readable(
     service: Service, box: HttpBox, record_property: Callable[[str, object], None]
 ) -> None:
     box.sh("head -c 8000000 /dev/urandom > noise; seq 100000 > numbers; mkdir sub; echo 1 > sub/file")
@@ -99,7 +99,7 @@ def test_twenty_operations_sent_at_once_neither_overlap_nor_get_lost_and_the_sta
     assert max(poller.durations_s) <= LONGEST_S
 
 
-def test_a_sandbox_that_is_busy_holds_up_no_other(service: Service, box: HttpBox) -> None:
+def test_a_busy_sandbox_blocks_no_other(service: Service, box: HttpBox) -> None:
     box.sh(f"truncate -s {MINUTES_OF_READING} hole")
     codes: list[str] = []
     with service.client() as aside:

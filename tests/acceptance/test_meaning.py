@@ -1,4 +1,4 @@
-"""What the API means, row by row: addressing, directories, options, overlays, commands, expiry, atomicity."""
+"""The meaning of the API, row by row: addressing, directories, options, overlays, commands, expiry, atomicity."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ while True:
 
 
 def tree_of(service: Service, box: HttpBox, path: str = "/workspace") -> dict[bytes, Entry]:
-    """What the directory holds, seen from the node."""
+    """Returns the content of the directory as the node sees it."""
     return fingerprint(service.node_path(box.id, path))
 
 
 def bucket(service: Service) -> dict[str, int]:
-    """Every object of the bucket and its size."""
+    """Returns each object of the bucket with its size."""
     return {str(path.relative_to(service.s3)): path.stat().st_size for path in service.s3.rglob("*") if path.is_file()}
 
 
@@ -238,7 +238,7 @@ def test_every_compression_comes_back(service: Service, box: HttpBox, mode: str)
         assert box.client.get(f"/v1/backup/{handle['id']}").json()["compression"] == format
 
 
-# --- where to, and how
+# --- target and mode of a restore
 
 
 @pytest.mark.parametrize("mode", ["overlay", "copy"])
@@ -356,7 +356,7 @@ def test_a_backup_of_a_restored_and_changed_directory_holds_the_changes(box: Htt
     assert box.sh("cat one three sub/file; ls") == "10\n3\nnested\none\nsub\nthree\n"
 
 
-# --- commands in between
+# --- commands during an operation
 
 
 def test_a_command_is_paused_while_its_directory_is_archived_and_goes_on_after(box: HttpBox) -> None:
@@ -390,7 +390,7 @@ def test_commands_are_stopped_by_a_restore_with_an_event_that_says_so(box: HttpB
     assert box.info()["commands"] == 0
 
 
-# --- nothing half done
+# --- atomicity
 
 
 def test_a_backup_that_fails_leaves_nothing_in_the_bucket_and_on_the_node(service: Service, box: HttpBox) -> None:
@@ -519,7 +519,7 @@ def test_a_backup_whose_archive_is_missing_is_not_found(service: Service, box: H
 
 def test_a_cancelled_backup_leaves_nothing(service: Service, box: HttpBox) -> None:
     box.sh("head -c 200000000 /dev/urandom > large")
-    # The state is written a moment after the first call, and what is in no backup is noted a moment after each.
+    # The state is written shortly after the first call, and the list of unsaved roots shortly after each call.
     (state,) = eventually(lambda: list(service.s3.rglob(f"{box.id}/state.json")))
     eventually(lambda: b'"unsaved":["/workspace"]' in state.read_bytes())
     objects = bucket(service)
@@ -539,10 +539,10 @@ def test_a_cancelled_backup_leaves_nothing(service: Service, box: HttpBox) -> No
     assert box.post("cancel").json() == {"cancelled": False}
 
 
-# --- other people's
+# --- other tenants
 
 
-def test_another_tenants_backups_and_sandboxes_cannot_be_seen_or_touched(
+def test_another_tenants_backups_and_sandboxes_can_be_neither_seen_nor_changed(
     service: Service, box: HttpBox, other_client: httpx.Client
 ) -> None:
     box.sh("echo secret > file")
@@ -550,7 +550,7 @@ def test_another_tenants_backups_and_sandboxes_cannot_be_seen_or_touched(
     with HttpBox(other_client, box.id).destroyed_at_the_end() as theirs:
         assert refusal(other_client.get(theirs.url)) == (404, "SANDBOX_NOT_FOUND")
         assert theirs.sh("ls -A") == ""
-        eventually(lambda: other_client.get(theirs.url).json()["epoch"] == 1)  # written a moment after the first call
+        eventually(lambda: other_client.get(theirs.url).json()["epoch"] == 1)  # written shortly after the first call
         objects = bucket(service)
 
         for mode in ("overlay", "copy"):
@@ -572,7 +572,7 @@ def test_another_tenants_backups_and_sandboxes_cannot_be_seen_or_touched(
 
 
 def tree_of_names(path: Path) -> set[str]:
-    """Every name below, mounts included."""
+    """Returns every name below the path, mounts included."""
     return {os.path.join(folder, name) for folder, names, files in os.walk(path) for name in (*names, *files)}
 
 

@@ -1,4 +1,4 @@
-"""A directory that cannot be brought back, as a caller meets it: told, never empty, given up by name."""
+"""A directory that cannot be recovered: callers get an error, never an empty directory, until it is forgotten."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.service import BUCKET, HOLDFAST, Service, clean_environment, 
 
 @pytest.fixture(scope="module")
 def bedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose sandboxes sleep in the bucket, after a second."""
+    """A service whose sandboxes sleep in the bucket after one second."""
     folder = tmp_path_factory.mktemp("bedded")
     env = {"HOLDFAST_ON_SLEEP": "backup", "HOLDFAST_SLEEP_AFTER_S": "1"}
     with running(folder / "home", folder / "data", env=env) as service:
@@ -29,7 +29,7 @@ def forgotten_by_command_line(service: Service, box: str, directory: str) -> lis
     return [row["dir"] for row in json.loads(ended.stdout)["forgotten"]]
 
 
-def test_a_sandbox_whose_backup_is_gone_is_told_and_goes_on_when_it_is_given_up(bedded: Service) -> None:
+def test_calls_fail_while_a_backup_is_gone_and_work_once_its_directory_is_forgotten(bedded: Service) -> None:
     with bedded.client() as client, HttpBox(client, "missing").destroyed_at_the_end() as box:
         box.write("/workspace/file", b"1")
         box.write("/app/file", b"2")

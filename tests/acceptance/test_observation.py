@@ -1,4 +1,4 @@
-"""What an operator sees: log lines under a request's id, and metrics of the actors."""
+"""Observability for an operator: log lines with a request's id, and metrics of the actors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.service import Service, eventually
 
 
 def actor_log_lines(service: Service, request_id: str) -> list[dict[str, Any]]:
-    """What the actors, whose output Ray keeps, have logged under a request's id."""
+    """Returns the actors' log lines for a request's id; Ray keeps their output."""
     lines = []
     for file in service.ray_folder.rglob("worker-*.err"):
         for line in file.read_text(errors="replace").splitlines():
@@ -24,7 +24,7 @@ def actor_log_lines(service: Service, request_id: str) -> list[dict[str, Any]]:
 
 
 def metrics(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
-    """The samples by name, and the values of their labels in the order of the labels' names."""
+    """Returns the samples, keyed by name and by label values in the order of the labels' names."""
     response = client.get("/metrics")
     assert response.status_code == 200
     return {
@@ -35,7 +35,7 @@ def metrics(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
 
 
 def complete(client: httpx.Client) -> dict[tuple[str, tuple[str, ...]], float]:
-    """The samples, once those of the cluster are among them: an answer of the cluster that is late leaves them out."""
+    """Returns the samples once those of the cluster are among them: they are missing when the cluster answers late."""
     found: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def is_complete() -> bool:

@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand: only the port and the data folder are those of the test's service."""
+"""The README's examples, run unchanged but for the port and the data folder, which are those of the test's service."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_example_of_s3s_own_tools_runs(service: Service, client: httpx.Clien
     else:
         text = re.sub(r"^aws ", f"{aws} ", text, flags=re.MULTILINE)
     assert re.findall(r"^(python3|rclone|\S*aws) ", text, flags=re.MULTILINE)[:2] == tools[:2]
-    # In a home of its own, as an operator's shell: it has the store's keys, which no process of the service may show.
+    # It has its own home, like an operator's shell: it has the store's keys, which no process of the service may show.
     printed = runs(service, ["bash", "-euc"], text, home=tmp_path)
     assert printed.count(f"{made}/meta.json") == len(tools) - 1
     assert re.match(r"[1-5]\n", printed)

@@ -1,4 +1,4 @@
-"""A real tree of some thousand files, and beside it all that backup tools get wrong, byte for byte there and back."""
+"""A real tree of some thousand files, plus what backup tools get wrong: byte for byte the same after a restore."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.service import Service
 
 PACKAGES = Path(botocore.__file__).parents[1]
 LONGEST_NAME_BYTES = 251
-"""What every mount driver stands; fuse-overlayfs dies of longer ones and such trees are refused there."""
+"""Longest name that every mount driver supports; fuse-overlayfs crashes on longer ones, so it refuses such trees."""
 
 ODD = """
 import sys

@@ -1,6 +1,6 @@
-"""No key, presigned URL or path of the node shows anywhere. Runs last, and looks at all that the session has left.
+"""No key, presigned URL or path of the node is visible anywhere. Runs last, and searches all that the session has left.
 
-Two exceptions are honest: the operator's own `--data-dir`, and folders (never keys) in the arguments with which
+Two exceptions are allowed: the operator's own `--data-dir`, and folders (never keys) in the arguments with which
 rclone and Ray are started.
 """
 
@@ -19,7 +19,7 @@ from tests.support.service import CommandLines, Service, eventually, secrets_of
 
 @pytest.fixture(scope="module", autouse=True)
 def main_flow(service: Service) -> Iterator[HttpBox]:
-    """What every session must at least have seen: a backup, restores, failures, a command with a secret of its own."""
+    """Makes sure that the session includes a backup, restores, failures, and a command with its own secret."""
     with service.client() as client, HttpBox(client, "searched").destroyed_at_the_end() as box:
         box.sh("head -c 40000000 /dev/urandom > large; touch file")
         handle = box.backup()
@@ -43,7 +43,7 @@ def found_in(text: str, secrets: dict[str, str]) -> list[str]:
 
 
 def logs(service: Service) -> dict[Path, str]:
-    """Every log of Ray and of our actors, and what `serve` printed."""
+    """Returns every log of Ray and of our actors, and the output of `serve`."""
     files = [path for path in service.ray_folder.rglob("*") if path.is_file() and "logs" in path.parts]
     return {path: path.read_text(errors="replace") for path in (*files, service.stdout, service.stderr)}
 

@@ -1,4 +1,4 @@
-"""The specification's own example, over HTTP alone."""
+"""The example of the specification, over HTTP alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 from tests.acceptance.http_box import HttpBox
 
 
-def test_a_directory_that_is_wrecked_after_a_backup_is_back_after_its_restore(client: httpx.Client) -> None:
+def test_a_directory_wrecked_after_its_backup_comes_back_with_a_restore(client: httpx.Client) -> None:
     created = client.post("/v1/sandbox")
     assert created.status_code == 200
     assert created.json().keys() == {"id"}
@@ -43,7 +43,7 @@ def test_a_backup_is_described_by_its_name_and_time_to_live(box: HttpBox) -> Non
     assert re.fullmatch(r"[0-9a-f]{64}", info["sha256"])
 
 
-def test_a_backup_lives_for_three_days_unless_it_is_told_otherwise(box: HttpBox) -> None:
+def test_a_backup_lives_for_three_days_by_default(box: HttpBox) -> None:
     box.sh("echo 1 > file")
     handle = box.backup()
 
@@ -62,7 +62,7 @@ def test_the_backups_of_a_sandbox_are_listed_newest_first_and_page_by_page(box: 
     assert "cursor" not in second
 
 
-def test_a_deleted_backup_is_gone_from_every_door(box: HttpBox) -> None:
+def test_a_deleted_backup_is_gone_from_every_route(box: HttpBox) -> None:
     box.sh("echo 1 > file")
     handle = box.backup()
 

@@ -1,7 +1,7 @@
-"""The gateway under Ray Serve: rayservice.yaml's cluster on this machine, with a node of each of its three groups.
+"""The gateway under Ray Serve: rayservice.yaml's cluster on this machine, with one node for each of its three groups.
 
-The head has no keys and takes no sandbox; two replicas of the gateway run where the keys are; the sandboxes run where
-no key is.
+The head has no keys and runs no sandbox. Two replicas of the gateway run on the node with the keys. The sandboxes run
+on the node without keys.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BIG_BYTES = 3_000_000
 
 @pytest.fixture(scope="module")
 def keys(bucket: BucketConfig) -> dict[str, str]:
-    """What a Kubernetes Secret would hold, and where the bucket is."""
+    """The content of the Kubernetes Secret, and the settings that locate the bucket."""
     return {
         "SANDBOX_API_KEY": API_KEY,
         "HOLDFAST_API_KEYS": json.dumps({"other": OTHER_KEY}),
@@ -62,7 +62,7 @@ def test_two_replicas_answer_and_one_service_runs(served: Served) -> None:
 
 def test_output_comes_through_the_proxy_while_the_command_runs(box: HttpBox) -> None:
     running = box.start("sh", "-c", "echo first; until [ -e go-on ]; do sleep 0.05; done; echo second >&2; exit 3")
-    running.said(b"first\n")  # the command cannot have ended: nothing has let it go on
+    running.said(b"first\n")  # the command is still running: it waits for the test
 
     box.write("/workspace/go-on", b"")
     ran = running.result()
@@ -120,7 +120,7 @@ def test_a_client_that_goes_away_stops_its_command(box: HttpBox) -> None:
     eventually(lambda: box.info()["commands"] == 0)
 
 
-def test_a_gateway_of_its_own_joins_the_same_service_and_leaves_it_running(
+def test_a_separate_gateway_joins_the_same_service_and_leaves_it_running(
     served: Served, box: HttpBox, keys: dict[str, str]
 ) -> None:
     box.write("/workspace/seen-by-all", b"once")
@@ -138,13 +138,13 @@ def test_a_gateway_of_its_own_joins_the_same_service_and_leaves_it_running(
     assert box.read("/workspace/seen-by-all") == b"once"
 
 
-def test_a_sandboxs_process_imports_nothing_that_came_with_serve(served: Served, box: HttpBox) -> None:
+def test_a_sandboxs_process_imports_no_dependency_of_ray_serve(served: Served, box: HttpBox) -> None:
     box.sh("true")
     maps = [read_or_empty(Path(f"/proc/{pid}/maps")) for pid in workers(served.service, b"ray::SandboxHost")]
     assert any(maps) and all(b"/numpy/" not in text for text in maps)
 
 
-def test_no_key_shows_but_in_the_environment_of_the_gateways_own_node(
+def test_keys_are_only_in_the_environment_of_the_gateways_own_node(
     served: Served, box: HttpBox, keys: dict[str, str]
 ) -> None:
     box.sh("true")

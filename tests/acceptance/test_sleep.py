@@ -1,4 +1,4 @@
-"""Sandboxes that give their process back while nobody calls, and wake at the next call with everything in place."""
+"""Sandboxes whose process ends while nobody calls; they wake with everything in place at the next call."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def test_a_sandbox_sleeps_and_wakes_with_its_files_and_its_writes_over_a_restore
     assert sleeper.read("/home/sandbox/file") == b"plain"
 
 
-def test_a_sandbox_whose_files_alone_tell_of_it_is_running(sleepy: Service, sleeper: HttpBox) -> None:
+def test_a_sandbox_known_only_by_its_files_is_reported_as_running(sleepy: Service, sleeper: HttpBox) -> None:
     client = sleeper.client
     sleeper.write("/workspace/file", b"content")
     assert wait_until(lambda: not is_awake(client, sleeper), timeout_s=30)
-    # As an actor leaves it that dies before it has told the bucket of the sandbox.
+    # An actor that dies before its first write to the bucket leaves this state.
     sleepy.s3_client().delete_object(Bucket="holdfast", Key=keys.state("default", sleeper.id))
     assert client.get(f"/v1/sandbox/{sleeper.id}").status_code == 404
     assert client.get(f"{sleeper.url}/running").json() == {"running": True, "awake": False}

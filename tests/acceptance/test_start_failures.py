@@ -1,4 +1,4 @@
-"""Each way in which `holdfast serve` cannot start: a sentence, a hint, exit status 1, and nothing left of it."""
+"""Each way in which `holdfast serve` fails to start: a sentence, a hint, exit status 1, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.service import PROGRAMS, Refused, nothing_left, refused
 
 
 def refusal_of(tmp_path: Path, data_dir: Path, *, env: dict[str, str] | None = None, before: Sequence[str] = ()) -> str:
-    """What a `serve` says that is expected to give up; fails unless it does so in good order."""
+    """Returns the output of a `serve` that is expected to fail; checks that it fails cleanly."""
     attempt: Refused = refused(tmp_path / "home", data_dir, env=env, before=before)
     said = attempt.stderr
     assert attempt.status == 1, said
@@ -32,7 +32,7 @@ def refusal_of(tmp_path: Path, data_dir: Path, *, env: dict[str, str] | None = N
 
 
 def is_of_ray(line: str) -> bool:
-    """A line of the log that Ray's libraries write to the standard error of the process that starts it."""
+    """True for a log line that Ray's libraries write to the standard error of the process that starts Ray."""
     return line.startswith("[20") or "File descriptor limit" in line
 
 
@@ -101,14 +101,14 @@ def test_a_store_that_cannot_be_run_is_named(tmp_path: Path) -> None:
     assert "embedded server" in said and "Permission denied" in said
 
 
-def test_a_port_of_the_store_that_is_taken_is_named(tmp_path: Path) -> None:
+def test_an_occupied_port_of_the_store_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         said = refusal_of(tmp_path, tmp_path / "data", env={"HOLDFAST_STORE_PORT": str(port)})
     assert str(port) in said and "HOLDFAST_STORE_PORT" in said
 
 
-def test_a_user_without_rights_is_told_so(tmp_path: Path) -> None:
+def test_a_user_without_the_needed_rights_gets_an_error_that_says_so(tmp_path: Path) -> None:
     before = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
 
     said = refusal_of(tmp_path, tmp_path / "data", before=before)

@@ -1,4 +1,4 @@
-"""Whatever of the service is dead or hangs: `/ready` says so, and a stop ends everything in time and in order."""
+"""Whichever part of the service is dead or hangs, `/ready` reports it, and a stop ends everything in time and order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def titled(title: bytes) -> Callable[[Service], set[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A signal to some of the service's processes, and whether `/ready` has to tell of it."""
+    """A signal to some of the service's processes, and whether `/ready` must report it."""
 
     of: Callable[[Service], set[int]]
     number: signal.Signals
@@ -62,7 +62,7 @@ FAULTS = {
 
 
 class Asking:
-    """A request that is under way for as long as the service lets it be."""
+    """A request that stays open until the service ends it."""
 
     def __init__(self, service: Service) -> None:
         self.answer: httpx.Response | None = None
@@ -85,7 +85,7 @@ class Asking:
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_stop_ends_everything_in_time_whatever_is_dead(tmp_path: Path, fault: Fault) -> None:
+def test_a_stop_ends_everything_in_time_whichever_part_is_dead(tmp_path: Path, fault: Fault) -> None:
     service = start(tmp_path / "home", tmp_path / "data", env=fault.env)
     with service.client() as client:
         box = HttpBox(client, "box")
@@ -109,7 +109,7 @@ def test_a_stop_ends_everything_in_time_whatever_is_dead(tmp_path: Path, fault: 
     took_s = time.monotonic() - began
     assert took_s < STOP_LIMIT_S, f"it took {took_s:.1f} s"
     assert mountinfo.mounts_under(service.data_dir) == []
-    # Processes of Ray's dashboard end as soon as they see that it has.
+    # Processes of Ray's dashboard end as soon as they notice that Ray has ended.
     nothing_left(service, timeout_s=STOP_LIMIT_S - took_s)
     assert "Traceback" not in service.stderr.read_text()
     if asking.ended().status_code != 200:

@@ -1,4 +1,4 @@
-"""Two services on one machine whose data folders have the same path, each in a mount namespace of its own."""
+"""Two services on one machine whose data folders have the same path, each in its own mount namespace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def service_at(seen_at: Path, folder: Path) -> Iterator[Service]:
         yield service
 
 
-def test_a_second_service_with_the_same_path_disturbs_nothing_of_the_first(tmp_path: Path) -> None:
+def test_a_second_service_with_the_same_path_leaves_the_first_undisturbed(tmp_path: Path) -> None:
     seen_at = tmp_path / "seen"
     seen_at.mkdir()
     with service_at(seen_at, tmp_path / "a" / "data") as first, first.client() as client:

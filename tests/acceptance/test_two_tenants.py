@@ -1,6 +1,6 @@
-"""Two tenants on one machine: one is at every limit at once, and the other is served as before.
+"""Two tenants on one machine: one is at every limit at once, and the other is still served.
 
-What one takes, in its sandbox, is in `tests/support/hoard.py`.
+`tests/support/hoard.py` is the program with which a sandbox takes resources.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ KEYS = {GREEDY: "key-of-the-greedy-tenant", MODEST: "key-of-the-modest-tenant"}
 LIMITS = {"HOLDFAST_EXEC_MEMORY_BYTES": str(2**30), "HOLDFAST_EXEC_PROCESSES": "512"}
 TAKEN = ("files", "inotify-watches", "timers", "message-queues", "pipes", "files-in-flight", "network-buffers",
          "terminals", "memory", "processes")  # fmt: skip
-"""What commands take, beside the many names, in this order: no other starts where there is no process left."""
+"""Resources that commands take, besides the many names. "processes" comes last: no command starts after it."""
 COMMANDS, READERS, WAITING = 32, 16, 64
-"""What a sandbox serves at once, and how many more calls may wait for each lane."""
+"""Numbers of calls that a sandbox serves at once, and of calls that may wait for each lane."""
 CONNECTIONS = 2200
 PESTERING = 8
 ROUNDS = 8
 SLOWER = 200
-"""How many times longer than on an idle machine a call may take: far more than it does, far less than if it starved."""
+"""Limit for the slowdown against an idle machine: far above what is measured, far below that of a starved tenant."""
 
 
 def ended(command: Running) -> None:
-    """Ends a command that may have ended: where memory runs out, the kernel ends the largest."""
+    """Ends a command that may have ended already: when memory runs out, the kernel kills the largest process."""
     with suppress(OSError):
         command.hang_up()
 
 
 @dataclass(slots=True)
 class Greedy:
-    """The tenant that takes all it can get: in a sandbox, and of the service."""
+    """The tenant that takes all it can get, in its sandbox and from the service."""
 
     service: Service
     box: HttpBox
@@ -53,13 +53,13 @@ class Greedy:
     slow: list[socket.socket] = field(default_factory=list)
 
     def take(self, kind: str, *at_most: int) -> None:
-        """Has a command take as much of something as there is; returns once it has."""
+        """Starts a command that takes as much of a resource as there is; returns once it has."""
         taking = self.box.start("python3", "/workspace/hoard.py", kind, *map(str, at_most))
         self.stack.callback(ended, taking)
         taking.said(b"held ")
 
     def connect(self) -> socket.socket:
-        """A connection on which nothing is said yet."""
+        """Opens a connection and sends nothing."""
         url = httpx.URL(self.service.url)
         assert url.port is not None
         ours = socket.create_connection((url.host, url.port), timeout=30)
@@ -67,7 +67,7 @@ class Greedy:
         return ours
 
     def send(self, method: str, path: str, body: bytes = b"", *, length: int | None = None) -> socket.socket:
-        """Sends a request whose answer nobody reads; with a `length`, its headers, and says that a body follows."""
+        """Sends a request and never reads its answer; with a `length`, sends the headers alone and announces a body."""
         lines = [
             f"{method} {self.box.url}/{path} HTTP/1.1",
             "Host: h",
@@ -80,7 +80,7 @@ class Greedy:
         return ours
 
     def fill_lanes(self) -> None:
-        """Downloads and commands of which nobody reads what they say, as many as there may be."""
+        """Starts as many downloads and commands as are allowed, and never reads their output."""
         chatty = json.dumps({"argv": ["yes"]}).encode()
         silent = [self.send("GET", "file/workspace/large") for _ in range(READERS)]
         silent += [self.send("POST", "exec", chatty) for _ in range(COMMANDS - len(TAKEN))]
@@ -88,7 +88,7 @@ class Greedy:
             assert answer.recv(12) == b"HTTP/1.1 200"
 
     def fill_queues(self) -> None:
-        """As many calls as may wait for each lane, and more."""
+        """Sends as many calls as may wait for each lane, and more."""
         calls = (("GET", "file/workspace/large", b""), ("POST", "exec", b'{"argv": ["true"]}'),
                  ("POST", "backup", b'{"dir": "/workspace"}'), ("GET", "files?path=/workspace/many", b""))  # fmt: skip
         for call in calls:
@@ -96,17 +96,17 @@ class Greedy:
                 self.send(*call)
 
     def fill_connections(self) -> None:
-        """As many connections as it can open: with its key, on which a body comes and never ends, then without one."""
+        """Opens as many connections as it can: first with its key and a body that never ends, then without a key."""
         for _ in range(CONNECTIONS):
             ours = self.send("POST", "exec", length=10_000)
-            if ours.recv(12) == b"HTTP/1.1 100":  # else it is one too many
+            if ours.recv(12) == b"HTTP/1.1 100":  # else the connection is over the limit
                 self.slow.append(ours)
         for _ in range(CONNECTIONS):
             with suppress(ConnectionError):
                 self.connect()
 
     def pester(self) -> None:
-        """Goes on calling, as clients do that try again at once."""
+        """Goes on calling, like clients that retry at once."""
         stopped = threading.Event()
 
         def call() -> None:
@@ -139,7 +139,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def box_of(service: Service, tenant: str, stack: ExitStack) -> HttpBox:
-    """A sandbox of a tenant's, with what it hoards by. It ends with the service: what waits for it may take long."""
+    """A tenant's sandbox with the hoarding program. It ends with the service: its waiting calls may take long."""
     box = HttpBox(stack.enter_context(service.client(KEYS[tenant])), f"{tenant}-box")
     box.write("/workspace/hoard.py", HOARD.read_bytes())
     return box
@@ -171,13 +171,13 @@ CALLS: tuple[Callable[[HttpBox], None], ...] = (a_file, a_command, a_listing, a_
 
 @contextmanager
 def met_anew(service: Service) -> Iterator[HttpBox]:
-    """The modest tenant's sandbox, by a connection that is made for it."""
+    """The modest tenant's sandbox, on a new connection."""
     with service.client(KEYS[MODEST]) as client:
         yield HttpBox(client, f"{MODEST}-box")
 
 
 def latencies_s(service: Service) -> dict[str, list[float]]:
-    """How long each kind of call took, in each of some rounds. Every one has to succeed."""
+    """Returns how long each kind of call took in each round. Every call must succeed."""
     taken: dict[str, list[float]] = {call.__name__: [] for call in CALLS}
     for _ in range(ROUNDS):
         for call in CALLS:
@@ -189,7 +189,7 @@ def latencies_s(service: Service) -> dict[str, list[float]]:
 
 
 def compared(before: dict[str, list[float]], during: dict[str, list[float]]) -> float:
-    """Prints how much longer each kind of call took; returns the worst ratio of two medians."""
+    """Prints the slowdown of each kind of call; returns the worst ratio of two medians."""
     worst = 0.0
     for kind, took in during.items():
         was = before[kind]
@@ -202,7 +202,7 @@ def compared(before: dict[str, list[float]], during: dict[str, list[float]]) -> 
     return worst
 
 
-def test_a_tenant_at_every_limit_at_once_leaves_the_other_served(shared: Service) -> None:
+def test_a_tenant_at_every_limit_at_once_does_not_starve_the_other(shared: Service) -> None:
     with ExitStack() as stack:
         box_of(shared, MODEST, stack)
         before = latencies_s(shared)

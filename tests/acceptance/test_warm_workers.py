@@ -1,4 +1,4 @@
-"""A new sandbox takes a process that waits for it already, and another one takes that one's place."""
+"""A new sandbox takes a warm worker, and a new worker replaces it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from tests.acceptance.http_box import HttpBox
 from tests.support.service import Service, eventually, workers
 
 
-def test_new_sandboxes_are_made_of_workers_that_wait_and_are_replaced(
-    service: Service, boxes: Callable[[], HttpBox]
-) -> None:
-    for _ in range(6):  # more than ever wait at once
+def test_new_sandboxes_take_warm_workers_which_are_replaced(service: Service, boxes: Callable[[], HttpBox]) -> None:
+    for _ in range(6):  # more than the number of warm workers
         eventually(lambda: bool(workers(service, b"ray::IDLE")), timeout_s=60)
         before, awake = set(service.pids()), workers(service, b"ray::SandboxHost")
 

@@ -24,7 +24,7 @@ def main() -> None:
         "temp_dir": wanted["folder"],
         "env_vars": head["environment"],
     }
-    # Ray's test cluster writes its address there, whatever folder it is given, and fails where no Ray has made it yet.
+    # Ray's test cluster always writes its address to this folder, and fails if the folder is missing.
     Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)  # type: ignore[no-untyped-call]
     cluster = Cluster(initialize_head=True, head_node_args={**of_head, **head["options"]})
     try:

@@ -1,4 +1,4 @@
-"""A Ray driver of somebody's own: the main flow by `actors.client`, with nothing but the cluster's address."""
+"""A Ray driver of a third party: the main flow through `actors.client`, with nothing but the cluster's address."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def main(sandbox_id: str) -> dict[str, object]:
 
 
 def _caught(act: object) -> str:
-    """By which clause an error is caught; each is its own class on this side of Ray, too."""
+    """Returns the name of the `except` clause that catches the error: each error keeps its own class across Ray."""
     assert callable(act)
     try:
         act()

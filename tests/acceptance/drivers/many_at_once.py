@@ -1,6 +1,6 @@
-"""Very many calls to one sandbox in the same instant: each that is served leaves its number in a file.
+"""Very many calls to one sandbox at the same instant; each call that is served writes its number into a file.
 
-Arguments: where to write the report, how many calls. Reports how they ended, and which were served.
+Arguments: path of the report, number of calls. Reports how the calls ended, and which were served.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from actors.models import ExecRequest, Exit
 
 
 async def call(box: Sandbox, number: int) -> str:
-    """One call, which ends once there is a file `go`."""
+    """Makes one call, whose command ends as soon as the file `go` exists."""
     script = f"while [ ! -e go ]; do sleep 0.1; done; echo {number} >> numbers"
     try:
         events = box.calls.exec(ExecRequest(argv=["sh", "-c", script]))
@@ -38,7 +38,7 @@ async def main(calls: int) -> dict[str, object]:
     box = get_sandbox("crowded")
     await touch(box, "/workspace/numbers")
     asked = {asyncio.create_task(call(box, number)): number for number in range(calls)}
-    _, others = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # one that was refused
+    _, others = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # the first to end is a refused call
     await touch(box, "/workspace/go")
     if others:
         await asyncio.wait(others)

@@ -1,6 +1,6 @@
-"""Many callers, and sandboxes that fall asleep between their calls: each call leaves its number in a file.
+"""Many callers, and sandboxes that fall asleep between calls; each call writes its number into a file.
 
-Arguments: where to write the report, how many calls in all, how many callers, how many sandboxes.
+Arguments: path of the report, number of calls in all, of callers, and of sandboxes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(calls: int, callers: int, sandboxes: int) -> dict[str, object]:
 
 
 def process_of(box: Sandbox) -> str:
-    """Which actor serves the sandbox now; a sleeping one has none."""
+    """Identifies the actor that serves the sandbox now; a sleeping sandbox has none."""
     info = box.info()
     return f"{box.id} {info.awake_since}" if info.running else ""
 
