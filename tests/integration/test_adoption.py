@@ -1,4 +1,4 @@
-"""A backup that nobody has signed is checked and signed, once; what was tampered with is not."""
+"""Adoption: a backup without a signature is checked and signed, once; one that was tampered with is not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Theirs:
         store.put(key, json.dumps({**json.loads(store.get(key).data), **changes}).encode())
 
     def strip(self) -> None:
-        """Leaves of the metadata what Cloudflare's SDK would have written."""
+        """Reduces the metadata to the fields that Cloudflare's SDK writes."""
         store, key = self.node.catalog().store, keys.metadata(self.handle.id)
         said = json.loads(store.get(key).data)
         store.put(key, json.dumps({name: said[name] for name in BY_CLOUDFLARE}).encode())
@@ -66,7 +66,7 @@ def theirs(kernel_node: Node, scratch: Path) -> Theirs:
     return Theirs(kernel_node, foreign(kernel_node, tree, str(uuid.uuid4())))
 
 
-def test_an_adopted_backup_is_ours_and_keeps_what_it_was(theirs: Theirs) -> None:
+def test_an_adopted_backup_is_signed_and_keeps_its_fields(theirs: Theirs) -> None:
     metadata, archive = theirs.stored
     theirs.adopt()
     record = theirs.record
@@ -95,7 +95,7 @@ def test_an_adopted_backup_is_restored_and_belongs_to_the_sandbox(theirs: Theirs
     assert owners == {(UID, UID)}
 
 
-def test_an_adopted_archive_that_is_swapped_is_refused(theirs: Theirs) -> None:
+def test_an_adopted_archive_that_was_changed_later_is_refused(theirs: Theirs) -> None:
     theirs.adopt()
     store, key = theirs.node.catalog().store, keys.archive(theirs.handle.id)
     data = bytearray(store.get(key).data)
@@ -106,7 +106,7 @@ def test_an_adopted_archive_that_is_swapped_is_refused(theirs: Theirs) -> None:
     assert raised.value.context == {"reason": "CORRUPT_ARCHIVE"}
 
 
-def test_only_the_default_tenant_gives_an_unsigned_backup_away(theirs: Theirs) -> None:
+def test_only_the_default_tenant_can_adopt_an_unsigned_backup_for_others(theirs: Theirs) -> None:
     before = theirs.stored
     with pytest.raises(BackupNotFoundError):
         theirs.adopt(tenant="other", owner="other")
@@ -130,7 +130,7 @@ def test_only_the_default_tenant_gives_an_unsigned_backup_away(theirs: Theirs) -
         ({"version": 2}, "NEWER_DOCUMENT"),
     ],
 )
-def test_what_cannot_be_believed_is_not_adopted(theirs: Theirs, changes: dict[str, object], reason: str) -> None:
+def test_a_backup_with_invalid_metadata_is_not_adopted(theirs: Theirs, changes: dict[str, object], reason: str) -> None:
     theirs.write(**changes)
     before = theirs.stored
     with pytest.raises(BackupRestoreError) as raised:
@@ -139,7 +139,7 @@ def test_what_cannot_be_believed_is_not_adopted(theirs: Theirs, changes: dict[st
     theirs.check_untouched(before)
 
 
-def test_an_expired_a_missing_and_a_broken_one_are_not_adopted(theirs: Theirs) -> None:
+def test_expired_missing_and_broken_backups_are_not_adopted(theirs: Theirs) -> None:
     with pytest.raises(BackupNotFoundError):
         adoption(theirs.node.config, theirs.node.catalog()).adopt("default", str(uuid.uuid4()), "default")
     theirs.write(createdAt="2020-01-01T00:00:00.000Z")
@@ -167,7 +167,7 @@ def test_another_tenants_backup_without_its_signature_is_not_adopted(kernel_node
     stripped.check_untouched(before)
 
 
-def test_a_backup_of_ours_that_lost_everything_is_its_sandboxs_again(kernel_node: Node) -> None:
+def test_adoption_returns_our_own_stripped_backup_to_its_sandbox(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     handle = backup(box)
     stripped = Theirs(kernel_node, handle)

@@ -1,4 +1,4 @@
-"""Archives hold exactly what was in the tree, or there is none."""
+"""The archiver: an archive holds exactly the content of the tree, or there is no archive."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_hard_links_of_every_kind_are_counted_as_one(setup: Setup, kind: str, mt
         os.link(setup.work / "first", setup.work / name, follow_symlinks=False)
     os.link(setup.work / "first", setup.folder / "outside", follow_symlinks=False)
     os.chown(setup.work / "first", UID, UID, follow_symlinks=False)
-    os.utime(setup.work / "first", (0, mtime_s), follow_symlinks=False)  # a reading changes a time of access like that
+    os.utime(setup.work / "first", (0, mtime_s), follow_symlinks=False)  # reading changes the time of access like this
     made = setup.create(excludes=["/excluded"])
     found = setup.extracted(made)
     if kind in LEFT_OUT:
@@ -292,7 +292,7 @@ def test_attributes_of_a_symbolic_link_and_capabilities_are_counted(setup: Setup
 
 
 @pytest.mark.parametrize("mode", [0, 0o400, 0o7777])
-def test_the_mode_of_a_file_or_directory_hinders_nothing(setup: Setup, mode: int) -> None:
+def test_files_and_directories_of_any_mode_are_archived(setup: Setup, mode: int) -> None:
     (setup.work / "d").mkdir()
     put(setup.work / "d", b"f")
     os.chown(setup.work / "d", UID, UID)
@@ -301,7 +301,7 @@ def test_the_mode_of_a_file_or_directory_hinders_nothing(setup: Setup, mode: int
     assert fingerprint(setup.extracted(setup.create()) / "d") == fingerprint(setup.work / "d")
 
 
-def test_a_file_of_another_owner_that_cannot_be_read_is_an_error_and_never_an_empty_file(setup: Setup) -> None:
+def test_an_unreadable_file_of_another_owner_is_an_error_and_never_an_empty_file(setup: Setup) -> None:
     put(setup.work, b"foreign")
     os.chown(setup.work / "foreign", 0, 0)
     (setup.work / "foreign").chmod(0o600)
@@ -353,7 +353,7 @@ def test_a_file_that_grows_without_end_meets_the_time_limit(setup: Setup) -> Non
     assert wait_until(lambda: "bwrap" not in children().values())
 
 
-def test_the_walk_counts_against_the_time_too(setup: Setup) -> None:
+def test_the_time_limit_includes_the_walk(setup: Setup) -> None:
     put(setup.work, b"file")
     with pytest.raises(TreeError, match="could not be walked in the time"):
         setup.create(timeout_s=0)
@@ -372,7 +372,7 @@ def mksquashfs_of(folder: Path) -> int | None:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal by now. Source: proc_pid_status(5), SigCgt."""
+    """True if a process has installed a handler for a signal. Source: proc_pid_status(5), SigCgt."""
     (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return bool(int(caught, 16) >> (number - 1) & 1)
 
@@ -425,7 +425,7 @@ def test_a_tree_that_changed_after_the_walk_is_refused(setup: Setup) -> None:
         setup.create(on_survey=lambda _: (setup.work / "one").unlink())
 
 
-def test_a_directory_that_is_missing_is_named_so(setup: Setup) -> None:
+def test_a_missing_directory_is_named_in_the_error(setup: Setup) -> None:
     with pytest.raises(PathMissingError):
         setup.archiver.create(
             "/workspace/none", setup.spool(), compression="zstd", level=1, timeout_s=5, cancelled=threading.Event()
@@ -469,7 +469,7 @@ def random_patterns(rng: random.Random) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_gitignore_files_mean_what_git_says(tmp_path: Path, seed: int) -> None:
+def test_gitignore_files_are_applied_as_git_does(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     root = tmp_path / "repo"
     paths = ["a", "b", "ab", "a.x", "*", "c ", "d"]

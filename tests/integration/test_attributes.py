@@ -1,4 +1,4 @@
-"""ATTRIBUTES.md does not lie: every cell of its table against the real thing, on every mount driver."""
+"""Every cell of the table in ATTRIBUTES.md, compared with what really happens, on every mount driver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DRIVERS = frozenset(Driver)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the table: the cells of the three ways, and the count."""
+    """One row of the table: the cells of the three ways, and the name of its count."""
 
     overlay: str
     copy: str
@@ -36,7 +36,7 @@ class Row:
 
 
 def rows() -> Mapping[str, Row]:
-    """The table of the document."""
+    """Parses the document's table."""
     found = {}
     for line in (PROJECT / "ATTRIBUTES.md").read_text().splitlines():
         if line.startswith("| ") and not line.startswith("| Attribute"):
@@ -51,7 +51,7 @@ ROWS = rows()
 
 
 def said(cell: str, driver: Driver) -> str:
-    """What a cell says of a driver."""
+    """Returns a cell's statement about a driver."""
     answer, *special = cell.split("; ")
     for clause in special:
         match = _OF_DRIVERS.fullmatch(clause)
@@ -63,12 +63,12 @@ def said(cell: str, driver: Driver) -> str:
 
 
 def place_of(root: Path, name: str) -> Path:
-    """The folder that an attribute has to itself."""
+    """The folder that is used for this attribute alone."""
     return root if ATTRIBUTES[name].is_of_root else root / f"{list(ATTRIBUTES).index(name)}"
 
 
 def make(root: Path, names: Iterable[str]) -> dict[str, object]:
-    """Gives attributes to a directory and to folders in it; returns what there is to see of each."""
+    """Sets attributes on a directory and on folders in it; returns the visible value of each."""
     os.chown(root, UID, UID)
     ordered = sorted(names, key=lambda name: ATTRIBUTES[name].is_of_root)
     for name in ordered:
@@ -79,7 +79,7 @@ def make(root: Path, names: Iterable[str]) -> dict[str, object]:
 
 
 def what_became(attribute: Attribute, before: object, after: object) -> set[str]:
-    """Every word of the table that is true."""
+    """Returns every word of the table that is true."""
     words = {f"changed: {change}" for change, is_it in attribute.changes.items() if is_it(before, after)}
     if after == before:
         words.add("kept")
@@ -89,7 +89,7 @@ def what_became(attribute: Attribute, before: object, after: object) -> set[str]
 
 
 def wrong_cells(before: Mapping[str, object], root: Path, cell: Callable[[str], str]) -> dict[str, object]:
-    """The attributes of which a cell says something else than what is to be seen, and what that is."""
+    """Returns the attributes whose cell contradicts the visible value, with both."""
     wrong: dict[str, object] = {}
     for name, value in before.items():
         after = ATTRIBUTES[name].look(place_of(root, name))
@@ -99,7 +99,7 @@ def wrong_cells(before: Mapping[str, object], root: Path, cell: Callable[[str], 
 
 
 def unflagged(root: Path) -> None:
-    """Takes the flags away that would keep the test from removing the tree."""
+    """Removes the flags that would keep the test from deleting the tree."""
     subprocess.run(["chattr", "-R", "-i", "-a", root], capture_output=True)
 
 

@@ -1,4 +1,4 @@
-"""What runs in a sandbox can do its work, and nothing else."""
+"""The box: a command in it can do its work, and nothing else."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ FORBIDDEN = {
 @pytest.mark.parametrize("identity", [Identity.COMMAND, Identity.READER])
 def test_a_command_cannot_reach_the_kernels_dangerous_parts(box: Box, what: str, identity: Identity) -> None:
     if identity is Identity.READER and what in ("another uid", "a file of another"):
-        return  # it is uid 0 of its own namespace already, in which nobody else is mapped
+        return  # the reader is uid 0 of its own namespace already, in which no other user is mapped
     code = (
         f"import ctypes; libc = ctypes.CDLL(None, use_errno=True); r = {FORBIDDEN[what]}; print(r, ctypes.get_errno())"
     )
@@ -133,7 +133,7 @@ def test_a_command_cannot_reach_the_kernels_dangerous_parts(box: Box, what: str,
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="system calls by number")
-def test_a_command_holds_none_of_the_machines_contexts_of_asynchronous_io(box: Box) -> None:
+def test_a_command_cannot_use_up_the_machines_asynchronous_io_contexts(box: Box) -> None:
     code = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); context = ctypes.c_void_p(); "
     code += "print(libc.syscall(206, 64, ctypes.byref(context)), ctypes.get_errno())"
     assert inside(box, PYTHON, "-c", code).stdout.split() == [b"-1", str(errno.ENOSYS).encode()]
@@ -147,7 +147,7 @@ print(os.ttyname(held[0][1]), os.read(held[0][0], 100).decode(), os.stat(os.ttyn
 """
 
 
-def test_a_command_has_pseudo_terminals_of_its_own_and_so_many(box: Box) -> None:
+def test_a_command_has_its_own_limited_number_of_pseudo_terminals(box: Box) -> None:
     assert inside(box, PYTHON, "-c", TERMINALS, "64").stdout == b"/dev/pts/0 to the other side 1000\n"
     assert b"No space left" in inside(box, PYTHON, "-c", TERMINALS, "65").stderr
     assert said(box, "script -qec tty /dev/null") == "/dev/pts/0"
@@ -168,7 +168,7 @@ for make in (socket.socket, lambda family, kind: socket.socketpair(family, kind)
 
 
 @pytest.mark.parametrize("network", [False, True])
-def test_no_socket_is_opened_but_of_four_families(box: Box, network: bool) -> None:
+def test_only_sockets_of_four_families_can_be_opened(box: Box, network: bool) -> None:
     ended = inside(dataclasses.replace(box, network=network), PYTHON, "-c", FAMILIES)
     assert set(map(int, ended.stdout.split())) == {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}
 
@@ -209,7 +209,7 @@ def test_a_setuid_program_gives_nothing(box: Box, work: Path) -> None:
     assert said(box, "/workspace/id -u") == "1000"
 
 
-def test_a_reader_reads_whatever_the_mode_and_nothing_of_others(box: Box, work: Path) -> None:
+def test_a_reader_reads_files_of_any_mode_and_nothing_of_other_users(box: Box, work: Path) -> None:
     (work / "closed").write_text("mine")
     (work / "foreign").write_text("root's")
     os.chown(work / "closed", UID, UID)
@@ -235,7 +235,7 @@ def test_a_keeper_sees_its_binds_and_nothing_else(work: Path, tmp_path: Path) ->
     assert inside(empty, "chown", "5:5", "/parent", identity=Identity.KEEPER, binds=binds).status == 0
 
 
-def test_nothing_of_a_box_shows_in_the_nodes_process_list(box: Box, tmp_path: Path) -> None:
+def test_the_nodes_process_list_shows_nothing_of_a_box(box: Box, tmp_path: Path) -> None:
     with boxed(box, ["sleep", "30"], cwd="/", env={"TOKEN": "hidden-value"}) as ready:
         assert "hidden-value" not in " ".join(ready.argv)
         assert str(tmp_path) not in " ".join(ready.argv)

@@ -1,4 +1,4 @@
-"""A box that cannot be built, or whose tool the node does not let finish, is called that, and doctor finds it."""
+"""A box that cannot be built, or a tool in it that the node limits: the error says so, and doctor finds it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIMITED: dict[str, tuple[str, tuple[type[NodeError], ...]]] = {
     "no program of that name": ("exec /none", (BoxError,)),
     "killed": ("kill -9 $$", (ToolKilledError,)),
     "its file cut off": ("prlimit --fsize=4096 --pid $$; {real}", (ToolError,)),
-    # by a signal; but the first process of a pid namespace gets none, and says itself that the file is too large
+    # SIGXFSZ kills a tool at the limit; but the first process of a pid namespace survives it and reports EFBIG itself
     "no memory": ("prlimit --as=40000000 --pid $$; {real}", (NoMemoryLeftError, NoProcessesLeftError)),
 }
 
@@ -39,7 +39,7 @@ PROCESSES = {"no processes": 1, "no threads": 3}
 
 @contextmanager
 def limited(folder: Path, cause: str) -> Iterator[tuple[type[NodeError], ...]]:
-    """A node on which `cause` meets whatever runs in a box; the errors of which one is expected."""
+    """A node on which `cause` limits everything that runs in a box; yields the expected errors, of which one occurs."""
     if cause in PROCESSES:
         with processes_limited(PROCESSES[cause]) as script, tools_replaced(folder, {"bwrap": script + "{real}"}):
             yield (NoProcessesLeftError,)
@@ -60,7 +60,7 @@ def setup(tmp_path: Path) -> Setup:
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_what_the_node_does_to_a_tool_is_no_fault_of_the_archive(setup: Setup, cause: str) -> None:
+def test_a_tool_limited_by_the_node_is_a_node_error_and_not_a_bad_archive(setup: Setup, cause: str) -> None:
     made = setup.create()
     with limited(setup.folder, cause) as kinds:
         with pytest.raises(kinds):
@@ -112,7 +112,7 @@ def test_doctor_tries_every_kind_of_box(tmp_path: Path) -> None:
     assert set(boxes_found(tmp_path, network=True)) == {*found, "box network"}
 
 
-def test_doctor_says_of_each_box_that_cannot_be_built_why(tmp_path: Path) -> None:
+def test_doctor_says_why_each_box_cannot_be_built(tmp_path: Path) -> None:
     with tools_replaced(tmp_path, {"bwrap": UNBUILT}):
         found = boxes_found(tmp_path, network=True)
     assert len(found) == 5
@@ -121,7 +121,7 @@ def test_doctor_says_of_each_box_that_cannot_be_built_why(tmp_path: Path) -> Non
         assert "Failed RTM_NEWADDR" in finding.detail
 
 
-def test_doctor_finds_a_keeper_that_alone_cannot_be_built(tmp_path: Path) -> None:
+def test_doctor_finds_that_only_the_keeper_cannot_be_built(tmp_path: Path) -> None:
     refused = "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"
     with tools_replaced(tmp_path, {"unshare": refused}):
         found = boxes_found(tmp_path)
@@ -136,9 +136,7 @@ def hydrated(box: LocalSandbox) -> None:
 
 
 @pytest.mark.parametrize(("script", "reason"), UNBUILT_BOXES.values(), ids=UNBUILT_BOXES.keys())
-def test_a_tar_whose_box_cannot_be_built_is_not_blamed_on_its_sender(
-    kernel_node: Node, script: str, reason: str
-) -> None:
+def test_a_tar_whose_box_cannot_be_built_is_not_the_callers_error(kernel_node: Node, script: str, reason: str) -> None:
     box = kernel_node.sandbox()
     with tools_replaced(kernel_node.data_dir, {"bwrap": script}):
         for call in (hydrated, lambda box: list(box.persist("a-name"))):
@@ -151,7 +149,7 @@ def test_a_tar_whose_box_cannot_be_built_is_not_blamed_on_its_sender(
     assert sh(box, "ls") == ""
 
 
-def test_a_tar_that_names_files_like_faults_of_the_node_is_blamed_on_its_sender(kernel_node: Node) -> None:
+def test_a_tar_whose_file_names_look_like_node_errors_is_the_callers_error(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(box, ": > file")
     transfer = box.open_hydrate()

@@ -1,4 +1,4 @@
-"""Sandboxes on several nodes: where they go, and what happens when a node dies. Real Ray, on one machine."""
+"""Sandboxes on several nodes: placement, and recovery when a node dies. Real Ray, on one machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT_S = 300
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """Where the nodes have their data folders."""
+    """The folder with the nodes' data folders."""
     made = tmp_path / "nodes"
     made.mkdir()
     yield made
@@ -34,9 +34,7 @@ def run(name: str, folder: Path, bucket: BucketConfig) -> Any:
 
 
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_sandboxes_spread_and_wake_where_their_files_are_and_forks_go_where_the_archive_is(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_sandboxes_spread_wake_at_their_files_and_fork_at_their_archive(folder: Path, tmp_path: Path) -> None:
     with embedded_s3(tmp_path / "s3") as server:
         said = run("placement", folder, server.config)
     before, *after = said["rounds"]
@@ -47,7 +45,7 @@ def test_sandboxes_spread_and_wake_where_their_files_are_and_forks_go_where_the_
 
 
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_the_sandboxes_of_a_node_that_dies_come_up_elsewhere_with_their_last_backups(
+def test_sandboxes_of_a_dead_node_are_recovered_elsewhere_from_their_last_backups(
     folder: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     with embedded_s3(tmp_path / "s3") as server:
@@ -66,7 +64,7 @@ def test_the_sandboxes_of_a_node_that_dies_come_up_elsewhere_with_their_last_bac
 
 
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_a_node_that_is_drained_under_load_loses_nothing_of_its_sandboxes(folder: Path, tmp_path: Path) -> None:
+def test_a_drain_under_load_loses_no_data(folder: Path, tmp_path: Path) -> None:
     with embedded_s3(tmp_path / "s3") as server:
         said = run("node_drain", folder, server.config)
     print(f"empty after {said['empty_s']:.1f} s; the load: {said['ended']}")
@@ -81,7 +79,7 @@ def test_a_node_that_is_drained_under_load_loses_nothing_of_its_sandboxes(folder
 
 
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_a_drain_waits_for_the_bucket_and_names_what_is_lost_where_it_stays_away(folder: Path, tmp_path: Path) -> None:
+def test_a_drain_waits_for_the_bucket_and_names_the_losses_if_it_stays_away(folder: Path, tmp_path: Path) -> None:
     with embedded_s3(tmp_path / "s3") as server:
         said = run("node_drain_late", folder, server.config)
     assert said["first"] == {
@@ -101,8 +99,8 @@ def test_a_drain_waits_for_the_bucket_and_names_what_is_lost_where_it_stays_away
 
 
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_an_actor_that_lives_on_on_a_node_that_was_cut_off_commits_nothing(folder: Path) -> None:
-    with moto_s3(bucket="split-brain") as config:  # of its own, since all moto servers here share their buckets
+def test_an_actor_on_a_node_that_was_cut_off_commits_nothing(folder: Path) -> None:
+    with moto_s3(bucket="split-brain") as config:  # its own bucket, since all moto servers here share their buckets
         said = run("split_brain", folder, config)
     assert said["content"] == "backed up"
     assert said["places"] == [1, 1]

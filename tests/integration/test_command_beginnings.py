@@ -1,4 +1,4 @@
-"""Commands that cannot begin: each has an error that says why, and whose fault it is, before any output."""
+"""Commands that cannot start: each gets an error that names the cause and whose fault it is, before any output."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def box(kernel_node: Node) -> LocalSandbox:
 
 
 def refused(box: LocalSandbox, **command: object) -> HoldfastError:
-    """The error of a command that must not begin; before it there is no output."""
+    """Returns the error of a command that must not start; there is no output before it."""
     events = box.exec(uuid.uuid4().hex, ExecRequest.model_validate({"argv": ["echo", "begun"], **command}))
     with pytest.raises(HoldfastError) as raised:
         print(next(iter(events)))
@@ -72,7 +72,7 @@ def test_a_directory_that_cannot_be_entered_is_named(box: LocalSandbox, cwd: str
     [("/workspace/link", "real dir"), ("/workspace/real dir", "real dir"), ("/workspace/outside", "bin"),
      ("/workspace/etc", "ssl"), ("/usr/lib", "lib"), ("/", "/"), ("/proc/self", "self")],
 )  # fmt: skip
-def test_a_directory_that_a_command_could_enter_is_entered(box: LocalSandbox, cwd: str, shown: str) -> None:
+def test_a_working_directory_that_can_be_entered_is_entered(box: LocalSandbox, cwd: str, shown: str) -> None:
     ended = run(box, "sh", "-c", 'basename "$(pwd -P)"', cwd=cwd)
     assert ended.exit_code == 0, ended
     assert shown == "self" or ended.stdout.decode() == f"{shown}\n"
@@ -88,7 +88,7 @@ def test_a_restored_directory_without_permission_is_named_on_every_driver(node: 
 
 
 @pytest.mark.parametrize("path", ["", "/nowhere", ":", "/etc/passwd"])
-def test_whatever_the_path_is_a_command_is_looked_for_as_by_a_shell(box: LocalSandbox, path: str) -> None:
+def test_a_command_is_looked_up_as_a_shell_does_for_any_path_variable(box: LocalSandbox, path: str) -> None:
     sh(box, "printf '#!/bin/sh\\necho here\\n' > here; chmod +x here; cp here a=b")
 
     def status(*argv: str) -> int:
@@ -125,14 +125,14 @@ def test_the_longest_arguments_and_environment_arrive(box: LocalSandbox) -> None
 
 @pytest.fixture
 def small_stack() -> Iterator[None]:
-    """A process whose programs get as few bytes of arguments as the kernel allows."""
+    """Gives the programs of this process as few bytes for arguments as the kernel allows."""
     before = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (1024 * 1024, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_STACK, before)
 
 
-def test_arguments_that_a_node_cannot_take_are_the_requests_fault(box: LocalSandbox, small_stack: None) -> None:
+def test_arguments_too_long_for_the_node_are_the_callers_error(box: LocalSandbox, small_stack: None) -> None:
     found = []
     for words in range(240, 270, 2):  # of 1,000 bytes, and 8 for the pointer
         try:
@@ -140,7 +140,7 @@ def test_arguments_that_a_node_cannot_take_are_the_requests_fault(box: LocalSand
         except InvalidRequestError as e:
             found.append(e.message)
         else:
-            assert ended.exit_code in (0, 126)  # 126: the last program could not be given its environment, too
+            assert ended.exit_code in (0, 126)  # 126: there was no room for the last program's environment
             found.append("ran")
     assert found[0] == "ran" and "longer than the node takes" in found[-1]
 
@@ -156,7 +156,7 @@ UNBUILT: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize(("script", "reason"), UNBUILT.values(), ids=UNBUILT.keys())
-def test_a_box_that_cannot_be_built_is_told_before_any_output(
+def test_a_box_that_cannot_be_built_is_reported_before_any_output(
     kernel_node: Node, box: LocalSandbox, script: str, reason: str
 ) -> None:
     with tools_replaced(kernel_node.data_dir, {"bwrap": script}):
@@ -168,7 +168,7 @@ def test_a_box_that_cannot_be_built_is_told_before_any_output(
 
 @pytest.fixture
 def few_descriptors() -> Iterator[Callable[[int], None]]:
-    """Leaves this process only so many descriptors."""
+    """Limits the descriptors of this process."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def leave(count: int) -> None:
@@ -180,7 +180,7 @@ def few_descriptors() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.mark.parametrize("left", range(0, 16, 3))
-def test_a_node_without_descriptors_is_no_defect_of_ours(
+def test_a_node_out_of_descriptors_is_not_reported_as_an_internal_error(
     box: LocalSandbox, few_descriptors: Callable[[int], None], left: int
 ) -> None:
     few_descriptors(left)

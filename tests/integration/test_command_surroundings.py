@@ -1,4 +1,4 @@
-"""The signals, the umask and the standard streams that a command starts with, whatever its actor has."""
+"""Signals, umask and standard streams of a starting command are the defaults, whatever its actor has."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from tests.support.sandboxes import Node, hydrate, run, sh
 from tests.support.signals import disturbed_signals
 
 CHANGEABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGALRM, signal.SIGCHLD}
-"""Those that a process can block and ignore, but for two: the test's own time limit, and waiting for a child."""
+"""Signals that a process can block and ignore, except two: the test's own time limit needs SIGALRM, and waiting for a
+child needs SIGCHLD."""
 IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTERM, signal.SIGRTMIN)
 
 
 @pytest.fixture
 def disturbed() -> Iterator[None]:
-    """A process in which every signal is blocked, some are ignored, and files are made for nobody."""
+    """Blocks every signal in this process, ignores some, and sets a umask that gives nobody permissions."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, CHANGEABLE)
     umask = os.umask(0o777)
@@ -40,17 +41,17 @@ def test_a_command_starts_with_default_signals(kernel_node: Node, disturbed: Non
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "PIPE", "RTMIN"])
 def test_a_signal_ends_a_command(kernel_node: Node, disturbed: None, name: str) -> None:
-    # Not one in the background: a shell has those ignore SIGINT and SIGQUIT.
+    # The command is not in the background: a shell makes background commands ignore SIGINT and SIGQUIT.
     ended = run(kernel_node.sandbox(), "sh", "-c", f"sh -c 'kill -s {name} $$; sleep 60'; exit $?", timeout_ms=10_000)
     assert ended.exit_code == 128 + signal.Signals[f"SIG{name}"], ended
 
 
-def test_a_command_can_be_given_a_time_by_sigint(kernel_node: Node, disturbed: None) -> None:
+def test_a_command_can_be_timed_out_by_sigint(kernel_node: Node, disturbed: None) -> None:
     ended = run(kernel_node.sandbox(), "timeout", "-s", "INT", "0.2", "sleep", "60", timeout_ms=10_000)
     assert ended.exit_code == 124, ended
 
 
-def test_the_usual_umask_is_a_commands(kernel_node: Node, disturbed: None) -> None:
+def test_a_command_has_the_usual_umask(kernel_node: Node, disturbed: None) -> None:
     assert sh(kernel_node.sandbox(), "umask; touch file; stat -c %a file") == "0022\n644\n"
 
 
@@ -72,7 +73,7 @@ def test_standard_input_can_be_opened_by_name_and_is_empty(kernel_node: Node, pa
     assert sh(kernel_node.sandbox(), f"wc -c < {path}; cat {path}; cat") == "0\n"
 
 
-def test_streams_stay_open_for_a_command_of_a_command(kernel_node: Node) -> None:
+def test_streams_stay_open_for_a_commands_child(kernel_node: Node) -> None:
     script = "(echo out > /dev/stdout; echo err > /dev/stderr) | sed s/^/piped-/"
     ended = run(kernel_node.sandbox(), "bash", "-c", f"set -o pipefail; {script}; exec >/tmp/log; echo x >/dev/stdout")
     assert (ended.exit_code, ended.stdout, ended.stderr) == (0, b"piped-out\n", b"err\n")

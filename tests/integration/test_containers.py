@@ -1,4 +1,4 @@
-"""Processes in the surroundings of a container: a pid namespace of its own, a /proc with covered parts."""
+"""Processes under the conditions of a container: its own pid namespace, a /proc with covered parts."""
 
 from __future__ import annotations
 

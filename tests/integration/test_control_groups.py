@@ -1,7 +1,7 @@
-"""Sandboxes' groups lie below the service's own, in whichever group, namespace or company it was started.
+"""Sandboxes' control groups lie below the service's group, whatever group or namespace it starts in.
 
-Real groups of the kernel. The one domain controller that cgroup v2 has on a machine with the others in v1 hierarchies
-stands for memory: the kernel's rules about it are the same.
+The tests use real groups of the kernel. The only domain controller that cgroup v2 has on a machine with the others in
+v1 hierarchies stands for memory: the kernel's rules about it are the same.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ Cgroup.remove_tree("holdfast-x")
 
 @pytest.fixture
 def parent() -> Iterator[Path]:
-    """A group of cgroup v2 with a domain controller, empty, and with the same name in the hierarchies of v1."""
+    """An empty group of cgroup v2 with a domain controller, and groups of the same name in the v1 hierarchies."""
     found = Hierarchies.find()
     name = f"hf-test-{uuid.uuid4().hex[:12]}"
     (ROOT / "cgroup.subtree_control").write_text(f"+{DOMAIN}")
@@ -85,7 +85,7 @@ def parent() -> Iterator[Path]:
 
 
 def started_in(group: Path, *argv: str) -> subprocess.Popen[str]:
-    """A process that was started in a group of v2, and in those of its name in v1."""
+    """Starts a process in a group of v2, and in the v1 groups of its name."""
     found = Hierarchies.find()
     groups = [group, *(base / group.name for base in found.v1.values())]
     enter = "".join(f"echo 0 > {folder / PROCS} && " for folder in groups)
@@ -99,7 +99,7 @@ def started_in(group: Path, *argv: str) -> subprocess.Popen[str]:
 
 
 def said(group: Path, program: str, *before: str) -> str:
-    """What a Python program prints that was started in a group."""
+    """Runs a Python program in a group; returns its output."""
     with started_in(group, *before, sys.executable, "-c", CHILD + program, DOMAIN) as child:
         out, _ = child.communicate(timeout=60)
         assert child.returncode == 0
@@ -107,7 +107,7 @@ def said(group: Path, program: str, *before: str) -> str:
 
 
 def namespaced(*, remounted: bool) -> tuple[str, ...]:
-    """The words that give a program a cgroup namespace of its own, with or without a mount of its own."""
+    """The argv prefix that gives a program its own cgroup namespace, with or without its own cgroup mount."""
     mount = f"umount {ROOT}; mount -t cgroup2 none {ROOT}; " if remounted else ""
     return ("unshare", "--cgroup", "--mount", "sh", "-c", f'{mount}exec "$@"', "sh")
 
@@ -116,7 +116,7 @@ def test_the_service_moves_into_its_leaf_while_its_processes_fork(parent: Path) 
     assert said(parent, RACING).splitlines() == ["None", "[] True", "True True"]
 
 
-def test_a_service_that_shares_its_group_moves_nobody_and_says_with_whom(parent: Path) -> None:
+def test_a_service_that_shares_its_group_moves_nothing_and_names_the_others(parent: Path) -> None:
     with started_in(parent, "sleep", "1000") as stranger:
         try:
             assert wait_until(lambda: str(stranger.pid) in (parent / PROCS).read_text().split())
@@ -130,14 +130,14 @@ def test_a_service_that_shares_its_group_moves_nobody_and_says_with_whom(parent:
 
 
 @pytest.mark.parametrize("remounted", [True, False])
-def test_all_that_share_a_containers_namespace_move_with_the_service(parent: Path, remounted: bool) -> None:
+def test_all_processes_in_a_containers_namespace_move_with_the_service(parent: Path, remounted: bool) -> None:
     *unshare, shell, option, script, name = namespaced(remounted=remounted)
     company = script.replace("exec", "setsid sleep 1000 > /dev/null & exec")
     out = said(parent, ALONE, *unshare, shell, option, company, name).splitlines()
     try:
         assert out[0] == "None"
         assert out[1].startswith("True []")
-        assert len((parent / SERVICE_LEAF / PROCS).read_text().split()) == 1  # the other, who lives on
+        assert len((parent / SERVICE_LEAF / PROCS).read_text().split()) == 1  # the other process, which lives on
     finally:
         (parent / "cgroup.kill").write_text("1")
 
@@ -154,14 +154,14 @@ def test_a_sandboxs_group_and_its_limits_are_below_the_services_own(parent: Path
         assert not list((base / parent.name).glob("holdfast-x"))
 
 
-def test_what_an_earlier_run_left_elsewhere_is_ended_and_anothers_is_not(parent: Path, tmp_path: Path) -> None:
+def test_leftovers_of_our_earlier_run_are_ended_and_other_services_are_not(parent: Path, tmp_path: Path) -> None:
     layout = NodeLayout(NodeConfig(data_dir=tmp_path))
     earlier, other = parent / layout.cgroup / "one", parent / "holdfast-another" / "one"
     for group in (earlier, other):
         group.mkdir(parents=True)
     with started_in(parent, "sleep", "1000") as old, started_in(parent, "sleep", "1000") as foreign:
         try:
-            arrived = parent / PROCS  # before they move on, lest they come back
+            arrived = parent / PROCS  # they must arrive first: a late arrival would undo the move
             assert wait_until(lambda: {str(old.pid), str(foreign.pid)} <= set(arrived.read_text().split()))
             (earlier / PROCS).write_text(str(old.pid))
             (other / PROCS).write_text(str(foreign.pid))
@@ -177,7 +177,7 @@ def test_what_an_earlier_run_left_elsewhere_is_ended_and_anothers_is_not(parent:
 
 @pytest.fixture
 def former(tmp_path: Path) -> Iterator[Path]:
-    """The group that an earlier layout had for a data folder."""
+    """The group that an earlier release's layout had for a data folder."""
     name = f"holdfast-{hashlib.sha256(str(tmp_path / 'data').encode()).hexdigest()[:12]}"
     (tmp_path / "data").mkdir()
     group = ROOT / name
@@ -200,13 +200,13 @@ def test_all_sandboxes_together_leave_the_node_some_processes() -> None:
 
 
 def processor_ticks(group: Cgroup) -> int:
-    """How much of the processors the processes of a group have had."""
+    """Processor time, in ticks, of the processes in a group."""
     return sum(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]) for pid in group.pids())
 
 
 @pytest.mark.skipif("cpu" not in {*Hierarchies.find().v1, *(ROOT / "cgroup.controllers").read_text().split()},
                     reason="no group here has a controller for processors")  # fmt: skip
-def test_a_sandbox_of_many_busy_processes_leaves_another_an_equal_part_of_the_processor() -> None:
+def test_a_sandbox_of_many_busy_processes_leaves_another_an_equal_share_of_the_cpu() -> None:
     node = f"holdfast-test-{uuid.uuid4().hex[:8]}"
     many, one = (Cgroup(f"{node}/{name}", memory_bytes=2**30, processes=100) for name in ("many", "one"))
     busy = ["taskset", "--cpu-list", "0", "sh", "-c", "while :; do :; done"]
@@ -238,8 +238,10 @@ def test_a_group_of_the_earlier_layout_is_ended_and_removed(former: Path, tmp_pa
     assert not former.exists()
 
 
-def test_a_group_of_the_earlier_layout_is_left_to_another_service_at_its_path(former: Path, tmp_path: Path) -> None:
-    # It sees another folder there: its mount namespace is its own.
+def test_a_group_of_the_earlier_layout_is_left_alone_while_another_service_uses_it(
+    former: Path, tmp_path: Path
+) -> None:
+    # The other service sees another folder at this path: it has its own mount namespace.
     (tmp_path / "other").mkdir()
     hold = "exec 9> data/lock; echo ready; exec sleep 1000"
     argv = ["unshare", "--mount", "sh", "-c", f"mount --bind other data; cd .; {hold}"]
@@ -267,7 +269,7 @@ def test_the_doctor_says_which_limits_are_not_in_force_and_why(parent: Path) -> 
 
 
 @pytest.mark.parametrize("given", ["sandbox-node-1", "rack 4/node 1", "../../elsewhere"])
-def test_a_node_whose_name_an_operator_has_given_has_one_group(tmp_path: Path, given: str) -> None:
+def test_a_node_with_an_operators_name_has_a_single_group(tmp_path: Path, given: str) -> None:
     (tmp_path / "node").mkdir()
     (tmp_path / "node" / "id").write_text(given)
     layout = NodeLayout(NodeConfig(data_dir=tmp_path))

@@ -1,4 +1,4 @@
-"""Directories of every kind of file, copied from and to a machine as the command line does."""
+"""Trees with every kind of file, copied between a sandbox and a machine like the command line does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node's copies of archives are not believed: what its disk has damaged is fetched anew, or is an error."""
+"""A node's copies of archives are verified: a copy that its disk has damaged is fetched again, or is an error."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def events(box: LocalSandbox, kind: str = "archive_damaged") -> list[tuple[str |
 
 
 def filled(node: Node, meter: Counting | None = None) -> tuple[LocalSandbox, DirectoryBackup, str]:
-    """A sandbox, a backup of its directory, and the checksum of the noise in it."""
+    """A sandbox, a backup of its directory, and the checksum of the random file in it."""
     box = node.sandbox(meter=meter) if meter is not None else node.sandbox()
     sh(box, "head -c 300000 /dev/urandom > noise; echo original > file; mkdir sub; echo deep > sub/deep")
     return box, backup(box), sh(box, NOISE)
 
 
 def layered(node: Node, meter: Counting | None = None) -> tuple[LocalSandbox, DirectoryBackup, str]:
-    """The same, restored, with writes over the restored directory."""
+    """The sandbox of `filled` with its directory restored, and writes over it."""
     box, handle, noise = filled(node, meter)
     restore(box, handle)
     sh(box, "echo later > later; echo changed > file")
@@ -129,7 +129,7 @@ def test_an_entry_that_holds_another_backups_archive_is_not_used(kernel_node: No
     assert cached(kernel_node, handle) == entry
 
 
-def test_an_archive_that_was_damaged_after_its_upload_is_not_believed(kernel_node: Node) -> None:
+def test_an_archive_damaged_after_its_upload_fails_verification(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(box, "head -c 300000 /dev/urandom > noise")
     noise = sh(box, NOISE)
@@ -144,7 +144,7 @@ def test_an_archive_that_was_damaged_after_its_upload_is_not_believed(kernel_nod
     assert sh(box, NOISE) == noise
 
 
-def test_an_archive_is_read_no_second_time_whatever_links_come_and_go(node: Node) -> None:
+def test_an_archive_is_read_only_once_though_its_links_change(node: Node) -> None:
     box, handle, _ = filled(node)
     entry, known = cached(node, handle), record(node)
     sha256 = entry.stem.partition("_")[2]
@@ -157,7 +157,7 @@ def test_an_archive_is_read_no_second_time_whatever_links_come_and_go(node: Node
     assert known.holds(entry, sha256)
     fork.destroy()
     assert known.holds(entry, sha256)
-    entry.unlink()  # by a person, who tells nobody
+    entry.unlink()  # deleted by hand, without an update of the record
     assert sh(box, "cat file") == "original\n"
     assert known.holds(kept(node)[0], sha256)
 
@@ -217,7 +217,7 @@ def test_after_a_reboot_a_layers_archive_is_verified_before_it_is_mounted(
 
 
 @pytest.mark.parametrize("damage", ["one flipped bit", "a flipped bit, old times", "truncated", "replaced", "missing"])
-def test_an_awake_sandbox_whose_archive_is_damaged_shows_right_data_with_the_next_call(node: Node, damage: str) -> None:
+def test_an_awake_sandbox_over_a_damaged_archive_shows_right_data_at_its_next_call(node: Node, damage: str) -> None:
     box, handle, noise = layered(node)
     with command(box, "echo ready; exec sleep 60") as running:
         (archive,) = kept(node)
@@ -228,7 +228,7 @@ def test_an_awake_sandbox_whose_archive_is_damaged_shows_right_data_with_the_nex
     assert read(box, "/workspace/sub/deep") == b"deep\n"
 
 
-def test_a_sandbox_with_a_damaged_archive_is_mended_without_a_call(node: Node) -> None:
+def test_a_sandbox_with_a_damaged_archive_is_repaired_without_a_call(node: Node) -> None:
     box, handle, noise = layered(node)
     with command(box, "echo ready; exec sleep 60") as running:
         (archive,) = kept(node)
@@ -239,7 +239,7 @@ def test_a_sandbox_with_a_damaged_archive_is_mended_without_a_call(node: Node) -
     assert_whole(box, noise)
 
 
-def test_a_command_that_ends_after_its_archive_was_damaged_is_told_so(node: Node) -> None:
+def test_a_command_that_ends_after_damage_to_its_archive_gets_an_error(node: Node) -> None:
     box, _, noise = layered(node)
     with command(box, "echo ready; while [ ! -e /tmp/go ]; do sleep 0.05; done") as running:
         (archive,) = kept(node)
@@ -293,7 +293,7 @@ def test_a_backup_over_a_damaged_archive_holds_right_data_or_fails(node: Node, m
     assert_whole(fork, noise)
 
 
-def test_a_sandbox_over_a_damaged_archive_is_not_handed_over_before_it_is_mended(node: Node) -> None:
+def test_a_sandbox_over_a_damaged_archive_is_repaired_before_it_is_handed_over(node: Node) -> None:
     box, _, noise = layered(node)
     (archive,) = kept(node)
     act_at("archive", "before", lambda: flip(archive))
@@ -305,7 +305,7 @@ def test_a_sandbox_over_a_damaged_archive_is_not_handed_over_before_it_is_mended
     assert_whole(node.sandbox(), noise)
 
 
-# --- where it cannot be fetched
+# --- no way to fetch the archive
 
 
 def test_a_damaged_archive_is_never_shown_while_the_bucket_is_away(node: Node) -> None:
@@ -336,7 +336,7 @@ def test_a_good_copy_in_the_cache_heals_a_sandbox_without_the_bucket(kernel_node
 
 
 @pytest.mark.parametrize("lost", ["no archive", "no metadata", "a damaged archive"])
-def test_a_damaged_archive_whose_backup_is_gone_is_an_error_that_says_the_way_out(kernel_node: Node, lost: str) -> None:
+def test_a_damaged_archive_whose_backup_is_gone_is_an_error_with_a_hint(kernel_node: Node, lost: str) -> None:
     box, handle, _ = layered(kernel_node)
     box.close()
     store = kernel_node.catalog().store
@@ -369,7 +369,7 @@ METADATA: dict[str, Callable[[bytes], bytes] | None] = {
 
 
 def lose(node: Node, handle: DirectoryBackup, change: Callable[[bytes], bytes] | None) -> None:
-    """Damages the node's copies of a backup's archive, and the backup's metadata so that none can be fetched."""
+    """Damages the node's copies of a backup's archive, and its metadata, so that the archive cannot be fetched."""
     store, key = node.catalog().store, keys.metadata(handle.id)
     if change is None:
         store.delete(key)
@@ -381,7 +381,7 @@ def lose(node: Node, handle: DirectoryBackup, change: Callable[[bytes], bytes] |
 
 
 @pytest.mark.parametrize("metadata", METADATA)
-def test_a_damaged_archive_whose_metadata_cannot_be_believed_can_be_forgotten(kernel_node: Node, metadata: str) -> None:
+def test_a_damaged_archive_with_untrusted_metadata_can_be_forgotten(kernel_node: Node, metadata: str) -> None:
     box, handle, _ = layered(kernel_node)
     sh(box, "echo other > /tmp/other")
     lose(kernel_node, handle, METADATA[metadata])

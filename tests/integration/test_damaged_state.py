@@ -1,4 +1,4 @@
-"""A sandbox's state in the bucket, damaged in every way: a way out that loses nothing, or a typed error."""
+"""A damaged state document in the bucket: the sandbox recovers without loss, or callers get a typed error."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ NEWER = b'{"version":2,"id":"of a later release"}'
 
 
 class Used:
-    """A sandbox that was used: with a restored directory, a later backup, and a change after it."""
+    """A used sandbox: with a restored directory, a later backup, and a change after it."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -119,7 +119,7 @@ def test_a_call_goes_on_and_the_state_is_written_anew(used: Used, damage: str, a
     assert used.kept_aside() == [damaged]
 
 
-def test_what_the_directories_are_recovered_from_is_found_again(used: Used) -> None:
+def test_the_checkpoints_of_directories_are_found_again(used: Used) -> None:
     box = used.taken_up_anew()
     used.damage(DAMAGES["empty"])
     sh(box, "true")
@@ -136,7 +136,7 @@ def test_what_the_directories_are_recovered_from_is_found_again(used: Used) -> N
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_reading_says_what_is_damaged_and_deletion_works_at_once(used: Used, damage: str) -> None:
+def test_reads_report_the_damage_and_deletion_works_at_once(used: Used, damage: str) -> None:
     asleep = {row.backup_id for row in used.box.back_up_for_sleep()}
     box = used.taken_up_anew()
     used.damage(DAMAGES[damage])
@@ -169,7 +169,7 @@ def test_reading_says_what_is_damaged_and_deletion_works_at_once(used: Used, dam
     assert sh(heir, "cat b/file") == "2\n"
 
 
-def test_a_sandbox_asleep_in_the_bucket_whose_state_is_damaged_is_deleted_and_restored(used: Used) -> None:
+def test_a_sandbox_asleep_in_the_bucket_with_a_damaged_state_can_be_deleted_and_restored(used: Used) -> None:
     checkpoints = used.box.back_up_for_sleep()
     used.box.sleep(checkpoints)
     used.damage(DAMAGES["half"])
@@ -202,7 +202,7 @@ def test_a_node_without_the_files_refuses_and_can_delete(used: Used, kernel_node
 
 
 @pytest.mark.parametrize("asleep", [False, True], ids=["awake", "asleep"])
-def test_a_later_releases_state_is_neither_replaced_nor_deleted(used: Used, asleep: bool) -> None:
+def test_a_state_of_a_later_release_is_neither_replaced_nor_deleted(used: Used, asleep: bool) -> None:
     box = used.taken_up_anew() if asleep else used.box
     used.damage(lambda data: NEWER)
     service = used.service

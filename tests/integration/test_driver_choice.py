@@ -1,4 +1,4 @@
-"""A mount driver proves itself before it is used, and its verdict is believed no longer than it may be."""
+"""A mount driver passes trials before it is used, and its verdict is kept only while nothing has changed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tmpfs(point: Path, *options: str) -> Path:
 
 
 def overlay(folder: Path) -> Path:
-    """A folder on an overlay, as the data folder of a container without a volume."""
+    """A folder on an overlay, like the data folder of a container without a volume."""
     for name in ("lower", "upper", "work", "container"):
         (folder / name).mkdir()
     options = "lowerdir=lower,upperdir=upper,workdir=work"
@@ -79,7 +79,7 @@ def test_the_doctor_has_a_readable_line_for_each_trial_that_failed(scratch: Path
     )
 
 
-def test_every_trial_says_in_a_sentence_what_it_wants() -> None:
+def test_the_docstring_of_every_trial_is_a_sentence() -> None:
     for trial in trials.TRIALS:
         assert (trial.__doc__ or "").rstrip().endswith("."), trial.__name__
 
@@ -120,12 +120,12 @@ if [ "$4" = {command} ]; then
 fi
 exec {real} "$@"
 """
-"""In the place of Python: it is killed in the middle of its trials."""
+"""A replacement for Python that is killed in the middle of its trials."""
 
 
 @pytest.mark.parametrize("driver", Driver)
 @pytest.mark.parametrize("command", ["act", "look"])
-def test_a_trial_that_meets_an_error_leaves_nothing_mounted_or_open(
+def test_a_failing_trial_leaves_nothing_mounted_or_open(
     scratch: Path, monkeypatch: pytest.MonkeyPatch, driver: Driver, command: str
 ) -> None:
     python = scratch / "python"
@@ -142,7 +142,7 @@ def test_a_trial_that_meets_an_error_leaves_nothing_mounted_or_open(
     assert [file.suffix for file in place.iterdir()] == [".json"]
 
 
-def test_an_obstacle_is_believed_for_some_minutes_only(scratch: Path) -> None:
+def test_a_cached_obstacle_expires_after_some_minutes(scratch: Path) -> None:
     place = overlay(scratch)
     assert driver_choice.verdict(Driver.KERNEL, place).obstacle is not None
     (kept,) = place.glob("kernel-*.json")
@@ -159,7 +159,7 @@ def test_a_driver_that_cannot_work_in_a_folder_is_refused_with_the_reason(scratc
     assert driver_choice.choose("auto", full) is None
 
 
-def test_on_an_overlay_there_are_copies_only_and_the_doctor_advises_a_volume(scratch: Path) -> None:
+def test_a_folder_on_an_overlay_gets_copies_only_and_the_doctor_advises_a_volume(scratch: Path) -> None:
     place = overlay(scratch)
     assert driver_choice.choose("auto", place) is None
     lines = doctor.examine(place, 61_184)
@@ -172,9 +172,7 @@ def test_on_an_overlay_there_are_copies_only_and_the_doctor_advises_a_volume(scr
     mounting.sweep(scratch)
 
 
-def test_a_failed_trial_is_found_where_the_overlay_has_a_limit_that_nobody_declared(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_limit_that_a_driver_does_not_declare_fails_its_trial(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Driver, "limits", property(lambda driver: frozenset()))
     failed = proofs.failures(Driver.ROOTLESS, scratch, "0" * 64)
     assert [line.partition(":")[0] for line in failed] == ["renamed_directory", "restored_links", "special_links"]
@@ -185,7 +183,7 @@ def test_in_a_user_namespace_the_rootless_driver_is_chosen(scratch: Path) -> Non
     assert (ended.returncode, ended.stdout) == (0, "rootless\n"), ended.stderr
 
 
-def test_without_the_right_to_mount_nothing_is_offered(scratch: Path) -> None:
+def test_without_the_right_to_mount_no_driver_is_offered(scratch: Path) -> None:
     argv = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", CHOOSE, str(scratch)]
     ended = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=Path.cwd())
     assert (ended.returncode, ended.stdout) == (0, "None\n"), ended.stderr

@@ -1,4 +1,4 @@
-"""A full disk of the node: what is unchanged stays, what is new is refused, and the disk is what is blamed."""
+"""A full disk of the node: unchanged files stay, new ones are refused, and the error names the disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.sandboxes import Node, backup, restore, sh
 from tests.support.service import HOLDFAST, clean_environment
 
 
-def test_on_a_full_disk_what_is_unchanged_stays_and_what_is_new_is_refused(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_unchanged_files_and_refuses_new_ones(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "size=1m") as disk:
         made = load_or_make(disk / "secrets")
         file = disk / "token"
@@ -37,7 +37,7 @@ def test_on_a_full_disk_what_is_unchanged_stays_and_what_is_new_is_refused(tmp_p
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
-def test_a_file_that_others_can_read_is_written_anew(tmp_path: Path, mode: int) -> None:
+def test_a_private_file_that_others_can_read_is_rewritten(tmp_path: Path, mode: int) -> None:
     file = tmp_path / "token"
     file.write_text("token")
     file.chmod(mode)
@@ -46,7 +46,7 @@ def test_a_file_that_others_can_read_is_written_anew(tmp_path: Path, mode: int) 
 
 
 @pytest.mark.parametrize("text", [b"other", b"", b"\xff\xfe"])
-def test_a_file_that_says_something_else_is_replaced(tmp_path: Path, text: bytes) -> None:
+def test_a_private_file_with_other_content_is_replaced(tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "token"
     file.write_bytes(text)
     file.chmod(0o600)
@@ -54,7 +54,7 @@ def test_a_file_that_says_something_else_is_replaced(tmp_path: Path, text: bytes
     assert file.read_text() == "token"
 
 
-def test_on_a_full_disk_the_doctor_names_it_and_blames_no_right_and_no_device(tmp_path: Path) -> None:
+def test_the_doctor_names_a_full_disk_as_the_only_cause(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "size=16m") as disk:
         data_dir = disk / "data"
         data_dir.mkdir(mode=0o700)
@@ -65,7 +65,7 @@ def test_on_a_full_disk_the_doctor_names_it_and_blames_no_right_and_no_device(tm
     assert [line for line in drivers if "disk is full" not in line.detail or "make room" not in (line.fix or "")] == []
 
 
-def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
+def test_a_link_at_a_private_files_path_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
     target, file = tmp_path / "target", tmp_path / "token"
     target.write_text("token")
     target.chmod(0o600)
@@ -105,7 +105,7 @@ def test_a_sandbox_is_destroyed_on_a_full_disk_and_gives_its_space_back(
         assert mountinfo.mounts_under(disk / "data") == []
 
 
-def test_a_sandbox_is_destroyed_where_not_even_the_trash_has_room(tmp_path: Path, best_driver: Driver) -> None:
+def test_a_sandbox_is_destroyed_on_a_disk_without_room_for_the_trash(tmp_path: Path, best_driver: Driver) -> None:
     with (
         embedded_s3(tmp_path / "s3") as server,
         tmpfs(tmp_path / "disk", "size=64m,nr_inodes=2000") as disk,
@@ -138,7 +138,7 @@ def test_a_sandbox_without_files_here_is_destroyed_on_a_full_disk(
         assert node.catalog().find_state("default", "box") is None
 
 
-def test_a_disk_that_was_mounted_read_only_is_what_is_blamed(tmp_path: Path, best_driver: Driver) -> None:
+def test_a_read_only_disk_is_named_as_the_cause(tmp_path: Path, best_driver: Driver) -> None:
     with (
         embedded_s3(tmp_path / "s3") as server,
         tmpfs(tmp_path / "disk", "size=64m") as disk,
@@ -160,11 +160,11 @@ def test_a_disk_that_was_mounted_read_only_is_what_is_blamed(tmp_path: Path, bes
 
 
 def reserve_of(folder: Path) -> tuple[int, int]:
-    """What a reserve holds, in KiB and files."""
+    """Returns a reserve's size, in KiB and in files."""
     return int((folder / "room").stat().st_blocks / 2), len(list(folder.iterdir())) - 1
 
 
-def test_a_reserve_is_room_for_a_start_and_is_kept_again_as_far_as_there_is_room(tmp_path: Path) -> None:
+def test_the_reserve_gives_room_for_a_start_and_is_refilled_as_far_as_possible(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "size=128m,nr_inodes=4000") as disk:
         reserve = Reserve(disk / "reserve")
         reserve.keep()
@@ -174,7 +174,7 @@ def test_a_reserve_is_room_for_a_start_and_is_kept_again_as_far_as_there_is_room
                 (disk / "needed").write_bytes(b"0" * 5_000_000)
             kept_kib, kept_files = reserve_of(disk / "reserve")
             assert 10 * 1024 < kept_kib < 12 * 1024 and 250 < kept_files < 256
-            reserve.keep()  # nothing has become free
+            reserve.keep()  # no space has become free
             assert reserve_of(disk / "reserve") == (kept_kib, kept_files)
             (disk / "needed").unlink()
             reserve.keep(as_before=True)
@@ -183,14 +183,14 @@ def test_a_reserve_is_room_for_a_start_and_is_kept_again_as_far_as_there_is_room
         assert reserve_of(disk / "reserve") == (16 * 1024, 256)
 
 
-def test_a_small_disk_gives_a_quarter_of_its_room_to_the_reserve(tmp_path: Path) -> None:
+def test_the_reserve_takes_at_most_a_quarter_of_a_small_disk(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "size=8m,nr_inodes=400") as disk:
         Reserve(disk / "reserve").keep()
         held_kib, files = reserve_of(disk / "reserve")
         assert held_kib <= 2 * 1024 and files <= 100
 
 
-def test_a_reserve_without_any_room_or_on_a_disk_that_is_read_only_is_none_and_no_error(tmp_path: Path) -> None:
+def test_a_full_or_read_only_disk_has_no_reserve_and_causes_no_error(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "disk", "size=1m") as disk, filled(disk):
         with Reserve(disk / "reserve").given_back():
             pass
@@ -201,7 +201,7 @@ def test_a_reserve_without_any_room_or_on_a_disk_that_is_read_only_is_none_and_n
 
 
 @pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"], ["--help"]])
-def test_a_command_whose_output_is_on_a_full_disk_says_so_in_a_line(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_cli_command_with_its_output_on_a_full_disk_fails_with_one_line(tmp_path: Path, arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         argv = [str(HOLDFAST), *arguments]
         env = clean_environment(tmp_path, {"HOLDFAST_DATA_DIR": str(tmp_path / "data")})

@@ -1,4 +1,4 @@
-"""A backup with `gitignore` holds what git tracks or does not ignore: compared with git itself."""
+"""A backup with `gitignore` holds the files that git tracks or does not ignore: compared with git itself."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def random_ignore_file(rng: random.Random, patterns: int = 6) -> bytes:
 
 
 def random_tree(rng: random.Random, top: Path) -> None:
-    """Some files in folders, with .gitignore files: also such as are directories and symbolic links."""
+    """Makes some files in folders, with .gitignore files, some of which are directories and symbolic links."""
     top.mkdir(parents=True)
     names = rng.sample(NAMES, rng.randint(3, 7))
     for _ in range(rng.randint(5, 25)):
@@ -57,7 +57,7 @@ def random_tree(rng: random.Random, top: Path) -> None:
                 path.symlink_to(rng.choice(names))
             elif not path.exists():
                 path.touch()
-        except OSError:  # a file is where a folder should be
+        except OSError:  # a file is in the place of a folder
             continue
     folders = [top, *(path for path in top.rglob("*") if path.is_dir() and not path.is_symlink())]
     for folder in {top, *rng.sample(folders, min(len(folders), 2))}:
@@ -75,7 +75,7 @@ def random_tree(rng: random.Random, top: Path) -> None:
 
 @pytest.mark.parametrize("version", ["2", "4"])
 @pytest.mark.parametrize("seed", range(6))
-def test_thousands_of_random_trees_are_kept_as_git_would(tmp_path: Path, seed: int, version: str) -> None:
+def test_thousands_of_random_trees_are_backed_up_as_git_would(tmp_path: Path, seed: int, version: str) -> None:
     rng = random.Random(f"{seed} {version}")
     git = Git.at(tmp_path)
     git("init", "-q")
@@ -115,7 +115,7 @@ def _assert_same(git: Git, found: set[str], expected: set[str], inside: str = ""
 
 
 @pytest.mark.parametrize("kind", SAMPLES)
-def test_the_templates_of_projects_mean_what_git_says(tmp_path: Path, kind: str) -> None:
+def test_gitignore_templates_of_projects_are_applied_as_git_does(tmp_path: Path, kind: str) -> None:
     git = Git.at(tmp_path)
     git("init", "-q")
     for path in [*PATHS, "Generated Files/x", "Icon\r", "foo  ", "sub/foo  /x"]:
@@ -157,7 +157,7 @@ def test_files_that_git_tracks_are_kept_though_a_pattern_matches(git: Git) -> No
     assert kept(git, "/workspace/build") == {"sub/a"}
 
 
-def test_everything_of_git_itself_is_kept_whatever_the_patterns_say(git: Git) -> None:
+def test_the_git_folder_is_kept_whatever_the_patterns_are(git: Git) -> None:
     put(git.work / ".gitignore", "*\n.*\n.git\n.git/\n/.git/**\nlogs/\nHEAD\nobjects/\n")
     git("add", "-f", "a")
     git("commit", "-q", "-m", "one", "-m", "*.log")
@@ -170,7 +170,7 @@ def test_everything_of_git_itself_is_kept_whatever_the_patterns_say(git: Git) ->
     assert git.backed_up("/workspace/.git") == {path.removeprefix(".git/") for path in own}
 
 
-def test_the_rules_above_a_directory_count_up_to_its_repositorys_root(git: Git) -> None:
+def test_rules_above_a_directory_apply_up_to_the_root_of_its_repository(git: Git) -> None:
     put(git.work / "sub" / ".gitignore", "*.x\n!keep.log\n")
     put(git.work / ".git" / "info" / "exclude", "*.y\n/sub/only\n")
     for name in ("b.x", "b.y", "b.log", "keep.log", "only", "deep/only", "deep/keep.log", "deep/b.x", "c"):
@@ -191,7 +191,7 @@ def test_an_ignored_directory_holds_only_what_git_tracks(git: Git) -> None:
     assert kept(git, "/workspace/sub/build") == set()
 
 
-def test_what_is_called_gitignore_and_is_no_file_is_skipped(git: Git) -> None:
+def test_a_gitignore_that_is_not_a_regular_file_is_skipped(git: Git) -> None:
     put(git.work / "rules", "*\n")
     (git.work / "sub" / ".gitignore").symlink_to("../rules")
     (git.work / "directory" / ".gitignore").mkdir(parents=True)
@@ -199,7 +199,7 @@ def test_what_is_called_gitignore_and_is_no_file_is_skipped(git: Git) -> None:
     expected = UNIGNORED | {"rules", "sub/.gitignore", "directory/.gitignore/a"}
     assert kept(git) == git.kept() == expected
     (git.work / "fifo").mkdir()
-    os.mkfifo(git.work / "fifo" / ".gitignore")  # git would wait for its writer
+    os.mkfifo(git.work / "fifo" / ".gitignore")  # git would wait for a writer
     put(git.work / "fifo" / "a")
     assert kept(git) == expected | {"fifo/.gitignore", "fifo/a"}
     (git.work / ".gitignore").unlink()
@@ -207,7 +207,7 @@ def test_what_is_called_gitignore_and_is_no_file_is_skipped(git: Git) -> None:
     assert kept(git) >= {"a.log", ".env", "build/a"}
 
 
-def test_excludes_win_over_gits_rules_and_are_about_tracked_files_too(git: Git) -> None:
+def test_excludes_override_gits_rules_also_for_tracked_files(git: Git) -> None:
     git("add", "-f", ".env", "build/a")
     assert kept(git, excludes=[".env", "!/a.log", "/sub/"]) == {".gitignore", "a", "a.log", "build/a"}
     assert kept(git, excludes=["!build"]) == UNIGNORED | {".env", "build/a", "build/sub/a", "sub/build/a"}
@@ -232,7 +232,7 @@ def test_each_repository_within_another_has_its_own_rules(git: Git) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_repositories_within_random_repositories_are_kept_as_git_would(tmp_path: Path, seed: int) -> None:
+def test_random_nested_repositories_are_backed_up_as_git_would(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     git = Git.at(tmp_path)
     for number in range(25):
@@ -293,7 +293,7 @@ def test_a_submodule_and_a_worktree_have_their_index_elsewhere(git: Git, absolut
     assert {path for path in found if path.startswith("build/")} == {f"build/module/{path}" for path in inside}
     assert {path for path in found if path.startswith("tree/")} == {f"tree/{path}" for path in inside}
     assert kept(git, "/workspace/tree") == inside
-    (git.work / "tree" / ".git").write_text("gitdir: /nowhere\n")  # a broken one is none
+    (git.work / "tree" / ".git").write_text("gitdir: /nowhere\n")  # a broken pointer makes no repository
     assert {path for path in kept(git) if path.startswith("tree/")} == {
         "tree/" + path for path in (".gitignore", "a", "e")
     }
@@ -347,7 +347,7 @@ def test_conflicted_files_and_those_beyond_a_sparse_checkout_are_tracked(git: Gi
     assert kept(git) == git.kept()
 
 
-def test_a_sparse_index_is_read_unless_a_directory_is_there_that_it_does_not_name(git: Git) -> None:
+def test_a_sparse_index_is_read_unless_one_of_its_sparse_directories_exists(git: Git) -> None:
     for path in ("in/a.log", "out/a.log", "out/deep/a.log"):
         put(git.work / path)
     git("add", "-f", ".gitignore", "in/a.log", "out/a.log", "out/deep/a.log")
@@ -364,7 +364,7 @@ def test_a_sparse_index_is_read_unless_a_directory_is_there_that_it_does_not_nam
     assert kept(git) == git.kept()
 
 
-def test_each_byte_is_matched_as_git_does(tmp_path: Path) -> None:
+def test_each_byte_is_matched_as_git_matches_it(tmp_path: Path) -> None:
     git = Git.at(tmp_path)
     git("init", "-q")
     classes = "alnum alpha blank cntrl digit graph lower print punct space upper xdigit"
@@ -382,7 +382,7 @@ def test_each_byte_is_matched_as_git_does(tmp_path: Path) -> None:
     _assert_same(git, without_git(git.backed_up()), git.kept())
 
 
-def test_random_patterns_decide_as_check_ignore_says(tmp_path: Path) -> None:
+def test_random_patterns_give_the_same_verdicts_as_git_check_ignore(tmp_path: Path) -> None:
     rng = random.Random(7)
     git = Git.at(tmp_path)
     git("init", "-q")
@@ -403,7 +403,7 @@ def test_random_patterns_decide_as_check_ignore_says(tmp_path: Path) -> None:
 
 
 def _decided(rules: Rules, path: str) -> bool | None:
-    """The verdict on a path: that of the outermost directory that is excluded, else its own."""
+    """Returns the verdict on a path: that of its outermost excluded directory, else its own."""
     parts = text_of(path).split("/")
     for depth in range(1, len(parts)):
         if rules.verdict("/".join(parts[:depth]), is_directory=True):
@@ -444,7 +444,7 @@ HOSTILE_INDEXES = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE_INDEXES)
-def test_an_index_that_no_git_wrote_is_refused_with_a_sentence(git: Git, kind: str) -> None:
+def test_an_invalid_index_is_refused_with_a_sentence(git: Git, kind: str) -> None:
     put(git.work / ".git" / "index")
     (git.work / ".git" / "index").write_bytes(HOSTILE_INDEXES[kind])
     if "itself" in kind:
@@ -466,7 +466,7 @@ def test_a_bitmap_that_sets_bits_without_an_end_is_bounded(git: Git, word: int) 
     assert kept(git) >= UNIGNORED | {"a.log"}
 
 
-def test_a_file_of_gits_that_is_too_large_is_refused(git: Git) -> None:
+def test_a_too_large_file_of_git_is_refused(git: Git) -> None:
     with open(git.work / ".git" / "index", "wb") as file:
         file.truncate(65 * 2**20)
     with pytest.raises(TreeError, match=r"index' is larger"):
@@ -484,7 +484,7 @@ def test_a_file_of_gits_that_is_too_large_is_refused(git: Git) -> None:
 
 
 @pytest.mark.parametrize("where", ["outside", "index", "git directory", "pointer", "fifo", "device", "loop"])
-def test_links_and_special_files_lead_nowhere(git: Git, tmp_path: Path, where: str) -> None:
+def test_links_and_special_files_are_not_followed(git: Git, tmp_path: Path, where: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     git("init", "-q", cwd=outside)

@@ -1,7 +1,7 @@
-"""One of three nodes is drained under load; of ten sandboxes on it some sleep, some run commands, most have no backup.
+"""One of three nodes is drained under load; of its ten sandboxes some sleep, some run commands, most have no backup.
 
-Arguments: where to write the report, a folder, the bucket. Reports what each sandbox has afterwards, and where it is;
-how the calls of the load and the commands that ran have ended; and how long the node took to be empty.
+Arguments: path of the report, a folder, the bucket. Reports the content and the node of each sandbox afterwards; how
+the load's calls and the running commands ended; and how long the node took to become empty.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
 
 
 def put_to_sleep(box: Sandbox) -> bool:
-    """Whether the sandbox sleeps, its files on the node's disk."""
+    """Puts the sandbox to sleep, its files on the node's disk; true if it is asleep."""
     if box.calls.awake().result():
         box.calls.actor.find().leave.remote(0.0)  # type: ignore[union-attr]
     return not box.calls.awake().result()
 
 
 def content(box: Sandbox) -> list[str]:
-    """What a caller finds who waits for it."""
+    """Returns the content that a caller finds; it waits for the sandbox."""
     found = box.exec(["sh", "-c", "cat /workspace/file; echo; cat /app/link/inner"])
     return found.stdout.decode().splitlines()
 
 
 class Lines:
-    """A command that writes numbers into a file and says so, until it is ended; it has begun."""
+    """A running command that writes numbers into a file and prints each of them, until it is ended."""
 
     def __init__(self, box: Sandbox) -> None:
         self.end: str | None = None
@@ -102,7 +102,7 @@ class Lines:
             self.end = f"{e.code} {e.context.get('outcome')} {e.context.get('reason')} {e.retryable}"
 
     def kept(self, box: Sandbox) -> bool:
-        """Whether the file has every line of which the command had said that it is there."""
+        """True if the file has every line that the command has printed."""
         self._thread.join(PATIENCE_S)
         said = self._seen.decode().split("\n")[:-1]
         return len(said) > 0 and box.read_file("/app/lines").decode().split()[: len(said)] == said

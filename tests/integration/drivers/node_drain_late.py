@@ -1,7 +1,7 @@
 """Two drains while the bucket is away: it comes back in time for the first, and not for the second.
 
-Arguments: where to write the report, a folder, the bucket. Reports what each sandbox has after the first; and after the
-second, whose node dies at its deadline, what is said to be lost, and what the first calls are told.
+Arguments: path of the report, a folder, the bucket. Reports the content of each sandbox after the first drain. The node
+of the second one dies at its deadline; reports what is named as lost, and which notices the first callers get.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
 
 
 def in_time(world: World, proxy: FaultProxy) -> dict[str, object]:
-    """A drain during whose beginning the bucket is away."""
+    """A drain with the bucket away at its beginning."""
     boxes = {name: get_sandbox(name) for name in ("awake", "asleep")}
     for box in boxes.values():
         box.write_file("/workspace/file", b"kept")
@@ -58,7 +58,7 @@ def in_time(world: World, proxy: FaultProxy) -> dict[str, object]:
 
 
 def too_late(world: World, proxy: FaultProxy) -> None:
-    """A drain at whose end the bucket is still away."""
+    """A drain with the bucket away until its end."""
     saved = get_sandbox("saved")
     saved.write_file("/workspace/file", b"kept")
     saved.create_backup("/workspace")
@@ -85,7 +85,7 @@ def unsaved(world: World, name: str) -> list[str] | None:
 
 
 class away:
-    """Within the block the bucket refuses everything."""
+    """A context in which the bucket refuses everything."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         self._proxy = proxy
@@ -99,7 +99,7 @@ class away:
 
 
 def wait_for_refusals(proxy: FaultProxy) -> None:
-    """Until a hand-over has met the bucket that is away."""
+    """Waits until a hand-over has tried to reach the bucket, which is away."""
     before = len(proxy.seen)
     eventually(lambda: sum(line.endswith("503") for line in proxy.seen[before:]) >= 10, timeout_s=PATIENCE_S)
 
@@ -116,7 +116,7 @@ def put_to_sleep(name: str) -> None:
 
 
 async def told_to() -> dict[str, Any]:
-    """What callers are told over REST, call by call, and in Python."""
+    """Returns the notices that callers get: over REST for each call, and in Python."""
     app = create_app(GatewayConfig(keys_by_tenant={"default": SecretStr(KEY)}))
     transport = httpx.ASGITransport(app=app)
     headers = {"Authorization": f"Bearer {KEY}"}

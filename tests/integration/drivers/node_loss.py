@@ -1,8 +1,8 @@
-"""A node dies under load, with ten sandboxes. Arguments: where to write the report, a folder, the bucket.
+"""A node dies under load, with ten sandboxes. Arguments: path of the report, a folder, the bucket.
 
-Reports, for each sandbox, how long after the node's death it answered with its last backed-up content, on which node it
-is then, and what its state says of the recovery; how long one took to come back by itself that nobody calls; and how
-the calls of the load ended.
+Reports, for each sandbox, how long after the node's death it answered with its last backed-up content, its node then,
+and its state's description of the recovery; how long a sandbox took to come back without a call; and how the calls of
+the load ended.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
             box.write_file("/workspace/file", b"written after the backup")
         before = Counter(world.place(name) for name in NAMES)
         spare = [world.nodes.add(slots=8) for _ in range(2)]
-        for number in spare:  # the node's host has taken one of those that were ready
+        for number in spare:  # the node's host has taken one of the warm workers
             raylet = world.nodes.raylet(number)
             eventually(lambda raylet=raylet: len(children(raylet, b"ray::IDLE")) >= WARM - 1, timeout_s=PATIENCE_S)  # type: ignore[misc]
         ended: Counter[str] = Counter()
@@ -68,13 +68,13 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
 
 
 def recovered(state: SandboxState | None) -> dict[str, list[str | None]]:
-    """What a state says of a recovery: the backup, or the error, of each directory."""
+    """Returns the recovery in a state: the backup, or the error, of each directory."""
     found = state.recovery if state is not None else None
     return {row.dir: [row.backup_id, row.error] for row in found.directories} if found is not None else {}
 
 
 def back_after_s(box: Sandbox, died_at: float) -> float:
-    """Calls until the sandbox answers with what was backed up of it. Only a typed, retryable error may come before."""
+    """Calls until the sandbox answers with its backed-up content; until then only a typed, retryable error may come."""
     while True:
         try:
             assert box.read_file("/workspace/file") == f"{box.id} backed up".encode()
@@ -86,7 +86,7 @@ def back_after_s(box: Sandbox, died_at: float) -> float:
 
 
 class load:
-    """Commands from several callers, and how they end."""
+    """A load of commands from several callers; counts how they end."""
 
     def __init__(self, boxes: list[Sandbox], ended: Counter[str]) -> None:
         self._boxes, self._ended = boxes, ended

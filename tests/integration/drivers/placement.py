@@ -1,7 +1,7 @@
-"""Where do sandboxes go? Arguments: where to write the report, a folder, the bucket.
+"""Placement of sandboxes on nodes. Arguments: path of the report, a folder, the bucket.
 
-Reports on which nodes the sandboxes were at first and after each of two nights; on which node a fork went; and how a
-call ended for which there was no room.
+Reports the nodes of the sandboxes at first and after each of two sleeps; the node of a fork; and the error of a call
+for which there was no room.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A node is cut off in mid-backup, and comes back. Arguments: where to write the report, a folder, the bucket.
+"""A node is cut off in the middle of a backup, and comes back. Arguments: path of the report, a folder, the bucket.
 
 The raylet is stopped by SIGSTOP: the cluster takes the node for dead, but the sandbox's old actor lives on there, and
-finishes its backup after the new one has taken over. Reports what is in the bucket then, and how the old call ended.
+finishes its backup after the new one has taken over. Reports the bucket's content then, and how the old call ended.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
 
 
 def epoch(world: World) -> int | None:
-    """Under which epoch the state was written last."""
+    """The epoch of the last write of the state."""
     state = world.state(NAME)
     return state.epoch if state else None
 
 
 def recovered_content(read: Callable[[str], bytes]) -> bytes:
-    """What the sandbox holds once a new actor serves it; until then only a typed, retryable error may come."""
+    """Returns the sandbox's content once a new actor serves it; before that only a typed, retryable error may come."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -87,7 +87,7 @@ def recovered_content(read: Callable[[str], bytes]) -> bytes:
 
 
 def mksquashfs_of(folder: Path) -> int | None:
-    """The mksquashfs that archives in one of our nodes' boxes: it holds the hole open."""
+    """The pid of the mksquashfs that archives in a box on one of our nodes; it has the file `hole` open."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "comm").read_text().strip() != "mksquashfs":
@@ -95,13 +95,13 @@ def mksquashfs_of(folder: Path) -> int | None:
             mounts = (process / "mountinfo").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if "/".join(folder.parts[-3:]) in mounts:  # not another session's, which has the same names
+        if "/".join(folder.parts[-3:]) in mounts:  # not another session's, whose nodes have the same names
             return int(process.name)
     return None
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has reaped yet does not."""
+    """True if a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -109,7 +109,7 @@ def is_alive(pid: int) -> bool:
 
 
 def ended(ref: Any) -> str:
-    """How the old actor's call ended for its caller."""
+    """Returns how the old actor's call ended for its caller."""
     try:
         return f"made {ray.get(ref, timeout=PATIENCE_S).id}"
     except ray.exceptions.RayError as e:
