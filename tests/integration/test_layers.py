@@ -34,7 +34,7 @@ Archive = tuple[Path, str]
 
 
 class Box:
-    """One sandbox's layers, as its actor has them."""
+    """The layers of one sandbox, as its actor has them."""
 
     def __init__(self, folder: Path, driver: Driver) -> None:
         self.root = folder / "box" / "layers"
@@ -75,7 +75,7 @@ def pack(tree: Path, archive: Path) -> Archive:
 
 @contextlib.contextmanager
 def running(*argv: str, cwd: Path | None = None) -> Iterator[None]:
-    """A process that prints a line when it is ready, and is killed at the end."""
+    """A process that prints a line when it is ready, and is killed at the end of the block."""
     with subprocess.Popen(argv, cwd=cwd, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -97,8 +97,8 @@ def test_a_layer_shows_exactly_what_was_archived(box: Box, tmp_path: Path) -> No
     box.layers.discard(layer)
 
 
-# What the drivers cannot do: through squashfuse the index of a kernel overlay has no file handles to remember hard
-# links by, so a copied-up link is on its own after the next mount; fuse-overlayfs gives EIO when it touches a fifo.
+# Limits of the drivers: through squashfuse the index of a kernel overlay has no file handles to remember hard links by,
+# so a copied-up link is a separate file after the next mount; fuse-overlayfs gives EIO when it touches a fifo.
 NOT_CHANGEABLE = {
     Driver.KERNEL: [],
     Driver.MIXED: [b"second link"],
@@ -193,7 +193,7 @@ def test_both_mounts_ignore_setuid_and_devices(box: Box, archive: Archive, tmp_p
     box.layers.discard(layer)
 
 
-def test_no_path_of_the_node_shows_in_the_overlay(box: Box, archive: Archive, tmp_path: Path) -> None:
+def test_the_overlays_mount_options_show_no_path_of_the_node(box: Box, archive: Archive, tmp_path: Path) -> None:
     layer = box.layers.create(*archive)
     mount = mountinfo.find(layer.merged)
     assert mount is not None
@@ -201,9 +201,7 @@ def test_no_path_of_the_node_shows_in_the_overlay(box: Box, archive: Archive, tm
     box.layers.discard(layer)
 
 
-def test_renaming_a_restored_directory_works_but_where_the_driver_declares_otherwise(
-    box: Box, archive: Archive
-) -> None:
+def test_renaming_a_restored_directory_works_unless_the_driver_declares_that_limit(box: Box, archive: Archive) -> None:
     layer = box.layers.create(*archive)
     if Limit.DIRECTORIES in box.driver.limits:
         with pytest.raises(OSError) as raised:
@@ -217,11 +215,9 @@ def test_renaming_a_restored_directory_works_but_where_the_driver_declares_other
     box.layers.discard(layer)
 
 
-# fuse-overlayfs dies of changed fifos.
+# fuse-overlayfs crashes on changed fifos.
 @pytest.mark.parametrize("driver", [driver for driver in Driver if Limit.FIFOS not in driver.limits], indirect=True)
-def test_changing_special_files_of_several_names_does_not_keep_a_layer_from_being_mounted(
-    box: Box, tmp_path: Path
-) -> None:
+def test_a_layer_can_be_mounted_after_changes_to_hard_linked_special_files(box: Box, tmp_path: Path) -> None:
     tree = tmp_path / "specials"
     tree.mkdir()
     for name in ("renamed", "removed", "changed"):
@@ -282,7 +278,9 @@ def test_the_record_names_driver_options_and_archive(box: Box, archive: Archive)
 
 
 @pytest.mark.parametrize("mismatch", ["archive", "driver", "options", "no record"])
-def test_a_layer_of_another_making_is_refused(box: Box, archive: Archive, tmp_path: Path, mismatch: str) -> None:
+def test_a_layer_whose_record_does_not_match_is_refused(
+    box: Box, archive: Archive, tmp_path: Path, mismatch: str
+) -> None:
     layer = box.layers.create(*archive)
     box.layers.close(layer)
     path, sha256 = archive
@@ -380,7 +378,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def crash(box: Box, archive: Archive) -> str:
-    """Has another process create a layer, write to it and die; gives the layer's id."""
+    """Lets another process create a layer, write to it and die; returns the layer's id."""
     argv = [sys.executable, "-c", CRASH, str(box.root), str(box.lowers), str(archive[0]), archive[1], box.driver]
     died = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
     assert died.returncode == -signal.SIGKILL
@@ -406,7 +404,7 @@ def test_a_layer_of_a_killed_actor_can_be_deleted_unopened(box: Box, archive: Ar
     assert box.layers.ids() == []
 
 
-def test_a_layer_that_is_open_is_no_leftover(box: Box, archive: Archive) -> None:
+def test_an_open_layer_cannot_be_discarded_as_a_leftover(box: Box, archive: Archive) -> None:
     layer = box.layers.create(*archive)
     with pytest.raises(MountBusyError):
         box.layers.discard_leftover(layer.id)
@@ -461,7 +459,7 @@ def test_a_lower_of_a_killed_actor_is_released_by_another(kernel_box: Box, archi
 
 @pytest.fixture
 def twin(archive: Archive, tmp_path: Path) -> Archive:
-    """Another file with the same bytes: what a second backup of an unchanged directory is."""
+    """Another file with the same bytes, like a second backup of an unchanged directory."""
     return Path(shutil.copy(archive[0], tmp_path / "twin.sqsh")), archive[1]
 
 
@@ -486,7 +484,7 @@ def test_layers_over_two_files_of_the_same_bytes_close_in_any_order(
     assert not list(kernel_box.lowers.glob("[0-9a-f]*"))
 
 
-def test_layers_over_one_file_share_its_mount_beside_that_of_its_twin(
+def test_layers_over_one_file_share_its_mount_and_its_twin_has_its_own(
     kernel_box: Box, archive: Archive, twin: Archive, tmp_path: Path
 ) -> None:
     users = [kernel_box.another() for _ in range(4)]
@@ -500,9 +498,7 @@ def test_layers_over_one_file_share_its_mount_beside_that_of_its_twin(
     assert squashfs_mounts(tmp_path) == []
 
 
-def test_a_mount_that_is_none_of_the_archive_is_not_taken_for_it(
-    kernel_box: Box, archive: Archive, tmp_path: Path
-) -> None:
+def test_a_foreign_mount_is_not_mistaken_for_the_archives(kernel_box: Box, archive: Archive, tmp_path: Path) -> None:
     strange = kernel_box.lowers / archive[1]
     strange.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", str(strange)], check=True)

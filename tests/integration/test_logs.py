@@ -1,4 +1,4 @@
-"""What an actor writes into its log: one JSON object per line, with what belongs to the call."""
+"""An actor's log: one JSON object per line, with the context of the call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log.error("third", sandbox="told")
 """
 
 
-def test_a_line_is_one_json_object_with_what_belongs_to_the_call() -> None:
+def test_a_log_line_is_one_json_object_with_the_calls_context() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     for line in lines:
@@ -54,7 +54,7 @@ logger.debug("details")
 """
 
 
-def test_what_storage_logs_is_a_line_like_all_others() -> None:
+def test_log_lines_of_storage_have_the_same_form() -> None:
     program = STORAGE.replace("WIRE", 'type("NoWire", (), {"go_on": lambda self, operation: None})()')
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
@@ -70,7 +70,7 @@ def test_what_storage_logs_is_a_line_like_all_others() -> None:
     ]
 
 
-def test_a_log_that_cannot_be_written_keeps_nobody_from_anything() -> None:
+def test_a_process_goes_on_when_its_log_cannot_be_written() -> None:
     program = "from actors.logs import configure_logging, log; configure_logging(); log.error('full'); print('goes on')"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=full, timeout=60)
@@ -90,7 +90,7 @@ for _ in sys.stdin:
 
 
 @pytest.mark.parametrize("logger", LOGGERS)
-def test_lines_that_a_full_disk_does_not_take_are_counted_and_the_count_is_logged(tmp_path: Path, logger: str) -> None:
+def test_log_lines_lost_on_a_full_disk_are_counted_and_the_count_is_logged(tmp_path: Path, logger: str) -> None:
     argv = [sys.executable, "-c", f"{LOGGERS[logger]}{UNTIL_TOLD}"]
     with tmpfs(tmp_path / "disk", "size=1m") as disk, (disk / "log").open("w") as log:
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process:
@@ -112,4 +112,4 @@ def test_lines_that_a_full_disk_does_not_take_are_counted_and_the_count_is_logge
     whole = [json.loads(line) for line in lines if line.endswith("}")]
     assert [line["event"] for line in whole] == ["line", "log_lines_lost", "line", "line"]
     assert whole[1]["count"] == 5
-    assert len(lines) - len(whole) <= 1  # the beginning of the first that was lost
+    assert len(lines) - len(whole) <= 1  # the beginning of the first lost line

@@ -1,4 +1,4 @@
-"""Where memory runs out, commands are ended first, and all sandboxes together leave some of it."""
+"""Out of memory: the kernel kills commands first, and all sandboxes together get less than the machine's memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 
 def limit_of_all(node: Node) -> int:
-    """The limit on the memory of the node's group. Skips the test where this machine has no such controller."""
+    """Returns the memory limit of the node's group. Skips the test if this machine has no memory controller."""
     found = Hierarchies.find()
     name = service_cgroup(node.data_dir)
     for base in (found.v2, *found.v1.values()):
@@ -28,7 +28,7 @@ def limit_of_all(node: Node) -> int:
     pytest.skip("no controller for memory")
 
 
-def test_commands_are_ended_first_and_none_can_change_that(kernel_node: Node) -> None:
+def test_the_kernel_kills_commands_first_and_they_cannot_change_that(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     worst = f"{int(Rank.COMMAND)}\n"
     assert sh(box, "cat /proc/self/oom_score_adj; sh -c 'cat /proc/self/oom_score_adj'") == worst * 2
@@ -45,13 +45,13 @@ def test_a_command_sees_its_processes_and_can_open_its_own_descriptors(kernel_no
     assert "bash\n" in sh(box, "bash -c 'cat /proc/$$/comm; :'")
 
 
-def test_all_sandboxes_together_have_less_than_the_node(kernel_node: Node) -> None:
+def test_all_sandboxes_together_get_less_memory_than_the_node(kernel_node: Node) -> None:
     sh(kernel_node.sandbox(), "true")
     meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     assert 0 < limit_of_all(kernel_node) <= int(meminfo["MemTotal"].split()[0]) * 1024 * 9 // 10
 
 
-def test_sandboxes_that_fill_the_memory_together_lose_commands_and_nothing_else(
+def test_when_sandboxes_fill_the_memory_only_commands_are_killed(
     kernel_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("actors.node.cgroup.share_of_sandboxes", lambda groups: 300 * MIB)

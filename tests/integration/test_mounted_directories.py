@@ -1,4 +1,4 @@
-"""A directory that was restored as an overlay is a mount point: it cannot be removed or renamed. As a copy it can."""
+"""A directory restored as an overlay is a mount point: unlike a copy, it cannot be removed or renamed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def box(node: Node) -> LocalSandbox:
     return box
 
 
-def test_our_own_route_names_the_way_out(box: LocalSandbox) -> None:
+def test_the_error_of_our_delete_route_advises_a_copy(box: LocalSandbox) -> None:
     with pytest.raises(NotARegularFileError, match="restored") as raised:
         box.delete_file("/workspace/data")
     assert '"mode": "copy"' in (raised.value.hint or "")
@@ -33,7 +33,7 @@ def test_our_own_route_names_the_way_out(box: LocalSandbox) -> None:
 
 @pytest.mark.parametrize("script", WAYS)
 @pytest.mark.parametrize("driver", [Driver.KERNEL], indirect=True)
-def test_a_command_is_told_that_an_overlay_is_busy(box: LocalSandbox, script: str) -> None:
+def test_a_command_that_removes_an_overlay_gets_device_busy(box: LocalSandbox, script: str) -> None:
     ended = run(box, "sh", "-c", script)
     assert ended.exit_code != 0 and b"Device or resource busy" in ended.stderr
     assert "data" in sh(box, "ls")

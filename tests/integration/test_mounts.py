@@ -1,4 +1,4 @@
-"""Probing, unmounting, sweeping, binding, and the choice of a driver, on real mounts. Needs root and FUSE."""
+"""Probe, unmount, sweep, bind, and the choice of a driver, on real mounts. Needs root and FUSE."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from actors.node.errors import MountBusyError, MountError, ToolMissingError
 from tests.support.mount_leaks import nothing_leaks, wait_until
 
 LONG_S = 60.0
-"""What takes milliseconds may take seconds on a machine that is busy."""
+"""Time limit for work that takes milliseconds on an idle machine, and seconds on a busy one."""
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -39,7 +39,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 class Served:
-    """An archive served by squashfuse_ll, and what is reported of the daemon."""
+    """An archive served by squashfuse_ll, and the reports about the daemon."""
 
     def __init__(self, folder: Path, archive: Path) -> None:
         self.point = folder / drivers.LOWER
@@ -101,7 +101,7 @@ def test_names_with_blanks_are_found_and_unmounted(scratch: Path) -> None:
     assert mountinfo.find(point) is None
 
 
-def test_unmount_removes_all_that_is_stacked_at_a_path(scratch: Path) -> None:
+def test_unmount_removes_all_mounts_stacked_at_a_path(scratch: Path) -> None:
     tmpfs(tmpfs(scratch / "point"))
     mounting.unmount(scratch / "point", deadline_s=0)
     assert mountinfo.find(scratch / "point") is None
@@ -122,7 +122,7 @@ def test_sweep_ends_living_daemons(scratch: Path, served: Served) -> None:
     assert served.daemon.exited.wait(LONG_S)
 
 
-def test_sweep_names_what_is_in_use(scratch: Path) -> None:
+def test_sweep_names_mounts_in_use(scratch: Path) -> None:
     busy = tmpfs(scratch / "busy")
     tmpfs(scratch / "idle")
     with (busy / "file").open("w"):
@@ -141,7 +141,7 @@ def test_a_daemon_that_cannot_start_says_why(scratch: Path) -> None:
     assert exits.get(timeout=60) is daemon
 
 
-def test_a_daemon_that_never_mounts_is_given_up(scratch: Path) -> None:
+def test_a_daemon_that_never_mounts_fails_at_its_time_limit(scratch: Path) -> None:
     daemon = daemons.of_this_process().start(["sleep", "60"], name="sleep", cwd=scratch, on_exit=lambda _: None)
     with pytest.raises(MountError, match="did not mount within"):
         daemon.wait_until_serving(scratch / "nothing", timeout_s=0.1)
@@ -150,7 +150,7 @@ def test_a_daemon_that_never_mounts_is_given_up(scratch: Path) -> None:
     daemon.kill()
 
 
-def test_a_talkative_daemon_is_neither_blocked_nor_kept_in_memory(scratch: Path) -> None:
+def test_a_daemons_long_output_neither_blocks_it_nor_fills_our_memory(scratch: Path) -> None:
     exits: queue.Queue[Daemon] = queue.Queue()
     argv = ["sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' x >&2; echo the end >&2"]
     daemon = daemons.of_this_process().start(argv, name="talker", cwd=scratch, on_exit=exits.put)

@@ -1,6 +1,6 @@
-"""What the kernel counts for a user, or for the whole machine, and one sandbox takes all of: the other has its own.
+"""Resources that the kernel counts per user or per machine: one sandbox takes all it can, the other keeps its own.
 
-Each row takes as much of one thing as a command can get (`tests/support/hoard.py`).
+Each test takes as much of one resource as a command can get (`tests/support/hoard.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALL = 10**9
 
 
 def hoarder(node: Node, name: str) -> LocalSandbox:
-    """A sandbox that has the program, and files to watch."""
+    """A sandbox with the hoarding program, and files to watch."""
     box = node.sandbox(name)
     write(box, "/workspace/hoard.py", HOARD.read_bytes())
     sh(box, "python3 hoard.py names 2000")
@@ -29,14 +29,14 @@ def hoarder(node: Node, name: str) -> LocalSandbox:
 
 
 def held(box: LocalSandbox, kind: str, at_most: int) -> int:
-    """How many of a kind a command gets, of so many that it wants."""
+    """Returns how many units of a resource a command gets when it asks for `at_most`."""
     said = sh(box, f"python3 hoard.py {kind} {at_most}").split()
     assert said[0] == "held"
     return int(said[1])
 
 
 @pytest.mark.parametrize(("kind", "wanted"), OF_THE_MACHINE.items(), ids=OF_THE_MACHINE)
-def test_a_sandbox_that_takes_all_of_something_leaves_another_what_it_had(
+def test_a_sandbox_that_hoards_a_machines_resource_takes_none_of_anothers(
     kernel_node: Node, kind: str, wanted: int
 ) -> None:
     greedy, modest = hoarder(kernel_node, "greedy"), hoarder(kernel_node, "modest")
@@ -46,10 +46,10 @@ def test_a_sandbox_that_takes_all_of_something_leaves_another_what_it_had(
 
 
 @pytest.mark.parametrize("kind", OF_A_USER)
-def test_a_sandbox_that_takes_all_that_a_user_may_have_leaves_another_its_share(kernel_node: Node, kind: str) -> None:
+def test_a_sandbox_that_hoards_a_users_resource_leaves_another_its_share(kernel_node: Node, kind: str) -> None:
     greedy, modest = hoarder(kernel_node, "greedy"), hoarder(kernel_node, "modest")
     alone = held(modest, kind, ALL)
     assert alone > 0
     with command(greedy, f"exec python3 hoard.py {kind}"):
-        # What the kernel takes back after the first time, it takes back in the background.
+        # The kernel frees units in the background after the first run.
         assert wait_until(lambda: held(modest, kind, ALL) >= alone * 0.9, timeout_s=10)

@@ -1,4 +1,4 @@
-"""An actor that dies while it starts something leaves nothing that keeps its sandbox away."""
+"""Orphans of an actor that dies while it starts a process: none of them keeps its sandbox from being mounted again."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.support.mount_leaks import loop_devices, wait_until
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh
 
 STARTS = int(os.environ.get("HOLDFAST_TEST_KILLED_STARTS", "60"))
-"""How many starts are cut short: enough for CI; a thousand for a soak."""
+"""Number of interrupted starts: 60 is enough for CI, a thousand make a soak test."""
 STRIDE = int(os.environ.get("HOLDFAST_TEST_STEPS_APART", "101"))
-"""How many of bubblewrap's system calls lie between one death and the next: 1 for a soak."""
+"""Number of bubblewrap's system calls between one death and the next; 1 makes a soak test."""
 
 ACTORS = """
 import os, random, signal, sys, time
@@ -86,9 +86,9 @@ def orphans(node: Node) -> list[holders.Holder]:
 
 
 @pytest.mark.timeout(60 + STARTS * 5)
-def test_a_sandbox_whose_actor_dies_in_any_instant_of_a_start_comes_back(node: Node) -> None:
+def test_a_sandbox_whose_actor_dies_at_any_moment_of_a_start_comes_back(node: Node) -> None:
     restored_box(node)
-    # Out of sight of whoever on this machine makes a mount namespace meanwhile, and with it copies of all mounts.
+    # In its own mount namespace: other processes on this machine that make one meanwhile get no copies of its mounts.
     ended = crash(ACTORS, described(node), str(STARTS), "1", timeout_s=50 + STARTS * 5, before=["unshare", "--mount"])
     assert (ended.status, ended.stderr) == (0, ""), ended.stdout[-3000:]
     assert ended.stdout.endswith("all came back\n")
@@ -133,7 +133,7 @@ else:
 
 
 @pytest.mark.parametrize("how", ["grouped", "found by what it holds"])
-def test_the_child_of_a_bubblewrap_that_died_half_started_does_not_keep_its_sandbox_away(node: Node, how: str) -> None:
+def test_an_orphan_of_a_half_started_bubblewrap_does_not_block_its_sandbox(node: Node, how: str) -> None:
     restored_box(node)
     ended = crash(HALF_STARTED, described(node), how)
     assert ended.status == -9, ended.stderr
@@ -179,7 +179,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_the_first_process_of_a_box_that_outlives_its_bubblewrap_does_not_keep_its_sandbox_away(
+def test_an_orphaned_first_process_of_a_box_does_not_block_its_sandbox(
     kernel_node: Node,
 ) -> None:
     restored_box(kernel_node)
@@ -197,7 +197,7 @@ def test_the_first_process_of_a_box_that_outlives_its_bubblewrap_does_not_keep_i
             os.kill(first, signal.SIGKILL)
 
 
-def test_the_sweep_ends_the_child_of_a_bubblewrap_that_died_half_started(kernel_node: Node) -> None:
+def test_the_sweep_ends_orphans_of_half_started_bubblewraps(kernel_node: Node) -> None:
     restored_box(kernel_node)
     for how in ("grouped", "found by what it holds"):
         ended = crash(HALF_STARTED, described(kernel_node), how)
@@ -229,7 +229,7 @@ def test_a_strangers_process_that_holds_a_mount_is_named_and_left_alone(kernel_n
     box.close()
 
 
-def test_process_1_is_no_orphan_whatever_it_holds(tmp_path: Path) -> None:
+def test_process_1_is_never_an_orphan(tmp_path: Path) -> None:
     look = f"""
 import pathlib
 from actors.node import holders
@@ -252,7 +252,7 @@ print([(one.pid, one.is_orphan) for one in holders.find([pathlib.Path({str(tmp_p
     assert subprocess.run(argv, check=True, stdout=subprocess.PIPE).stdout == b"[(1, False)]\n"
 
 
-def test_a_loop_device_of_ours_that_nothing_is_mounted_from_is_detached(kernel_node: Node) -> None:
+def test_an_unmounted_loop_device_of_ours_is_detached(kernel_node: Node) -> None:
     archive = kernel_node.layout.root / "cache" / "left"
     archive.parent.mkdir(parents=True)
     archive.write_bytes(bytes(1_000_000))

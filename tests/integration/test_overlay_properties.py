@@ -1,7 +1,7 @@
-"""Whatever is done to a restored directory: it looks like a plain directory to which the same was done.
+"""A restored directory behaves like a plain one under random changes.
 
-The plain one is the reference. Between the changes the sandbox sleeps and wakes, so that the overlay is unmounted and
-mounted anew, and the directory is backed up and restored.
+The plain directory is the reference. Between the changes the sandbox sleeps and wakes, so that the overlay is unmounted
+and mounted again, and the directory is backed up and restored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KINDS: tuple[Kind, ...] = (
     "mkdir", "mkdir", "symlink", "chmod", "setxattr", "removexattr",
 )  # fmt: skip
 UNLESS_LIMITED: dict[Limit, Kind] = {Limit.LINKS: "link", Limit.FIFOS: "fifo"}
-"""Changes that a driver with that limit is not asked for, since what follows may differ."""
+"""Changes that are left out for a driver with that limit, since later results may differ."""
 _numbers = itertools.count()
 
 
@@ -45,7 +45,7 @@ def allowed(driver: Driver) -> tuple[Kind, ...]:
 def offered(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, bucket: BucketConfig
 ) -> Iterator[Node]:
-    """A node with each driver that is offered here."""
+    """A node for each driver that is offered here."""
     driver = Driver(request.param)
     reason = driver_choice.obstacle(driver, tmp_path_factory.getbasetemp().resolve() / "verdicts")
     if reason is not None:
@@ -58,7 +58,7 @@ def offered(
 
 
 PHANTOM = b".opq"
-"""A name that fuse-overlayfs lists in a directory that was made anew, and then does not find."""
+"""A name that fuse-overlayfs lists in a directory that was deleted and made again, but then does not find."""
 
 REPLACED_AND_DELETED = [Change("replace", "c", "c", 1), Change("unlink", "c", "c", 1)]
 DIRECTORY_MADE_ANEW = [Change("rmtree", "a", "a", 1), "wake", Change("mkdir", "a", "a", 1), "backup"]
@@ -85,12 +85,12 @@ def test_a_restored_directory_behaves_like_a_plain_one(offered: Node, data: st.D
 @pytest.mark.parametrize(
     "steps", [REPLACED_AND_DELETED, DIRECTORY_MADE_ANEW, RENAMED_OVER], ids=["replaced", "anew", "renamed"]
 )
-def test_what_was_deleted_or_made_anew_does_not_come_back(offered: Node, steps: list[Change | Between]) -> None:
+def test_deleted_and_recreated_files_do_not_reappear(offered: Node, steps: list[Change | Between]) -> None:
     check(offered, steps)
 
 
 def check(node: Node, steps: list[Change | Between]) -> None:
-    """Does the same to a restored directory and to a plain one, and compares them after each step."""
+    """Makes the same changes to a restored directory and to a plain one, and compares them after each step."""
     box = node.sandbox(f"overlay-{next(_numbers)}")
     plain = node.data_dir.parent / f"plain-{box.id}"
     made = node.tree(box) / "workspace" / "tree"
@@ -122,13 +122,13 @@ def check(node: Node, steps: list[Change | Between]) -> None:
 @given(steps=st.lists(changes(*KINDS), min_size=4, max_size=40))
 @example(steps=[Change("rmtree", "a", "a", 1), Change("mkdir", "a", "a", 1), Change("unlink", "c", "c", 1)])
 @example(steps=[Change("rename", "b", "a/c", 1), Change("unlink", "c", "c", 1), Change("mkdir", "c", "c", 1)])
-def test_a_layer_of_fuse_overlayfs_shows_the_same_once_it_is_converted(
+def test_a_layer_of_fuse_overlayfs_has_the_same_content_after_its_conversion(
     driver: Driver, scratch: Path, steps: list[Change]
 ) -> None:
     folder = scratch / f"example-{next(_numbers)}"
     (folder / "tree").mkdir(parents=True)
     populate(folder / "tree")
-    for path in sorted((folder / "tree").rglob("x*"), reverse=True):  # longer names than fuse-overlayfs stands
+    for path in sorted((folder / "tree").rglob("x*"), reverse=True):  # longer names than fuse-overlayfs supports
         path.rename(path.with_name("y"))
     archive = pack(folder / "tree", folder / "archive.sqsh")
     before = Layers(folder / "layers", folder / "lowers", driver=Driver.FUSE, on_lost=lambda layer: None)
@@ -138,7 +138,7 @@ def test_a_layer_of_fuse_overlayfs_shows_the_same_once_it_is_converted(
             with contextlib.suppress(FileExistsError):
                 apply(step, layer.merged)
     before.close(layer)
-    before.open(layer.id, *archive)  # what fuse-overlayfs knows of its upper, and not what it remembers
+    before.open(layer.id, *archive)  # its view as stored in its upper, without its caches
     expected = described(layer.merged, ignored=PHANTOM)
     before.close(layer)
     after = Layers(folder / "layers", folder / "lowers", driver=driver, on_lost=lambda layer: None)

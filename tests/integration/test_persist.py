@@ -1,4 +1,4 @@
-"""`persist` and `hydrate` compared with what GNU tar does with the same tree."""
+"""`persist` and `hydrate`, compared with GNU tar on the same tree."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_restored_tree_is_carried_over_exactly(node: Node, attribute: bool) ->
     sh(one, "echo more >> 'written to/file'; mv 'written to/second' 'written to/third'; rm 'written to/third'")
     hydrate(other, persisted(one))
     expected, found = fingerprint(work(node, one)), fingerprint(work(node, other))
-    if node.driver is Driver.FUSE:  # shows two times for its root
+    if node.driver is Driver.FUSE:  # it shows two times for its root
         del expected[b""], found[b""]
     assert found == expected
 
@@ -130,7 +130,7 @@ def test_equal_trees_give_equal_tar_archives(kernel_node: Node) -> None:
     assert persisted(box) == first
 
 
-def test_files_that_come_and_go_meanwhile_keep_no_archive_from_being_whole(kernel_node: Node) -> None:
+def test_files_that_change_during_persist_do_not_break_the_archive(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(box, "mkdir kept live; for n in $(seq 1000); do echo $n > kept/$n; done")
     comes_and_goes = "while :; do mkdir -p live/a/b; touch live/a/b/c live/d; rm -r live/a live/d; done"
@@ -142,7 +142,7 @@ def test_files_that_come_and_go_meanwhile_keep_no_archive_from_being_whole(kerne
     assert box.stop("a-name")
 
 
-def test_a_hole_of_many_gigabytes_is_carried_over_in_a_moment(kernel_node: Node) -> None:
+def test_a_hole_of_many_gigabytes_is_carried_over_quickly(kernel_node: Node) -> None:
     one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
     sparse = work(kernel_node, one) / "sparse"
     sparse.touch()
@@ -169,7 +169,7 @@ def test_an_attribute_that_cannot_be_set_is_an_error(kernel_node: Node, tmp_path
     assert "user.large" in str(caught.value.context)
 
 
-def test_attributes_of_other_name_spaces_are_neither_taken_in_nor_an_error(kernel_node: Node, tmp_path: Path) -> None:
+def test_attributes_of_other_name_spaces_are_ignored_without_an_error(kernel_node: Node, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "file").touch()
@@ -191,7 +191,9 @@ def test_attributes_of_other_name_spaces_are_neither_taken_in_nor_an_error(kerne
         ("*",),
     ],
 )
-def test_persist_leaves_out_what_a_backup_would(kernel_node: Node, tmp_path: Path, excludes: tuple[str, ...]) -> None:
+def test_persist_excludes_the_same_files_as_a_backup(
+    kernel_node: Node, tmp_path: Path, excludes: tuple[str, ...]
+) -> None:
     one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
     root = work(kernel_node, one)
     for name in (
@@ -209,7 +211,7 @@ def test_persist_leaves_out_what_a_backup_would(kernel_node: Node, tmp_path: Pat
     assert found == expected
 
 
-def test_names_that_no_line_can_hold_are_left_out_alone(kernel_node: Node, tmp_path: Path) -> None:
+def test_excluded_names_with_newlines_and_blanks_exclude_no_other_files(kernel_node: Node, tmp_path: Path) -> None:
     box = kernel_node.sandbox()
     root = work(kernel_node, box)
     for name in ("new\nline", "new", "line", "tail ", "tail", "tab\t", "tab"):
@@ -229,7 +231,7 @@ BLOCK = 512
 
 
 def variants(tmp_path: Path) -> dict[str, bytes]:
-    """Archives as programs make them, and what becomes of them on their way."""
+    """Archives as various programs make them, and damaged, cut or padded variants."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "folder").mkdir()
@@ -268,7 +270,7 @@ def variants(tmp_path: Path) -> dict[str, bytes]:
     return made | packed
 
 
-def test_hydrate_gives_the_verdict_of_gnu_tar_on_whatever_comes(kernel_node: Node, tmp_path: Path) -> None:
+def test_hydrate_accepts_and_refuses_the_same_archives_as_gnu_tar(kernel_node: Node, tmp_path: Path) -> None:
     box = kernel_node.sandbox()
     root, reference, wrong = work(kernel_node, box), tmp_path / "reference", []
     verdicts = set()
@@ -324,7 +326,7 @@ def test_an_archive_that_is_cut_off_anywhere_before_its_end_mark_is_refused(
         assert content(work(kernel_node, box)) == content(reference)
 
 
-def test_a_name_that_looks_like_an_end_mark_is_none(kernel_node: Node, tmp_path: Path) -> None:
+def test_a_name_that_looks_like_an_end_mark_is_not_mistaken_for_it(kernel_node: Node, tmp_path: Path) -> None:
     box, source = kernel_node.sandbox(), tmp_path / "source"
     (source / "block 1: ** Block of NULs **").mkdir(parents=True)
     (source / "** Block of NULs **").write_bytes(b"block 1: ** Block of NULs **\n" * 100)
@@ -335,7 +337,7 @@ def test_a_name_that_looks_like_an_end_mark_is_none(kernel_node: Node, tmp_path:
 
 
 @pytest.mark.parametrize("end", ["restore", "stop"])
-def test_a_restore_ends_an_unpacking_that_has_begun(kernel_node: Node, tmp_path: Path, end: str) -> None:
+def test_a_restore_ends_a_running_hydrate(kernel_node: Node, tmp_path: Path, end: str) -> None:
     box, source = kernel_node.sandbox(), tmp_path / "source"
     source.mkdir()
     for number in range(20_000):

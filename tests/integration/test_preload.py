@@ -1,4 +1,4 @@
-"""What a worker loads before it is given anything to do, and what it leaves for later."""
+"""Modules that a worker imports before its first task, and those that it imports later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOADED = "print(*{name.partition('.')[0] for name in sys.modules})"
 
 
 def loaded(program: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has loaded when it has run the program."""
+    """Returns the top-level modules that a fresh interpreter has loaded after it has run the program."""
     done = subprocess.run(
         [sys.executable, "-c", f"import sys, time, actors.host.preload\n{program}\n{LOADED}"],
         stdout=subprocess.PIPE,
@@ -22,17 +22,17 @@ def loaded(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_a_worker_that_starts_for_somebody_who_waits_loads_what_a_first_call_needs_and_no_more() -> None:
+def test_a_new_worker_first_loads_only_the_modules_of_a_first_call() -> None:
     modules = loaded("")
     assert "actors" in modules
     assert LATE & modules == set()
 
 
-def test_a_worker_that_waits_has_loaded_everything() -> None:
+def test_an_idle_worker_has_loaded_everything() -> None:
     assert LATE - {"pydantic_settings", "fastapi", "rich"} <= loaded("actors.host.preload._later.join()")
 
 
-def test_a_worker_whose_log_is_on_a_full_disk_prints_and_goes_on() -> None:
+def test_a_worker_whose_output_is_on_a_full_disk_goes_on() -> None:
     program = f"import sys, actors.host.preload\n{PRINTS}\nsys.exit(7)"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, timeout=60)

@@ -1,4 +1,4 @@
-"""One process of a node has a sandbox awake at a time."""
+"""The sandbox lock: at most one process of a node has a sandbox awake."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def held_by_another(file: Path, end: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("end", ["for good", "gives up", "exits", "is killed"])
-def test_who_waits_gets_it_when_the_other_lets_go_and_then_nobody_else_does(tmp_path: Path, end: str) -> None:
+def test_a_waiting_process_gets_the_sandbox_lock_on_release_and_then_excludes_others(tmp_path: Path, end: str) -> None:
     file = tmp_path / "presence" / "default.box"
     with held_by_another(file, end) as holder:
         mine = SandboxLock(file)

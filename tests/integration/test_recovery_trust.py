@@ -1,4 +1,4 @@
-"""A node is lost, and somebody has written to the bucket: a directory comes back as it was backed up, or not at all."""
+"""Recovery of a lost sandbox from a tampered bucket: each directory comes back as backed up, or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIX = ("id", "dir", "sizeBytes", "ttl", "createdAt")
 
 
 def written(nodes: Pair, backup_id: str, **changes: Any) -> bytes:
-    """Writes metadata as somebody else does, and returns what was there."""
+    """Writes metadata without our key, as a stranger would; returns the previous bytes."""
     key = keys.metadata(backup_id)
     before = nodes.store.get(key).data
     said = {**json.loads(before), **changes}
@@ -37,7 +37,7 @@ def written(nodes: Pair, backup_id: str, **changes: Any) -> bytes:
         ({"version": 2}, "NEWER_DOCUMENT"),
     ],
 )
-def test_a_directory_whose_backup_was_tampered_with_is_missing_until_it_is_sound(
+def test_a_directory_is_missing_while_its_backup_is_tampered_with(
     nodes: Pair, changes: dict[str, Any], cause: str
 ) -> None:
     box = nodes.on_a()
@@ -53,7 +53,7 @@ def test_a_directory_whose_backup_was_tampered_with_is_missing_until_it_is_sound
     assert sh(again, "cat a/file") == "1\n"
 
 
-def test_a_directory_whose_backup_has_lost_its_signature_comes_back_once_adopted(nodes: Pair) -> None:
+def test_a_directory_whose_backup_lost_its_signature_is_recovered_after_adoption(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "mkdir a; echo 1 > a/file")
     handle = backup(box, "/workspace/a")

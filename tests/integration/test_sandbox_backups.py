@@ -1,4 +1,4 @@
-"""What comes back from a backup, on every driver: byte for byte, again and again, in forks and in copies."""
+"""Restores on every driver: byte for byte the backed-up tree, repeatedly, in forks and as copies."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_close_and_a_new_sandbox_over_the_same_folder_keep_every_write(node: Nod
     assert again.info().created_at == first.info().created_at
 
 
-def test_restored_directories_can_be_moved_about_without_bricking_the_sandbox(node: Node) -> None:
+def test_a_sandbox_still_wakes_after_its_restored_directories_were_moved(node: Node) -> None:
     box = node.sandbox()
     sh(box, "mkdir -p project/data; echo 1 > project/data/a")
     handle = backup(box, "/workspace/project/data")
@@ -198,7 +198,7 @@ def test_restored_directories_can_be_moved_about_without_bricking_the_sandbox(no
     assert mountinfo.mounts_under(node.data_dir) == []
 
 
-def test_a_place_belongs_to_what_was_restored_to_it_and_not_to_what_a_link_leads_there(node: Node) -> None:
+def test_a_restored_directory_is_mounted_at_its_real_path_though_links_lead_there(node: Node) -> None:
     box = node.sandbox()
     sh(box, "mkdir -p a/data b/data; echo a > a/data/file; echo b > b/data/file")
     for directory in ("/workspace/a/data", "/workspace/b/data"):
@@ -214,7 +214,7 @@ def test_a_place_belongs_to_what_was_restored_to_it_and_not_to_what_a_link_leads
     assert sh(again, "cat b/data/file") == "b\n", "it is shown once nothing lies in its way"
 
 
-def test_the_last_restore_to_a_place_is_shown_whatever_way_leads_there(node: Node) -> None:
+def test_the_latest_restore_to_a_directory_wins_also_through_a_link(node: Node) -> None:
     box = node.sandbox()
     sh(box, "mkdir -p app/data; echo 1 > app/data/file")
     first = backup(box, "/workspace/app/data")
@@ -230,7 +230,7 @@ def test_the_last_restore_to_a_place_is_shown_whatever_way_leads_there(node: Nod
     assert sh(again, "cat app/data/file app/data/new z/file") == "2\n3\n1\n"
 
 
-def test_a_restored_directory_that_cannot_be_shown_keeps_no_other_from_being_restored(node: Node) -> None:
+def test_a_restored_directory_hidden_by_a_file_does_not_block_other_restores(node: Node) -> None:
     box = node.sandbox()
     sh(box, "mkdir -p a/b; echo 1 > a/b/file")
     handle = backup(box, "/workspace/a/b")
@@ -243,7 +243,7 @@ def test_a_restored_directory_that_cannot_be_shown_keeps_no_other_from_being_res
     assert sh(box, "cat a/b/file a/b/new; ls -A c/b") == "1\n2\nfile\n"
 
 
-def test_a_copy_goes_to_where_the_caller_sees_it_and_into_no_layer_that_was_moved(node: Node) -> None:
+def test_a_copy_into_a_moved_restored_directory_is_visible_to_the_caller(node: Node) -> None:
     box = node.sandbox()
     sh(box, "mkdir -p p/data/sub; echo 1 > p/data/sub/file")
     whole, sub = backup(box, "/workspace/p/data"), backup(box, "/workspace/p/data/sub")
@@ -273,7 +273,7 @@ def test_a_second_restore_downloads_nothing(kernel_node: Node) -> None:
             assert read(other, "/workspace/file") == b"content"
 
 
-def test_the_fuse_driver_refuses_names_it_cannot_stand_and_a_copy_takes_them(node: Node) -> None:
+def test_the_fuse_driver_refuses_unsupported_names_and_a_copy_accepts_them(node: Node) -> None:
     box = node.sandbox()
     name = "x" * 252
     write(box, f"/workspace/{name}", "content")
@@ -291,7 +291,7 @@ def test_the_fuse_driver_refuses_names_it_cannot_stand_and_a_copy_takes_them(nod
     assert read(box, f"/workspace/{name}") == b"contentmore\n"
 
 
-def test_names_that_fuse_overlayfs_takes_for_whiteouts_hide_nothing(node: Node) -> None:
+def test_names_that_look_like_whiteouts_of_fuse_overlayfs_hide_nothing(node: Node) -> None:
     box = node.sandbox()
     sh(box, "echo 1 > victim; echo 2 > .wh.victim; mkdir d; touch d/.wh..wh..opq d/x")
     expected = sh(box, "find . | sort")
@@ -306,7 +306,7 @@ def test_names_that_fuse_overlayfs_takes_for_whiteouts_hide_nothing(node: Node) 
 
 
 def foreign(node: Node, tree: Path, handle_id: str, directory: str = "/workspace") -> DirectoryBackup:
-    """A backup as the Cloudflare SDK writes it: six fields, no signature, files of root."""
+    """A backup as the Cloudflare SDK writes it: six fields, no signature, files owned by root."""
     archive = tree.with_suffix(".sqsh")
     subprocess.run(
         ["mksquashfs", ".", str(archive), "-comp", "lz4", "-noappend", "-quiet", "-no-progress"],
@@ -371,7 +371,7 @@ def test_a_foreign_archive_cannot_harm_the_fuse_driver(node: Node, scratch: Path
         sh(box, f"cat other; echo x >> {name}")
 
 
-def test_excludes_and_gitignore_leave_out_what_git_would(kernel_node: Node) -> None:
+def test_excludes_and_gitignore_leave_out_the_same_files_as_git(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(
         box,
@@ -396,7 +396,7 @@ def test_excludes_and_gitignore_leave_out_what_git_would(kernel_node: Node) -> N
     assert found["both"] == everything - ignored - {"./node_modules/x/y", "./we ird*"}
 
 
-def test_files_that_git_tracks_come_back_though_its_rules_above_ignore_them(kernel_node: Node) -> None:
+def test_tracked_files_are_backed_up_though_gitignore_rules_match_them(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(
         box,
@@ -431,7 +431,7 @@ while True:
 """
 
 
-def test_a_running_writers_database_is_never_torn(kernel_node: Node) -> None:
+def test_a_backup_of_a_running_writers_database_is_consistent(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     python = "/usr/bin/python3"
     if run(box, python, "-c", "import sqlite3").exit_code != 0:
@@ -483,7 +483,7 @@ def test_commands_go_on_after_a_backup_and_new_ones_wait_for_it(kernel_node: Nod
         assert waiting.result().stdout == b"started\ndone\n"
 
 
-def test_the_record_says_what_was_archived(kernel_node: Node) -> None:
+def test_the_backups_record_describes_its_archive(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(box, "mkdir d; echo content > d/a; ln d/a d/b; ln -s a d/c")
     handle = backup(box, "/workspace/d", name="a name", ttl=3600)
@@ -497,7 +497,7 @@ def test_the_record_says_what_was_archived(kernel_node: Node) -> None:
 def test_a_directory_that_cannot_be_backed_up_is_the_callers_error(kernel_node: Node, directory: str) -> None:
     box = kernel_node.sandbox()
     sh(box, "touch file; ln -s /etc out; ln -s /nowhere dangling")
-    box.ownership.check()  # its epoch is taken
+    box.ownership.check()  # its epoch is claimed
     before = kernel_node.keys()
     with pytest.raises(InvalidBackupConfigError):
         backup(box, directory)
@@ -506,7 +506,7 @@ def test_a_directory_that_cannot_be_backed_up_is_the_callers_error(kernel_node: 
 
 @pytest.mark.parametrize("directory", ["/workspace/file", "/workspace/file/x", "/workspace/out", "/workspace/dangling"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_place_that_cannot_be_restored_to_is_the_callers_error(
+def test_a_target_that_cannot_be_restored_to_is_the_callers_error(
     kernel_node: Node, directory: str, mode: RestoreMode
 ) -> None:
     box = kernel_node.sandbox()

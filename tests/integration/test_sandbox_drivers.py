@@ -1,4 +1,4 @@
-"""Sandboxes on nodes that offer no mount driver, or another one than their layers were made with."""
+"""Sandboxes on nodes that offer no mount driver, or another than that of their layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def copying(scratch: Path, bucket: BucketConfig) -> Iterator[Node]:
         yield made
 
 
-def test_where_nothing_mounts_a_restore_is_a_copy_and_says_so(copying: Node) -> None:
+def test_without_a_mount_driver_a_restore_is_a_copy_and_says_so(copying: Node) -> None:
     box = copying.sandbox(f"sb-{uuid.uuid4().hex[:8]}")
     sh(box, "echo kept > file")
     handle = backup(box)
@@ -39,7 +39,7 @@ def test_where_nothing_mounts_a_restore_is_a_copy_and_says_so(copying: Node) -> 
     box.destroy()
 
 
-def test_where_nothing_mounts_an_overlay_that_was_asked_for_is_refused_with_a_hint(copying: Node) -> None:
+def test_without_a_mount_driver_a_requested_overlay_is_refused_with_a_hint(copying: Node) -> None:
     box = copying.sandbox(f"sb-{uuid.uuid4().hex[:8]}")
     sh(box, "echo kept > file")
     handle = backup(box)
@@ -52,9 +52,7 @@ def test_where_nothing_mounts_an_overlay_that_was_asked_for_is_refused_with_a_hi
     box.destroy()
 
 
-def test_what_was_an_overlay_on_a_lost_node_is_recovered_as_a_copy_where_nothing_mounts(
-    kernel_node: Node, copying: Node
-) -> None:
+def test_without_a_mount_driver_a_lost_overlay_is_recovered_as_a_copy(kernel_node: Node, copying: Node) -> None:
     name = f"sb-{uuid.uuid4().hex[:8]}"
     lost = kernel_node.sandbox(name)
     sh(lost, "echo kept > file")
@@ -66,7 +64,7 @@ def test_what_was_an_overlay_on_a_lost_node_is_recovered_as_a_copy_where_nothing
 
 
 @pytest.mark.parametrize("driver", [Driver.KERNEL, Driver.MIXED, Driver.ROOTLESS], indirect=True)
-def test_a_sandbox_of_the_fuse_driver_is_taken_up_by_the_driver_that_is_offered(
+def test_a_sandbox_with_layers_of_the_fuse_driver_wakes_with_the_offered_driver(
     scratch: Path, bucket: BucketConfig, driver: Driver
 ) -> None:
     with Node(scratch / "data", bucket, Driver.FUSE) as before:
@@ -89,7 +87,7 @@ def test_a_sandbox_of_the_fuse_driver_is_taken_up_by_the_driver_that_is_offered(
         box.destroy()
 
 
-def test_layers_are_kept_and_unavailable_while_nothing_mounts(scratch: Path, bucket: BucketConfig) -> None:
+def test_without_a_mount_driver_layers_are_kept_but_unavailable(scratch: Path, bucket: BucketConfig) -> None:
     for driver in (Driver.FUSE, Driver.KERNEL):
         folder = scratch / driver.value
         with Node(folder, bucket, driver) as before:
@@ -114,9 +112,7 @@ def test_layers_are_kept_and_unavailable_while_nothing_mounts(scratch: Path, buc
         mounting.sweep(folder)
 
 
-def test_attributes_that_the_rootless_driver_takes_for_its_signs_are_copied_instead(
-    scratch: Path, bucket: BucketConfig
-) -> None:
+def test_a_tree_with_the_rootless_drivers_own_attributes_is_copied_instead(scratch: Path, bucket: BucketConfig) -> None:
     with Node(scratch / "data", bucket, Driver.ROOTLESS) as node:
         box = node.sandbox()
         sh(box, "mkdir d; touch d/hidden; echo 1 > d/shown; echo 2 > plain")
@@ -140,7 +136,7 @@ def test_attributes_that_the_rootless_driver_takes_for_its_signs_are_copied_inst
 
 @pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS])
 @pytest.mark.parametrize("place", [".", "folder", "file", "folder/file"])
-def test_attributes_without_a_value_that_squashfuse_cannot_show_are_copied_instead(
+def test_a_tree_with_empty_attributes_that_squashfuse_cannot_show_is_copied_instead(
     scratch: Path, bucket: BucketConfig, driver: Driver, place: str
 ) -> None:
     with Node(scratch / "data", bucket, driver) as node:

@@ -1,4 +1,4 @@
-"""A restore or a backup that fails, at whichever step, changes nothing and leaves nothing."""
+"""A restore or a backup that fails at any step changes nothing and leaves nothing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ MODES = list(RestoreMode)
 
 
 def files_under(folder: Path) -> set[str]:
-    """What lies on the node's disk, the content of trees and the empty folders of the service aside."""
+    """Returns the paths of files on the node's disk, without the content of trees and the service's empty folders."""
     return {
         str(path.relative_to(folder))
         for path in folder.rglob("*")
@@ -96,7 +96,7 @@ def nothing_changes(node: Node, sandbox: LocalSandbox) -> Iterator[None]:
 
 @pytest.fixture
 def prepared(node: Node) -> tuple[LocalSandbox, DirectoryBackup]:
-    """A sandbox with a restored directory that was changed, and a backup of it from before."""
+    """A sandbox with a restored directory that was changed, and a backup from before the change."""
     node.adjust(restore_unsigned=True)
     box = node.sandbox()
     sh(box, "mkdir data; echo original > data/file")
@@ -126,7 +126,7 @@ def damage_metadata(node: Node, handle: DirectoryBackup) -> None:
 
 
 def tampered(**changes: object) -> Callable[[Node, DirectoryBackup], None]:
-    """What somebody does who can write to the bucket; None takes a field away."""
+    """Changes a backup's metadata without our key, as anyone with access to the bucket can; None removes a field."""
 
     def act(node: Node, handle: DirectoryBackup) -> None:
         key, store = keys.metadata(handle.id), node.catalog().store
@@ -137,7 +137,7 @@ def tampered(**changes: object) -> Callable[[Node, DirectoryBackup], None]:
 
 
 def swap_archive(node: Node, handle: DirectoryBackup) -> None:
-    """The archive of another backup, and metadata that was made to fit."""
+    """Swaps in another backup's archive, with metadata made to fit."""
     other = backup(node.sandbox("other"), "/home")
     store = node.catalog().store
     data = store.get(keys.archive(other.id)).data
@@ -146,7 +146,7 @@ def swap_archive(node: Node, handle: DirectoryBackup) -> None:
 
 
 def not_an_archive(node: Node, handle: DirectoryBackup) -> None:
-    """A foreign backup of bytes that are no archive: nothing says what they should be but their size."""
+    """A foreign backup of bytes that are no archive: nothing describes them but their size."""
     data = os.urandom(50_000)
     text = (
         f'{{"id":"{handle.id}","dir":"/workspace/data","name":null,"sizeBytes":{len(data)},"ttl":259200,'
@@ -194,7 +194,7 @@ def test_a_damaged_backup_changes_nothing(
     assert box.info().recent[-1].outcome == kind.code
 
 
-def test_an_expired_backup_is_not_revived_by_who_writes_to_the_bucket(node: Node) -> None:
+def test_an_expired_backup_cannot_be_revived_by_a_change_in_the_bucket(node: Node) -> None:
     box = node.sandbox()
     sh(box, "mkdir data; echo old > data/file")
     handle = backup(box, "/workspace/data", ttl=10)
@@ -208,7 +208,7 @@ def test_an_expired_backup_is_not_revived_by_who_writes_to_the_bucket(node: Node
     assert handle.id in [row.entry.backup_id for row in listed]
 
 
-def test_an_unsigned_backup_is_refused_and_the_error_says_what_to_do(node: Node) -> None:
+def test_an_unsigned_backup_is_refused_with_a_hint(node: Node) -> None:
     box = node.sandbox()
     sh(box, "mkdir data")
     handle = backup(box, "/workspace/data")
@@ -246,7 +246,7 @@ def test_an_expired_backup_changes_nothing(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_another_tenants_backup_is_not_to_be_told_from_none(kernel_node: Node, mode: RestoreMode) -> None:
+def test_another_tenants_backup_looks_like_a_missing_one(kernel_node: Node, mode: RestoreMode) -> None:
     owner, thief = kernel_node.sandbox("owner", tenant="one"), kernel_node.sandbox("thief", tenant="two")
     write(owner, "/workspace/secret", "secret")
     handle = backup(owner)
@@ -322,7 +322,7 @@ def test_a_full_disk_at_a_restore_changes_nothing_and_frees_everything(
 
 
 @pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS, Driver.FUSE], indirect=True)
-def test_a_layer_whose_daemon_dies_before_it_is_shown_is_no_empty_directory(
+def test_a_layer_whose_daemon_dies_before_the_bind_never_shows_an_empty_directory(
     node: Node, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small_disk(scratch / "small", "40m") as disk:  # noqa: SIM117
@@ -365,7 +365,7 @@ def test_a_full_disk_at_a_backup_leaves_nothing(kernel_node: Node, scratch: Path
     assert kernel_node.keys() == before
 
 
-def test_another_mount_in_the_way_is_not_taken_for_ours(kernel_node: Node) -> None:
+def test_another_mount_in_the_way_is_not_mistaken_for_ours(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(box, "mkdir a b; echo x > a/x")
     handle = backup(box, "/workspace/a")
@@ -403,9 +403,7 @@ def test_a_bucket_that_fails_during_a_backup_leaves_nothing(kernel_node: Node, o
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_backup_of_which_the_bucket_does_not_say_whether_it_exists_is_settled_by_the_next(
-    kernel_node: Node, when: str
-) -> None:
+def test_a_backup_with_an_unknown_outcome_is_settled_by_the_next_backup(kernel_node: Node, when: str) -> None:
     def goes_away() -> None:
         away.is_away = True
         raise StoreUnavailableError("put", bucket="away")
@@ -427,7 +425,7 @@ def test_a_backup_of_which_the_bucket_does_not_say_whether_it_exists_is_settled_
 
 
 class CancelledAfter:
-    """An archiver one of whose methods does its work and then waits until it is cancelled."""
+    """An archiver with one method that does its work and then waits until it is cancelled."""
 
     def __init__(self, archiver: Archiver, method: str) -> None:
         self._archiver, self._method = archiver, method
@@ -511,7 +509,7 @@ def test_a_cancelled_restore_changes_nothing(kernel_node: Node, phase: str, mode
         restore(box, handle, mode=mode)
 
 
-def test_an_unconfigured_bucket_names_the_missing_settings_and_leaves_the_rest_working(kernel_node: Node) -> None:
+def test_without_a_bucket_backups_name_the_missing_settings_and_the_rest_works(kernel_node: Node) -> None:
     kernel_node.adjust(bucket=None, missing_settings=("BACKUP_BUCKET_NAME", "R2_ACCESS_KEY_ID"))
     box = LocalSandbox("default", "box", kernel_node.config, driver=kernel_node.driver, catalog=None)
     try:

@@ -1,4 +1,4 @@
-"""A sandbox moves off a node that is being drained, whatever runs in it: everything it has written goes with it."""
+"""Hand-over of a sandbox from a node that is being drained: everything that it has written goes with it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.sandboxes import Node, backup, command, restore, sh, write
 
 @dataclass
 class Pair:
-    """The node that is drained, another one, and a name of a sandbox that no other test uses."""
+    """The drained node, another node, and a sandbox name that no other test uses."""
 
     drained: Node
     other: Node
@@ -51,7 +51,7 @@ def nodes(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Pair]
         yield Pair(drained, other, f"sb-{uuid.uuid4().hex[:12]}")
 
 
-def test_a_running_command_is_ended_only_once_all_that_it_wrote_is_kept(nodes: Pair) -> None:
+def test_a_running_command_is_ended_only_after_all_its_writes_are_saved(nodes: Pair) -> None:
     box = nodes.box(nodes.drained)
     script = "i=0; while true; do i=$((i+1)); echo $i >> file; echo $i >> /home/file; echo $i; done"
     with command(box, script) as running:
@@ -64,11 +64,11 @@ def test_a_running_command_is_ended_only_once_all_that_it_wrote_is_kept(nodes: P
 
     again = nodes.box(nodes.other)
     here, there = (sh(again, f"cat {path}").split() for path in ("file", "/home/file"))
-    assert here[: len(there)] == there and len(here) - len(there) in (0, 1)  # of one and the same moment
+    assert here[: len(there)] == there and len(here) - len(there) in (0, 1)  # both are of the same moment
     assert nodes.state.recovery is None
 
 
-def test_a_restored_directory_and_what_was_written_over_it_go_along(nodes: Pair) -> None:
+def test_a_restored_directory_is_handed_over_with_its_writes(nodes: Pair) -> None:
     box = nodes.box(nodes.drained)
     sh(box, "mkdir sub; echo old > sub/file; echo kept > sub/other")
     restore(box, backup(box, "/workspace/sub"))
@@ -77,7 +77,7 @@ def test_a_restored_directory_and_what_was_written_over_it_go_along(nodes: Pair)
     assert sh(nodes.box(nodes.other), "cat sub/file sub/other /tmp/file") == "new\nkept\nmore\n"
 
 
-def test_one_that_sleeps_on_the_node_is_handed_over_without_its_actor(nodes: Pair) -> None:
+def test_a_sandbox_asleep_on_the_node_is_handed_over_by_a_new_actor(nodes: Pair) -> None:
     box = nodes.box(nodes.drained)
     sh(box, "echo kept > file")
     box.sleep()
@@ -142,7 +142,7 @@ def test_an_archive_that_cannot_be_stored_leaves_the_sandbox_where_it_was(nodes:
     assert sh(nodes.box(nodes.other), "cat file ended") == "kept\ndone\n"
 
 
-def test_a_transfer_that_a_hand_over_ends_may_be_repeated(nodes: Pair) -> None:
+def test_a_hand_over_ends_open_transfers_with_an_error(nodes: Pair) -> None:
     box = nodes.box(nodes.drained)
     write(box, "/workspace/large", bytes(4 * 1024 * 1024))
     reading = box.read_file("reading", "/workspace/large")
@@ -162,7 +162,7 @@ def test_a_sandbox_that_was_never_used_leaves_nothing_in_the_bucket(nodes: Pair)
     assert nodes.drained.catalog().find_state("default", nodes.name) is None
 
 
-def test_calls_that_come_during_a_hand_over_wait_and_never_see_half_of_it(nodes: Pair) -> None:
+def test_calls_during_a_hand_over_wait_and_see_no_half_removed_tree(nodes: Pair) -> None:
     box = nodes.box(nodes.drained)
     sh(box, "head -c 20000000 /dev/urandom > file")
     moving = threading.Thread(target=box.hand_over)
@@ -177,14 +177,14 @@ def test_calls_that_come_during_a_hand_over_wait_and_never_see_half_of_it(nodes:
     assert found in (None, "file\n")
 
 
-def test_a_sandbox_may_come_back_to_the_node_that_it_was_handed_over_from(nodes: Pair) -> None:
+def test_a_sandbox_can_wake_on_the_node_that_handed_it_over(nodes: Pair) -> None:
     box = nodes.box(nodes.drained)
     sh(box, "echo kept > file")
     box.hand_over()
     assert sh(nodes.box(nodes.drained), "cat file") == "kept\n"
 
 
-def test_an_untouched_sandbox_is_handed_over_with_the_backups_that_it_has_come_back_from(nodes: Pair) -> None:
+def test_an_unchanged_sandbox_is_handed_over_with_its_existing_backups(nodes: Pair) -> None:
     box = nodes.box(nodes.drained)
     sh(box, "echo kept > file")
     box.hand_over()

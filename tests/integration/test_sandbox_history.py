@@ -1,4 +1,4 @@
-"""Whatever happens to a sandbox, in whatever order: it has what a simple model says, on whichever node it wakes."""
+"""Random histories of a sandbox on two nodes, compared with a simple model of its content."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def without(content: Content, directory: str) -> Content:
 
 @dataclass
 class Model:
-    """What a sandbox must have, and what would come back of it."""
+    """The content that a sandbox must have, and the content that a recovery must bring back."""
 
     now: Content = field(default_factory=dict)
     safe: dict[str, Content] = field(default_factory=dict)
-    """By directory, outer ones before those inside them."""
+    """By directory; outer directories come before those inside them."""
 
     def keep(self, directory: str, content: Content) -> None:
         self.safe = {other: kept for other, kept in self.safe.items() if not (other + "/").startswith(directory + "/")}
@@ -60,7 +60,7 @@ class Model:
 
 
 class History:
-    """A sandbox on two nodes, which does what it is told to as its model does."""
+    """A sandbox on two nodes; each step is applied to the sandbox and to its model."""
 
     def __init__(self, nodes: dict[str, Node]) -> None:
         self.nodes = nodes
@@ -69,7 +69,7 @@ class History:
         self.model = Model()
         self.made: list[tuple[DirectoryBackup, Content]] = []
         self.actors: dict[str, LocalSandbox] = {}
-        """The latest on each node. One lives on when its node is lost, and has ended when that comes back."""
+        """Latest actor on each node. It lives on when its node is lost, and has ended when the node comes back."""
         self.count = 0
         self.box = self.wake()
 
@@ -78,7 +78,7 @@ class History:
         if before is not None and before.is_awake:
             before.close()
         box = self.actors[self.at] = self.nodes[self.at].sandbox(self.name, lost=[lost] if lost else [])
-        box.ownership.check()  # its epoch is taken: a crash that comes sooner is another test's
+        box.ownership.check()  # its epoch is claimed: another test has the earlier crash
         return box
 
     def write(self, path: str) -> None:
@@ -118,7 +118,7 @@ class History:
         self.box = self.wake(lost=lost)
 
     def crash(self) -> None:
-        """As far as one process can: nothing is told to the bucket."""
+        """Simulates a crash as far as one process can: it writes nothing to the bucket."""
         self.box = self.wake()
 
     @property
@@ -160,7 +160,9 @@ def nodes(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=st.lists(STEPS, min_size=3, max_size=10))
-def test_a_sandbox_has_what_its_model_has(nodes: dict[str, Node], steps: list[tuple[str, str | int | None]]) -> None:
+def test_a_sandboxs_content_always_matches_its_model(
+    nodes: dict[str, Node], steps: list[tuple[str, str | int | None]]
+) -> None:
     history = History(nodes)
     try:
         for name, argument in steps:

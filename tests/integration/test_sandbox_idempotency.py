@@ -1,4 +1,4 @@
-"""A create that is repeated with the same key."""
+"""Creation of a backup that is repeated with the same idempotency key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.sandboxes import Node, backup, restore, sh, write
 
 @pytest.fixture
 def key() -> str:
-    """A fresh one: the bucket outlives the test."""
+    """A fresh key: the bucket outlives the test."""
     return uuid.uuid4().hex
 
 
@@ -26,7 +26,7 @@ def keyed(box: LocalSandbox, key: str, directory: str = "/workspace") -> Directo
     return box.create_backup(BackupOptions(dir=directory), idempotency_key=key)
 
 
-def test_a_repeated_create_gives_the_first_ones_backup(node: Node, key: str) -> None:
+def test_a_repeated_create_returns_the_first_backup(node: Node, key: str) -> None:
     box = node.sandbox()
     write(box, "/workspace/file", "first")
     first = keyed(box, key)
@@ -38,7 +38,7 @@ def test_a_repeated_create_gives_the_first_ones_backup(node: Node, key: str) -> 
     assert sh(box, "cat file") == "first"
 
 
-def test_the_key_counts_across_actors_but_not_across_sandboxes_and_tenants(node: Node, key: str) -> None:
+def test_the_key_is_shared_by_a_sandboxs_actors_but_not_by_sandboxes_or_tenants(node: Node, key: str) -> None:
     box = node.sandbox("one")
     write(box, "/workspace/file", "content")
     first = keyed(box, key)
@@ -49,7 +49,7 @@ def test_the_key_counts_across_actors_but_not_across_sandboxes_and_tenants(node:
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"x" * 5 * 2**20, b'{"version":1,"backupId":"?"}', None])
-def test_a_damaged_claim_or_one_of_another_sandboxs_backup_is_replaced(
+def test_a_claim_that_is_damaged_or_of_another_sandbox_is_replaced(
     kernel_node: Node, key: str, damage: bytes | None
 ) -> None:
     box = kernel_node.sandbox()
@@ -76,7 +76,7 @@ def test_a_claim_to_a_backup_that_was_tampered_with_is_replaced(kernel_node: Nod
     assert keyed(box, key) == second
 
 
-def test_a_later_releases_claim_is_not_replaced(kernel_node: Node, key: str) -> None:
+def test_a_claim_of_a_later_release_is_not_replaced(kernel_node: Node, key: str) -> None:
     box = kernel_node.sandbox()
     write(box, "/workspace/file", "content")
     document, store = keys.claim("default", box.id, key), kernel_node.catalog().store
@@ -87,7 +87,7 @@ def test_a_later_releases_claim_is_not_replaced(kernel_node: Node, key: str) -> 
     assert store.get(document).data == b'{"version":2}'
 
 
-def test_other_keys_and_no_key_make_backups_of_their_own(node: Node, key: str) -> None:
+def test_another_key_or_no_key_makes_a_separate_backup(node: Node, key: str) -> None:
     box = node.sandbox()
     write(box, "/workspace/file", "content")
     made = [keyed(box, key), keyed(box, key + "b"), backup(box), backup(box)]
@@ -116,7 +116,7 @@ def test_a_failed_create_does_not_use_its_key_up(node: Node, key: str) -> None:
 
 
 class Meanwhile:
-    """A store that does something else right before it first carries out one of its methods."""
+    """A store that runs another action right before its first call of one method."""
 
     def __init__(self, store: ObjectStore, method: str, act: Callable[[], None]) -> None:
         self._store, self._method, self._act = store, method, act
@@ -129,8 +129,8 @@ class Meanwhile:
         return getattr(self._store, name)
 
 
-def test_of_two_actors_with_the_same_key_the_one_that_was_replaced_makes_nothing(kernel_node: Node, key: str) -> None:
-    """As after a partition: the older one is asked while the newer one uploads."""
+def test_a_superseded_actor_makes_no_backup_for_a_key_in_use(kernel_node: Node, key: str) -> None:
+    """This happens after a partition: the older actor gets the call while the newer one uploads."""
     refused: list[SandboxUnavailableError] = []
     first = kernel_node.sandbox()
     write(first, "/workspace/file", "content")
@@ -158,7 +158,7 @@ def test_of_two_actors_with_the_same_key_the_one_that_was_replaced_makes_nothing
     assert sh(second, "cat file") == "content"
 
 
-def test_a_key_whose_backup_was_deleted_or_has_expired_makes_a_new_one(kernel_node: Node, key: str) -> None:
+def test_a_key_whose_backup_is_deleted_or_expired_makes_a_new_backup(kernel_node: Node, key: str) -> None:
     box = kernel_node.sandbox()
     options = BackupOptions(dir="/workspace", ttl=30)
     short = box.create_backup(options, idempotency_key=key)
