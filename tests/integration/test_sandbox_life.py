@@ -1,4 +1,4 @@
-"""A sandbox's life: woken, crashed, taken up again, destroyed; its transfers, its commands, its lost daemons."""
+"""A sandbox's life: wake, crash, recovery of its folder, destruction; its transfers, commands and lost daemons."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_crashed_sandbox_is_taken_up_with_every_write(node: Node) -> None:
+def test_a_crashed_sandbox_wakes_with_every_write(node: Node) -> None:
     ended = crash(CRASH, described(node))
     assert ended.status == -signal.SIGKILL, ended.stderr
     box = node.sandbox()
@@ -81,7 +81,7 @@ def test_a_crashed_sandbox_is_taken_up_with_every_write(node: Node) -> None:
 
 
 @pytest.mark.parametrize("ended", ["the older", "the younger"])
-def test_a_sandbox_goes_on_after_one_with_a_backup_of_the_same_bytes_ended(kernel_node: Node, ended: str) -> None:
+def test_a_sandbox_survives_the_end_of_another_over_an_identical_archive(kernel_node: Node, ended: str) -> None:
     one, other = kernel_node.sandbox("box"), kernel_node.sandbox("other")
     sh(one, "mkdir data; echo original > data/file")
     twins = [backup(one, "/workspace/data") for _ in range(2)]
@@ -101,9 +101,7 @@ def test_a_sandbox_goes_on_after_one_with_a_backup_of_the_same_bytes_ended(kerne
     assert mountinfo.mounts_under(kernel_node.data_dir) == []
 
 
-def test_taking_up_fails_while_something_holds_a_mount_and_works_afterwards(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wake_fails_while_a_mount_is_in_use_and_works_afterwards(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
     first = node.sandbox()
     write(first, "/workspace/file", "kept")
@@ -119,7 +117,7 @@ def test_taking_up_fails_while_something_holds_a_mount_and_works_afterwards(
 
 
 @pytest.mark.parametrize("fault", ["no layer", "in use"])
-def test_the_log_says_why_a_sandbox_could_not_be_taken_up(
+def test_the_log_says_why_a_sandbox_could_not_wake(
     kernel_node: Node, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
@@ -148,7 +146,7 @@ def test_the_log_says_why_a_sandbox_could_not_be_taken_up(
     assert read(second, "/workspace/file") == b"kept"
 
 
-def test_a_sandbox_that_could_not_be_taken_up_can_be_once_the_cause_is_gone(node: Node) -> None:
+def test_a_sandbox_that_could_not_wake_does_once_the_cause_is_gone(node: Node) -> None:
     store = AwayStore(node.catalog().store)
     first = node.sandbox()
     sh(first, "mkdir a b; echo 1 > a/x; echo 2 > b/x")
@@ -192,9 +190,9 @@ def test_destroy_leaves_nothing_but_the_backups(node: Node) -> None:
     heir.destroy()
 
 
-def test_only_a_destroyed_sandbox_is_empty_until_it_is_used_again(kernel_node: Node) -> None:
+def test_a_sandbox_counts_as_empty_only_between_its_destruction_and_its_next_use(kernel_node: Node) -> None:
     box = kernel_node.sandbox(awake=False)
-    assert not box.is_empty  # it may have to come back
+    assert not box.is_empty  # it may have to be recovered
     sh(box, "echo 1 > file")
     assert not box.is_empty
     box.close()
@@ -241,7 +239,7 @@ def test_the_state_in_the_bucket_says_what_is_restored(kernel_node: Node) -> Non
 
 
 @pytest.mark.parametrize("home", ["ln -s /nowhere /home/sandbox", "ln -s /etc /home/sandbox", "touch /home/sandbox"])
-def test_whatever_lies_at_the_home_directory_the_sandbox_wakes(kernel_node: Node, home: str) -> None:
+def test_a_sandbox_wakes_with_a_link_or_a_file_in_place_of_its_home_directory(kernel_node: Node, home: str) -> None:
     box = kernel_node.sandbox()
     sh(box, f"rm -rf /home/sandbox; {home}")
     box.close()
@@ -249,7 +247,7 @@ def test_whatever_lies_at_the_home_directory_the_sandbox_wakes(kernel_node: Node
 
 
 def daemon(name: str) -> int:
-    """The process that serves the only layer."""
+    """The pid of the daemon that serves the only layer."""
     return next(pid for pid, found in children().items() if found == name)
 
 
@@ -283,7 +281,7 @@ def test_a_killed_daemon_ends_the_command_with_a_typed_error_and_loses_no_write(
 @pytest.mark.parametrize(
     ("driver", "victim"), [(Driver.FUSE, "squashfuse_ll"), (Driver.FUSE, "fuse-overlayfs")], indirect=["driver"]
 )
-def test_an_open_upload_holds_up_nobody_when_a_daemon_under_it_dies(node: Node, victim: str, *, goes_on: bool) -> None:
+def test_an_open_upload_does_not_block_recovery_from_a_daemons_death(node: Node, victim: str, *, goes_on: bool) -> None:
     box = node.sandbox()
     sh(box, "mkdir data; echo 1 > data/file")
     restore(box, backup(box, "/workspace/data"))
@@ -305,7 +303,7 @@ def test_an_open_upload_holds_up_nobody_when_a_daemon_under_it_dies(node: Node, 
 
 
 def failure(act: Callable[[], object]) -> BaseException | None:
-    """What it raises."""
+    """Returns the exception that the call raises, or None."""
     try:
         act()
     except Exception as e:
@@ -333,7 +331,7 @@ def test_open_transfers_are_ended_by_a_restore_and_do_not_block_it(node: Node, m
     assert sh(box, "ls -A") == "large\n"
 
 
-def test_commands_of_before_are_stopped_by_a_restore(node: Node) -> None:
+def test_a_restore_stops_running_commands(node: Node) -> None:
     box = node.sandbox()
     write(box, "/workspace/file", "original")
     handle = backup(box)
@@ -343,7 +341,7 @@ def test_commands_of_before_are_stopped_by_a_restore(node: Node) -> None:
     assert sh(box, "ls -A") == "file\n"
 
 
-def test_calls_of_two_lanes_mix_without_harm(kernel_node: Node) -> None:
+def test_concurrent_calls_in_two_lanes_get_no_unexpected_errors(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     sh(box, "mkdir data; for i in $(seq 50); do echo $i > data/$i; done")
     handle = backup(box, "/workspace/data")
@@ -358,7 +356,7 @@ def test_calls_of_two_lanes_mix_without_harm(kernel_node: Node) -> None:
                 sh(box, "ls data > /dev/null; cat data/1")
                 box.list_files("/workspace/data")
                 rounds.append(1)
-            except (ExecStoppedError, AssertionError):  # a restore stopped it, or took the file away in between
+            except (ExecStoppedError, AssertionError):  # a restore stopped the command or removed its file
                 continue
             except BaseException as e:
                 odd.append(e)
@@ -482,7 +480,7 @@ def test_a_tar_archive_cannot_write_outside_the_workspace(kernel_node: Node) -> 
     assert not (kernel_node.tree(box) / "escape").exists()
 
 
-def test_a_command_is_limited_in_time_and_output(kernel_node: Node) -> None:
+def test_a_commands_time_and_output_are_limited(kernel_node: Node) -> None:
     kernel_node.adjust(exec=ExecLimits(output_bytes=100_000))
     box = kernel_node.sandbox()
     with pytest.raises(ExecTimeoutError):
@@ -508,7 +506,7 @@ def test_abandoning_a_commands_output_ends_it(kernel_node: Node) -> None:
     [(["true"], 0), (["sh", "-c", "exit 3"], 3), (["no-such-program"], 127), (["/etc"], 126), (["A=B"], 127),
      (["sh", "-c", "kill -9 $$"], 137)],
 )  # fmt: skip
-def test_the_exit_code_is_a_shells(kernel_node: Node, argv: list[str], code: int) -> None:
+def test_exit_codes_are_those_of_a_shell(kernel_node: Node, argv: list[str], code: int) -> None:
     assert run(kernel_node.sandbox(), *argv).exit_code == code
 
 
@@ -540,7 +538,7 @@ def frozen(group: Cgroup) -> bool:
     return "frozen 1" in (group._path / "cgroup.events").read_text()
 
 
-def test_a_frozen_group_stands_still_and_goes_on(group: tuple[str, Cgroup]) -> None:
+def test_a_frozen_group_stops_and_resumes(group: tuple[str, Cgroup]) -> None:
     _, one = group
     with member(one, "while :; do echo x; done") as process:
         assert process.stdout is not None
@@ -582,7 +580,7 @@ def test_a_guard_of_an_earlier_pause_never_ends_a_later_one(group: tuple[str, Cg
         process.wait(10)
 
 
-def test_announcing_an_entry_moves_nobody(group: tuple[str, Cgroup]) -> None:
+def test_announcing_an_entry_moves_no_process(group: tuple[str, Cgroup]) -> None:
     before = Path("/proc/self/cgroup").read_text()
     announce_entry()
     assert Path("/proc/self/cgroup").read_text() == before

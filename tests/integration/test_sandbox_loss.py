@@ -1,4 +1,4 @@
-"""The loss of what was in no backup is named when a node dies, and told until somebody was told for sure."""
+"""Loss of unsaved data: after a node's death callers get a notice of the lost roots, until one has arrived for sure."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.support.sandboxes import Node, backup, command, restore, run, sh, wri
 
 @dataclass
 class Nodes(Pair):
-    """Three nodes with one bucket; the sandbox is on the first, until that is lost."""
+    """Three nodes with one bucket; the sandbox is on the first node until that is lost."""
 
     c: Node
 
     def noted(self, *roots: str) -> bool:
-        """Whether the bucket knows, in a moment, that these roots hold what is in no backup."""
+        """Waits for the bucket's state to name exactly these roots as unsaved; true if it does."""
 
         def as_expected() -> bool:
             found = self.a.catalog().find_state("default", self.name)
@@ -54,7 +54,7 @@ def lost(box: LocalSandbox) -> list[str]:
     return recovery.lost
 
 
-def test_what_was_never_backed_up_is_named_as_lost(nodes: Nodes) -> None:
+def test_roots_that_were_never_backed_up_are_named_as_lost(nodes: Nodes) -> None:
     box = nodes.on_a()
     sh(box, "echo kept > file; mkdir /tmp/sub; echo lost > /tmp/sub/file; echo lost > ~/file")
     kept = backup(box)
@@ -71,7 +71,7 @@ def test_what_was_never_backed_up_is_named_as_lost(nodes: Nodes) -> None:
     ]
 
 
-def test_a_sandbox_without_any_backup_has_lost_what_it_held(nodes: Nodes) -> None:
+def test_a_sandbox_without_any_backup_has_lost_its_used_roots(nodes: Nodes) -> None:
     box = nodes.on_a()
     write(box, "/workspace/file", "lost")
     assert nodes.noted("/workspace")
@@ -91,7 +91,7 @@ def test_a_sandbox_that_holds_nothing_has_lost_nothing(nodes: Nodes, script: str
     assert lost(again) == [] and again.notice() is None
 
 
-def test_what_is_in_a_backup_but_for_later_changes_is_told_as_older_and_not_as_lost(nodes: Nodes) -> None:
+def test_a_root_with_an_outdated_backup_is_reported_as_recovered_and_not_as_lost(nodes: Nodes) -> None:
     box = nodes.on_a()
     sh(box, "echo kept > file")
     backup(box)
@@ -116,7 +116,7 @@ def test_what_is_in_a_backup_but_for_later_changes_is_told_as_older_and_not_as_l
         ("echo x > /app/file", "/app", []),
     ],
 )
-def test_a_root_is_lost_in_part_if_it_holds_anything_beside_what_was_backed_up(
+def test_a_root_with_files_outside_its_backups_is_named_as_lost(
     nodes: Nodes, script: str, saved: str, expected: list[str]
 ) -> None:
     box = nodes.on_a()
@@ -126,7 +126,7 @@ def test_a_root_is_lost_in_part_if_it_holds_anything_beside_what_was_backed_up(
     assert lost(nodes.on_b()) == expected
 
 
-def test_what_was_restored_is_in_a_backup_wherever_it_was_put(nodes: Nodes) -> None:
+def test_restored_content_counts_as_backed_up_in_any_directory(nodes: Nodes) -> None:
     box = nodes.on_a()
     sh(box, "mkdir data; echo x > data/file")
     restore(box, backup(box, "/workspace/data"), "/app/fork")
@@ -136,20 +136,20 @@ def test_what_was_restored_is_in_a_backup_wherever_it_was_put(nodes: Nodes) -> N
 
 
 @pytest.mark.parametrize("root", WRITABLE_ROOTS)
-def test_each_writable_root_is_named(nodes: Nodes, root: str) -> None:
+def test_each_writable_root_can_be_named_as_lost(nodes: Nodes, root: str) -> None:
     write(nodes.on_a(), f"{root}/file", "lost")
     assert nodes.noted(root)
     assert lost(nodes.on_b()) == [root]
 
 
-def test_what_a_command_has_written_is_noted_while_it_runs(nodes: Nodes) -> None:
+def test_a_running_commands_writes_are_noted_as_unsaved(nodes: Nodes) -> None:
     box = nodes.on_a()
     with command(box, "echo x > file; echo begun; sleep 60"):
         assert nodes.noted("/workspace")
         assert lost(nodes.on_b()) == ["/workspace"]
 
 
-def test_a_disk_that_was_lost_under_its_node_is_told_as_well(nodes: Nodes) -> None:
+def test_the_loss_of_a_nodes_files_alone_is_reported_too(nodes: Nodes) -> None:
     box = nodes.on_a()
     write(box, "/workspace/file", "lost")
     assert nodes.noted("/workspace")
@@ -168,7 +168,7 @@ def test_a_state_of_an_earlier_release_names_every_root_without_a_backup(nodes: 
     assert lost(nodes.on_b()) == [root for root in WRITABLE_ROOTS if root != "/workspace"]
 
 
-def test_it_is_told_until_somebody_was_told_for_sure_and_then_no_more(nodes: Nodes) -> None:
+def test_the_notice_of_a_loss_is_repeated_until_its_delivery_is_confirmed(nodes: Nodes) -> None:
     box = nodes.on_a()
     write(box, "/workspace/file", "lost")
     assert nodes.noted("/workspace")
@@ -190,7 +190,7 @@ def test_it_is_told_until_somebody_was_told_for_sure_and_then_no_more(nodes: Nod
     assert [event.kind for event in nodes.state.events].count("lost") == 1
 
 
-def test_a_loss_that_nobody_was_told_of_is_told_after_the_next(nodes: Nodes) -> None:
+def test_a_loss_without_a_confirmed_notice_is_reported_with_the_next_loss(nodes: Nodes) -> None:
     write(nodes.on_a(), "/tmp/file", "lost")
     assert nodes.noted("/tmp")
     write(nodes.on_b(), "/app/file", "lost as well")
@@ -199,16 +199,16 @@ def test_a_loss_that_nobody_was_told_of_is_told_after_the_next(nodes: Nodes) -> 
     assert lost(third) == ["/app", "/tmp"]
 
 
-def test_a_recovery_that_is_begun_anew_elsewhere_still_names_what_is_lost(nodes: Nodes) -> None:
+def test_a_recovery_that_restarts_on_another_node_still_names_the_losses(nodes: Nodes) -> None:
     write(nodes.on_a(), "/tmp/file", "lost")
     assert nodes.noted("/tmp")
     taken = nodes.on_b(awake=False)
     taken.ownership.locate(has_record=False)
-    taken.ownership.acquire_epoch()  # and dies before anything else
+    taken.ownership.acquire_epoch()  # the actor dies before it does anything else
     assert lost(nodes.c.sandbox(nodes.name, lost=["a", "b"])) == ["/tmp"]
 
 
-def test_what_was_handed_over_or_sleeps_in_the_bucket_has_lost_nothing(nodes: Nodes) -> None:
+def test_a_sandbox_that_was_handed_over_has_lost_nothing(nodes: Nodes) -> None:
     box = nodes.on_a()
     sh(box, "echo x > file; echo y > /tmp/file")
     assert nodes.noted("/workspace", "/tmp")
@@ -218,7 +218,7 @@ def test_what_was_handed_over_or_sleeps_in_the_bucket_has_lost_nothing(nodes: No
     assert again.info().recovery is None and again.notice() is None
 
 
-def test_a_bucket_that_is_away_keeps_no_command_waiting_and_is_told_later(nodes: Nodes) -> None:
+def test_unsaved_roots_are_noted_later_if_the_bucket_is_away_and_commands_do_not_wait(nodes: Nodes) -> None:
     store = AwayStore(S3ObjectStore(nodes.a.bucket, transfer=FAST))
     box = nodes.on_a(catalog=nodes.a.catalog(store))
     sh(box, "true")
@@ -229,7 +229,7 @@ def test_a_bucket_that_is_away_keeps_no_command_waiting_and_is_told_later(nodes:
     assert nodes.noted("/workspace")
 
 
-def test_a_command_that_is_abandoned_is_looked_after_as_well(nodes: Nodes) -> None:
+def test_an_abandoned_commands_writes_are_noted_as_unsaved(nodes: Nodes) -> None:
     box = nodes.on_a()
     events = box.exec("left", ExecRequest(argv=["sh", "-c", "echo x > file; echo begun; sleep 60"]))
     next(events)

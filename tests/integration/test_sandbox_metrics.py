@@ -1,4 +1,4 @@
-"""What a sandbox counts of its work."""
+"""The metrics that a sandbox counts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_bytes_and_cache_lookups_are_counted_as_they_happen(kernel_node: Node) -
     assert tally.of(DOWNLOADED_BYTES) == size
 
 
-def test_wakes_are_counted_by_where_the_sandbox_came_from(kernel_node: Node) -> None:
+def test_wakes_are_counted_by_the_source_of_the_files(kernel_node: Node) -> None:
     tally = Tally()
     first = kernel_node.sandbox("woken", meter=tally)
     assert (tally.of(WAKES, "afresh"), tally.of(WAKES, "here")) == (1, 0)

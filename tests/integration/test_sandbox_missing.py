@@ -1,6 +1,6 @@
-"""A directory that cannot be brought back is never shown as an empty one, whatever the cause and whatever the way.
+"""A directory that cannot be recovered is never shown as an empty one, whatever the cause.
 
-The ways: a sandbox is recovered after its node was lost ("loss"), or wakes from the bucket ("sleep").
+Each case is tested for both ways: recovery after the loss of a node ("loss"), and a wake from the bucket ("sleep").
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def nodes(scratch: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[
 
 @pytest.fixture
 def fuse_nodes(scratch: Path, bucket: BucketConfig) -> Iterator[Pair]:
-    """With the driver whose restores need a box and daemons."""
+    """Nodes with the driver whose restores need a box and daemons."""
     yield from pair(scratch, bucket, Driver.FUSE, conditional=False)
 
 
-# --- what fails on the node
+# --- faults of the node
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def too_slow(node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextmanager
 def no_cache(node: Node) -> Iterator[None]:
-    """A file lies where the cache belongs."""
+    """Puts a file in the place of the cache."""
     cache = node.layout.cache
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.write_text("in the way")
@@ -79,7 +79,7 @@ def no_cache(node: Node) -> Iterator[None]:
 
 @contextmanager
 def full_disk(node: Node) -> Iterator[None]:
-    """The node's folder is on a disk with no room for an archive."""
+    """Mounts the node's folder on a disk with no room for an archive."""
     node.data_dir.mkdir(parents=True, exist_ok=True)
     with small_disk(node.layout.cache, "16k"):
         yield
@@ -115,7 +115,7 @@ CALLS: dict[str, Callable[[LocalSandbox], object]] = {
 
 
 def gone(pair: Pair, way: str) -> Callable[[], LocalSandbox]:
-    """A sandbox with files in /workspace/data, whose node is lost, or that sleeps in the bucket; how another has it."""
+    """A lost or sleeping sandbox with files in /workspace/data; returns a function that opens it on node "b"."""
     box = pair.on_a()
     sh(box, "mkdir data; echo 1 > data/file; head -c 100000 /dev/urandom > data/large")
     if way == "loss":
@@ -135,14 +135,14 @@ def refused(box: LocalSandbox, call: str = "exec") -> SandboxUnavailableError:
 
 
 def statuses(pair: Pair) -> dict[str, tuple[DirectoryStatus, str | None]]:
-    """What can be read of the recovery without waking the sandbox."""
+    """Reads the status of each directory's recovery from the state, without waking the sandbox."""
     found = public_recovery(pair.state.recovery)
     return {row.dir: (row.status, row.error) for row in found.directories} if found else {}
 
 
 @pytest.mark.parametrize("way", ["loss", "sleep"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_fails_on_the_node_shows_nothing_empty_and_heals_by_a_retry(
+def test_a_recovery_that_fails_on_the_node_shows_no_empty_directory_and_can_be_retried(
     fuse_nodes: Pair, monkeypatch: pytest.MonkeyPatch, fault: str, way: str
 ) -> None:
     pair = fuse_nodes
@@ -162,7 +162,7 @@ def test_what_fails_on_the_node_shows_nothing_empty_and_heals_by_a_retry(
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_no_call_enters_while_a_directory_is_missing(nodes: Pair, call: str) -> None:
+def test_no_call_is_admitted_while_a_directory_is_missing(nodes: Pair, call: str) -> None:
     again = gone(nodes, "loss")()
     nodes.store.delete(keys.archive(nodes.state.checkpoints[0].backup_id))
     refused(again, call)
@@ -170,7 +170,7 @@ def test_no_call_enters_while_a_directory_is_missing(nodes: Pair, call: str) -> 
     assert not nodes.is_known and left_on(nodes.b) == ([], [])
 
 
-def test_a_node_that_fails_for_another_actor_goes_on_to_the_next_node(fuse_nodes: Pair, scratch: Path) -> None:
+def test_a_recovery_that_fails_on_one_node_succeeds_on_the_next(fuse_nodes: Pair, scratch: Path) -> None:
     pair = fuse_nodes
     again = gone(pair, "loss")()
     with tools_replaced(pair.b.data_dir, {"bwrap": UNBUILT}):
@@ -182,7 +182,7 @@ def test_a_node_that_fails_for_another_actor_goes_on_to_the_next_node(fuse_nodes
         box.close()
 
 
-# --- what is wrong with the backup
+# --- faults of the backup
 
 
 def damage(pair: Pair, how: str, backup_id: str) -> None:
@@ -212,7 +212,7 @@ CAUSES = {
 }
 
 
-def test_what_cannot_come_back_is_named_until_it_is_given_up_and_then_the_rest_is_there(nodes: Pair) -> None:
+def test_missing_directories_are_named_until_forgotten_and_then_the_rest_is_recovered(nodes: Pair) -> None:
     box = nodes.on_a()
     made: dict[str, DirectoryBackup] = {}
     for name in (*CAUSES, "well"):
@@ -249,7 +249,7 @@ def test_what_cannot_come_back_is_named_until_it_is_given_up_and_then_the_rest_i
     assert len(nodes.state.checkpoints) == 2
 
 
-def test_a_damaged_object_that_is_put_back_heals_the_sandbox(nodes: Pair) -> None:
+def test_a_sandbox_recovers_once_a_damaged_object_is_replaced(nodes: Pair) -> None:
     again = gone(nodes, "loss")()
     (checkpoint,) = nodes.state.checkpoints
     whole = nodes.store.get(keys.archive(checkpoint.backup_id)).data
@@ -259,7 +259,7 @@ def test_a_damaged_object_that_is_put_back_heals_the_sandbox(nodes: Pair) -> Non
     assert sh(again, "cat data/file") == CONTENT
 
 
-def test_giving_up_is_repeatable_and_only_for_what_is_missing(nodes: Pair) -> None:
+def test_forget_is_repeatable_and_only_for_missing_directories(nodes: Pair) -> None:
     again = gone(nodes, "loss")()
     nodes.store.delete(keys.archive(nodes.state.checkpoints[0].backup_id))
     for wrong in ("/workspace", "/workspace/data/file", "/tmp"):
@@ -278,7 +278,7 @@ def test_giving_up_is_repeatable_and_only_for_what_is_missing(nodes: Pair) -> No
     assert sh(later, "ls -A") == ""
 
 
-def test_a_cause_that_a_full_disk_does_not_let_be_recorded_is_told_all_the_same(
+def test_a_cause_that_cannot_be_recorded_on_a_full_disk_is_still_reported(
     nodes: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -293,7 +293,7 @@ def test_a_cause_that_a_full_disk_does_not_let_be_recorded_is_told_all_the_same(
     assert sh(again, "ls -A") == ""
 
 
-def test_nothing_is_given_up_that_can_be_brought_back(nodes: Pair) -> None:
+def test_a_directory_that_can_be_recovered_cannot_be_forgotten(nodes: Pair) -> None:
     again = gone(nodes, "sleep")()
     with pytest.raises(InvalidRequestError):
         again.forget(ForgetOptions(dir="/workspace"))
@@ -314,7 +314,7 @@ def test_a_directory_inside_a_missing_one_waits_for_it(nodes: Pair) -> None:
     assert sh(again, "cat file data/file") == "outer\ninner\n"
 
 
-def test_a_directory_inside_one_that_was_given_up_comes_back(nodes: Pair) -> None:
+def test_a_directory_inside_a_forgotten_one_is_recovered(nodes: Pair) -> None:
     box = nodes.on_a()
     outer = backup(box)
     sh(box, "mkdir data; echo inner > data/file")
@@ -326,7 +326,7 @@ def test_a_directory_inside_one_that_was_given_up_comes_back(nodes: Pair) -> Non
 
 
 @pytest.mark.parametrize("target", ["/workspace/data", "/workspace"])
-def test_a_restore_to_the_place_of_what_is_missing_lets_the_sandbox_go_on(nodes: Pair, target: str) -> None:
+def test_a_restore_over_a_missing_directory_makes_the_sandbox_usable(nodes: Pair, target: str) -> None:
     other = nodes.a.sandbox(f"{nodes.name}-other")
     sh(other, "echo other > file")
     handle = backup(other)
@@ -345,7 +345,7 @@ def test_a_restore_to_the_place_of_what_is_missing_lets_the_sandbox_go_on(nodes:
     assert sh(nodes.on_b(), f"cat {target}/file") == "other\n"
 
 
-def test_a_sandbox_that_lacks_a_directory_leaves_and_is_deleted_like_any_other(nodes: Pair) -> None:
+def test_a_sandbox_with_a_missing_directory_can_sleep_and_be_deleted(nodes: Pair) -> None:
     again = gone(nodes, "sleep")()
     (checkpoint,) = nodes.state.checkpoints
     damage(nodes, "damaged", checkpoint.backup_id)
@@ -359,7 +359,7 @@ def test_a_sandbox_that_lacks_a_directory_leaves_and_is_deleted_like_any_other(n
     assert not nodes.is_known and left_on(nodes.b) == ([], [])
 
 
-# --- a restore that a caller has asked for
+# --- a restore that a caller requests
 
 
 ASKED_FOR = [
@@ -371,7 +371,7 @@ ASKED_FOR = [
 
 
 @pytest.mark.parametrize(("fault", "mode"), ASKED_FOR)
-def test_a_restore_that_the_node_fails_in_changes_nothing_and_succeeds_later(
+def test_a_restore_that_fails_on_the_node_changes_nothing_and_succeeds_later(
     fuse_nodes: Pair, monkeypatch: pytest.MonkeyPatch, fault: str, mode: str
 ) -> None:
     pair = fuse_nodes
@@ -389,7 +389,7 @@ def test_a_restore_that_the_node_fails_in_changes_nothing_and_succeeds_later(
     assert sh(box, "cat data/file") == CONTENT
 
 
-# --- an overlay whose files are here
+# --- an overlay whose files are on this node
 
 
 UNMOUNTABLE = {
@@ -402,7 +402,7 @@ UNMOUNTABLE = {
 
 @pytest.fixture
 def overlay(node: Node) -> tuple[Node, DirectoryBackup]:
-    """A sandbox that sleeps on its node, with a restored directory that was written to."""
+    """A sandbox asleep on its node, with a restored directory that was written to."""
     box = node.sandbox("held")
     sh(box, "mkdir data; echo 1 > data/file; echo plain > plain")
     handle = backup(box, "/workspace/data")
@@ -433,7 +433,7 @@ def test_an_overlay_that_cannot_be_mounted_shows_nothing_empty_and_loses_no_writ
     assert recovery_of(node) == []
 
 
-def test_an_overlay_that_cannot_be_mounted_is_given_up_by_a_person_only(
+def test_an_overlay_that_cannot_be_mounted_is_removed_only_by_forget(
     overlay: tuple[Node, DirectoryBackup],
 ) -> None:
     node, handle = overlay
@@ -452,7 +452,7 @@ def test_an_overlay_that_cannot_be_mounted_is_given_up_by_a_person_only(
     assert sh(again, "cat data/file") == CONTENT
 
 
-def test_an_overlay_that_can_be_mounted_is_not_given_up(overlay: tuple[Node, DirectoryBackup]) -> None:
+def test_an_overlay_that_can_be_mounted_cannot_be_forgotten(overlay: tuple[Node, DirectoryBackup]) -> None:
     node, _ = overlay
     again = node.sandbox("held", awake=False)
     with pytest.raises(InvalidRequestError):

@@ -1,4 +1,4 @@
-"""Whatever a tree holds: a backup restored, as an overlay or as a copy, is that tree; and so is a backup of that."""
+"""Random trees: a backup restored as an overlay or as a copy equals the tree, and so does a backup of that."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TREES = st.recursive(
 
 
 def make(path: bytes, tree: dict[bytes, tuple[object, ...]], linkable: list[bytes]) -> None:
-    """`linkable` are the names so far that a hard link can be made of: all but those of directories."""
+    """`linkable` are the names so far that can be hard-linked: all but those of directories."""
     for name, (kind, *rest) in tree.items():
         place = os.path.join(path, name)
         match kind, rest:
@@ -63,7 +63,7 @@ def make(path: bytes, tree: dict[bytes, tuple[object, ...]], linkable: list[byte
 
 
 def change(root: Path, driver: Driver) -> None:
-    """Writes to some of the files, by one of their names, and gives some of the other inodes a new name."""
+    """Writes to some of the files, by one of their names, and adds a name to some other inodes."""
     most_names = 1 if Limit.SPECIAL_LINKS in driver.limits else 2**16
     for number, (name, entry) in enumerate(sorted(fingerprint(root).items())):
         place = os.path.join(os.fsencode(root), name)
@@ -78,12 +78,12 @@ def change(root: Path, driver: Driver) -> None:
             os.link(place, place + b" again", follow_symlinks=False)
 
 
-# fuse-overlayfs dies of some of these trees.
+# fuse-overlayfs crashes on some of these trees.
 @pytest.mark.parametrize("driver", [driver for driver in Driver if driver is not Driver.FUSE], indirect=True)
 @pytest.mark.timeout(600)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
-def test_any_tree_comes_back(node: Node, tree: dict[bytes, tuple[object, ...]]) -> None:
+def test_any_tree_comes_back_from_its_backup(node: Node, tree: dict[bytes, tuple[object, ...]]) -> None:
     box = node.sandbox("properties")
     root = node.tree(box) / "workspace" / "tree"
     root.mkdir()

@@ -1,6 +1,6 @@
-"""A sandbox whose node is lost, or that slept on another, comes back as its backups have it; and nobody writes over it.
+"""Recovery from backups of a sandbox that is lost or slept on another node; a superseded actor changes nothing.
 
-Two nodes on this machine, with one bucket: "a" has the sandbox first, "b" takes it over.
+Two nodes on this machine share a bucket: "a" has the sandbox first, "b" takes it over.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def moto() -> Iterator[BucketConfig]:
 def either(
     request: pytest.FixtureRequest, scratch: Path, bucket: BucketConfig, moto: BucketConfig, best_driver: Driver
 ) -> Iterator[Pair]:
-    """Nodes with a bucket that has conditional writes, and with one that has not."""
+    """Nodes with a bucket that has conditional writes, and nodes with a bucket that has none."""
     conditional = request.param == "conditional"
     yield from pair(scratch, moto if conditional else bucket, best_driver, conditional=conditional)
 
@@ -73,14 +73,14 @@ def each_driver(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator
 
 
 def recovered(pair: Pair) -> list[tuple[str, str, str | None]]:
-    """What the state says of the recovery."""
+    """Returns the recovery's rows in the state."""
     found = pair.state.recovery
     assert found is not None and found.lost_node == pair.a.layout.identity()
     return [(row.dir, row.backup_id, row.error) for row in found.directories]
 
 
 def closed(box: LocalSandbox) -> bool:
-    """Whether nobody can see the tree."""
+    """True if no caller can see the tree."""
     try:
         with box._gate.shared():
             return False
@@ -89,7 +89,7 @@ def closed(box: LocalSandbox) -> bool:
 
 
 def killed(ended: Crashed) -> None:
-    """It came to where it was to be killed."""
+    """Checks that the process reached its breakpoint and was killed there."""
     assert ended.status == -signal.SIGKILL, ended
     assert "ready\n" in ended.stdout and "survived" not in ended.stdout, ended
 
@@ -97,7 +97,7 @@ def killed(ended: Crashed) -> None:
 # --- a node is lost
 
 
-def test_a_lost_sandbox_has_the_content_of_its_last_backups_elsewhere(each_driver: Pair) -> None:
+def test_a_lost_sandbox_is_recovered_elsewhere_from_its_last_backups(each_driver: Pair) -> None:
     pair = each_driver
     box = pair.on_a()
     sh(box, "mkdir data; echo old > data/file; echo parent > file; mkdir -p ~/copied; echo copy > ~/copied/file")
@@ -138,7 +138,7 @@ def test_a_lost_sandbox_has_the_content_of_its_last_backups_elsewhere(each_drive
     assert sh(pair.on_b(), "cat file data/file") == "parent\nnew\n"
 
 
-def test_a_backup_and_a_restore_know_a_directory_by_one_path_whichever_link_led_there(nodes: Pair) -> None:
+def test_backups_and_restores_record_a_directorys_real_path(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "mkdir -p real/inner; echo 1 > real/inner/file; ln -s real link; ln -s real/inner further")
 
@@ -165,7 +165,7 @@ def test_a_lost_sandbox_without_a_backup_is_empty_and_says_so(nodes: Pair) -> No
     assert recovered(nodes) == []
 
 
-def test_a_recovery_that_the_bucket_cuts_short_shows_nothing_and_goes_on(nodes: Pair) -> None:
+def test_a_recovery_interrupted_by_the_bucket_shows_nothing_and_resumes(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "mkdir a b; echo 1 > a/file; echo 2 > b/file")
     first, second = backup(box, "/workspace/a"), backup(box, "/workspace/b")
@@ -223,7 +223,7 @@ MOMENTS = [
 
 @pytest.mark.parametrize(("place", "method", "number", "when"), MOMENTS)
 @pytest.mark.parametrize("asleep", [False, True])
-def test_a_recovery_that_is_killed_is_completed_by_the_next(
+def test_a_killed_recovery_is_completed_by_the_next_actor(
     nodes: Pair, place: str, method: str, number: int, when: str, *, asleep: bool
 ) -> None:
     box = nodes.on_a()
@@ -248,11 +248,11 @@ def test_a_recovery_that_is_killed_is_completed_by_the_next(
     assert sh(nodes.on_b(), "cat file later") == "1\nlater\n"
 
 
-# --- the old actor lives on
+# --- the old actor still runs
 
 
 @pytest.mark.parametrize(("operation", "part"), [("presign_put", "data.sqsh"), ("put", "meta.json")])
-def test_an_actor_that_was_replaced_in_mid_backup_commits_nothing(either: Pair, operation: str, part: str) -> None:
+def test_an_actor_superseded_during_a_backup_commits_nothing(either: Pair, operation: str, part: str) -> None:
     pair = either
     old = pair.on_a()
     sh(old, "echo safe > file")
@@ -270,7 +270,7 @@ def test_an_actor_that_was_replaced_in_mid_backup_commits_nothing(either: Pair, 
     held.released.set()
     error = late.error()
 
-    if operation == "put" and not pair.conditional:  # it had looked right before: what the store cannot refuse, stays
+    if operation == "put" and not pair.conditional:  # checked before the takeover; an unconditional put succeeds
         assert error is None
         assert len(pair.backups) == 2
     else:
@@ -287,7 +287,7 @@ def test_an_actor_that_was_replaced_in_mid_backup_commits_nothing(either: Pair, 
     backup(new)
 
 
-def test_a_backup_that_was_committed_before_the_takeover_is_what_is_recovered(either: Pair) -> None:
+def test_a_backup_committed_before_the_takeover_is_recovered(either: Pair) -> None:
     pair = either
     old = pair.on_a()
     sh(old, "echo old > file")
@@ -309,8 +309,8 @@ def test_a_backup_that_was_committed_before_the_takeover_is_what_is_recovered(ei
     assert made.id in pair.backups
 
 
-def test_a_takeover_ends_an_upload_that_is_under_way(either: Pair) -> None:
-    """The parts that the old actor has sent are gone when it wants to put them together."""
+def test_a_takeover_aborts_a_running_upload(either: Pair) -> None:
+    """The old actor's uploaded parts are gone when it wants to complete the upload."""
     pair = either
     held = HeldStore(pair.store, "complete_upload", "data.sqsh")
     old = pair.on_a(catalog=pair.a.catalog(held))
@@ -326,7 +326,7 @@ def test_a_takeover_ends_an_upload_that_is_under_way(either: Pair) -> None:
     assert pair.backups == {}
 
 
-def test_a_node_that_comes_back_does_not_show_what_is_out_of_date(nodes: Pair) -> None:
+def test_a_node_that_comes_back_does_not_show_outdated_files(nodes: Pair) -> None:
     old = nodes.on_a()
     sh(old, "echo first > file; echo stale > stale")
     backup(old)
@@ -347,7 +347,7 @@ def test_a_node_that_comes_back_does_not_show_what_is_out_of_date(nodes: Pair) -
     assert nodes.state.epoch == 3
 
 
-def test_a_node_that_comes_back_wakes_what_slept_elsewhere_since(nodes: Pair) -> None:
+def test_a_node_that_comes_back_wakes_the_newer_files_that_slept_elsewhere(nodes: Pair) -> None:
     old = nodes.on_a()
     sh(old, "echo first > file; echo stale > stale")
     backup(old)
@@ -361,7 +361,7 @@ def test_a_node_that_comes_back_wakes_what_slept_elsewhere_since(nodes: Pair) ->
 # --- the bucket is away
 
 
-def test_without_the_bucket_a_sandbox_works_where_it_has_a_record_only(nodes: Pair) -> None:
+def test_without_the_bucket_a_sandbox_works_only_on_a_node_with_its_record(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
     handle = backup(box)
@@ -376,7 +376,7 @@ def test_without_the_bucket_a_sandbox_works_where_it_has_a_record_only(nodes: Pa
     box = nodes.on_a(catalog=catalog)
     assert sh(box, "cat file") == "1\n"
     sh(box, "echo 2 > file")
-    with pytest.raises(StorageUnavailableError):  # asleep, nobody could know that its files are here
+    with pytest.raises(StorageUnavailableError):  # if it slept now, the bucket would not know that its files are here
         box.sleep()
     assert box.is_awake
     epoch = nodes.state.epoch
@@ -394,7 +394,7 @@ def test_without_the_bucket_a_sandbox_works_where_it_has_a_record_only(nodes: Pa
     assert sh(box, "cat file") == "1\n"
 
 
-def test_an_epoch_that_comes_too_late_changes_nothing(either: Pair) -> None:
+def test_an_epoch_claimed_after_a_takeover_changes_nothing(either: Pair) -> None:
     pair = either
     box = pair.on_a()
     sh(box, "echo 1 > file")
@@ -425,7 +425,7 @@ def left_on(node: Node) -> tuple[list[str], Sequence[object]]:
 
 
 def furnished(box: LocalSandbox, node: Node) -> dict[str, dict[bytes, Entry]]:
-    """Fills a sandbox with all that a backup can keep, and says what is in it."""
+    """Fills a sandbox with everything that a backup can keep; returns its content."""
     make_interesting_tree(node.tree(box) / "workspace" / "tree", UID, max_name_bytes=200)
     sh(
         box,
@@ -480,7 +480,7 @@ def test_an_empty_sandbox_sleeps_without_a_backup(nodes: Pair) -> None:
     assert nodes.backups == {}
 
 
-def test_a_second_sleep_deletes_the_first_ones_backups_and_no_others(nodes: Pair) -> None:
+def test_a_second_sleep_deletes_only_the_backups_of_the_first(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file; echo 1 > ~/file")
     own = backup(box, name="mine")
@@ -490,7 +490,7 @@ def test_a_second_sleep_deletes_the_first_ones_backups_and_no_others(nodes: Pair
     restore(again, own, "/app/mine")
     second = again.back_up_for_sleep()
     abandoned = {row.backup_id for row in second}
-    third = again.back_up_for_sleep()  # somebody called meanwhile
+    third = again.back_up_for_sleep()  # a call came in between
     again.sleep(third)
     kept = {own.id, *(row.backup_id for row in third)}
     assert set(nodes.backups) == kept
@@ -499,7 +499,7 @@ def test_a_second_sleep_deletes_the_first_ones_backups_and_no_others(nodes: Pair
     assert sh(nodes.on_a(), "cat file ~/file /app/mine/file") == "1\n1\n1\n"
 
 
-def test_a_sandbox_that_nobody_has_touched_sleeps_again_in_the_same_backups(nodes: Pair) -> None:
+def test_an_unchanged_sandbox_sleeps_again_with_the_same_backups(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file; echo 1 > ~/file")
     first = box.back_up_for_sleep()
@@ -511,7 +511,7 @@ def test_a_sandbox_that_nobody_has_touched_sleeps_again_in_the_same_backups(node
     assert set(nodes.backups) == {row.backup_id for row in first}
 
 
-def test_a_command_that_comes_just_as_its_sandbox_is_back_is_not_lost_at_the_next_sleep(
+def test_a_command_during_the_end_of_a_wake_is_saved_by_the_next_sleep(
     nodes: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = nodes.on_a()
@@ -545,7 +545,7 @@ CHANGES: dict[str, Callable[[LocalSandbox], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_sandbox_that_somebody_may_have_changed_is_backed_up_anew(nodes: Pair, change: str) -> None:
+def test_a_sandbox_that_may_have_changed_is_backed_up_again(nodes: Pair, change: str) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
     first = box.back_up_for_sleep()
@@ -557,7 +557,7 @@ def test_a_sandbox_that_somebody_may_have_changed_is_backed_up_anew(nodes: Pair,
     assert not {row.backup_id for row in first} & {row.backup_id for row in second}
 
 
-def test_nobody_else_may_restore_what_a_sandbox_sleeps_in(nodes: Pair) -> None:
+def test_other_sandboxes_cannot_restore_the_backups_for_sleeping(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
     (in_bed,) = (row for row in box.back_up_for_sleep() if row.dir == "/workspace")
@@ -570,7 +570,7 @@ def test_nobody_else_may_restore_what_a_sandbox_sleeps_in(nodes: Pair) -> None:
 
 
 class Flapping:
-    """A store that does not answer from the first writing of metadata to the next reading of a state."""
+    """A store that does not answer from the first write of metadata until the next read of a state."""
 
     def __init__(self, inner: S3ObjectStore, when: str, then: Callable[[], object] = lambda: None) -> None:
         self._inner, self._when, self._then = inner, when, then
@@ -600,7 +600,7 @@ class Flapping:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_backup_whose_commit_was_not_answered_is_found_or_removed_but_not_both(either: Pair, when: str) -> None:
+def test_a_backup_whose_commit_got_no_answer_is_either_kept_or_removed(either: Pair, when: str) -> None:
     store = Flapping(either.store, when)
     box = either.on_a(catalog=either.a.catalog(cast(ObjectStore, store)))
     sh(box, "echo 1 > file")
@@ -622,7 +622,7 @@ def test_a_backup_whose_commit_was_not_answered_is_found_or_removed_but_not_both
     backup(box)
 
 
-def test_a_backup_that_the_next_actor_has_found_is_no_failure_of_the_one_that_made_it(nodes: Pair) -> None:
+def test_a_backup_adopted_by_the_next_actor_succeeds_for_the_first(nodes: Pair) -> None:
     successors: list[LocalSandbox] = []
     store = Flapping(nodes.store, "after", lambda: successors.append(nodes.on_b()))
     box = nodes.on_a(catalog=nodes.a.catalog(cast(ObjectStore, store)))
@@ -635,7 +635,7 @@ def test_a_backup_that_the_next_actor_has_found_is_no_failure_of_the_one_that_ma
     assert sh(successors[0], "cat file") == "1\n"
 
 
-def test_backups_for_sleeping_go_once_the_sandbox_has_newer_ones_of_its_own(nodes: Pair) -> None:
+def test_backups_for_sleeping_are_deleted_once_the_sandbox_has_newer_backups(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
     box.sleep(box.back_up_for_sleep())
@@ -661,7 +661,7 @@ box.sleep(in_bed)
 
 
 @pytest.mark.parametrize("then", ["a", "b"])
-def test_a_crash_between_the_state_and_the_files_loses_nothing(nodes: Pair, then: str) -> None:
+def test_a_crash_between_writing_the_state_and_deleting_the_files_loses_nothing(nodes: Pair, then: str) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file; echo 2 > ~/file")
     box.close()
@@ -682,7 +682,7 @@ def test_a_crash_between_the_state_and_the_files_loses_nothing(nodes: Pair, then
         assert sh(nodes.on_a(), "cat file ~/file") == "later\n2\n"
 
 
-def test_a_sandbox_that_cannot_be_told_to_sleep_stays_as_it_is(nodes: Pair) -> None:
+def test_a_sandbox_that_cannot_go_to_sleep_stays_as_it_is(nodes: Pair) -> None:
     away = AwayStore(nodes.store)
     box = nodes.on_a(catalog=nodes.a.catalog(away))
     sh(box, "echo 1 > file")
@@ -695,14 +695,14 @@ def test_a_sandbox_that_cannot_be_told_to_sleep_stays_as_it_is(nodes: Pair) -> N
     sh(box, "echo 2 > file")
     assert box.must_stay
     with pytest.raises(StorageUnavailableError):
-        box.sleep()  # the bucket may take the older files for the newest
+        box.sleep()  # the bucket may name the older files as the newest
     away.is_away = False
     box.close()
     assert sh(nodes.on_a(), "cat file") == "2\n"
     assert wait_until(lambda: nodes.state.node == nodes.a.layout.identity())
 
 
-def test_nobody_goes_to_sleep_who_is_not_awake(nodes: Pair) -> None:
+def test_only_an_awake_sandbox_can_go_to_sleep(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
     in_bed = box.back_up_for_sleep()
@@ -715,7 +715,7 @@ def test_nobody_goes_to_sleep_who_is_not_awake(nodes: Pair) -> None:
 # --- destroying
 
 
-def test_a_destroyed_sandbox_that_slept_takes_its_backups_for_sleeping_along(nodes: Pair) -> None:
+def test_destroying_a_sleeping_sandbox_deletes_its_backups_for_sleeping(nodes: Pair) -> None:
     box = nodes.on_a()
     sh(box, "echo 1 > file")
     own = backup(box, name="mine")
@@ -727,7 +727,7 @@ def test_a_destroyed_sandbox_that_slept_takes_its_backups_for_sleeping_along(nod
     assert sh(nodes.on_a(), "ls -A") == ""
 
 
-def test_who_comes_late_to_prepare_a_call_wakes_no_sandbox_that_was_destroyed(nodes: Pair) -> None:
+def test_a_late_preparation_of_a_call_does_not_wake_a_destroyed_sandbox(nodes: Pair) -> None:
     box = nodes.on_a(awake=False)
     box.destroy()
     box.prepare(StateRead(None), wake=True)
@@ -738,7 +738,7 @@ def test_who_comes_late_to_prepare_a_call_wakes_no_sandbox_that_was_destroyed(no
     assert fresh.is_awake
 
 
-def test_after_a_death_comes_back_what_was_there_and_nothing_else(nodes: Pair) -> None:
+def test_a_restarted_actor_wakes_only_an_existing_sandbox(nodes: Pair) -> None:
     nothing = nodes.on_a(awake=False)
     nothing.come_back()
     assert not nothing.is_awake and not nodes.is_known
@@ -770,7 +770,7 @@ def test_a_destroyed_sandbox_stays_destroyed_when_its_actor_leaves(nodes: Pair) 
     assert left_on(nodes.a)[1] == []
 
 
-def test_a_call_that_meets_a_deletion_brings_nothing_back(nodes: Pair) -> None:
+def test_a_call_during_a_deletion_brings_nothing_back(nodes: Pair) -> None:
     held = HeldStore(nodes.store, "delete", f"sandboxes/{nodes.name}/state.json")
     box = nodes.on_a(catalog=nodes.a.catalog(held))
     sh(box, "echo secret > file")
@@ -787,7 +787,7 @@ def test_a_call_that_meets_a_deletion_brings_nothing_back(nodes: Pair) -> None:
 # --- the record of the node
 
 
-def test_the_record_is_read_when_no_other_process_can_change_it_any_more(nodes: Pair) -> None:
+def test_the_record_is_read_only_once_the_sandbox_lock_is_held(nodes: Pair) -> None:
     first = nodes.on_a()
     sh(first, "mkdir data; echo 1 > data/file")
     handle = backup(first, "/workspace/data")

@@ -1,4 +1,4 @@
-"""A sandbox serves only while everything of it is in place; whatever went wrong, the next call puts it there."""
+"""A sandbox serves calls only while all its mounts are in place; after a fault the next call restores them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ CONTENT = "1\nlater\n2\nlater\n"
 SHOW = "cat file later ~/data/file ~/data/later"
 
 
-def test_a_sandbox_that_could_not_be_put_down_is_taken_up_by_the_next_call(
+def test_a_sandbox_that_could_not_be_unmounted_is_mounted_again_by_the_next_call(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, _, _ = restored_twice(node)
@@ -75,7 +75,7 @@ def test_a_sandbox_that_could_not_be_put_down_is_taken_up_by_the_next_call(
     assert sh(box, "cat file later", cwd="/tmp/again") == "1\nlater\n"
 
 
-def test_a_restore_whose_record_is_written_but_not_synced_has_succeeded(
+def test_a_restore_succeeds_once_its_record_is_written_though_the_sync_fails(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, handle, _ = restored_twice(node)
@@ -95,7 +95,7 @@ def test_a_restore_whose_record_is_written_but_not_synced_has_succeeded(
 
 
 @pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS, Driver.FUSE], indirect=True)
-def test_no_backup_is_made_of_a_directory_whose_layer_could_not_be_mounted_again(node: Node) -> None:
+def test_a_directory_whose_layer_could_not_be_remounted_is_not_backed_up(node: Node) -> None:
     store = AwayStore(node.catalog().store)
     box, _, _ = restored_twice(node, node.catalog(store))
     archives = sorted(node.home("box").glob("archives/*.sqsh"))
@@ -117,7 +117,7 @@ def test_no_backup_is_made_of_a_directory_whose_layer_could_not_be_mounted_again
 
 
 @pytest.mark.parametrize("driver", [Driver.MIXED, Driver.ROOTLESS, Driver.FUSE], indirect=True)
-def test_one_layer_that_is_mounted_again_does_not_stand_for_another_that_is_not(
+def test_the_remount_of_one_layer_does_not_hide_the_failure_of_another(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, _, _ = restored_twice(node)
@@ -131,7 +131,7 @@ def test_one_layer_that_is_mounted_again_does_not_stand_for_another_that_is_not(
         revive(layer)
 
     monkeypatch.setattr(box._layers, "revive", fails_at_first)
-    with box._gate.shared():  # so that both wait, and none is taken up anew before the other has been tried
+    with box._gate.shared():  # both losses wait; otherwise the sandbox could be mounted again between them
         for pid in [pid for pid, name in children().items() if name == "squashfuse_ll"]:
             os.kill(pid, signal.SIGKILL)
         assert wait_until(lambda: losses_in_hand() == 2)
@@ -141,7 +141,7 @@ def test_one_layer_that_is_mounted_again_does_not_stand_for_another_that_is_not(
     assert sh(box, SHOW) == CONTENT
 
 
-def test_a_layer_that_could_not_be_discarded_is_when_the_sandbox_is_taken_up(
+def test_a_layer_that_could_not_be_discarded_is_discarded_at_the_next_wake(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, handle, _ = restored_twice(node)
@@ -177,7 +177,7 @@ def test_a_damaged_record_is_a_typed_error_and_the_sandbox_can_be_destroyed(kern
     assert sh(damaged, "ls -A") == ""
 
 
-def test_a_destruction_that_stops_halfway_leaves_no_half_of_the_sandbox(
+def test_an_interrupted_destruction_leaves_no_partial_sandbox(
     kernel_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, handle, _ = restored_twice(kernel_node)
@@ -199,7 +199,7 @@ def test_a_destruction_that_stops_halfway_leaves_no_half_of_the_sandbox(
     assert sh(box, "ls") == "file\n"
 
 
-def test_a_spool_that_cannot_be_made_fails_the_operation_by_its_own_error(kernel_node: Node) -> None:
+def test_without_a_spool_folder_backups_and_restores_fail_with_their_own_errors(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     handle = backup(box)
     spool = kernel_node.home("box") / "spool"
@@ -213,7 +213,7 @@ def test_a_spool_that_cannot_be_made_fails_the_operation_by_its_own_error(kernel
     restore(box, handle)
 
 
-def test_a_place_whose_real_name_is_not_utf8_is_the_callers_error(kernel_node: Node) -> None:
+def test_a_target_whose_real_name_is_not_utf8_is_the_callers_error(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     handle = backup(box)
     sh(box, "cd /app; mkdir \"$(printf '\\377')\"; ln -s \"$(printf '\\377')\" link")
@@ -221,7 +221,7 @@ def test_a_place_whose_real_name_is_not_utf8_is_the_callers_error(kernel_node: N
         restore(box, handle, "/app/link")
 
 
-def test_a_tar_stream_that_was_cut_short_does_not_end_well(kernel_node: Node) -> None:
+def test_a_persist_whose_tar_is_killed_ends_with_an_error(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     (kernel_node.tree(box) / "workspace" / "large").write_bytes(os.urandom(30_000_000))
     stream = box.persist("a-name")
@@ -232,7 +232,7 @@ def test_a_tar_stream_that_was_cut_short_does_not_end_well(kernel_node: Node) ->
         list(stream)
 
 
-def test_a_tar_that_was_killed_while_it_unpacks_is_not_blamed_on_its_sender(kernel_node: Node) -> None:
+def test_a_tar_that_is_killed_while_it_unpacks_is_not_the_callers_error(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     transfer = box.open_hydrate()
     found: list[int] = []
@@ -248,7 +248,7 @@ def test_a_tar_that_was_killed_while_it_unpacks_is_not_blamed_on_its_sender(kern
     assert raised.value.context == {"outcome": "unknown", "reason": "TOOL_KILLED"}
 
 
-def test_a_command_whose_box_is_killed_is_told_that_its_outcome_is_unknown(kernel_node: Node) -> None:
+def test_a_command_whose_box_is_killed_ends_with_an_unknown_outcome(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     events = box.exec("a-name", ExecRequest(argv=["sh", "-c", "echo begun; sleep 60"]))
     assert next(events) == Output(stream="stdout", data=b"begun\n")
@@ -266,13 +266,13 @@ def pids_of(node: Node) -> list[int]:
     return [int(pid) for file in files for pid in file.read_text().split()]
 
 
-def test_what_looks_like_an_option_is_the_command(kernel_node: Node) -> None:
+def test_an_argument_that_looks_like_an_option_is_run_as_the_command(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     assert run(box, "--help").exit_code == 127
     assert run(box, "-i", "echo", "x").stdout == b""
 
 
-def test_waiting_for_another_process_that_fetches_the_same_archive_can_be_cancelled(tmp_path: Path) -> None:
+def test_waiting_for_another_process_to_fetch_the_archive_can_be_cancelled(tmp_path: Path) -> None:
     cache = ArchiveCache(tmp_path, max_bytes=100)
     (tmp_path / "locks").mkdir()
     program = "import sys; from fasteners import InterProcessLock; lock = InterProcessLock(sys.argv[1]); "
@@ -293,7 +293,7 @@ def never(work: Path) -> tuple[Path, str]:
     raise AssertionError("somebody else fetches it")
 
 
-def test_an_archive_over_the_limit_does_not_drive_the_others_out(tmp_path: Path) -> None:
+def test_an_archive_over_the_limit_does_not_evict_the_others(tmp_path: Path) -> None:
     cache = ArchiveCache(tmp_path / "cache", max_bytes=100)
     for age, (name, size) in enumerate([("large", 1000), ("small", 40), ("smaller", 30)]):
         path = tmp_path / name
@@ -304,7 +304,7 @@ def test_an_archive_over_the_limit_does_not_drive_the_others_out(tmp_path: Path)
     assert {path.name.partition("_")[0] for path in (tmp_path / "cache").glob("*.sqsh")} == {"small", "smaller"}
 
 
-def test_a_sandbox_whose_files_are_on_another_node_does_not_begin_afresh(
+def test_a_sandbox_whose_files_are_on_another_node_does_not_start_empty(
     scratch: Path, kernel_node: Node, bucket: BucketConfig
 ) -> None:
     here = kernel_node.sandbox("travelling")
@@ -319,7 +319,7 @@ def test_a_sandbox_whose_files_are_on_another_node_does_not_begin_afresh(
             assert raised.value.context == {"outcome": "not_executed", "reason": "ELSEWHERE"}
         back = kernel_node.sandbox("travelling")
         assert sh(back, "cat file") == "kept\n"
-        back.ownership.check()  # it takes no epoch any more
+        back.ownership.check()  # it claims no epoch any more
 
         there.destroy()
         restore(there, handle)
@@ -339,7 +339,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
     mounting.sweep(tmp_path)
 
 
-def test_a_volume_that_the_operator_has_mounted_for_the_service_is_left_alone(mounted: Path) -> None:
+def test_the_sweep_leaves_the_operators_volume_mounted(mounted: Path) -> None:
     assert mounting.sweep(mounted, and_itself=False) == []
     assert [mount.point for mount in mountinfo.mounts_under(mounted)] == [mounted]
 
@@ -352,7 +352,7 @@ def test_a_node_has_one_identity_for_all_its_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_sandbox_whose_record_was_damaged_wakes_with_everything(kernel_node: Node, damage: str) -> None:
+def test_a_sandbox_with_a_damaged_record_wakes_complete(kernel_node: Node, damage: str) -> None:
     box, _, _ = restored_twice(kernel_node)
     for _ in range(2):
         box.close()
@@ -362,7 +362,7 @@ def test_a_sandbox_whose_record_was_damaged_wakes_with_everything(kernel_node: N
 
 
 @pytest.mark.parametrize("result", ["empty", "nonsense", "a link", "a directory"])
-def test_a_result_of_trying_the_drivers_that_is_damaged_is_found_out_anew(tmp_path: Path, result: str) -> None:
+def test_a_damaged_driver_verdict_is_made_again(tmp_path: Path, result: str) -> None:
     node = NodeConfig(data_dir=tmp_path)
     chosen = choose_driver(node)
     (tried,) = NodeLayout(node).driver.glob(f"{chosen}-*.json")

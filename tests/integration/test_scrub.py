@@ -1,4 +1,4 @@
-"""The scrub finds what the disk has damaged unseen, and whoever uses it gets right data without being asked."""
+"""The scrub finds archives that the disk has damaged without a change of their time; sandboxes then get right data."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_damaged_cache_entry_is_removed_without_any_call(kernel_node: Node) ->
     assert sh(box, NOISE) == noise
 
 
-def test_an_awake_sandbox_over_a_damaged_archive_is_mended_without_any_call(node: Node) -> None:
+def test_an_awake_sandbox_over_a_damaged_archive_is_repaired_without_any_call(node: Node) -> None:
     box, handle, noise = layered(node)
     (archive,) = kept(node)
     inode = archive.stat().st_ino
@@ -77,7 +77,7 @@ def test_a_sandbox_asleep_over_a_damaged_archive_wakes_with_right_data(node: Nod
     assert events(again) == [("/workspace", handle.id)]
 
 
-def test_a_round_makes_the_first_use_after_a_boot_cheap(kernel_node: Node) -> None:
+def test_a_round_records_archives_so_that_their_first_use_after_a_boot_is_cheap(kernel_node: Node) -> None:
     _, handle, _ = filled(kernel_node)
     entry = cached(kernel_node, handle)
     for file in kernel_node.layout.verified.glob("[!.]*"):
@@ -86,7 +86,7 @@ def test_a_round_makes_the_first_use_after_a_boot_cheap(kernel_node: Node) -> No
     assert record(kernel_node).holds(entry, entry.stem.partition("_")[2])
 
 
-def test_a_round_is_slow_and_leaves_the_order_of_use(tmp_path: Path) -> None:
+def test_a_round_is_rate_limited_and_keeps_the_order_of_use(tmp_path: Path) -> None:
     cache = ArchiveCache(tmp_path / "cache", max_bytes=10_000_000)
     archive = tmp_path / "archive"
     archive.write_bytes(os.urandom(1_000_000))
@@ -101,15 +101,15 @@ def test_a_round_is_slow_and_leaves_the_order_of_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 1024 * 1024, 1024 * 1024 + 4096, 3_000_001])
-def test_the_digest_past_memory_is_that_of_the_file(tmp_path: Path, size: int) -> None:
+def test_the_digest_read_from_the_disk_is_that_of_the_file(tmp_path: Path, size: int) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(size))
     expected = subprocess.run(["sha256sum", str(path)], capture_output=True, check=True).stdout.split()[0].decode()
     assert digest_on_disk(path) == expected
 
 
-def test_a_disk_that_gives_errors_is_damage(scratch: Path) -> None:
-    """A file in a squashfs whose blocks were overwritten: the kernel answers EIO to whoever reads it."""
+def test_an_archive_that_the_disk_cannot_read_counts_as_damaged(scratch: Path) -> None:
+    """A file in a squashfs with overwritten blocks: the kernel answers EIO to its reader."""
     tree, point = scratch / "tree", scratch / "point"
     for folder in (tree, point):
         folder.mkdir()
@@ -119,7 +119,7 @@ def test_a_disk_that_gives_errors_is_damage(scratch: Path) -> None:
     quiet = ["-quiet", "-no-progress", "-comp", "zstd"]
     subprocess.run(["mksquashfs", "tree", "disk", *quiet], cwd=scratch, check=True, stdout=subprocess.DEVNULL)
     with (scratch / "disk").open("r+b") as disk:
-        disk.seek(96)  # behind the superblock lie the file's blocks
+        disk.seek(96)  # the file's blocks follow the superblock
         disk.write(bytes(64))
     subprocess.run(["mount", "-o", "loop,ro", str(scratch / "disk"), str(point)], check=True)
     with pytest.raises(OSError, match="Input/output error"):

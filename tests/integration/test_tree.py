@@ -1,4 +1,4 @@
-"""A hostile tree: whatever its links say and however fast they change, the node's own files are out of reach."""
+"""A hostile tree: no link, however fast it changes, gives access to the node's own files."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_links_that_stay_inside_are_followed_as_the_sandbox_sees_them(tree: Tree
 
 
 @pytest.mark.parametrize("path", ["/", "/var", "/workspace/parent", "/workspace/parent/var"])
-def test_what_lies_above_the_top_folders_is_not_shown(tree: Tree, path: str) -> None:
+def test_nothing_above_the_top_folders_is_shown(tree: Tree, path: str) -> None:
     with pytest.raises(PathError):
         tree.entries(path, limit=10)
 
@@ -130,7 +130,7 @@ def test_a_swapped_link_never_shows_a_file_of_the_node(tree: Tree, outside: Path
     assert os.listdir(outside) == ["secret"]
 
 
-def test_a_new_file_shows_whole_or_not_at_all(tree: Tree) -> None:
+def test_a_new_file_appears_complete_or_not_at_all(tree: Tree) -> None:
     target = tree.root / "workspace" / "target"
     target.write_text("old")
     target.chmod(0o640)
@@ -151,7 +151,7 @@ def test_a_new_file_shows_whole_or_not_at_all(tree: Tree) -> None:
     assert [name for name in os.listdir(target.parent) if TEMPORARY.fullmatch(name)] == []
 
 
-def test_a_new_file_replaces_a_link_and_not_what_it_names(tree: Tree, outside: Path) -> None:
+def test_a_new_file_replaces_a_link_that_leads_outside_and_not_its_target(tree: Tree, outside: Path) -> None:
     file = tree.new_file("/workspace/file", None)
     file.write(b"mine")
     file.commit()
@@ -173,7 +173,7 @@ def test_a_new_file_replaces_a_link_and_not_what_it_names(tree: Tree, outside: P
         ("real/a", "../b"),
     ],
 )
-def test_a_new_file_goes_where_a_link_inside_leads_and_keeps_the_link(tree: Tree, link: str, target: str) -> None:
+def test_a_new_file_is_written_to_the_target_of_an_inner_link_which_stays(tree: Tree, link: str, target: str) -> None:
     work = tree.root / "workspace"
     (work / "first").symlink_to(link)
     (work / link).symlink_to(target)
@@ -217,7 +217,7 @@ def test_a_link_that_leads_outside_or_nowhere_is_replaced(tree: Tree, outside: P
 @pytest.mark.parametrize(
     "target", ["self", "/workspace", "/tmp/", "real/inside/x", "new/", "real/", "real/.", "real/..", "real/inside/"]
 )
-def test_a_link_to_no_place_for_a_file_is_refused_and_stays(tree: Tree, target: str) -> None:
+def test_a_link_whose_target_cannot_be_a_file_is_refused_and_stays(tree: Tree, target: str) -> None:
     (tree.root / "workspace/self").unlink()
     (tree.root / "workspace/self").symlink_to(target)
     with pytest.raises(PathError):
@@ -231,7 +231,7 @@ def test_a_link_to_a_directory_is_refused_and_stays(tree: Tree) -> None:
     assert os.readlink(tree.root / "workspace/within") == "/workspace/real"
 
 
-def test_a_new_file_in_the_place_of_a_directory_leaves_nothing(tree: Tree) -> None:
+def test_a_new_file_over_a_directory_fails_and_leaves_nothing(tree: Tree) -> None:
     file = tree.new_file("/workspace/real", None)
     with pytest.raises(PathTypeError):
         file.commit()
@@ -246,7 +246,7 @@ def test_a_failed_new_file_leaves_no_descriptor(tree: Tree) -> None:
     assert open_files() == before
 
 
-def test_a_top_folder_whose_maker_was_killed_is_given_to_the_sandbox(tree: Tree) -> None:
+def test_a_half_made_top_folder_is_given_to_the_sandboxs_user(tree: Tree) -> None:
     for top in ("workspace", "tmp"):
         os.chown(tree.root / top, 0, 0)
         (tree.root / top).chmod(0o755)
@@ -255,7 +255,7 @@ def test_a_top_folder_whose_maker_was_killed_is_given_to_the_sandbox(tree: Tree)
     assert [(row.st_uid, stat.S_IMODE(row.st_mode)) for row in found] == [(UID, 0o755), (UID, 0o1777)]
 
 
-def test_directories_that_were_made_can_be_taken_back(tree: Tree) -> None:
+def test_created_directories_can_be_removed_again(tree: Tree) -> None:
     made = tree.make_directory("/workspace/a/b/c")
     assert made == ["/workspace/a", "/workspace/a/b", "/workspace/a/b/c"]
     assert tree.make_directory("/workspace/a/b/c") == []
@@ -268,7 +268,7 @@ def test_directories_that_were_made_can_be_taken_back(tree: Tree) -> None:
         tree.make_directory("/etc/x")
 
 
-def test_removing_takes_files_links_and_empty_directories_only(tree: Tree) -> None:
+def test_only_files_links_and_empty_directories_are_removed(tree: Tree) -> None:
     tree.remove("/workspace/absolute")
     with pytest.raises(PathTypeError):
         tree.remove("/workspace/real")

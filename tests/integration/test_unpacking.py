@@ -1,4 +1,4 @@
-"""Archives of strangers that unpack to more than is allowed, or than the disk holds."""
+"""Foreign archives that unpack to more than is allowed, or than the disk holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def copies(tree: Path) -> None:
 
 
 def names_of_entries(tree: Path) -> None:
-    """Names that end the line of their entry, and begin another of no size."""
+    """Makes file names that end their line in a listing, and begin another line with size 0."""
     for number in range(9):
         (tree / f"{number}\n-rw-r--r-- 0").mkdir()
         (tree / f"{number}\n-rw-r--r-- 0" / "0 0 2026-01-01 00:00 file").write_bytes(bytes(MIB))
@@ -55,7 +55,7 @@ BOMBS: tuple[Callable[[Path], None], ...] = (zeros, copies, names_of_entries, ho
 
 
 def foreign(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """An archive as somebody else might make it: each zero byte is one that is written when it is unpacked."""
+    """An archive as a stranger might make it: without holes, so that every zero byte is written when it is unpacked."""
     (folder / "theirs").mkdir()
     fill(folder / "theirs")
     archive = folder / "theirs.sqsh"
@@ -101,7 +101,7 @@ def test_an_archive_that_fits_is_converted_where_the_disk_is_small(tmp_path: Pat
     assert made.found.source_bytes == 9 * MIB
 
 
-def test_holes_of_a_stranger_take_no_room_on_the_disk(tmp_path: Path, small: Path) -> None:
+def test_holes_in_a_foreign_archive_take_no_room_on_the_disk(tmp_path: Path, small: Path) -> None:
     def fill(tree: Path) -> None:
         with (tree / "hole").open("wb") as file:
             file.truncate(1024 * MIB)
@@ -114,7 +114,7 @@ def test_holes_of_a_stranger_take_no_room_on_the_disk(tmp_path: Path, small: Pat
     assert made.found.hole_bytes >= 1024 * MIB
 
 
-def test_a_directory_of_too_many_names_is_refused_without_reading_them_all(tmp_path: Path) -> None:
+def test_a_directory_with_too_many_names_is_refused_without_reading_them_all(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     for number in range(20_000):
         os.close(os.open(setup.work / f"{number:0100}", os.O_CREAT))

@@ -1,4 +1,4 @@
-"""What no living sandbox owns goes from a node; what sleeps keeps its files, and what is awake keeps everything."""
+"""The node sweeper removes what no living sandbox owns; sleeping sandboxes keep their files, awake ones everything."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def has_group(node: Node, name: str = "box") -> bool:
 
 
 def kill_awake(node: Node, name: str = "box", moment: str = "in mid-restore") -> None:
-    """Has an actor's process killed while its sandbox is awake, and all that it had is still there."""
+    """Kills an actor's process while its sandbox is awake; its mounts and processes are left."""
     ended = crash(KILLED, described(node), name, moment)
     assert ended.status == -signal.SIGKILL and "survived" not in ended.stdout, ended
     assert mountinfo.mounts_under(node.home(name))
@@ -109,7 +109,7 @@ def kill_awake(node: Node, name: str = "box", moment: str = "in mid-restore") ->
 
 @contextmanager
 def waiting(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python program in a process of its own that is ready, and goes on when it is told to."""
+    """A Python program in its own process that has reported ready, and waits for a line of input."""
     argv = [sys.executable, "-c", program, *args]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
@@ -121,14 +121,14 @@ def waiting(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def go_on(process: subprocess.Popen[str]) -> list[str]:
-    """Lets it go on to its end, which has to be a good one; returns the lines that it prints."""
+    """Lets the program go on to its end, which must succeed; returns the lines that it prints."""
     out, _ = process.communicate("\n", timeout=60)
     assert process.returncode == 0
     return out.splitlines()
 
 
 def files(home: Path) -> dict[str, dict[bytes, Entry] | bytes]:
-    """What an unmounted sandbox is: its record, the writes over each layer, and the archives that they lie over."""
+    """Returns an unmounted sandbox's content: its record, the writes over each layer, and the archives below them."""
     found: dict[str, dict[bytes, Entry] | bytes] = {"record": (home / "sandbox.json").read_bytes()}
     for layer in (home / "layers").iterdir():
         found[f"{layer.name}/upper"] = fingerprint(layer / "upper")
@@ -137,11 +137,11 @@ def files(home: Path) -> dict[str, dict[bytes, Entry] | bytes]:
     return found
 
 
-# --- what was killed
+# --- killed actors
 
 
 @pytest.mark.parametrize("moment", ["awake", "in mid-restore"])
-def test_all_that_a_killed_actor_has_left_goes_but_its_files(node: Node, moment: str) -> None:
+def test_everything_of_a_killed_actor_is_removed_except_its_files(node: Node, moment: str) -> None:
     kill_awake(node, moment=moment)
     home, spool = node.home("box"), node.home("box") / "spool"
     shared = len(list(node.layout.lowers.glob("[0-9a-f]*")))
@@ -166,7 +166,7 @@ def test_all_that_a_killed_actor_has_left_goes_but_its_files(node: Node, moment:
     assert [row.dir for row in box.info().restored] == ["/workspace/data"]
 
 
-def test_what_cannot_be_unmounted_is_named_and_does_not_hold_up_the_rest(
+def test_a_mount_in_use_is_named_and_does_not_block_the_rest_of_the_sweep(
     kernel_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill_awake(kernel_node, "first")
@@ -183,10 +183,10 @@ def test_what_cannot_be_unmounted_is_named_and_does_not_hold_up_the_rest(
     assert mountinfo.mounts_under(kernel_node.data_dir) == []
 
 
-# --- what is awake
+# --- awake sandboxes
 
 
-def test_nothing_of_a_sandbox_that_is_awake_is_touched(node: Node) -> None:
+def test_nothing_of_an_awake_sandbox_is_touched(node: Node) -> None:
     with waiting(AWAKE, described(node)) as actor:
         home = node.home("box")
         (home / "spool").mkdir(exist_ok=True)
@@ -201,7 +201,7 @@ def test_nothing_of_a_sandbox_that_is_awake_is_touched(node: Node) -> None:
     assert sh(node.sandbox(), "cat data/file") == "original\nlater\n"
 
 
-def test_a_node_that_is_being_drained_leaves_its_sandboxes_to_those_who_hand_them_over(node: Node) -> None:
+def test_the_sweeper_of_a_draining_node_leaves_its_sandboxes_alone(node: Node) -> None:
     box = node.sandbox()
     box.close()
     (node.home("box") / "spool").mkdir(exist_ok=True)
@@ -212,11 +212,11 @@ def test_a_node_that_is_being_drained_leaves_its_sandboxes_to_those_who_hand_the
     assert upkeep.sweep() == Swept(spools=1)
 
 
-# --- what has lived on elsewhere
+# --- sandboxes that have moved to another node
 
 
 class Moved:
-    """A sandbox whose node was away for so long that another one has recovered it; now the first is back."""
+    """A sandbox that another node has recovered while its first node was away; now the first node is back."""
 
     def __init__(self, node: Node, other: Node) -> None:
         self.node, self.other = node, other
@@ -234,7 +234,7 @@ class Moved:
         self.elsewhere = other.sandbox(lost=["node"])
 
     def age(self, seconds: float) -> None:
-        """Makes the mark as old as that."""
+        """Sets the age of the mark."""
         at = time.time() - seconds
         os.utime(self.mark, (at, at))
 
@@ -249,7 +249,7 @@ def moved(kernel_node: Node, scratch: Path, bucket: BucketConfig) -> Iterator[Mo
 
 
 @pytest.mark.parametrize("asleep", [False, True])
-def test_files_that_are_out_of_date_go_a_day_after_they_were_found_to_be(moved: Moved, *, asleep: bool) -> None:
+def test_outdated_files_are_deleted_a_day_after_they_were_found(moved: Moved, *, asleep: bool) -> None:
     if asleep:
         moved.elsewhere.sleep(moved.elsewhere.back_up_for_sleep())
     upkeep = upkeep_of(moved.node)
@@ -270,7 +270,7 @@ def test_files_that_are_out_of_date_go_a_day_after_they_were_found_to_be(moved: 
     assert sh(moved.elsewhere, "cat data/file") == "saved\n"
 
 
-def test_files_of_a_sandbox_that_the_bucket_has_forgotten_are_kept_and_unmarked(moved: Moved) -> None:
+def test_files_of_a_sandbox_without_a_state_are_kept_and_unmarked(moved: Moved) -> None:
     upkeep_of(moved.node).sweep()
     moved.age(OUT_OF_DATE_S + 1)
     moved.elsewhere.destroy()
@@ -281,7 +281,7 @@ def test_files_of_a_sandbox_that_the_bucket_has_forgotten_are_kept_and_unmarked(
 
 
 def test_files_that_this_node_put_to_sleep_are_kept_and_unmarked(moved: Moved) -> None:
-    """The state of an actor that died after it had put the sandbox to sleep, before it could remove the files."""
+    """An actor that dies between putting the sandbox to sleep and removing its files leaves this state."""
     upkeep_of(moved.node).sweep()
     moved.age(OUT_OF_DATE_S + 1)
     catalog = moved.node.catalog()
@@ -294,7 +294,7 @@ def test_files_that_this_node_put_to_sleep_are_kept_and_unmarked(moved: Moved) -
     moved.check_kept()
 
 
-def test_what_was_recovered_back_to_this_node_is_kept(moved: Moved) -> None:
+def test_files_of_a_sandbox_that_moved_back_to_this_node_are_kept(moved: Moved) -> None:
     upkeep_of(moved.node).sweep()
     moved.age(OUT_OF_DATE_S + 1)
     moved.elsewhere.close()
@@ -306,7 +306,7 @@ def test_what_was_recovered_back_to_this_node_is_kept(moved: Moved) -> None:
     assert sh(moved.node.sandbox(), "cat data/file new") == "saved\nnew\n"
 
 
-def test_without_the_bucket_nothing_is_out_of_date_and_no_mark_is_lost(moved: Moved) -> None:
+def test_without_the_bucket_no_file_is_marked_outdated_and_no_mark_is_lost(moved: Moved) -> None:
     store = AwayStore(S3ObjectStore(moved.node.bucket, transfer=FAST))
     upkeep = NodeSweeper(moved.node.config.node, moved.node.catalog(store))
     store.is_away = True
@@ -324,10 +324,10 @@ def test_without_the_bucket_nothing_is_out_of_date_and_no_mark_is_lost(moved: Mo
     assert upkeep.sweep() == Swept(out_of_date=1)
 
 
-# --- what the sandboxes of a node share
+# --- files that a node's sandboxes share
 
 
-def test_half_made_archives_go_unless_they_are_being_made(kernel_node: Node) -> None:
+def test_half_made_archives_are_deleted_unless_their_maker_still_runs(kernel_node: Node) -> None:
     cache = kernel_node.layout.cache
     for backup_id in ("left", "made"):
         (cache / f".{backup_id}.work").mkdir(parents=True)
@@ -339,7 +339,7 @@ def test_half_made_archives_go_unless_they_are_being_made(kernel_node: Node) -> 
     assert upkeep_of(kernel_node).has_archive("made")
 
 
-def test_a_half_made_archive_that_cannot_be_removed_does_not_hold_up_the_rest(kernel_node: Node) -> None:
+def test_a_half_made_archive_that_cannot_be_removed_does_not_block_the_sweep(kernel_node: Node) -> None:
     cache = kernel_node.layout.cache
     stuck = cache / ".stuck.work" / "mount"
     stuck.mkdir(parents=True)
@@ -354,9 +354,7 @@ def test_a_half_made_archive_that_cannot_be_removed_does_not_hold_up_the_rest(ke
     assert list(cache.glob(".*.work")) == []
 
 
-def test_trash_goes_when_whoever_threw_it_away_has_had_ten_minutes(
-    kernel_node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trash_is_deleted_after_ten_minutes(kernel_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     trash = kernel_node.layout.trash
     old, young = trash / "old", trash / "young"
     for doomed in (old, young):
@@ -375,7 +373,7 @@ def test_trash_goes_when_whoever_threw_it_away_has_had_ten_minutes(
     assert list(trash.iterdir()) == [young]
 
 
-def test_the_least_recently_used_archives_go_but_no_layer_misses_them(kernel_node: Node) -> None:
+def test_the_least_recently_used_archives_are_evicted_and_layers_keep_theirs(kernel_node: Node) -> None:
     def archive(handle: DirectoryBackup) -> Path:
         (path,) = kernel_node.layout.cache.glob(f"{handle.id}_*.sqsh")
         return path
@@ -403,7 +401,7 @@ def test_the_least_recently_used_archives_go_but_no_layer_misses_them(kernel_nod
     assert sh(kernel_node.sandbox(), "sha256sum ?/noise") == noise
 
 
-# --- what a node is asked
+# --- questions to a node
 
 
 def test_a_node_knows_which_archives_it_has(kernel_node: Node) -> None:
@@ -419,7 +417,7 @@ def test_a_node_knows_which_archives_it_has(kernel_node: Node) -> None:
     assert upkeep.has_archive(handle.id)
 
 
-def test_a_fresh_node_has_nothing_to_sweep_and_one_identity_whoever_asks_first(tmp_path: Path) -> None:
+def test_a_new_node_has_nothing_to_sweep_and_one_identity_for_concurrent_callers(tmp_path: Path) -> None:
     nodes = [NodeConfig(data_dir=tmp_path / name) for name in ("a", "b")]
     assert NodeSweeper(nodes[0], None).sweep() == Swept()
     assert not NodeSweeper(nodes[0], None).has_archive("0" * 36)

@@ -1,4 +1,4 @@
-"""Each sandbox has the kernel's limits per user for itself: one that holds all of it leaves the others theirs."""
+"""The kernel's limits per user apply to each sandbox separately: one at its limit leaves the others theirs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.sandboxes import UID
 
 PYTHON = "/usr/bin/python3"
 TAKEN = 40
-"""How many pending signals a sandbox may have in these tests."""
+"""Number of pending signals that a sandbox may have in these tests."""
 USES = {
     "inotify": """
 def take():
@@ -63,7 +63,7 @@ LIMITS = ["prlimit", f"--sigpending={TAKEN}", "--msgqueue=500000", "--nofile=409
 
 @contextmanager
 def holding(use: str, box: Box) -> Iterator[int]:
-    """A command that takes until it is refused, and holds that within the block; gives how much it got."""
+    """A command that takes a resource until it is refused, and holds it within the block; yields the amount."""
     with boxed(box, [PYTHON, "-c", SCRIPT.format(use=USES[use])]) as ready:
         child = process.start([*LIMITS, *ready.argv], stdin=subprocess.PIPE, pass_fds=ready.fds)
     try:
@@ -93,19 +93,19 @@ def _namespace(folder: Path, uid: int = UID) -> UserNamespace:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_sandbox_at_a_limit_leaves_another_one_all_of_it(boxes: tuple[Box, Box], use: str) -> None:
+def test_a_sandbox_at_its_limit_leaves_another_its_full_limit(boxes: tuple[Box, Box], use: str) -> None:
     with holding(use, boxes[0]) as taken, holding(use, boxes[1]) as left:
         assert left == taken > 0
 
 
 @pytest.mark.parametrize("use", USES)
 def test_the_commands_of_one_sandbox_share_its_limit(boxes: tuple[Box, Box], use: str) -> None:
-    """Else the test above would pass because there was no limit."""
+    """Proves that there is a limit: without one the test above would pass, too."""
     with holding(use, boxes[0]) as taken, holding(use, boxes[0]) as left:
         assert left < taken
 
 
-def test_files_belong_to_the_sandboxes_user_and_no_descriptor_of_the_namespace_is_inherited(
+def test_files_belong_to_the_sandboxes_user_and_no_namespace_descriptor_is_inherited(
     tmp_path: Path, boxes: tuple[Box, Box]
 ) -> None:
     work = tmp_path / "work"
@@ -122,10 +122,10 @@ def test_files_belong_to_the_sandboxes_user_and_no_descriptor_of_the_namespace_i
         made.unlink()
 
 
-def test_no_two_have_the_same_owner_and_an_owner_is_free_again_after_the_end(
+def test_each_namespace_has_its_own_owner_who_is_free_again_after_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(user_namespace, "OWNERS", range(61_184, 61_187))  # one of them is the sandboxes' user
+    monkeypatch.setattr(user_namespace, "OWNERS", range(61_184, 61_187))  # one of them is the sandboxes' own user
     first, second, third = (_namespace(tmp_path) for _ in range(3))
     with closing(first), closing(second), closing(third):
         assert first.fd() is not None and second.fd() is not None
@@ -136,8 +136,10 @@ def test_no_two_have_the_same_owner_and_an_owner_is_free_again_after_the_end(
     assert sorted(file.name for file in (tmp_path / "owners").iterdir()) == ["61185", "61186"]
 
 
-def test_a_command_runs_where_no_namespace_can_be_made(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    namespace = _namespace(tmp_path, uid=2**32 - 1)  # -1 is nobody, whom no namespace can have
+def test_a_command_runs_even_if_no_user_namespace_can_be_made(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    namespace = _namespace(tmp_path, uid=2**32 - 1)  # -1 is no uid, so no namespace can have it
     box = Box(uid=UID, hostname="one", binds=(), user_namespace=namespace)
     with closing(namespace), boxed(box, ["id", "-u"]) as ready:
         assert process.run(ready.argv, timeout_s=20, pass_fds=ready.fds).stdout == b"1000\n"

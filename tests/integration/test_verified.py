@@ -1,4 +1,4 @@
-"""The node's record of checked archives: what is on record is believed, and nothing else is."""
+"""The node's record of verified archives: an archive on record is trusted, and no other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Counted:
-    """Reads digests, and counts how often."""
+    """Reads digests, and counts the readings."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -52,7 +52,9 @@ def records(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "verified").iterdir() if not path.name.startswith(".")]
 
 
-def test_an_archive_is_read_once_and_then_only_looked_at(verified: Verified, archive: Path, counted: Counted) -> None:
+def test_an_archive_is_read_once_and_then_only_its_stamp_is_compared(
+    verified: Verified, archive: Path, counted: Counted
+) -> None:
     assert not verified.holds(archive, SHA256)
     for _ in range(3):
         verified.check(archive, SHA256)
@@ -107,9 +109,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_changed_archive_is_never_taken_for_good(
-    verified: Verified, archive: Path, tmp_path: Path, damage: str
-) -> None:
+def test_a_changed_archive_is_never_accepted(verified: Verified, archive: Path, tmp_path: Path, damage: str) -> None:
     verified.check(archive, SHA256)
     DAMAGE[damage](archive)
     assert not verified.holds(archive, SHA256)
@@ -121,7 +121,7 @@ def test_a_changed_archive_is_never_taken_for_good(
     assert not os.path.lexists(tmp_path / "link")
 
 
-def test_an_archive_that_the_disk_does_not_give_is_damaged(archive: Path, tmp_path: Path) -> None:
+def test_an_archive_that_cannot_be_read_counts_as_damaged(archive: Path, tmp_path: Path) -> None:
     def broken(fd: int, go_on: GoOn) -> str:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -152,7 +152,7 @@ def test_an_archive_with_other_permissions_is_read_again_and_made_private(
     assert (counted.count, status.st_mode & 0o7777, status.st_uid, status.st_gid) == (2, 0o400, 0, 0)
 
 
-def test_links_that_come_and_go_cost_no_reading(
+def test_adding_and_removing_links_costs_no_reading(
     verified: Verified, archive: Path, tmp_path: Path, counted: Counted
 ) -> None:
     verified.check(archive, SHA256)
@@ -181,7 +181,7 @@ def test_a_link_does_not_make_a_changed_archive_good(verified: Verified, archive
 
 
 @pytest.mark.parametrize("lies", ["a directory", "another file", "nothing", "a symbolic link"])
-def test_whatever_lies_in_its_place_is_replaced(verified: Verified, archive: Path, tmp_path: Path, lies: str) -> None:
+def test_anything_at_the_links_path_is_replaced(verified: Verified, archive: Path, tmp_path: Path, lies: str) -> None:
     target = tmp_path / "target"
     if lies == "a directory":
         (target / "inside").mkdir(parents=True)
@@ -217,7 +217,7 @@ def test_a_damaged_record_costs_one_reading(
     assert counted.count == 2
 
 
-def test_no_flipped_bit_of_a_record_makes_another_file_good(verified: Verified, archive: Path, tmp_path: Path) -> None:
+def test_a_record_with_any_flipped_bit_is_rejected(verified: Verified, archive: Path, tmp_path: Path) -> None:
     verified.check(archive, SHA256)
     (record,) = records(tmp_path)
     whole = record.read_bytes()
@@ -228,7 +228,9 @@ def test_no_flipped_bit_of_a_record_makes_another_file_good(verified: Verified, 
     assert verified.holds(archive, SHA256)
 
 
-def test_a_record_that_cannot_be_written_is_no_obstacle(archive: Path, tmp_path: Path, counted: Counted) -> None:
+def test_an_archive_can_be_checked_though_its_record_cannot_be_written(
+    archive: Path, tmp_path: Path, counted: Counted
+) -> None:
     verified = Verified(tmp_path / "verified", boot="first", digest=counted)
     verified.check(archive, SHA256)
     (record,) = records(tmp_path)
@@ -239,7 +241,7 @@ def test_a_record_that_cannot_be_written_is_no_obstacle(archive: Path, tmp_path:
     assert counted.count == 3
 
 
-def test_of_many_that_need_an_archive_at_once_one_reads_it(archive: Path, tmp_path: Path) -> None:
+def test_of_many_simultaneous_checks_of_an_archive_only_one_reads_it(archive: Path, tmp_path: Path) -> None:
     begun, go, counted = threading.Event(), threading.Event(), Counted()
 
     def slow(fd: int, go_on: GoOn) -> str:
@@ -259,7 +261,7 @@ def test_of_many_that_need_an_archive_at_once_one_reads_it(archive: Path, tmp_pa
     assert verified.holds(archive, SHA256)
 
 
-def test_who_waits_or_reads_can_give_up(verified: Verified, archive: Path) -> None:
+def test_a_check_can_be_cancelled(verified: Verified, archive: Path) -> None:
     def cancelled() -> None:
         raise RuntimeError("cancelled")
 
@@ -280,7 +282,7 @@ def test_a_doubted_archive_is_read_again_through_each_of_its_links(
     assert counted.count == 2
 
 
-def test_what_was_digested_is_noted_unless_it_was_written_to(verified: Verified, archive: Path) -> None:
+def test_a_digest_is_recorded_unless_the_file_was_changed_since(verified: Verified, archive: Path) -> None:
     before = stamp_of(archive)
     verified.note(archive, SHA256, as_of=before)
     assert verified.holds(archive, SHA256)

@@ -1,4 +1,4 @@
-"""A write through symbolic links compared with a shell's in the same tree."""
+"""A write through symbolic links, compared with a shell's write in the same tree."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def places(root: Path) -> Iterator[str]:
 
 
 def content(node: Node, box: LocalSandbox) -> dict[str, dict[bytes, Entry]]:
-    """All but the times."""
+    """The content of the tree, without times."""
     return {
         top: {name: replace(entry, mtime_s=0) for name, entry in fingerprint(node.tree(box) / top).items()}
         for top in ("workspace", "tmp", "home")
@@ -52,7 +52,7 @@ def content(node: Node, box: LocalSandbox) -> dict[str, dict[bytes, Entry]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_write_goes_where_a_shells_would_or_changes_nothing_else(kernel_node: Node, seed: int) -> None:
+def test_a_write_has_the_same_target_as_a_shells_or_changes_nothing_else(kernel_node: Node, seed: int) -> None:
     ours, shells = kernel_node.sandbox("ours"), kernel_node.sandbox("shells")
     both, rng = (ours, shells), random.Random(seed)
     start = rng.random()
@@ -71,7 +71,7 @@ def test_a_write_goes_where_a_shells_would_or_changes_nothing_else(kernel_node: 
         went.add((by_shell, by_us))
         if by_shell:
             assert by_us and content(kernel_node, ours) == content(kernel_node, shells), place
-        elif by_us:  # what leads out or nowhere was replaced, and that alone
+        elif by_us:  # only a link that leads outside or nowhere was replaced
             after = content(kernel_node, ours)
             inside = os.fsencode(os.path.relpath(place, "/workspace"))
             changed = {name for name, entry in after["workspace"].items() if before["workspace"].get(name) != entry}
