@@ -88,7 +88,7 @@ def test_an_interrupted_backup_is_an_error_and_its_idempotency_key_still_makes_o
     assert not list((service.data_dir / "node" / "boxes" / "default" / box.id / "spool").glob("*"))
 
 
-def test_of_a_thousand_calls_at_once_as_many_as_may_wait_are_served_and_the_rest_refused(
+def test_a_thousand_calls_at_once_are_served_up_to_the_limit_and_else_refused(
     service: Service, record_property: Callable[[str, object], None]
 ) -> None:
     said = reported(DRIVERS / "many_at_once.py", CALLS, home=service.home, env=service.client_env, timeout_s=300)

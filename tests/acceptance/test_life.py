@@ -131,7 +131,7 @@ def test_a_wrong_setting_is_named_and_its_value_is_not(tmp_path: Path, env: dict
     assert "Traceback" not in attempt.stderr
 
 
-def test_without_the_buckets_keys_everything_but_backups_works_and_the_error_names_what_is_missing(
+def test_without_the_buckets_keys_only_backups_fail_and_name_the_missing_settings(
     tmp_path: Path,
 ) -> None:
     with running(tmp_path / "home", tmp_path / "data", env={"BACKUP_BUCKET_NAME": "mine"}) as service:

@@ -196,7 +196,7 @@ def restored_names(box: HttpBox, handle: dict[str, str]) -> set[str]:
     return set(box.sh("cd /app/restored; find . -mindepth 1 | cut -c3-").split("\n")) - {""}
 
 
-def test_exclude_patterns_mean_what_they_mean_in_a_gitignore_file(box: HttpBox) -> None:
+def test_exclude_patterns_work_as_in_a_gitignore_file(box: HttpBox) -> None:
     box.sh(
         "mkdir -p a/node_modules/deep a/b/c/build src/log; touch a/node_modules/deep/x a/b/c/build/o a/keep.o "
         "top.log src/log/app.log src/log/keep.log src/build.txt; touch 'odd [name]' '#hash'; mkdir build; touch build/o"
@@ -454,7 +454,7 @@ def test_a_backup_that_the_cloudflare_sdk_wrote_can_be_restored_once_adopted(ser
     assert box.read("/workspace/file") == b"kept\n"
 
 
-def test_a_backup_that_was_tampered_with_is_refused_shown_and_deleted(
+def test_a_tampered_backup_is_refused_but_can_be_listed_and_deleted(
     service: Service, box: HttpBox, other_client: httpx.Client
 ) -> None:
     box.sh("echo 1 > file")
@@ -482,7 +482,7 @@ def test_a_backup_that_was_tampered_with_is_refused_shown_and_deleted(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b'{"version":1,"id":"x"}'])
-def test_a_sandbox_with_a_damaged_state_is_named_used_and_deleted(
+def test_a_sandbox_with_a_damaged_state_can_still_be_used_and_deleted(
     service: Service, box: HttpBox, damage: bytes
 ) -> None:
     box.sh("echo 1 > file")

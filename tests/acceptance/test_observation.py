@@ -67,7 +67,7 @@ def test_an_actor_logs_under_the_id_of_the_request_it_serves(service: Service, b
     assert line(other, "backup_restored")["backup"] == handle["id"]
 
 
-def test_what_actors_do_is_in_the_gateways_metrics(service: Service, box: HttpBox) -> None:
+def test_the_gateways_metrics_include_the_actors_work(service: Service, box: HttpBox) -> None:
     client = box.client
     before = complete(client)
 

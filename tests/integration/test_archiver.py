@@ -150,7 +150,7 @@ def test_everything_can_be_excluded(setup: Setup) -> None:
     assert names(setup.extracted(made)) == set()
 
 
-def test_what_an_archive_cannot_keep_is_counted(setup: Setup) -> None:
+def test_attributes_that_an_archive_cannot_keep_are_counted(setup: Setup) -> None:
     put(setup.work, b"acl")
     subprocess.run(["setfacl", "-m", "u:12345:r", setup.work / "acl"], check=True)
     put(setup.work, b"attribute")
@@ -230,7 +230,7 @@ def test_a_file_that_two_mounts_show_counts_as_mksquashfs_counts_it(setup: Setup
         sweep(setup.work)
 
 
-def test_more_links_than_sixteen_bits_count_are_one_file(tmp_path: Path) -> None:
+def test_a_file_with_more_links_than_sixteen_bits_hold_counts_as_one(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0,size=200m", "tmpfs", tmp_path / "root"], check=True)
     try:

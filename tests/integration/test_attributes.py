@@ -114,7 +114,7 @@ def test_the_document_has_a_row_for_each_attribute() -> None:
 
 
 @pytest.mark.parametrize("mode", ["overlay", "copy"])
-def test_a_backup_keeps_of_each_attribute_what_the_document_says(node: Node, mode: str) -> None:
+def test_a_backup_keeps_each_attribute_as_the_document_says(node: Node, mode: str) -> None:
     box = node.sandbox()
 
     def cell(name: str) -> str:
@@ -158,7 +158,7 @@ def test_a_backup_counts_what_the_document_says(kernel_node: Node) -> None:
     assert wrong == {}
 
 
-def test_persist_and_hydrate_keep_of_each_attribute_what_the_document_says(kernel_node: Node) -> None:
+def test_persist_and_hydrate_keep_each_attribute_as_the_document_says(kernel_node: Node) -> None:
     one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
     root = work(kernel_node, one)
     try:

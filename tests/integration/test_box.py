@@ -47,7 +47,7 @@ def said(box: Box, script: str, **options: Identity) -> str:
     return inside(box, "sh", "-c", script, **options).stdout.decode().strip()  # type: ignore[arg-type]
 
 
-def test_a_command_is_nobody_without_capabilities_or_new_privileges(box: Box, work: Path) -> None:
+def test_a_command_is_unprivileged_without_capabilities_or_new_privileges(box: Box, work: Path) -> None:
     status = said(box, "cat /proc/self/status; id -u; touch /workspace/made")
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     assert {fields[f"Cap{kind}"].strip() for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
@@ -203,7 +203,7 @@ def test_clone3_falls_back_so_that_threads_work(box: Box) -> None:
     assert inside(box, PYTHON, "-c", code).stdout.startswith(b"up")
 
 
-def test_a_setuid_program_gives_nothing(box: Box, work: Path) -> None:
+def test_a_setuid_program_gains_no_privileges(box: Box, work: Path) -> None:
     subprocess.run(["cp", "/usr/bin/id", work / "id"], check=True)
     (work / "id").chmod(0o6755)
     assert said(box, "/workspace/id -u") == "1000"

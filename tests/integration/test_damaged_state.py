@@ -104,7 +104,7 @@ def used(kernel_node: Node) -> Used:
     ("damage", "asleep"),
     [*((damage, True) for damage in DAMAGES), *((damage, False) for damage in ("empty", "another sandbox's", "17 MB"))],
 )
-def test_a_call_goes_on_and_the_state_is_written_anew(used: Used, damage: str, asleep: bool) -> None:
+def test_a_call_works_and_a_backup_replaces_the_damaged_state(used: Used, damage: str, asleep: bool) -> None:
     before = used.state
     box = used.taken_up_anew() if asleep else used.box
     damaged = used.damage(DAMAGES[damage])

@@ -36,7 +36,7 @@ def held(box: LocalSandbox, kind: str, at_most: int) -> int:
 
 
 @pytest.mark.parametrize(("kind", "wanted"), OF_THE_MACHINE.items(), ids=OF_THE_MACHINE)
-def test_a_sandbox_that_hoards_a_machines_resource_takes_none_of_anothers(
+def test_hoarding_a_resource_of_the_machine_leaves_another_sandbox_its_share(
     kernel_node: Node, kind: str, wanted: int
 ) -> None:
     greedy, modest = hoarder(kernel_node, "greedy"), hoarder(kernel_node, "modest")
@@ -46,7 +46,7 @@ def test_a_sandbox_that_hoards_a_machines_resource_takes_none_of_anothers(
 
 
 @pytest.mark.parametrize("kind", OF_A_USER)
-def test_a_sandbox_that_hoards_a_users_resource_leaves_another_its_share(kernel_node: Node, kind: str) -> None:
+def test_hoarding_a_resource_of_the_user_leaves_another_sandbox_its_share(kernel_node: Node, kind: str) -> None:
     greedy, modest = hoarder(kernel_node, "greedy"), hoarder(kernel_node, "modest")
     alone = held(modest, kind, ALL)
     assert alone > 0

@@ -1,4 +1,4 @@
-"""The scrub finds archives that the disk has damaged without a change of their time; sandboxes then get right data."""
+"""The scrub finds damage on the disk that the record of verified archives misses; sandboxes then get right data."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def test_an_archive_can_be_checked_though_its_record_cannot_be_written(
     assert counted.count == 3
 
 
-def test_of_many_simultaneous_checks_of_an_archive_only_one_reads_it(archive: Path, tmp_path: Path) -> None:
+def test_simultaneous_checks_of_an_archive_read_it_once(archive: Path, tmp_path: Path) -> None:
     begun, go, counted = threading.Event(), threading.Event(), Counted()
 
     def slow(fd: int, go_on: GoOn) -> str:
