@@ -41,8 +41,10 @@ _PAX = "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime"
 """Leaves out the process id, the access times and the change times, so that equal trees give equal archives."""
 PACKING = ("tar", "--create", "--file=-", "--format=posix", _PAX, *_XATTRS, "--sparse", "--owner=1000",
             "--group=1000", "--numeric-owner", "--warning=no-file-ignored", _OURS)  # fmt: skip
-_NO_ATTRIBUTES = re.compile(rb": Warning: Cannot \w*listxattr\w*: Operation not supported$")
-"""tar's warning for each file of a restored archive that holds no attributes: its file system cannot list them."""
+_HARMLESS = re.compile(
+    rb": Warning: Cannot (\w*listxattr\w*: Operation not supported|\w*xattr\w*: No such file or directory)$"
+)
+"""Warnings about attributes: of a file system that holds none, and of a file that went before they were listed."""
 _OF_A_LIVE_TREE = (b": file changed as we read it", b": File removed before we read it")
 _CUT_OFF = re.compile(rb"^tar: Unexpected EOF in archive$", re.MULTILINE)
 _DISK_FULL = re.compile(rb": (No space left on device|Disk quota exceeded|Wrote only \d+ of \d+ bytes)$", re.MULTILINE)
@@ -220,7 +222,7 @@ class Complaints:
     def _read(self) -> None:
         assert self._pipe is not None
         for line in self._pipe:
-            if not _NO_ATTRIBUTES.search(line):
+            if not _HARMLESS.search(line):
                 self._said += line[: max(0, _MAX_COMPLAINTS_BYTES - len(self._said))]
 
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from actors.errors import InvalidRequestError, NoSpaceError
 from actors.models import ExecRequest
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
+from actors.sandbox.tar_process import Complaints
 from tests.support.mount_leaks import wait_until
 from tests.support.random_trees import random_tree
 from tests.support.sandboxes import UID, Background, Node, backup, code_of, hydrate, restore, run, sh, write
@@ -140,6 +142,15 @@ def test_files_that_change_during_persist_do_not_break_the_archive(kernel_node: 
         with tarfile.open(fileobj=io.BytesIO(persisted(box))) as archive:
             assert sum(name.startswith("./kept/") for name in archive.getnames()) == 1000
     assert box.stop("a-name")
+
+
+def test_a_file_that_goes_before_its_attributes_are_listed_is_no_complaint() -> None:
+    said = (
+        r"tar: d: Warning: Cannot llistxattrat: No such file or directory\ntar: ./e: Cannot open: Permission denied\n"
+    )
+    with subprocess.Popen(["printf", said], stdout=subprocess.PIPE) as printing:
+        complaints = Complaints(SimpleNamespace(stderr=printing.stdout))  # type: ignore[arg-type]
+        assert complaints.text() == "tar: ./e: Cannot open: Permission denied"
 
 
 def test_a_hole_of_many_gigabytes_is_carried_over_quickly(kernel_node: Node) -> None:
