@@ -222,13 +222,29 @@ def _last_answer(error: HoldfastError, status: int | None = None) -> Response:
 class PatientServer(uvicorn.Server):
     """A server that lets the requests it cancels at its end write their answers."""
 
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_listening()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         if tasks := set(self.server_state.tasks):
             await asyncio.wait(tasks, timeout=ANSWERING_S)
 
 
-def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) -> uvicorn.Server:
+def server(
+    app: ASGIApp,
+    *,
+    host: str,
+    port: int,
+    graceful_s: int = GRACEFUL_S,
+    on_listening: Callable[[], None] = lambda: None,
+) -> uvicorn.Server:
     """Creates a server; its `run` or `serve` starts it.
 
     Args:
@@ -236,6 +252,7 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) 
         host: the address to listen on.
         port: 0 takes a free one.
         graceful_s: seconds for running requests to end after SIGTERM; then they are answered with an error.
+        on_listening: called once, as soon as connections are accepted.
     """
     most, idle = most_connections(), Idle()
     doorkeeper = Doorkeeper(app, most=most, idle=idle)
@@ -255,7 +272,8 @@ def server(app: ASGIApp, *, host: str, port: int, graceful_s: int = GRACEFUL_S) 
             access_log=False,
             log_config=None,
             log_level="error",  # mistakes of clients are answered, not logged
-        )
+        ),
+        on_listening,
     )
     doorkeeper.connections = made.server_state.connections
     return made

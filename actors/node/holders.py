@@ -74,9 +74,9 @@ def end_orphans(folders: Sequence[Path]) -> int:
     ended = 0
     for holder in find(folders):
         if not holder.is_orphan:
-            log.info("mount_held", pid=holder.pid, name=holder.name, mount=holder.mount)
+            log.info("mount_held", pid=holder.pid, name=holder.name, mount=Path(holder.mount).name)
             continue
-        log.warning("orphan_ended", pid=holder.pid, name=holder.name, mount=holder.mount)
+        log.warning("orphan_ended", pid=holder.pid, name=holder.name, mount=Path(holder.mount).name)
         _kill(holder.pid)
         ended += 1
     return ended

@@ -93,10 +93,16 @@ def _run(settings: Settings) -> None:
             _heed_signals()  # again: Ray has installed a handler of its own
             config = GatewayConfig.of(settings, machine.keys_by_tenant)
             url = f"http://{settings.host}:{listening.getsockname()[1]}"
-            print(_banner(machine, url, settings.data_dir), flush=True)
+            banner = _banner(machine, url, settings.data_dir)
+            made = server(
+                create_app(config),
+                host=settings.host,
+                port=settings.port,
+                on_listening=lambda: print(banner, flush=True),
+            )
             with RayWatch() as watch:
                 try:
-                    server(create_app(config), host=settings.host, port=settings.port).run(sockets=[listening])
+                    made.run(sockets=[listening])
                 except _Stopped:
                     watch.check()
                     raise

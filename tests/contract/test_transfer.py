@@ -441,7 +441,8 @@ def test_no_log_and_no_error_contains_a_url_or_a_key(rclone_rig: Rig, caplog: py
                 rclone_rig.upload(LARGE)
         rclone_rig.proxy.clear()
         texts += [str(caught.value), repr(caught.value), repr(caught.value.__dict__)]
-    texts += [f"{record.getMessage()} {record.exc_text or ''} {record.args!r}" for record in caplog.records]
+    ours = [record for record in caplog.records if record.name != "werkzeug"]  # the access log of a test's own server
+    texts += [f"{record.getMessage()} {record.exc_text or ''} {record.args!r}" for record in ours]
     everything = "\n".join(texts)
     for secret in ("X-Amz-Signature", "X-Amz-Credential", "Signature=", ACCESS_KEY, SECRET_KEY, "http://127"):
         assert secret not in everything

@@ -166,6 +166,23 @@ def test_a_request_that_outlasts_the_servers_end_is_answered_by_the_protocol() -
     run(scenario)
 
 
+def test_a_server_says_that_it_listens_only_once_it_accepts_connections() -> None:
+    async def scenario() -> None:
+        with socket.socket() as bound:  # and so refuses connections until it listens
+            bound.bind(("127.0.0.1", 0))
+            starting = server(_ok, host="127.0.0.1", port=0, on_listening=said.set)
+            starting.config.lifespan = "off"
+            serving = asyncio.ensure_future(starting.serve(sockets=[bound]))
+            await said.wait()
+            _, writer = await asyncio.open_connection(*bound.getsockname())
+            writer.close()
+            starting.should_exit = True
+            await serving
+
+    said = asyncio.Event()
+    run(scenario)
+
+
 def test_threads_that_wait_for_a_dead_cluster_do_not_block_the_loops_end() -> None:
     released = threading.Event()
 
