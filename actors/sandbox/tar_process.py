@@ -5,7 +5,6 @@ They run in a box, as a command of the sandbox: paused and stopped like any othe
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import subprocess
@@ -25,6 +24,7 @@ from actors.errors import (
     SandboxUnavailableError,
 )
 from actors.node.bubblewrap import Identity
+from actors.node.errors import is_full
 from actors.node.process import kill_group, printable
 from actors.node.tree import DEAD_MOUNT
 from actors.sandbox.commands import Commands
@@ -78,7 +78,7 @@ class TarSink:
             while view:
                 view = view[self._kept.write(view) :]
         except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_full(e):
                 raise NoSpaceError("The disk is full.") from None
             raise
 

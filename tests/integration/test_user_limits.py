@@ -13,64 +13,27 @@ import pytest
 from actors.node import process, user_namespace
 from actors.node.bubblewrap import Bind, Box, Identity, boxed
 from actors.node.user_namespace import UserNamespace
+from tests.support import hoard
 from tests.support.sandboxes import UID
 
-PYTHON = "/usr/bin/python3"
+HOARD = Path(hoard.__file__)
 TAKEN = 40
 """Number of pending signals that a sandbox may have in these tests."""
-USES = {
-    "inotify": """
-def take():
-    if libc.inotify_init1(0) < 0:
-        raise OSError(ctypes.get_errno(), "inotify")
-""",
-    "timers": """
-def take():
-    timer = ctypes.c_long()
-    if libc.syscall(222, 1, None, ctypes.byref(timer)) < 0:  # timer_create
-        raise OSError(ctypes.get_errno(), "timer")
-""",
-    "queued signals": """
-import signal
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
-def take():
-    if libc.sigqueue(os.getpid(), signal.SIGRTMIN, ctypes.c_void_p()) < 0:
-        raise OSError(ctypes.get_errno(), "signal")
-""",
-    "message queues": """
-libc.mq_open.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
-def take():
-    name = f"/{os.urandom(8).hex()}".encode()
-    if libc.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None) < 0:
-        raise OSError(ctypes.get_errno(), "queue")
-""",
-}
-SCRIPT = """
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-{use}
-taken = 0
-try:
-    while taken < 10_000:
-        take()
-        taken += 1
-except OSError as e:
-    print(taken, os.strerror(e.errno), flush=True)
-sys.stdin.read()
-"""
+KINDS = ("inotify-instances", "timers", "queued-signals", "message-queues")
 LIMITS = ["prlimit", f"--sigpending={TAKEN}", "--msgqueue=500000", "--nofile=4096"]
 
 
 @contextmanager
-def holding(use: str, box: Box) -> Iterator[int]:
+def holding(kind: str, box: Box) -> Iterator[int]:
     """A command that takes a resource until it is refused, and holds it within the block; yields the amount."""
-    with boxed(box, [PYTHON, "-c", SCRIPT.format(use=USES[use])]) as ready:
+    program = Bind(HOARD, "/hoard.py")
+    with boxed(box, ["/usr/bin/python3", program.target, kind], binds=[program]) as ready:
         child = process.start([*LIMITS, *ready.argv], stdin=subprocess.PIPE, pass_fds=ready.fds)
     try:
         assert child.stdout is not None and child.stderr is not None
-        line = child.stdout.readline()
-        assert line, child.stderr.read().decode()
-        yield int(line.split()[0])
+        words = child.stdout.readline().split()
+        assert words[:1] == [b"held"], child.stderr.read().decode()
+        yield int(words[1])
     finally:
         process.kill_group(child)
         for pipe in (child.stdin, child.stdout, child.stderr):
@@ -92,16 +55,16 @@ def _namespace(folder: Path, uid: int = UID) -> UserNamespace:
     return UserNamespace(folder / "owners", uid)
 
 
-@pytest.mark.parametrize("use", USES)
-def test_a_sandbox_at_its_limit_leaves_another_its_full_limit(boxes: tuple[Box, Box], use: str) -> None:
-    with holding(use, boxes[0]) as taken, holding(use, boxes[1]) as left:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sandbox_at_its_limit_leaves_another_its_full_limit(boxes: tuple[Box, Box], kind: str) -> None:
+    with holding(kind, boxes[0]) as taken, holding(kind, boxes[1]) as left:
         assert left == taken > 0
 
 
-@pytest.mark.parametrize("use", USES)
-def test_the_commands_of_one_sandbox_share_its_limit(boxes: tuple[Box, Box], use: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_commands_of_one_sandbox_share_its_limit(boxes: tuple[Box, Box], kind: str) -> None:
     """Proves that there is a limit: without one the test above would pass, too."""
-    with holding(use, boxes[0]) as taken, holding(use, boxes[0]) as left:
+    with holding(kind, boxes[0]) as taken, holding(kind, boxes[0]) as left:
         assert left < taken
 
 

@@ -70,6 +70,12 @@ def timers() -> None:
     _done(_LIBC.timer_create(1, ctypes.byref(event), ctypes.byref(timer)))
 
 
+def queued_signals() -> None:
+    """Takes one more queued signal, which stays pending."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+    _done(_LIBC.sigqueue(os.getpid(), signal.SIGRTMIN, ctypes.c_void_p()))
+
+
 def message_queues() -> None:
     """Takes one more POSIX message queue of the default size."""
     _done(_LIBRT.mq_open(f"/q{len(_KEPT)}".encode(), os.O_CREAT | os.O_RDWR, 0o600, None))
@@ -159,6 +165,7 @@ KINDS: dict[str, Callable[[], None]] = {
     "inotify-instances": inotify_instances,
     "inotify-watches": _iterated(_watches()),
     "timers": timers,
+    "queued-signals": queued_signals,
     "message-queues": message_queues,
     "locked-memory": locked_memory,
     "pipes": pipes,
