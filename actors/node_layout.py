@@ -86,7 +86,7 @@ class NodeLayout:
             return folder
         return doomed
 
-    def presence(self, tenant: str, sandbox_id: str) -> Path:
+    def sandbox_lock(self, tenant: str, sandbox_id: str) -> Path:
         """The file of the sandbox lock. Outside of the sandbox's folder, which comes and goes."""
         return self.root / "presence" / f"{tenant}.{sandbox_id}"
 

@@ -95,11 +95,11 @@ class Admission:
             self._lanes[lane].withdraw()
 
     @contextmanager
-    def serving(self, lane: str, *, was_let_in: bool = True) -> Iterator[None]:
-        """Serves one call of a lane within the block; drops its ticket if it was admitted (`was_let_in`)."""
+    def serving(self, lane: str, *, was_admitted: bool = True) -> Iterator[None]:
+        """Serves one call of a lane within the block; drops its ticket if it was admitted (`was_admitted`)."""
         found = self._lanes[lane]
         with self._lock:
-            if was_let_in:
+            if was_admitted:
                 found.withdraw()
             found.look(self._clock())
             found.serving += 1

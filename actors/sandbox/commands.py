@@ -86,10 +86,10 @@ class Commands:
         cgroup: Cgroup,
         *,
         limits: ExecLimits,
-        gate: TreeLock,
+        tree_lock: TreeLock,
         has_lost_mount: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`gate` is the tree lock. It is held shared while a command starts, so that no command starts during a swap.
+        """`tree_lock` is held shared while a command starts, so that no command starts during a swap.
 
         `has_lost_mount` tells whether a file system under the tree is dead or damaged: a command that ended then may
         have read wrong data.
@@ -97,7 +97,7 @@ class Commands:
         self._box = box
         self._cgroup = cgroup
         self._limits = limits
-        self._gate = gate
+        self._tree_lock = tree_lock
         self._has_lost_mount = has_lost_mount
         self._running: dict[str, _Running] = {}
         self._stopped_early: deque[str] = deque(maxlen=_STOPS_REMEMBERED)
@@ -207,7 +207,7 @@ class Commands:
     ) -> Iterator[_Running]:
         files = min(self._limits.open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         limits = ["prlimit", f"--nofile={files}", "--core=0", f"--fsize={self._limits.file_bytes}"]
-        with self._gate.shared():
+        with self._tree_lock.shared():
             try:
                 with boxed(self._box, argv, identity=identity, cwd=cwd, env=env, with_status=True) as ready:
                     assert ready.status is not None

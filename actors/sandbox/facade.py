@@ -137,7 +137,7 @@ class LocalSandbox:
         self._meter = meter
         layout = NodeLayout(config.node)
         self._home = layout.box(tenant, sandbox_id)
-        self._presence = SandboxLock(layout.presence(tenant, sandbox_id))
+        self._sandbox_lock = SandboxLock(layout.sandbox_lock(tenant, sandbox_id))
         self._layout = layout
         record = self._home / "sandbox.json"
         root, uid = self._home / "root", config.node.sandbox_uid
@@ -160,15 +160,15 @@ class LocalSandbox:
             memory_bytes=config.exec.memory_bytes,
             processes=config.exec.processes,
         )
-        self._gate = TreeLock(lambda: self._restored.is_whole)
+        self._tree_lock = TreeLock(lambda: self._restored.is_whole)
         self._commands = Commands(
             box,
             self._cgroup,
             limits=config.exec,
-            gate=self._gate,
+            tree_lock=self._tree_lock,
             has_lost_mount=lambda: self._layers.has_lost or self._kept.is_disturbed(),
         )
-        self._transfers = Transfers(self._tree, self._commands, self._gate, spool=self._home / "spool")
+        self._transfers = Transfers(self._tree, self._commands, self._tree_lock, spool=self._home / "spool")
         self._layers = Layers(
             self._home / "layers", layout.lowers, driver=kept_driver(record, driver), on_lost=self._revive
         )
@@ -277,7 +277,7 @@ class LocalSandbox:
 
         Returns None, and does nothing, if the restore would replace no missing directory.
         """
-        with self._waking, self._gate.repairing():
+        with self._waking, self._tree_lock.repairing():
             unmounted = self._restored.unmounted
             if unmounted is not None:
                 return self._restore_over(unmounted, options, catalog) if unmounted.lies_in(options.dir) else None
@@ -285,7 +285,7 @@ class LocalSandbox:
             if not settled:
                 return None
             with self._restored.recovering(settled):
-                result = self._restore(options, catalog, self._gate.repairing)
+                result = self._restore(options, catalog, self._tree_lock.repairing)
             self._tell_of_giving_up(settled)
             self._is_new, self._safe_in = False, None
             self._make_home()
@@ -299,7 +299,7 @@ class LocalSandbox:
         try:
             with self._unavailable_unless("taken up", outcome="not_executed", hint=_AGAIN):
                 self._restored.mount_all(but_in=options.dir)
-            result = self._restore(options, catalog, self._gate.repairing)
+            result = self._restore(options, catalog, self._tree_lock.repairing)
         except BaseException:
             with contextlib.suppress(NodeError, OSError):
                 self._restored.unmount_all()
@@ -350,7 +350,7 @@ class LocalSandbox:
     def forget(self, options: ForgetOptions) -> ForgetResult:
         """See `SandboxCalls.forget`."""
         self._find_out_what_is_missing(options.dirs)
-        with self._waking, self._gate.repairing(), self._unavailable_unless("changed", outcome="unknown"):
+        with self._waking, self._tree_lock.repairing(), self._unavailable_unless("changed", outcome="unknown"):
             given_up = self._recovery.give_up(options.dirs, given_up_before=self._forgotten())
             if given_up:
                 self._tell_of_giving_up([row.dir for row in given_up])
@@ -391,7 +391,7 @@ class LocalSandbox:
         """
         with self._operations.run(OperationKind.DESTROY) as progress:
             progress.point_of_no_return(Phase.WAITING)
-            with self._gate.repairing():
+            with self._tree_lock.repairing():
                 self._is_new = False
                 self.ownership.check_forgettable()
                 with self._unavailable_unless("destroyed", outcome="unknown"):
@@ -403,13 +403,13 @@ class LocalSandbox:
                 try:
                     self._delete_state()  # under the lock: an actor that finds the state but no files recovers them
                 finally:
-                    self._presence.give_up(for_good=True)
+                    self._sandbox_lock.release(for_good=True)
 
     def _claim_to_destroy(self) -> None:
         """Takes the sandbox lock. If the disk has no room for it and nothing of the sandbox is here, goes on without
         the lock: no other process can begin anything here, either."""
         try:
-            self._presence.claim()
+            self._sandbox_lock.claim()
         except OSError as e:
             if not is_full(e) or self._home.exists():
                 raise
@@ -448,7 +448,7 @@ class LocalSandbox:
         state = self.ownership.last_known
         saved = {row.dir for row in (state.checkpoints if state else ())}
         saved |= {entry.dir for entry in self._restored.record.entries}
-        with contextlib.suppress(NodeError, OSError, SandboxUnavailableError), self._gate.shared():
+        with contextlib.suppress(NodeError, OSError, SandboxUnavailableError), self._tree_lock.shared():
             self.ownership.note_unsaved(unsaved_roots(self._tree, saved))
 
     def read_file(self, transfer_id: str, path: str) -> Iterator[bytes]:
@@ -494,7 +494,7 @@ class LocalSandbox:
         """The paths that the patterns exclude. Commands are paused meanwhile, as for a backup."""
         with (
             self._unavailable_unless("paused", outcome="not_executed"),
-            self._gate.alone(),
+            self._tree_lock.alone(),
             self._commands.paused(),
             translated(directory),
         ):
@@ -507,7 +507,7 @@ class LocalSandbox:
         """See `SandboxCalls.delete_file`."""
         self._wake_to_change()
         inside = writable_path(path)
-        with self._gate.shared(), translated(inside):
+        with self._tree_lock.shared(), translated(inside):
             self._tree.remove(inside)
         self._unsaved.look_soon()
 
@@ -515,7 +515,7 @@ class LocalSandbox:
         """See `SandboxCalls.list_files`."""
         self.wake()
         inside = writable_path(path)
-        with self._gate.shared(), translated(inside):
+        with self._tree_lock.shared(), translated(inside):
             return [
                 FileEntry(
                     name=row.name,
@@ -610,7 +610,7 @@ class LocalSandbox:
             raise superseded()
         if self.is_awake and not self._kept.is_disturbed():
             return
-        with self._waking, self._gate.repairing():
+        with self._waking, self._tree_lock.repairing():
             self._put_down_disturbed()
             if not self.is_awake:
                 self._wake()
@@ -631,7 +631,7 @@ class LocalSandbox:
         if not (self.is_awake and self._kept.is_in_use):
             return False
         if self._kept.is_disturbed():
-            with self._waking, self._gate.repairing():
+            with self._waking, self._tree_lock.repairing():
                 was_awake = self.is_awake
                 try:
                     self._put_down_disturbed()
@@ -647,7 +647,7 @@ class LocalSandbox:
         Does nothing if the sandbox was woken, closed or destroyed before: that call may be over by now. `found` is the
         state that the service has just found in the bucket (`Ownership.suppose`).
         """
-        with self._waking, self._gate.repairing():
+        with self._waking, self._tree_lock.repairing():
             if self._is_new:
                 self.ownership.suppose(found)
                 if wake:
@@ -655,13 +655,13 @@ class LocalSandbox:
 
     def come_back(self) -> None:
         """Wakes the sandbox after a crash of its actor, if it existed. Raises as `wake`, and StorageError."""
-        with self._waking, self._gate.repairing():
+        with self._waking, self._tree_lock.repairing():
             if self._is_new and (self._restored.exists or self.ownership.is_known()):
                 self._wake()
 
     def _wake(self) -> None:
         with self._unavailable_unless("taken up", outcome="not_executed", hint="Run `holdfast doctor` on the node."):
-            self._presence.claim()
+            self._sandbox_lock.claim()
             self._user_namespace.start()
             try:
                 self._restored.read()
@@ -766,7 +766,7 @@ class LocalSandbox:
             return
         catalog = configured(self._catalog, self._config)
         try:
-            self._recovery.bring_back(lambda: self._restoration(catalog, self._gate.repairing))
+            self._recovery.bring_back(lambda: self._restoration(catalog, self._tree_lock.repairing))
         except SandboxUnavailableError as e:
             if e.context.get("reason") == DIRECTORY_MISSING:
                 self._tell_of_what_is_missing()
@@ -795,7 +795,7 @@ class LocalSandbox:
 
         Raises NodeError.
         """
-        with self._gate.repairing():
+        with self._tree_lock.repairing():
             self._is_new = False
             self._put_down()
             self._let_go()
@@ -805,7 +805,7 @@ class LocalSandbox:
         self._user_namespace.close()
         with contextlib.suppress(OSError):
             os.utime(self._home)  # the time of the last use: the order in which a drain moves sleeping sandboxes
-        self._presence.give_up()
+        self._sandbox_lock.release()
 
     def _put_down(self) -> None:
         self._stop(ExecStoppedError("The end of the sandbox stopped the command."))
@@ -850,7 +850,7 @@ class LocalSandbox:
         return found if len(found) == len(backup_ids) else None
 
     def _holds_anything(self, top: str) -> bool:
-        with self._gate.shared():
+        with self._tree_lock.shared():
             names = self._tree.some_names(top, at_most=2)
             if [f"{top}/{name}" for name in names] != [HOME]:
                 return bool(names)
@@ -859,18 +859,18 @@ class LocalSandbox:
             except PathError:  # HOME is no longer the directory that every sandbox has
                 return True
 
-    def sleep(self, in_bed: Sequence[Checkpoint] | None = None) -> None:
+    def sleep(self, checkpoints: Sequence[Checkpoint] | None = None) -> None:
         """Ends everything that runs and unmounts everything. The next call wakes the sandbox with all its files.
 
-        With `in_bed`, the checkpoints from `back_up_for_sleep`, the files are removed from this node, and the sandbox
-        can wake on any node.
+        With `checkpoints`, those from `back_up_for_sleep`, the files are removed from this node: it can wake on
+        any node.
 
         Raises:
             NodeError: a mount is in use; the next call wakes the sandbox with all its files.
             StorageUnavailableError: the sleep could not be written to the bucket; likewise.
             SandboxUnavailableError: another actor has taken over, or the sandbox is not awake; nothing was removed.
         """
-        if in_bed is None:
+        if checkpoints is None:
             self._sleep_here()
             return
         if not self.is_awake:
@@ -878,11 +878,11 @@ class LocalSandbox:
                 "The sandbox is not awake, so it is not known whether all of it is backed up.",
                 context={"outcome": "not_executed"},
             )
-        with self._gate.repairing():
+        with self._tree_lock.repairing():
             self._put_down()
             self._sweep()
             try:
-                self.ownership.sleep(in_bed)
+                self.ownership.sleep(checkpoints)
             except StorageError as e:
                 log.warning("sleep_not_written", sandbox=self.id, detail=str(e))
                 raise StorageUnavailableError(
@@ -890,7 +890,7 @@ class LocalSandbox:
                 ) from None
             self._remove_files()
             self._restored.forget()
-            self._presence.give_up(for_good=True)
+            self._sandbox_lock.release(for_good=True)
         self.ownership.clear_sleep()
 
     def hand_over(self) -> None:
@@ -909,16 +909,16 @@ class LocalSandbox:
             self.wake()
         with self._unavailable_unless("handed over", outcome="not_executed"):
             self.ownership.check()  # before the pause: no command is paused for a bucket that does not answer
-        with self._gate.alone(), self._unavailable_unless("handed over", outcome="not_executed"):
+        with self._tree_lock.alone(), self._unavailable_unless("handed over", outcome="not_executed"):
             with self._commands.paused():
-                in_bed = self._backed_up(self._undamaged)
+                checkpoints = self._backed_up(self._undamaged)
                 self._stop(_moved())
-            self.sleep(in_bed)
+            self.sleep(checkpoints)
 
     def _sleep_here(self) -> None:
         if self.is_awake and not self.ownership.is_recorded:
             self.ownership.report(lambda state: state)
-        with self._gate.repairing():
+        with self._tree_lock.repairing():
             self._is_new = False
             was_awake = self.is_awake
             if was_awake and not self.ownership.is_recorded:
@@ -940,7 +940,7 @@ class LocalSandbox:
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
-        with self._gate.alone(), self._commands.paused(), self._undamaged():
+        with self._tree_lock.alone(), self._commands.paused(), self._undamaged():
             yield
 
     @contextmanager
@@ -960,7 +960,7 @@ class LocalSandbox:
 
     @contextmanager
     def _stopped(self) -> Iterator[None]:
-        with self._gate.alone():
+        with self._tree_lock.alone():
             self._stop(ExecStoppedError("A restore stopped the command."))
             yield
 
@@ -971,7 +971,7 @@ class LocalSandbox:
     def _revive(self, layer: Layer) -> None:
         """Mounts a layer again after its daemon died, with the same upper. Stops all commands and transfers first."""
         lost = MountLostError("A file system daemon under the directory died; it has been mounted anew.")
-        with self._gate.repairing():
+        with self._tree_lock.repairing():
             try:
                 self._restored.revive(layer, lambda: self._stop(lost))
                 log.warning("layer_revived", sandbox=self.id, layer=layer.id)

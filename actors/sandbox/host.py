@@ -139,11 +139,11 @@ class SandboxHost:
         finally:
             self._end_if_superseded()
 
-    def _serve(self, lane: str, act: Callable[[LocalSandbox], T], *, was_let_in: bool = True) -> T:
-        """Serves a call in `lane`. A call that continues a transfer needs no admission (`was_let_in` is False)."""
+    def _serve(self, lane: str, act: Callable[[LocalSandbox], T], *, was_admitted: bool = True) -> T:
+        """Serves a call in `lane`. A call that continues a transfer needs no admission (`was_admitted` is False)."""
         with (
-            self._admission.serving(lane, was_let_in=was_let_in),
-            self._activity.call(goes_on=not was_let_in),
+            self._admission.serving(lane, was_admitted=was_admitted),
+            self._activity.call(goes_on=not was_admitted),
         ):
             return self._answer(act)
 
@@ -199,8 +199,8 @@ class SandboxHost:
         idle_since = self._activity.idle_since(idle_s)
         if idle_since is None or (self._made is not None and self._made.must_stay):
             return
-        with self._admission.serving(MAILBOX, was_let_in=False):
-            in_bed = self._put_to_bed()
+        with self._admission.serving(MAILBOX, was_admitted=False):
+            checkpoints = self._back_up_for_sleep()
         if not self._activity.leave(idle_since):
             return
         try:
@@ -208,7 +208,7 @@ class SandboxHost:
                 if self._made.must_stay:
                     self._activity.stay()
                     return
-                self._answer(lambda box: box.sleep(in_bed))
+                self._answer(lambda box: box.sleep(checkpoints))
         except HoldfastError as e:
             log.warning("sandbox_stays_awake", error=e.code)
             self._activity.stay()
@@ -218,7 +218,7 @@ class SandboxHost:
         self.watch.flush(report_to_service)
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
-    def _put_to_bed(self) -> list[Checkpoint] | None:
+    def _back_up_for_sleep(self) -> list[Checkpoint] | None:
         """Backs everything up if sandboxes sleep in the bucket. Returns None if the files stay on this node."""
         _, _, config = self._address
         if self._made is None or not self._made.is_awake or config.on_sleep == "keep" or config.bucket is None:
@@ -245,7 +245,7 @@ class SandboxHost:
 
         The node's `NodeHost` sends it after `close_door`, when the node is being drained.
         """
-        with self._admission.serving(MAILBOX, was_let_in=False):
+        with self._admission.serving(MAILBOX, was_admitted=False):
             try:
                 self._activity.close()
                 if not self._activity.wait_until_idle(_CALLS_END_S) and not force:
@@ -287,11 +287,11 @@ class SandboxHost:
 
     @ray.method(concurrency_group="files")
     def send(self, transfer_id: str, data: bytes) -> None:
-        self._serve(FILES, lambda box: box.send(transfer_id, data), was_let_in=False)
+        self._serve(FILES, lambda box: box.send(transfer_id, data), was_admitted=False)
 
     @ray.method(concurrency_group="files")
     def commit(self, transfer_id: str) -> None:
-        self._serve(FILES, lambda box: box.commit(transfer_id), was_let_in=False)
+        self._serve(FILES, lambda box: box.commit(transfer_id), was_admitted=False)
 
     @ray.method(concurrency_group="control")
     def abort(self, transfer_id: str) -> None:

@@ -43,7 +43,7 @@ class SandboxLock:
             else:  # the file was removed while we waited
                 lock.release()
 
-    def give_up(self, *, for_good: bool = False) -> None:
+    def release(self, *, for_good: bool = False) -> None:
         """Releases the lock. `for_good` removes its file too, when nothing of the sandbox is left on this node."""
         if self._lock is None:
             return

@@ -83,11 +83,11 @@ class _Open:
 class Transfers:
     """The open transfers of one sandbox."""
 
-    def __init__(self, tree: Tree, commands: Commands, gate: TreeLock, *, spool: Path) -> None:
-        """`gate` is the tree lock; `spool` a folder on the node, made when needed, for uploads not yet in the tree."""
+    def __init__(self, tree: Tree, commands: Commands, tree_lock: TreeLock, *, spool: Path) -> None:
+        """`spool` is a folder on the node, made when needed, for uploads not yet in the tree."""
         self._tree = tree
         self._commands = commands
-        self._gate = gate
+        self._tree_lock = tree_lock
         self._spool = spool
         self._open: dict[str, _Open] = {}
         self._lock = threading.Lock()
@@ -101,7 +101,7 @@ class Transfers:
     def read(self, transfer_id: str, path: str) -> Iterator[bytes]:
         """The bytes of a regular file. Raises FileNotFoundInSandboxError and the other errors of paths."""
         inside = writable_path(path)
-        with self._gate.shared(), translated(inside), self._tree.regular_file(inside) as fd:
+        with self._tree_lock.shared(), translated(inside), self._tree.regular_file(inside) as fd:
             transfer = self._register(reading := _Reading(os.dup(fd)), transfer_id)
         try:
             while True:
@@ -120,7 +120,7 @@ class Transfers:
         """Begins to write a file; returns the transfer's id."""
         inside = writable_path(path)
         self._end_abandoned()
-        with self._gate.shared(), translated(inside):
+        with self._tree_lock.shared(), translated(inside):
             return self._register(self._tree.new_file(inside, mode)).id
 
     def open_hydrate(self) -> str:
@@ -196,7 +196,7 @@ class Transfers:
         if found is None:
             raise ExecStoppedError("The transfer has ended: a restore or a long silence stopped it.")
         try:
-            with self._gate.shared(), found.lock, translated(""):
+            with self._tree_lock.shared(), found.lock, translated(""):
                 if found.ended:
                     raise self._end_of(found)
                 found.used_at = time.monotonic()

@@ -44,7 +44,7 @@ class CreationLock:
         self._failed: dict[str, _Failure] = {}
 
     @contextmanager
-    def turn(self, name: str) -> Iterator[None]:
+    def held(self, name: str) -> Iterator[None]:
         """Holds the lock within the block.
 
         Raises:

@@ -64,7 +64,7 @@ class ServiceHost:
         self._config = config
         self._service = Service(config, open_catalog(config), awake=_awake)
         self._nodes = Nodes(node_host_class(), config)
-        self._turns = CreationLock()
+        self._creation_lock = CreationLock()
         self._warm = WarmWorkers(config.warm_workers)
         self._recorded: int | None = None
         threading.Thread(target=self._keep_house, daemon=True, name="housekeeping").start()
@@ -86,7 +86,7 @@ class ServiceHost:
             TooManyCallsError: too many calls wait for the actor.
         """
         name = sandbox_actor_name(tenant, sandbox_id)
-        with self._turns.turn(name):
+        with self._creation_lock.held(name):
             return self._spawn(name, tenant, sandbox_id, lane, cached_backup_id)
 
     def _spawn(

@@ -44,7 +44,7 @@ class NodeHost:
         threading.Thread(target=self._scrub, name="scrub", daemon=True).start()
 
     @functools.cached_property
-    def _upkeep(self) -> NodeSweeper:
+    def _sweeper(self) -> NodeSweeper:
         from actors.bucket import open_catalog
         from actors.config import on_this_node
         from actors.service.node_sweeper import NodeSweeper
@@ -54,13 +54,13 @@ class NodeHost:
         return NodeSweeper(here.node, open_catalog(here))
 
     def identity(self) -> str:
-        return self._upkeep.identity()
+        return self._sweeper.identity()
 
     def has_archive(self, backup_id: str) -> bool:
-        return self._upkeep.has_archive(backup_id)
+        return self._sweeper.has_archive(backup_id)
 
     def record_changed_at(self, tenant: str, sandbox_id: str) -> float | None:
-        return self._upkeep.record_changed_at(tenant, sandbox_id)
+        return self._sweeper.record_changed_at(tenant, sandbox_id)
 
     @ray.method(concurrency_group="adopt")
     def adopt(self, tenant: str, backup_id: str, owner: str) -> None:
@@ -76,7 +76,7 @@ class NodeHost:
     def _keep_clean(self) -> None:
         while True:
             try:
-                self._upkeep.sweep()
+                self._sweeper.sweep()
             except Exception as e:  # the next sweep tries again
                 log.error("sweep_failed", error=type(e).__name__)
             time.sleep(_SWEEP_S)
@@ -84,7 +84,7 @@ class NodeHost:
     def _scrub(self) -> None:
         from actors.service.scrub import keep_on
 
-        keep_on(lambda: self._upkeep.scrub)
+        keep_on(lambda: self._sweeper.scrub)
 
     def want(self, tenant: str, sandbox_id: str) -> None:
         """Notes a call to a sandbox that is asleep here while the node is being drained."""
@@ -111,7 +111,7 @@ class NodeHost:
             if self._drain is not None:
                 log.warning("drain_cancelled", node=self._node_id)
                 self._drain = None
-                self._upkeep.resume()
+                self._sweeper.resume()
             return
         if self._drain is None:
             self._drain = self._begun(deadline_ms)
@@ -124,7 +124,7 @@ class NodeHost:
         from actors.service.drain import Drain, schedule
         from actors.service.draining_node import DrainingNode
 
-        self._upkeep.rest()
+        self._sweeper.rest()
         log.warning("node_is_being_drained", node=self._node_id, deadline_ms=deadline_ms)
         here = on_this_node(self._config)
         premises = DrainingNode(here, open_catalog(here), node_id=self._node_id)

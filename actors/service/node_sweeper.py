@@ -132,9 +132,9 @@ class NodeSweeper:
     def _sweep_unless_awake(
         self, tenant: str, sandbox: str, home: Path, swept: Swept, *, lives_elsewhere: bool | None
     ) -> None:
-        presence = SandboxLock(self._layout.presence(tenant, sandbox))
+        sandbox_lock = SandboxLock(self._layout.sandbox_lock(tenant, sandbox))
         try:
-            presence.claim(wait_s=0)
+            sandbox_lock.claim(wait_s=0)
         except MountBusyError:  # it is awake
             return
         try:
@@ -143,7 +143,7 @@ class NodeSweeper:
             log.error("sandbox_not_swept", sandbox=sandbox, error=type(e).__name__)
             swept.stuck.append(sandbox)
         finally:
-            presence.give_up(for_good=not home.exists())
+            sandbox_lock.release(for_good=not home.exists())
 
     def _boxes(self) -> Iterator[tuple[str, str, Path]]:
         for home in sorted((self._layout.root / "boxes").glob("*/*")):

@@ -86,7 +86,7 @@ class Used:
     def stored(self, key: str) -> bytes:
         return self.node.catalog().store.get(key, max_bytes=2**26).data
 
-    def taken_up_anew(self) -> LocalSandbox:
+    def woken_anew(self) -> LocalSandbox:
         self.box.close()
         self.box = self.node.sandbox(self.name, awake=False)
         return self.box
@@ -106,7 +106,7 @@ def used(kernel_node: Node) -> Used:
 )
 def test_a_call_works_and_a_backup_replaces_the_damaged_state(used: Used, damage: str, asleep: bool) -> None:
     before = used.state
-    box = used.taken_up_anew() if asleep else used.box
+    box = used.woken_anew() if asleep else used.box
     damaged = used.damage(DAMAGES[damage])
     assert sh(box, "cat a/file b/file new") == "3\n2\n4\n"
     latest = backup(box, "/workspace")
@@ -120,7 +120,7 @@ def test_a_call_works_and_a_backup_replaces_the_damaged_state(used: Used, damage
 
 
 def test_the_checkpoints_of_directories_are_found_again(used: Used) -> None:
-    box = used.taken_up_anew()
+    box = used.woken_anew()
     used.damage(DAMAGES["empty"])
     sh(box, "true")
 
@@ -138,7 +138,7 @@ def test_the_checkpoints_of_directories_are_found_again(used: Used) -> None:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_reads_report_the_damage_and_deletion_works_at_once(used: Used, damage: str) -> None:
     asleep = {row.backup_id for row in used.box.back_up_for_sleep()}
-    box = used.taken_up_anew()
+    box = used.woken_anew()
     used.damage(DAMAGES[damage])
     service = used.service
     acts: list[Callable[[], object]] = [
@@ -203,7 +203,7 @@ def test_a_node_without_the_files_refuses_and_can_delete(used: Used, kernel_node
 
 @pytest.mark.parametrize("asleep", [False, True], ids=["awake", "asleep"])
 def test_a_state_of_a_later_release_is_neither_replaced_nor_deleted(used: Used, asleep: bool) -> None:
-    box = used.taken_up_anew() if asleep else used.box
+    box = used.woken_anew() if asleep else used.box
     used.damage(lambda data: NEWER)
     service = used.service
     acts: list[Callable[[], object]] = [

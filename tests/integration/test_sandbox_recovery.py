@@ -82,7 +82,7 @@ def recovered(pair: Pair) -> list[tuple[str, str, str | None]]:
 def closed(box: LocalSandbox) -> bool:
     """True if no caller can see the tree."""
     try:
-        with box._gate.shared():
+        with box._tree_lock.shared():
             return False
     except SandboxUnavailableError:
         return True
@@ -646,7 +646,7 @@ def test_backups_for_sleeping_are_deleted_once_the_sandbox_has_newer_backups(nod
     assert sh(nodes.on_b(), "cat file") == "1\n"
 
 
-DIES_IN_BED = """
+DIES_ASLEEP = """
 import os, signal, sys
 from actors.sandbox.facade import LocalSandbox
 from tests.support.sandboxes import from_description
@@ -665,7 +665,7 @@ def test_a_crash_between_writing_the_state_and_deleting_the_files_loses_nothing(
     box = nodes.on_a()
     sh(box, "echo 1 > file; echo 2 > ~/file")
     box.close()
-    ended = crash(DIES_IN_BED, described(nodes.a), nodes.name)
+    ended = crash(DIES_ASLEEP, described(nodes.a), nodes.name)
     killed(ended)
     assert nodes.state.node is None
     assert nodes.a.home(nodes.name).exists()

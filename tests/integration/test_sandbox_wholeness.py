@@ -131,7 +131,7 @@ def test_the_remount_of_one_layer_does_not_hide_the_failure_of_another(
         revive(layer)
 
     monkeypatch.setattr(box._layers, "revive", fails_at_first)
-    with box._gate.shared():  # both losses wait; otherwise the sandbox could be mounted again between them
+    with box._tree_lock.shared():  # both losses wait; otherwise the sandbox could be mounted again between them
         for pid in [pid for pid, name in children().items() if name == "squashfuse_ll"]:
             os.kill(pid, signal.SIGKILL)
         assert wait_until(lambda: losses_in_hand() == 2)

@@ -71,7 +71,7 @@ def test_a_call_that_needs_no_admission_uses_a_thread_but_no_place() -> None:
     now = 0.0
     admission = Admission({"files": 1}, clock=lambda: now)
     admission.admit("files")
-    with admission.serving("files", was_let_in=False):
+    with admission.serving("files", was_admitted=False):
         assert admission.waiting() == {"files": 1}
         now += 1000.0
         assert admission.admit("files") == 1

@@ -87,7 +87,7 @@ print("produced", flush=True)
 """
 
 
-def upkeep_of(node: Node) -> NodeSweeper:
+def sweeper_of(node: Node) -> NodeSweeper:
     return NodeSweeper(node.config.node, node.catalog())
 
 
@@ -150,7 +150,7 @@ def test_everything_of_a_killed_actor_is_removed_except_its_files(node: Node, mo
     mounts, spools, before = len(mountinfo.mounts_under(home)), int(spool.exists()), files(home)
     assert len(before) == 4
 
-    swept = upkeep_of(node).sweep()
+    swept = sweeper_of(node).sweep()
 
     assert swept == Swept(mounts=mounts, spools=spools, lowers=shared)
     assert mountinfo.mounts_under(node.data_dir) == []
@@ -159,7 +159,7 @@ def test_everything_of_a_killed_actor_is_removed_except_its_files(node: Node, mo
     assert not spool.exists()
     assert list(node.layout.lowers.glob("[0-9a-f]*")) == []
     assert files(home) == before
-    assert upkeep_of(node).sweep() == Swept()
+    assert sweeper_of(node).sweep() == Swept()
     box = node.sandbox()
     assert sh(box, "cd data; grep . *") == "added:later\nchanged:later\nkept:original\n"
     assert read(box, "/app/written") == b"acknowledged"
@@ -173,13 +173,13 @@ def test_a_mount_in_use_is_named_and_does_not_block_the_rest_of_the_sweep(
     kill_awake(kernel_node, "second")
     monkeypatch.setattr(actors.service.node_sweeper, "_UNMOUNT_S", 0.1)
     with (kernel_node.home("first") / "root/workspace/data/kept").open():
-        swept = upkeep_of(kernel_node).sweep()
+        swept = sweeper_of(kernel_node).sweep()
         assert swept.stuck == ["first"]
         assert mountinfo.mounts_under(kernel_node.home("first"))
         assert mountinfo.mounts_under(kernel_node.home("second")) == []
         assert not has_group(kernel_node, "first")
         assert not (kernel_node.home("second") / "spool").exists()
-    assert upkeep_of(kernel_node).sweep().stuck == []
+    assert sweeper_of(kernel_node).sweep().stuck == []
     assert mountinfo.mounts_under(kernel_node.data_dir) == []
 
 
@@ -193,7 +193,7 @@ def test_nothing_of_an_awake_sandbox_is_touched(node: Node) -> None:
         (home / "spool" / "half").write_text("half")
         mounts, pids = mountinfo.mounts_under(node.data_dir), group_of(node).pids()
         assert mounts and pids
-        assert upkeep_of(node).sweep() == Swept()
+        assert sweeper_of(node).sweep() == Swept()
         assert mountinfo.mounts_under(node.data_dir) == mounts
         assert group_of(node).pids() == pids
         assert (home / "spool" / "half").read_text() == "half"
@@ -205,11 +205,11 @@ def test_the_sweeper_of_a_draining_node_leaves_its_sandboxes_alone(node: Node) -
     box = node.sandbox()
     box.close()
     (node.home("box") / "spool").mkdir(exist_ok=True)
-    upkeep = upkeep_of(node)
-    upkeep.rest()
-    assert upkeep.sweep() == Swept()
-    upkeep.resume()
-    assert upkeep.sweep() == Swept(spools=1)
+    sweeper = sweeper_of(node)
+    sweeper.rest()
+    assert sweeper.sweep() == Swept()
+    sweeper.resume()
+    assert sweeper.sweep() == Swept(spools=1)
 
 
 # --- sandboxes that have moved to another node
@@ -228,7 +228,7 @@ class Moved:
         backup(box)
         sh(box, "echo unsaved > data/unsaved")
         box.close()
-        upkeep_of(node).sweep()
+        sweeper_of(node).sweep()
         assert not self.mark.exists()
         self.files = files(self.home)
         self.elsewhere = other.sandbox(lost=["node"])
@@ -252,29 +252,29 @@ def moved(kernel_node: Node, scratch: Path, bucket: BucketConfig) -> Iterator[Mo
 def test_outdated_files_are_deleted_a_day_after_they_were_found(moved: Moved, *, asleep: bool) -> None:
     if asleep:
         moved.elsewhere.sleep(moved.elsewhere.back_up_for_sleep())
-    upkeep = upkeep_of(moved.node)
-    assert upkeep.sweep() == Swept()
+    sweeper = sweeper_of(moved.node)
+    assert sweeper.sweep() == Swept()
     assert moved.mark.exists()
     moved.check_kept()
     for age_s in (0.0, OUT_OF_DATE_S - 3600):
         moved.age(age_s)
         marked_at = moved.mark.stat().st_mtime_ns
-        assert upkeep.sweep() == Swept()
+        assert sweeper.sweep() == Swept()
         assert moved.mark.stat().st_mtime_ns == marked_at
         moved.check_kept()
     moved.age(OUT_OF_DATE_S + 1)
-    assert upkeep.sweep() == Swept(out_of_date=1)
+    assert sweeper.sweep() == Swept(out_of_date=1)
     assert not moved.home.exists()
-    assert not moved.node.layout.presence("default", "box").exists()
+    assert not moved.node.layout.sandbox_lock("default", "box").exists()
     assert list(moved.node.layout.trash.glob("*")) == []
     assert sh(moved.elsewhere, "cat data/file") == "saved\n"
 
 
 def test_files_of_a_sandbox_without_a_state_are_kept_and_unmarked(moved: Moved) -> None:
-    upkeep_of(moved.node).sweep()
+    sweeper_of(moved.node).sweep()
     moved.age(OUT_OF_DATE_S + 1)
     moved.elsewhere.destroy()
-    assert upkeep_of(moved.node).sweep() == Swept()
+    assert sweeper_of(moved.node).sweep() == Swept()
     assert not moved.mark.exists()
     moved.check_kept()
     assert sh(moved.node.sandbox(), "cat data/unsaved") == "unsaved\n"
@@ -282,46 +282,46 @@ def test_files_of_a_sandbox_without_a_state_are_kept_and_unmarked(moved: Moved) 
 
 def test_files_that_this_node_put_to_sleep_are_kept_and_unmarked(moved: Moved) -> None:
     """An actor that dies between putting the sandbox to sleep and removing its files leaves this state."""
-    upkeep_of(moved.node).sweep()
+    sweeper_of(moved.node).sweep()
     moved.age(OUT_OF_DATE_S + 1)
     catalog = moved.node.catalog()
     found = catalog.find_state("default", "box")
     assert found is not None
     asleep = found.state.model_copy(update={"node": None, "slept_on": moved.node.layout.identity()})
     catalog.write_state(asleep, replacing=found.etag)
-    assert upkeep_of(moved.node).sweep() == Swept()
+    assert sweeper_of(moved.node).sweep() == Swept()
     assert not moved.mark.exists()
     moved.check_kept()
 
 
 def test_files_of_a_sandbox_that_moved_back_to_this_node_are_kept(moved: Moved) -> None:
-    upkeep_of(moved.node).sweep()
+    sweeper_of(moved.node).sweep()
     moved.age(OUT_OF_DATE_S + 1)
     moved.elsewhere.close()
     back = moved.node.sandbox(lost=["other"])
     sh(back, "echo new > new")
     back.close()
-    assert upkeep_of(moved.node).sweep().out_of_date == 0
+    assert sweeper_of(moved.node).sweep().out_of_date == 0
     assert not moved.mark.exists()
     assert sh(moved.node.sandbox(), "cat data/file new") == "saved\nnew\n"
 
 
 def test_without_the_bucket_no_file_is_marked_outdated_and_no_mark_is_lost(moved: Moved) -> None:
     store = AwayStore(S3ObjectStore(moved.node.bucket, transfer=FAST))
-    upkeep = NodeSweeper(moved.node.config.node, moved.node.catalog(store))
+    sweeper = NodeSweeper(moved.node.config.node, moved.node.catalog(store))
     store.is_away = True
-    assert upkeep.sweep() == Swept()
+    assert sweeper.sweep() == Swept()
     assert not moved.mark.exists()
     store.is_away = False
-    upkeep.sweep()
+    sweeper.sweep()
     moved.age(OUT_OF_DATE_S + 1)
     store.is_away = True
-    for sweeping in (upkeep, NodeSweeper(moved.node.config.node, None)):
+    for sweeping in (sweeper, NodeSweeper(moved.node.config.node, None)):
         assert sweeping.sweep() == Swept()
         assert moved.mark.exists()
         moved.check_kept()
     store.is_away = False
-    assert upkeep.sweep() == Swept(out_of_date=1)
+    assert sweeper.sweep() == Swept(out_of_date=1)
 
 
 # --- files that a node's sandboxes share
@@ -333,10 +333,10 @@ def test_half_made_archives_are_deleted_unless_their_maker_still_runs(kernel_nod
         (cache / f".{backup_id}.work").mkdir(parents=True)
         (cache / f".{backup_id}.work" / "part").write_text("part")
     with waiting(PRODUCING, str(cache), "made", str(kernel_node.data_dir / "link")) as producer:
-        upkeep_of(kernel_node).sweep()
+        sweeper_of(kernel_node).sweep()
         assert [path.name for path in cache.glob(".*.work")] == [".made.work"]
         assert "produced" in go_on(producer)
-    assert upkeep_of(kernel_node).has_archive("made")
+    assert sweeper_of(kernel_node).has_archive("made")
 
 
 def test_a_half_made_archive_that_cannot_be_removed_does_not_block_the_sweep(kernel_node: Node) -> None:
@@ -350,7 +350,7 @@ def test_a_half_made_archive_that_cannot_be_removed_does_not_block_the_sweep(ker
         assert list(cache.glob("*.sqsh")) == []
     finally:
         subprocess.run(["umount", str(stuck)], check=True)
-    upkeep_of(kernel_node).sweep()
+    sweeper_of(kernel_node).sweep()
     assert list(cache.glob(".*.work")) == []
 
 
@@ -360,7 +360,7 @@ def test_trash_is_deleted_after_ten_minutes(kernel_node: Node, monkeypatch: pyte
     for doomed in (old, young):
         (doomed / "root").mkdir(parents=True)
         (doomed / "root" / "file").write_text("doomed")
-    assert upkeep_of(kernel_node).sweep() == Swept()
+    assert sweeper_of(kernel_node).sweep() == Swept()
 
     def is_younger() -> bool:
         young.chmod(0o700)
@@ -369,7 +369,7 @@ def test_trash_is_deleted_after_ten_minutes(kernel_node: Node, monkeypatch: pyte
     assert wait_until(is_younger)
     between = (old.stat().st_ctime + young.stat().st_ctime) / 2
     monkeypatch.setattr(actors.service.node_sweeper, "time", SimpleNamespace(time=lambda: between + 600))
-    assert upkeep_of(kernel_node).sweep() == Swept(trash=1)
+    assert sweeper_of(kernel_node).sweep() == Swept(trash=1)
     assert list(trash.iterdir()) == [young]
 
 
@@ -379,9 +379,9 @@ def test_the_least_recently_used_archives_are_evicted_and_layers_keep_theirs(ker
         return path
 
     def kept(max_bytes: int) -> list[bool]:
-        upkeep = NodeSweeper(kernel_node.config.node.model_copy(update={"cache_max_bytes": max_bytes}), None)
-        assert upkeep.sweep().stuck == []
-        return [upkeep.has_archive(handle.id) for handle in made]
+        sweeper = NodeSweeper(kernel_node.config.node.model_copy(update={"cache_max_bytes": max_bytes}), None)
+        assert sweeper.sweep().stuck == []
+        return [sweeper.has_archive(handle.id) for handle in made]
 
     box: LocalSandbox = kernel_node.sandbox()
     made = []
@@ -405,16 +405,16 @@ def test_the_least_recently_used_archives_are_evicted_and_layers_keep_theirs(ker
 
 
 def test_a_node_knows_which_archives_it_has(kernel_node: Node) -> None:
-    box, upkeep = kernel_node.sandbox(), upkeep_of(kernel_node)
+    box, sweeper = kernel_node.sandbox(), sweeper_of(kernel_node)
     sh(box, "echo 1 > file")
     handle = backup(box)
-    assert upkeep.has_archive(handle.id)
-    assert not upkeep.has_archive("0" * 36)
+    assert sweeper.has_archive(handle.id)
+    assert not sweeper.has_archive("0" * 36)
     for archive in kernel_node.layout.cache.glob("*.sqsh"):
         archive.unlink()
-    assert not upkeep.has_archive(handle.id)
+    assert not sweeper.has_archive(handle.id)
     restore(box, handle)
-    assert upkeep.has_archive(handle.id)
+    assert sweeper.has_archive(handle.id)
 
 
 def test_a_new_node_has_nothing_to_sweep_and_one_identity_for_concurrent_callers(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ HOLDER = """
 import sys
 from pathlib import Path
 from actors.sandbox.sandbox_lock import SandboxLock
-presence = SandboxLock(Path(sys.argv[1]))
-presence.claim()
+lock = SandboxLock(Path(sys.argv[1]))
+lock.claim()
 print("held", flush=True)
 sys.stdin.readline()
 if sys.argv[2] == "for good":
-    presence.give_up(for_good=True)
+    lock.release(for_good=True)
 elif sys.argv[2] == "gives up":
-    presence.give_up()
+    lock.release()
 print("let go", flush=True)
 """
 TRIER = """
@@ -74,7 +74,7 @@ def test_a_waiting_process_gets_the_sandbox_lock_on_release_and_then_excludes_ot
     mine.claim()
     assert file.exists()
     assert crash(TRIER, str(file)).stdout == "busy\n"
-    mine.give_up(for_good=True)
+    mine.release(for_good=True)
     assert not file.exists()
-    mine.give_up()
+    mine.release()
     assert crash(TRIER, str(file)).stdout == "taken\n"

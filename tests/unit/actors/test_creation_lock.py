@@ -12,34 +12,34 @@ FULL = SandboxUnavailableError(
 )
 
 
-def fail(turns: CreationLock, name: str, error: Exception, *, meanwhile: int) -> None:
+def fail(lock: CreationLock, name: str, error: Exception, *, meanwhile: int) -> None:
     """A failed attempt to make an actor, during which this many other callers are turned away."""
-    with pytest.raises(type(error)), turns.turn(name):
+    with pytest.raises(type(error)), lock.held(name):
         for _ in range(meanwhile):
-            with pytest.raises(SandboxUnavailableError), turns.turn(name):
+            with pytest.raises(SandboxUnavailableError), lock.held(name):
                 pytest.fail("two at once")
         raise error
 
 
 def test_other_callers_are_turned_away_while_one_makes_the_actor() -> None:
-    turns = CreationLock()
-    with turns.turn("a"):
-        with turns.turn("b"):
+    lock = CreationLock()
+    with lock.held("a"):
+        with lock.held("b"):
             pass
-        with pytest.raises(SandboxUnavailableError) as raised, turns.turn("a"):
+        with pytest.raises(SandboxUnavailableError) as raised, lock.held("a"):
             pytest.fail("two at once")
         assert raised.value.context == {"outcome": "not_executed", LEAVING: True}
-    with turns.turn("a"):
+    with lock.held("a"):
         pass
 
 
 def test_callers_turned_away_during_a_failed_spawn_get_its_error() -> None:
-    turns = CreationLock()
-    fail(turns, "a", FULL, meanwhile=2)
-    with turns.turn("b"):
+    lock = CreationLock()
+    fail(lock, "a", FULL, meanwhile=2)
+    with lock.held("b"):
         pass
     for _ in range(2):
-        with pytest.raises(SandboxUnavailableError) as raised, turns.turn("a"):
+        with pytest.raises(SandboxUnavailableError) as raised, lock.held("a"):
             pytest.fail("tried again")
         assert raised.value is not FULL
         assert (raised.value.message, raised.value.hint, raised.value.context) == (
@@ -47,24 +47,24 @@ def test_callers_turned_away_during_a_failed_spawn_get_its_error() -> None:
             FULL.hint,
             FULL.context,
         )
-    with turns.turn("a"):
+    with lock.held("a"):
         pass
-    fail(turns, "a", FULL, meanwhile=0)
-    with turns.turn("a"):
+    fail(lock, "a", FULL, meanwhile=0)
+    with lock.held("a"):
         pass
 
 
 def test_the_error_of_a_failed_spawn_is_soon_forgotten() -> None:
     now = 100.0
-    turns = CreationLock(clock=lambda: now)
-    fail(turns, "a", FULL, meanwhile=1)
+    lock = CreationLock(clock=lambda: now)
+    fail(lock, "a", FULL, meanwhile=1)
     now += 1.1
-    with turns.turn("a"):
+    with lock.held("a"):
         pass
     for number in range(10):
-        fail(turns, str(number), FULL, meanwhile=1)
+        fail(lock, str(number), FULL, meanwhile=1)
         now += 0.6
-    assert len(turns._failed) <= 2
+    assert len(lock._failed) <= 2
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_error_of_a_failed_spawn_is_soon_forgotten() -> None:
     ],
 )
 def test_an_error_that_concerns_one_call_only_is_not_given_to_others(error: Exception) -> None:
-    turns = CreationLock()
-    fail(turns, "a", error, meanwhile=3)
-    with turns.turn("a"):
+    lock = CreationLock()
+    fail(lock, "a", error, meanwhile=3)
+    with lock.held("a"):
         pass
