@@ -9,8 +9,10 @@ Only this module and `gateway.embedded.ray_head` import Ray in the gateway.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 
 from fastapi import FastAPI
 from ray import serve
@@ -67,7 +69,25 @@ def replica_app() -> FastAPI:
         thread.submit(start_service, service.config).result()
     app = create_app(GatewayConfig.of(read, service.keys_by_tenant, max_requests=MAX_REQUESTS))
     app.add_middleware(_OneRequestId)
+    app.add_middleware(_ContextOfItsOwn)
     return app
+
+
+class _ContextOfItsOwn:
+    """Serves each request in an empty context, so that Ray does not count its calls as children of Serve's task.
+
+    When a client goes away, Serve cancels its task, and Ray cancels the children that still wait to be executed. The
+    call that stops the client's command would be one of them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def serve_request() -> None:
+            await self._app(scope, receive, send)
+
+        await asyncio.create_task(serve_request(), context=Context())
 
 
 class _OneRequestId:

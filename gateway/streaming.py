@@ -65,9 +65,13 @@ class Source(Generic[T]):
         self._next = None
         return awaited.result()
 
+    def stop(self) -> None:
+        """Stops the stream in the cluster. Returns at once; harmless after the stream has ended."""
+        self._stream.close()
+
     async def close(self) -> None:
         """Stops the stream, in the cluster and here."""
-        self._stream.close()
+        self.stop()
         if self._next is not None:
             await _ended(self._next)
 
@@ -118,6 +122,7 @@ class StreamedAnswer(Response):
                 async with asyncio.timeout(_FAREWELL_S):
                     await send({"type": "http.response.body", "body": self._farewell, "more_body": False})
         finally:
+            self._source.stop()  # before anything is awaited: Serve cancels a request that has seen its disconnect too
             await _ended(gone)
             await _ended(sending)
             await self._source.close()

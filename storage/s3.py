@@ -9,7 +9,7 @@ import functools
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from storage.config import BucketConfig, TransferConfig
@@ -82,17 +82,27 @@ class S3ObjectStore:
             self._client.head_bucket(Bucket=self.bucket)
 
     def get(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
+        from storage.s3_client import until_whole
+
+        return until_whole(lambda: self._get(key, max_bytes), self._transfer)
+
+    def _get(self, key: str, max_bytes: int) -> Stored:
+        from storage.s3_client import BROKEN_OFF, AnswerCutShortError
+
         with self._translated("get", key):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:  # `with body` would give urllib3's, whose exceptions are its own
                 etag = self._etag(answer, "get", key)
-                # One byte more than allowed tells too large from just right.
-                data = body.read(max_bytes + 1)
+                try:
+                    # One byte more than allowed tells too large from just right.
+                    data = body.read(max_bytes + 1)
+                except BROKEN_OFF:
+                    data = b""
         if len(data) > max_bytes:
             detail = f"larger than {max_bytes} bytes"
             raise IntegrityError("get", bucket=self.bucket, key=key, detail=detail)
         if len(data) != answer["ContentLength"]:
-            raise StoreUnavailableError("get", bucket=self.bucket, key=key, detail="the answer was cut short")
+            raise AnswerCutShortError("get", bucket=self.bucket, key=key, detail="the answer was cut short")
         return Stored(data, etag)
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:

@@ -28,7 +28,7 @@ from storage.lifecycle import LifecycleStatus, inspect, install, remove
 from storage.s3 import S3ObjectStore
 from storage.store import SignedRequest
 from tests.contract.conftest import Place
-from tests.support.s3 import FAST, fault_proxy
+from tests.support.s3 import FAST, IMPATIENT, fault_proxy
 
 PART = 5 * 2**20
 
@@ -379,3 +379,28 @@ def test_a_proxys_page_counts_as_no_answer(place: Place, word: str) -> None:
                 call()
             proxy.clear()
             assert call() is not None
+
+
+@pytest.mark.parametrize("word", ["truncate", "reset-answer"])
+def test_an_object_is_read_again_while_its_answer_ends_too_early(place: Place, word: str) -> None:
+    key, data = place.key("file"), bytes(range(256)) * 64
+    place.store.put(key, data)
+    with fault_proxy(place.config) as (proxy, config):
+        store = S3ObjectStore(config, transfer=FAST)
+        proxy.script("api", f"{word} " * (FAST.attempts - 1))
+        assert store.get(key).data == data
+
+        proxy.script("api", f"{word} " * FAST.attempts)
+        with pytest.raises(StoreUnavailableError, match="cut short"):
+            store.get(key)
+
+
+def test_an_answer_that_stops_half_way_counts_as_no_answer(place: Place) -> None:
+    key = place.key("file")
+    place.store.put(key, bytes(16_384))
+    with fault_proxy(place.config) as (proxy, config):
+        store = S3ObjectStore(config, transfer=IMPATIENT)
+        proxy.script("api", "stall-answer")
+        with pytest.raises(StoreUnavailableError):
+            store.get(key)
+        proxy.released.set()

@@ -89,6 +89,11 @@ class Served:
         said: dict[str, Any] = self.dashboard.get("/api/serve/applications/").raise_for_status().json()
         return said
 
+    def deploy(self, config: Mapping[str, Any]) -> bool:
+        """Sends Serve its configuration. False if Serve could not be started in the dashboard's time; repeatable."""
+        answer = self.dashboard.put("/api/serve/applications/", json=config)
+        return answer.status_code < 500 and answer.raise_for_status().is_success
+
     def is_running(self) -> bool:
         """True if the application is running. Fails with the reason if its deployment has failed."""
         application = self.status()["applications"]["holdfast"]
@@ -121,7 +126,7 @@ def serving(home: Path, data_dir: Path, *, keys: Mapping[str, str], api_key: str
             # All nodes have the same address here, so only the head's proxy listens.
             config = serve_config(manifest()) | {"proxy_location": "HeadOnly"}
             config["http_options"] |= {"host": "127.0.0.1", "port": port}
-            dashboard.put("/api/serve/applications/", json=config).raise_for_status()
+            assert wait_until(lambda: served.deploy(config), timeout_s=2 * START_S)
             assert wait_until(served.is_running, timeout_s=START_S), served.status()
             service.pids()
             yield served

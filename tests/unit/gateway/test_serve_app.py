@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,35 @@ def test_the_answer_has_one_request_id_though_serve_and_the_gateway_both_set_it(
     asyncio.run(serve_app._OneRequestId(app)(scope, receive, send))
 
     assert [value for name, value in sent[0]["headers"]] == ([ours] if kept else [])
+
+
+def test_a_request_is_served_in_an_empty_context_and_cancelled_with_serves_task() -> None:
+    """Ray finds the parent of a call in such a variable, and cancels the calls of a cancelled parent."""
+    parent: ContextVar[str | None] = ContextVar("parent", default=None)
+    seen: list[str | None] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(parent.get())
+        try:
+            await receive()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    async def send(message: Message) -> None:
+        raise AssertionError("nothing to send")
+
+    async def scenario() -> None:
+        parent.set("the request's task")
+        serving = asyncio.ensure_future(serve_app._ContextOfItsOwn(app)({"type": "http"}, receive, send))
+        while not seen:
+            await asyncio.sleep(0)
+        serving.cancel()
+        await asyncio.wait({serving})
+        assert serving.cancelled()
+
+    asyncio.run(scenario())
+    assert seen == [None, "cancelled"]

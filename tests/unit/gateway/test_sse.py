@@ -98,6 +98,24 @@ def test_a_client_that_leaves_in_mid_output_stops_the_command(gateway: Gateway) 
     asyncio.run(scenario())
 
 
+def test_a_command_is_stopped_though_the_request_is_cancelled_while_its_client_leaves(gateway: Gateway) -> None:
+    async def scenario() -> None:
+        for turns in range(12):  # of the event loop, between the disconnect and the cancellation
+            box = gateway.cluster.sandbox("default", f"box-{turns}")
+            box.script = [Output(stream="stdout", data=b"a"), Silence()]
+            exchange = Exchange(gateway.app, "POST", f"/v1/sandbox/box-{turns}/exec", BODY)
+            async with asyncio.timeout(DEADLINE_S):
+                await exchange.until_sent(data(b"a"))
+                exchange.leave()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                exchange.task.cancel()
+                await asyncio.wait({exchange.task})
+                assert box.streams[0].closed.is_set(), f"cancelled after {turns} turns"
+
+    asyncio.run(scenario())
+
+
 def test_a_command_cut_short_by_a_stopping_server_ends_with_an_error_event(gateway: Gateway) -> None:
     async def scenario() -> None:
         box = gateway.cluster.sandbox("default", "box")
