@@ -13,8 +13,8 @@ rclone 1.75 behaves as follows, found by experiment and checked by the contract 
 * It has no lifecycle rules: it answers reading them with a listing and writing them with BucketAlreadyExists.
 * It logs the key pair at DEBUG, and does not see at once what is put into its folder by hand.
 
-A server that ends without being stopped is started again, on its port and with its keys. Reads and writes of the
-bucket meanwhile fail with StoreUnavailableError, and may be repeated.
+A server that ends without being stopped, or runs without answering, is started again, on its port and with its keys.
+Reads and writes of the bucket meanwhile fail with StoreUnavailableError, and may be repeated.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pydantic import SecretStr
 
 from storage.config import BucketConfig, TransferConfig
 from storage.errors import StorageError, StoreUnavailableError
+from storage.liveness import LivenessProbe
 from storage.rclone import RcloneEnd, RcloneRun
 from storage.restarts import Backoff
 from storage.s3 import S3ObjectStore
@@ -44,6 +45,7 @@ from storage.s3 import S3ObjectStore
 _ACCESS_KEY = re.compile(r"[A-Za-z0-9]{12,128}")
 _SECRET_KEY = re.compile(r"[A-Za-z0-9+/=_-]{12,128}")
 _START_TIMEOUT_S = 30.0
+HUNG_AFTER_S = 30.0
 _SHOWN_CHARACTERS = 200
 # rclone can take more than 10 s to end by itself while a client keeps a connection open.
 _STOP_TIMEOUT_S = 3.0
@@ -72,6 +74,7 @@ class EmbeddedS3:
         bucket: str = "holdfast",
         port: int = 0,
         log: RestartLog | None = None,
+        hung_after_s: float = HUNG_AFTER_S,
     ) -> None:
         """Prepares the server.
 
@@ -82,6 +85,7 @@ class EmbeddedS3:
             bucket: the name of the one bucket.
             port: the port to listen on; 0 takes a free one at `start`, and keeps it until `stop`.
             log: gets an event for each end and each restart.
+            hung_after_s: a server that has answered nothing for this long is killed, in seconds.
 
         Raises:
             ValueError: a key that rclone cannot take; the message does not contain it.
@@ -96,10 +100,12 @@ class EmbeddedS3:
         self._bucket = bucket
         self._port = port
         self._log = log
+        self._hung_after_s = hung_after_s
         self._lock_fd: int | None = None
         self._held_port: socket.socket | None = None
         self._run: RcloneRun | None = None
         self._keeper: threading.Thread | None = None
+        self._probing: threading.Thread | None = None
         self._settled = threading.Event()
         self._stopping = threading.Event()
         self._first_end: RcloneEnd | None = None
@@ -145,6 +151,11 @@ class EmbeddedS3:
             self._remove_leftovers()
             self._launch([setpriv, "--pdeathsig", "KILL", "--", rclone])
             S3ObjectStore(self.config, transfer=TransferConfig(attempts=2)).check()
+            probe = LivenessProbe(f"http://{self.config.host}/", hung_after_s=self._hung_after_s, on_hung=self._kill)
+            self._probing = threading.Thread(
+                target=probe.run, args=(self._stopping,), name="embedded-s3-probe", daemon=True
+            )
+            self._probing.start()
         except BaseException:
             self.stop()
             raise
@@ -249,6 +260,13 @@ class EmbeddedS3:
             with suppress(OSError):
                 self._remove_leftovers()
 
+    def _kill(self) -> None:
+        """Kills a server that does not answer; `_keep` starts the next one."""
+        if self._run is not None and self._run.pid is not None:
+            if self._log is not None:
+                self._log.error("embedded_store_hung", silent_s=self._hung_after_s)
+            self._run.kill()
+
     def _without_keys(self, text: str) -> str:
         for key in (self._access_key, self._secret_key):
             text = text.replace(key.get_secret_value(), "…")
@@ -262,6 +280,9 @@ class EmbeddedS3:
         if self._keeper is not None:
             self._keeper.join(_STOP_TIMEOUT_S)
             self._keeper = None
+        if self._probing is not None:
+            self._probing.join(self._hung_after_s)
+            self._probing = None
         if self._held_port is not None:
             self._held_port.close()
             self._held_port = None

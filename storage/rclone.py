@@ -78,6 +78,12 @@ class RcloneRun:
             start_new_session=True,
         )
 
+    def kill(self) -> None:
+        """Ends the server by force, without waiting for its end."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.kill()
+
     def end(self, *, timeout_s: float) -> None:
         """Ends the server, by force after `timeout_s`, and waits for its end. A server not yet forked never will be."""
         with self._lock:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from storage.embedded import EmbeddedS3
+from storage.embedded import HUNG_AFTER_S, EmbeddedS3
 from storage.errors import StorageError, StoreUnavailableError
 from storage.s3 import S3ObjectStore
 from tests.support.mount_leaks import wait_until
@@ -73,7 +74,7 @@ def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, signal\n"
         "from pydantic import SecretStr\n"
-        "from storage.embedded import EmbeddedS3\n"
+        "from storage.embedded import HUNG_AFTER_S, EmbeddedS3\n"
         f"server = EmbeddedS3(pathlib.Path(sys.argv[1]), access_key=SecretStr({ACCESS_KEY!r}), "
         f"secret_key=SecretStr({SECRET_KEY!r}))\n"
         "server.start()\n"
@@ -128,10 +129,10 @@ class Told:
 
 
 @contextmanager
-def told_of(folder: Path, *, port: int = 0) -> Iterator[tuple[EmbeddedS3, Told]]:
+def told_of(folder: Path, *, port: int = 0, hung_after_s: float = HUNG_AFTER_S) -> Iterator[tuple[EmbeddedS3, Told]]:
     told = Told()
     keys = {"access_key": SecretStr(ACCESS_KEY), "secret_key": SecretStr(SECRET_KEY)}
-    with EmbeddedS3(folder, bucket=BUCKET, port=port, log=told, **keys) as server:
+    with EmbeddedS3(folder, bucket=BUCKET, port=port, log=told, hung_after_s=hung_after_s, **keys) as server:
         yield server, told
 
 
@@ -158,6 +159,29 @@ def test_a_server_that_ends_is_restarted_with_its_port_and_keys_and_logged(
     assert ended[0] == "embedded_store_ended" and restarted[0] == "embedded_store_restarted"
     assert restarted[1]["address"] == config.host
     assert not any(key in str(told.lines) for key in (ACCESS_KEY, SECRET_KEY))
+
+
+def test_a_server_that_answers_nothing_is_killed_and_restarted(tmp_path: Path) -> None:
+    with told_of(tmp_path, hung_after_s=1.0) as (server, told):
+        store = S3ObjectStore(server.config, transfer=FAST)
+        store.put("kept", b"x")
+        for restarts in (1, 2):
+            kill(server, signal.SIGSTOP)
+            assert wait_until(lambda n=restarts: told.count("embedded_store_restarted") == n)  # type: ignore[misc]
+            assert store.get("kept").data == b"x"
+    assert [event for event, _ in told.lines] == 2 * [
+        "embedded_store_hung",
+        "embedded_store_ended",
+        "embedded_store_restarted",
+    ]
+
+
+def test_a_server_that_answers_is_left_alone(tmp_path: Path) -> None:
+    with told_of(tmp_path, hung_after_s=2.0) as (server, told):
+        pid, began = server.pid, time.monotonic()
+        while time.monotonic() < began + 3.0:
+            S3ObjectStore(server.config, transfer=FAST).check()
+        assert server.pid == pid and told.lines == []
 
 
 def test_the_pauses_before_restarts_grow(tmp_path: Path) -> None:
