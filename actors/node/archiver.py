@@ -239,6 +239,7 @@ class Archiver:
             memory_bytes=self._memory_bytes,
             processors=self._processors,
             excludes=f"{_SPOOL}/excludes" if lines or words else None,
+            duplicates=not found.sizes.search_costs_more(),
         )
         if words:
             command += ["-e", *words]

@@ -81,11 +81,13 @@ def mksquashfs(
     memory_bytes: int,
     processors: int,
     excludes: str | None,
+    duplicates: bool = True,
 ) -> list[str]:
     """The command that archives its working directory.
 
     Every file gets the owner `uid`: inside the box all files show as root's. Identical trees give identical
-    archives. `excludes` is a file with the lines of `exclude_lines`.
+    archives. `excludes` is a file with the lines of `exclude_lines`. With `duplicates`, files with the same content are
+    stored once.
     """
     argv = ["mksquashfs", ".", output, "-noappend", "-exit-on-error", "-no-recovery", "-progress", "-quiet"]
     argv += ["-comp", compression, "-b", BLOCK, "-mkfs-time", "0", "-xattrs"]
@@ -93,6 +95,8 @@ def mksquashfs(
         argv += ["-Xcompression-level", str(level)]
     argv += ["-mem", f"{memory_bytes >> 20}M", "-processors", str(processors)]
     argv += ["-force-uid", str(uid), "-force-gid", str(uid)]
+    if not duplicates:
+        argv.append("-no-duplicates")
     if excludes is not None:
         argv += ["-wildcards", "-ef", excludes]
     return argv

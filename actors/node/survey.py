@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.node import mountinfo
+from actors.node.duplicates import SizeCounts
 from actors.node.errors import TreeError
 from actors.node.ignore_rules import Rules, text_of
 from actors.node.ignored import Place, Standing, place_of
@@ -69,6 +70,8 @@ class Survey:
     other_xattrs: int = 0
     far_times: int = 0
     flags: int = 0
+    sizes: SizeCounts = field(default_factory=SizeCounts, compare=False, repr=False)
+    """The sizes of the regular files."""
     excluded: list[bytes] = field(default_factory=list)
     """Paths to leave out, relative to the root; everything below an excluded directory is left out with it."""
 
@@ -201,6 +204,7 @@ class _Walk:
         if stat.S_ISREG(found.st_mode):
             total.files += 1
             total.source_bytes += found.st_size
+            total.sizes.add(found.st_size)
             total.hole_bytes += max(0, found.st_size - found.st_blocks * 512)
             if total.hole_bytes > limits.hole_bytes:
                 raise TreeError(f"The sparse files of the directory hold more than {limits.hole_bytes} bytes of holes.")

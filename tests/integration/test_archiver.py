@@ -102,6 +102,19 @@ def test_equal_trees_give_equal_archives(setup: Setup) -> None:
     assert setup.create().path.read_bytes() == setup.create().path.read_bytes()
 
 
+@pytest.mark.parametrize(("files", "searched"), [(100, True), (9_000, False)])
+def test_many_small_files_of_one_size_are_archived_without_a_search_for_duplicates(
+    setup: Setup, files: int, searched: bool
+) -> None:
+    for number in range(files):
+        put(setup.work, b"%d" % number, b"%05d" % number)
+    made = setup.create()
+    said = subprocess.run(["unsquashfs", "-s", made.path], check=True, capture_output=True, text=True).stdout
+    assert ("Duplicates are removed" in said, "Duplicates are not removed" in said) == (searched, not searched)
+    unpacked = setup.extracted(made)
+    assert all((unpacked / f"{number}").read_text() == f"{number:05d}" for number in range(files))
+
+
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:12]))
 def test_a_hostile_name_is_excluded_exactly_by_a_socket_of_that_name(setup: Setup, name: bytes) -> None:
     for other in (b"a", b"ab", b"x", b"n", b"keep me", b"y", b"z", b"end", b"lead", b"b"):

@@ -159,6 +159,8 @@ def test_the_tools_command_lines() -> None:
         "-comp", "zstd", "-b", "256K", "-mkfs-time", "0", "-xattrs", "-Xcompression-level", "1",
         "-mem", "256M", "-processors", "2", "-force-uid", "7", "-force-gid", "7", "-wildcards", "-ef", "/e",
     ]  # fmt: skip
+    without = squashfs.mksquashfs("/o", excludes=None, duplicates=False, **options)  # type: ignore[arg-type]
+    assert without[-1] == "-no-duplicates"
     assert squashfs.unsquashfs("/a", "/t", processors=2) == [
         "unsquashfs", "-no-progress", "-quiet", "-user-xattrs", "-processors", "2", "-dest", "/t", "/a",
     ]  # fmt: skip
