@@ -24,7 +24,7 @@ from actors.config import (
     SandboxConfig,
     Uid,
 )
-from actors.models import DEFAULT_TENANT, SandboxId
+from actors.models import DEFAULT_TENANT, SandboxId, invalid
 from storage.config import BucketConfig, TransferConfig, bare_endpoint
 
 BUCKET_SETTINGS = ("BACKUP_BUCKET_NAME", "R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY")
@@ -206,6 +206,14 @@ class Settings(BaseSettings):
             old_signing_keys=old_signing_keys,
             restore_unsigned=self.restore_unsigned,
         )
+
+
+def read_settings() -> Settings:
+    """Reads the settings from the environment. Raises InvalidRequestError, naming what is wrong with them."""
+    try:
+        return Settings()
+    except ValidationError as e:
+        raise invalid(e) from None
 
 
 def take_secrets_out_of_the_environment() -> None:

@@ -20,9 +20,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actors.errors import InvalidRequestError
-from actors.settings import take_secrets_out_of_the_environment
+from actors.settings import read_settings, take_secrets_out_of_the_environment
 from gateway.app import create_app
-from gateway.cli.connection import settings
 from gateway.config import GatewayConfig
 from gateway.shared_service import shared_service, start_service
 
@@ -61,7 +60,7 @@ def replica_app() -> FastAPI:
         HoldfastError: a setting is missing or wrong, or the service or its bucket does not answer. Serve tries again,
             and shows the error as the deployment's status.
     """
-    read = settings()
+    read = read_settings()
     service = shared_service(read)
     take_secrets_out_of_the_environment()
     # In a thread of its own: this one runs the replica's event loop.

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from actors.models import MAX_EXPIRE_DAYS
-from gateway.cli.connection import settings
 from gateway.cli.session import Session, with_session
 
 
@@ -52,8 +51,9 @@ def lifecycle(
 def doctor(session: Session) -> None:
     """Check what this machine offers. Needs no cluster; exits with 1 if something required is missing."""
     from actors.service.doctor import checks
+    from actors.settings import read_settings
 
-    configured = settings()
+    configured = read_settings()
     found = checks(
         session.data_dir or configured.data_dir,
         uid=configured.sandbox_uid,

@@ -21,7 +21,7 @@ from actors.logs import configure_logging, log
 from actors.models import DEFAULT_TENANT
 from actors.rpc.cluster_health import is_gone
 from actors.settings import Settings, take_secrets_out_of_the_environment
-from gateway.cli.connection import CLIENT_ENV
+from gateway.client_env import CLIENT_ENV
 from gateway.embedded import ray_head, start_failures
 from gateway.embedded.reserve import Reserve
 from gateway.embedded.secrets import MachineSecrets, load_or_make, unreadable, write_private

@@ -26,8 +26,9 @@ from actors.models import (
 )
 from gateway.cli.app import COMMANDS, main
 from gateway.cli.arguments import Remote, remote
-from gateway.cli.connection import RayDoors, read_client_env
+from gateway.cli.connection import RayDoors
 from gateway.cli.output import printable
+from gateway.client_env import read_client_env
 from tests.unit.gateway.memory_cluster import NOW, MemoryCluster, MemoryDoors, MemorySandbox
 
 Capture = pytest.CaptureFixture[str]
