@@ -117,10 +117,6 @@ class Tally:
         with self._lock:
             return dict(self._counts)
 
-    def of(self, metric: Metric, *labels: str) -> float:
-        """The value of a counter."""
-        return self.counts().get((metric.name, labels), 0.0)
-
     def _increase(self, key: tuple[str, tuple[str, ...]], amount: float) -> None:
         self._counts[key] = self._counts.get(key, 0.0) + amount
 

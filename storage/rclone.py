@@ -18,11 +18,9 @@ _READY = re.compile(r"Starting s3 server on \[http://127\.0\.0\.1:\d+/\]")
 class RcloneEnd:
     """The end of a run.
 
-    `listened` is True if the server had accepted connections; `status` is its exit status, or None if it was not
-    forked; `last_words` is its last line.
+    `status` is the server's exit status, or None if it was not forked; `last_words` is its last line.
     """
 
-    listened: bool
     status: int | None
     last_words: str
 
@@ -51,10 +49,10 @@ class RcloneRun:
         try:
             with self._lock:
                 if self._is_unwanted:
-                    return RcloneEnd(False, None, "")
+                    return RcloneEnd(None, "")
                 process = self._process = self._fork()
         except OSError as e:
-            return RcloneEnd(False, None, e.strerror or type(e).__name__)
+            return RcloneEnd(None, e.strerror or type(e).__name__)
         assert process.stderr is not None
         with process.stderr:
             for line in process.stderr:
@@ -63,7 +61,7 @@ class RcloneRun:
                     listened = True
                     self._listening()
                 logger.debug("rclone: %s", line.rstrip())
-        return RcloneEnd(listened, process.wait(), last_words)
+        return RcloneEnd(process.wait(), last_words)
 
     def _fork(self) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -19,15 +19,15 @@ _MARGIN_FILES = 16
 """A file system keeps some blocks for itself, and a write needs some for names and indexes, and inodes for folders."""
 
 
-def lacks_room(folder: Path, size_bytes: int) -> bool:
-    """True if the disk of a folder has no room for so many bytes more; False if the disk cannot be asked."""
+def lacks_room(folder: Path, size_bytes: int, *, files: int = 0) -> bool:
+    """True if the disk of a folder has no room for so many more bytes and files; False if it cannot be asked."""
     try:
         disk = os.statvfs(folder)
     except OSError:
         return False
     counts_files = disk.f_files > 0
     return disk.f_bavail * disk.f_frsize < size_bytes + _MARGIN_BYTES or (
-        counts_files and disk.f_favail < _MARGIN_FILES
+        counts_files and disk.f_favail < files + _MARGIN_FILES
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from actors.errors import InvalidRequestError, ServiceUnavailableError
 from actors.node.errors import NodeError, is_full
 from storage.errors import StorageError
+from storage.room import lacks_room
 
 _RAY_BYTES = 8 * 1024**2
 _RAY_FILES = 256
@@ -57,7 +58,7 @@ def named(data_dir: Path) -> Iterator[None]:
         yield
     except OSError as e:
         where = f"{os.fsdecode(e.filename)}: " if isinstance(e.filename, (str, bytes)) else ""
-        if not where and is_full(e) and not _has_room(data_dir, size_bytes=2**20, files=1):
+        if not where and is_full(e) and lacks_room(data_dir, 0):
             where = f"the disk of {data_dir}: "
         raise InvalidRequestError(
             f"The service cannot start: {where}{e.strerror or _first_line(e)}.",
@@ -82,17 +83,11 @@ def check_room(folder: Path) -> None:
 
     Ray itself would start in part, and not name the cause.
     """
-    if not _has_room(folder, size_bytes=_RAY_BYTES, files=_RAY_FILES):
+    if lacks_room(folder, _RAY_BYTES, files=_RAY_FILES):
         raise InvalidRequestError(
             f"The disk of {folder} is full, and Ray keeps its files there.",
             hint="Make room on that disk, or set TMPDIR to a folder on another one.",
         )
-
-
-def _has_room(folder: Path, *, size_bytes: int, files: int) -> bool:
-    """Tells whether the disk has room for so many more bytes and files. A disk without a limit of inodes reports 0."""
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize >= size_bytes and (disk.f_files == 0 or disk.f_favail >= files)
 
 
 def check_socket_paths(folder: Path) -> None:
