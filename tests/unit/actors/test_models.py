@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -197,3 +198,10 @@ def test_an_impossible_tenant_is_refused_before_any_call(tenant: str) -> None:
     for make in (lambda: ServiceCalls(tenant=tenant), lambda: Sandbox("box", tenant=tenant)):
         with pytest.raises(InvalidRequestError, match="tenant"):
             make()
+
+
+@pytest.mark.parametrize("value", [BackupOptions(dir="/workspace"), Compression(), RestoreMode.COPY])
+def test_a_pickle_names_its_class_by_the_package_alone(value: Any) -> None:
+    pickled = pickle.dumps(value)
+    assert b"actors.models." not in pickled
+    assert pickle.loads(pickled) == value
