@@ -1,0 +1,99 @@
+"""The calls to the service's actor, not sent yet: all that concerns a whole tenant or the whole bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from actors.metrics import ClusterMetrics
+from actors.models import (
+    DEFAULT_TENANT,
+    BackupInfo,
+    Check,
+    GcReport,
+    LifecycleOptions,
+    LifecycleReport,
+    NewSandbox,
+    PageOptions,
+    SandboxPage,
+    TenantName,
+    validated,
+)
+from actors.rpc import cluster_health
+from actors.rpc.actor_ref import ActorRef
+from actors.rpc.calls import Call, Steps
+from actors.rpc.names import SERVICE_NAME
+
+
+class ServiceCalls:
+    """The calls that concern a whole tenant or the whole bucket."""
+
+    def __init__(self, *, tenant: str = DEFAULT_TENANT) -> None:
+        self.tenant = validated(TenantName, {"tenant": tenant}).tenant
+        self.actor = ActorRef(SERVICE_NAME, repeatable=True)
+
+    def _call(self, send: Any) -> Call[Any]:
+        return Call(lambda: self.actor.call(send))
+
+    def ready(self) -> Call[tuple[str, ...]]:
+        """Returns once a call would succeed: the cluster's control store, the service and the bucket answer.
+
+        The result has a sentence for each full disk, on which some calls would fail.
+        """
+
+        def steps() -> Steps[tuple[str, ...]]:
+            yield cluster_health.check
+            warnings: tuple[str, ...] | None = yield from self.actor.call(lambda service: service.ready.remote())
+            return warnings or ()  # a service of an earlier release returns None
+
+        return Call(steps)
+
+    def create_sandbox(self, *, labels: Mapping[str, str] | None = None) -> Call[str]:
+        """Creates a sandbox with a random id; returns the id."""
+        wanted = validated(NewSandbox, {"labels": dict(labels or {})}).labels
+        return self._call(lambda service: service.create_sandbox.remote(self.tenant, wanted))
+
+    def sandboxes(self, *, limit: int = 100, cursor: str | None = None) -> Call[SandboxPage]:
+        """One page of the tenant's sandboxes."""
+        page = validated(PageOptions, {"limit": limit, "cursor": cursor})
+        return self._call(lambda service: service.sandboxes.remote(self.tenant, page.limit, page.cursor))
+
+    def backup(self, backup_id: str) -> Call[BackupInfo]:
+        """The metadata of one backup. Raises BackupNotFoundError, DocumentDamagedError, InvalidBackupConfigError."""
+        return self._call(lambda service: service.backup.remote(self.tenant, backup_id))
+
+    def delete_backup(self, backup_id: str) -> Call[None]:
+        """Deletes a backup: first the metadata, then the archive. Repeatable.
+
+        Raises BackupNotFoundError, DocumentDamagedError.
+        """
+        return self._call(lambda service: service.delete_backup.remote(self.tenant, backup_id))
+
+    def adopt(self, backup_id: str, *, owner: str | None = None) -> Call[BackupInfo]:
+        """Checks and signs an unsigned backup, such as one of Cloudflare's SDK; it becomes this tenant's or `owner`'s.
+
+        Checks its archive, and signs its metadata. Repeatable. Unsigned backups belong to the default tenant, so only
+        that tenant can give one away. Raises BackupNotFoundError, BackupExpiredError, BackupRestoreError.
+        """
+        return self._call(lambda service: service.adopt.remote(self.tenant, backup_id, owner))
+
+    def delete_damaged_backup(self, backup_id: str) -> Call[None]:
+        """Deletes any tenant's backup whose metadata is damaged or was tampered with. Raises as `delete_backup`."""
+        return self._call(lambda service: service.delete_damaged_backup.remote(backup_id))
+
+    def collect(self, *, dry_run: bool = False) -> Call[GcReport]:
+        """Deletes expired and orphaned objects of the bucket."""
+        return self._call(lambda service: service.collect.remote(dry_run))
+
+    def lifecycle(self, *, expire_days: int | None = None) -> Call[LifecycleReport]:
+        """Shows the bucket's lifecycle rules, or with `expire_days` installs them."""
+        wanted = validated(LifecycleOptions, {"expire_days": expire_days}).expire_days
+        return self._call(lambda service: service.lifecycle.remote(wanted))
+
+    def metrics(self) -> Call[ClusterMetrics]:
+        """The counts of all actors of the cluster, and its load."""
+        return self._call(lambda service: service.metrics.remote())
+
+    def doctor(self) -> Call[list[Check]]:
+        """Checks what the service's node offers."""
+        return self._call(lambda service: service.doctor.remote())
