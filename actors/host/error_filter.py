@@ -6,10 +6,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import ray
-
 from actors.errors import HoldfastError, InternalError, ServiceUnavailableError
 from actors.logs import log
+from actors.rpc.ray_errors import is_rays
+from actors.rpc.runtime import NotAnsweredError
 
 T = TypeVar("T")
 
@@ -20,11 +20,11 @@ def guarded(act: Callable[[], T]) -> T:
         return act()
     except HoldfastError:
         raise
-    except ray.exceptions.RayError as e:
+    except Exception as e:
+        if not (is_rays(e) or isinstance(e, NotAnsweredError)):
+            raise _unexpected(e) from None
         log.warning("cluster_failed", error=type(e).__name__)
         raise ServiceUnavailableError("The cluster did not answer.", context={"outcome": "not_executed"}) from None
-    except Exception as e:
-        raise _unexpected(e) from None
 
 
 def guarded_items(begin: Callable[[], Iterator[T]]) -> Iterator[T]:

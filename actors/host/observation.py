@@ -1,6 +1,6 @@
 """The observation of actors: each of their calls is counted, timed, and logged under the id of its request.
 
-One decorator of an actor's class does it for all its methods. Knows Ray.
+One decorator of an actor's class does it for all its methods.
 """
 
 from __future__ import annotations
@@ -13,16 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
-import ray
-
 from actors.errors import LEAVING, HoldfastError
 from actors.logs import log, naming
 from actors.metrics import CALL_SECONDS, CALLS, Counts, Tally
 from actors.request_ids import ARGUMENT
-from actors.rpc.names import NAMESPACE, SERVICE_NAME
 
 REPORT_EVERY_S = 5.0
-_FLUSH_S = 1.0
 _OF_THE_SERVICE = ("close_all", "is_lost", "metrics", "report")
 _OF_SANDBOXES = ("close", "close_door", "hand_over", "leave", "notice", "ping", "relabel", "told", "usage")
 _HOUSEKEEPING = frozenset((*_OF_THE_SERVICE, *_OF_SANDBOXES))
@@ -62,7 +58,7 @@ class Watch:
                     self.tally.add(CALL_SECONDS, kind, amount=time.perf_counter() - began)
 
     def report(self, send: Callable[[Counts], Any]) -> None:
-        """Begins to send new counts by `send`, every `REPORT_EVERY_S` at most. Repeatable."""
+        """Begins to send new counts by `send`, every `REPORT_EVERY_S` at most. Repeatable. See `flush`."""
         if self._reporting:
             return
         self._reporting = True
@@ -75,7 +71,7 @@ class Watch:
             self.flush(send)
 
     def flush(self, send: Callable[[Counts], Any]) -> None:
-        """Sends the counts since the last report. Counts that could not be sent are kept for the next one."""
+        """Sends the counts since the last report. Counts are kept for the next one if `send` raises HoldfastError."""
         with self._sending:
             self.tally.changed.clear()
             counts = self.tally.drain()
@@ -83,21 +79,14 @@ class Watch:
                 return
             try:
                 send(counts)
-            except (ray.exceptions.RayError, ValueError) as e:  # the service's actor is away
-                log.info("metrics_not_reported", error=type(e).__name__)
+            except HoldfastError as e:  # the service's actor is away
+                log.info("metrics_not_reported", error=e.code)
                 self.tally.merge(counts)
 
 
 def _counts(kind: str, outcome: str) -> bool:
     """Tells whether a call counts: not housekeeping, and of requests for admission only those that were refused."""
     return kind not in _HOUSEKEEPING and not (kind == "admit" and outcome == "ok")
-
-
-def report_to_service(counts: Counts) -> None:
-    """Sends counts to the service's actor. Raises RayError; ValueError if there is no such actor."""
-    service: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
-    with contextlib.suppress(ray.exceptions.GetTimeoutError):  # they may still arrive, and must not count twice
-        ray.get(service.report.remote(counts), timeout=_FLUSH_S)
 
 
 class Observable(Protocol):

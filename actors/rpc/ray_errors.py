@@ -48,6 +48,11 @@ def unwrapped(e: RayError) -> HoldfastError:
     return InternalError("Ray failed.", context={"cause": type(e).__name__})
 
 
+def is_rays(e: BaseException) -> bool:
+    """Tells whether an error is one of Ray's."""
+    return isinstance(e, RayError)
+
+
 def was_leaving(e: RayError) -> bool:
     """Tells whether a call was not executed because its actor had left, or was leaving."""
     if isinstance(e, RayTaskError):

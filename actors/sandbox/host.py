@@ -22,11 +22,12 @@ import ray
 
 from actors.errors import IN_USE, HoldfastError, SandboxUnavailableError
 from actors.host.error_filter import guarded, guarded_items
-from actors.host.observation import Watch, observed, report_to_service
+from actors.host.observation import Watch, observed
 from actors.logs import configure_logging, log
 from actors.metrics import QUEUE_LENGTH, SLEEPS
 from actors.rpc.cluster import times_restarted
-from actors.rpc.names import EXEC, FILES, MAILBOX, NAMESPACE, READS, SERVICE_NAME
+from actors.rpc.names import EXEC, FILES, MAILBOX, READS
+from actors.rpc.service_actor import is_node_lost, report_to_service
 from actors.sandbox.activity import Activity, Usage
 from actors.sandbox.admission import THREADS, Admission
 
@@ -44,7 +45,6 @@ _LAST_WORDS_S = 0.5
 """Time that a replaced or handed-over actor lives on, so that the answers of its calls arrive."""
 _CALLS_END_S = 2.0
 """Time for running calls to end before a hand-over, and for the calls that it ended to return their errors."""
-_NODE_ASKED_S = 30.0
 _UNCALLED_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Pauses in which a restarted actor waits for a call before each attempt to wake by itself. Sandboxes with waiting
 callers wake first. The attempts end at last, so that the actor can sleep."""
@@ -120,7 +120,7 @@ class SandboxHost:
                 driver=choose_driver(config.node),
                 catalog=open_catalog(config),
                 cluster_node=ray.get_runtime_context().get_node_id(),
-                is_lost=_is_lost,
+                is_lost=is_node_lost,
                 meter=self.watch.tally,
             )
         except (NodeError, OSError) as e:
@@ -381,13 +381,3 @@ class SandboxHost:
     @ray.method(concurrency_group="control")
     def stop(self, name: str) -> bool:
         return self._answer(lambda box: box.stop(name))
-
-
-def _is_lost(identity: str, cluster_node: str | None) -> bool:
-    """True if the service considers a node lost. False if the service cannot be asked."""
-    try:
-        service: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
-        return bool(ray.get(service.is_lost.remote(identity, cluster_node), timeout=_NODE_ASKED_S))
-    except (ValueError, ray.exceptions.RayError) as e:
-        log.warning("node_not_asked_for", error=type(e).__name__)
-        return False

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from actors.metrics import ClusterMetrics, Counts
-from actors.rpc.cluster import available_resources, awake_sandboxes
-from actors.service.placement import SLOTS, sandbox_nodes
+from actors.rpc.runtime import Runtime
 
 
-def cluster_metrics(counts: Counts, recorded: int | None) -> ClusterMetrics:
+def cluster_metrics(runtime: Runtime, counts: Counts, recorded: int | None) -> ClusterMetrics:
     """Adds to `counts` how full the cluster is now. `recorded` is the number of sandboxes in the bucket, if known."""
-    nodes, awake = sandbox_nodes(), len(awake_sandboxes())
+    nodes, awake = [node for node in runtime.nodes() if node.takes_sandboxes], len(runtime.awake_sandboxes())
     return ClusterMetrics(
         counts=counts,
         awake=awake,
         asleep=None if recorded is None else max(0, recorded - awake),
         nodes=len(nodes),
-        slots=round(sum(node["Resources"][SLOTS] for node in nodes)),
-        free_slots=round(available_resources().get(SLOTS, 0)),
+        slots=round(sum(node.slots for node in nodes)),
+        free_slots=round(sum(runtime.free_slots().values())),
     )

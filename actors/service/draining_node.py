@@ -1,4 +1,4 @@
-"""The sandboxes of a draining node, as the node's host finds and hands them over. Knows Ray.
+"""The sandboxes of a draining node, as the node's host finds and hands them over.
 
 The actor of an awake sandbox hands it over and then leaves. A sandbox that is asleep has no actor, and Ray starts none
 on a draining node: so the node's host wakes the sandbox in its own process, and hands it over.
@@ -12,15 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ray
-
 from actors.config import SandboxConfig
 from actors.errors import SandboxUnavailableError
 from actors.host.error_filter import guarded
 from actors.node_layout import NodeLayout, choose_driver
-from actors.rpc.cluster import awake_sandboxes
-from actors.rpc.names import NAMESPACE, sandbox_actor_name
-from actors.rpc.ray_errors import unwrapped
+from actors.rpc.names import sandbox_actor_name
+from actors.rpc.runtime import ActorAwayError, ActorEndedError, Runtime
 from actors.sandbox.facade import LocalSandbox
 from actors.service.drain import Occupant
 from storage.catalog import BackupCatalog
@@ -32,8 +29,9 @@ _ANSWER_S = 2.0
 class DrainingNode:
     """This node's sandboxes. Thread-safe if no sandbox is handed over by two threads at once."""
 
-    def __init__(self, config: SandboxConfig, catalog: BackupCatalog | None, *, node_id: str) -> None:
+    def __init__(self, runtime: Runtime, config: SandboxConfig, catalog: BackupCatalog | None, *, node_id: str) -> None:
         """`config` is this node's; `node_id` is its name in the cluster."""
+        self._runtime = runtime
         self._config = config
         self._catalog = catalog
         self._node_id = node_id
@@ -43,12 +41,12 @@ class DrainingNode:
 
     def occupants(self) -> Sequence[Occupant]:
         """See `drain.Premises`."""
-        awake = set(awake_sandboxes())
+        awake = set(self._runtime.awake_sandboxes())
         asked: dict[Any, tuple[str, str]] = {}
         found: list[Occupant] = []
         for tenant, sandbox in self._boxes():
             name = sandbox_actor_name(tenant, sandbox)
-            actor = _find(name) if name in awake else None
+            actor = self._runtime.find(name) if name in awake else None
             if actor is not None:
                 asked[actor.usage.remote()] = (tenant, sandbox)
             elif f"{tenant}/{sandbox}" not in self._settled and self._has_record(tenant, sandbox):
@@ -66,30 +64,39 @@ class DrainingNode:
 
     def _those_in_use(self, asked: dict[Any, tuple[str, str]]) -> Iterator[Occupant]:
         """Yields the asked actors that are on this node. One that does not answer may be, and counts as in use."""
-        if not asked:
-            return
-        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        said = self._runtime.answers({ref: ref for ref in asked}, _ANSWER_S)
         now = time.time()
-        for ref in silent:
-            yield Occupant(*asked[ref], is_awake=True, in_use=True, used_at=now)
-        for ref in ready:
-            try:
-                node_id, usage = ray.get(ref)
-            except ray.exceptions.RayError:  # it has just left, or died: the next step shows
-                yield Occupant(*asked[ref], is_awake=True, in_use=False, used_at=now)
-                continue
-            if node_id == self._node_id:
-                used_at = now - usage.idle_s
-                yield Occupant(*asked[ref], is_awake=True, in_use=usage.is_serving, used_at=used_at)
+        for ref, address in asked.items():
+            if ref not in said:
+                yield Occupant(*address, is_awake=True, in_use=True, used_at=now)
+            elif said[ref].error is not None:  # it has just left, or died: the next step shows
+                yield Occupant(*address, is_awake=True, in_use=False, used_at=now)
+            else:
+                node_id, usage = said[ref].value
+                if node_id == self._node_id:
+                    used_at = now - usage.idle_s
+                    yield Occupant(*address, is_awake=True, in_use=usage.is_serving, used_at=used_at)
 
     def hand_over(self, occupant: Occupant, *, force: bool) -> None:
         """See `drain.Premises`."""
-        actor = _find(sandbox_actor_name(occupant.tenant, occupant.sandbox))
+        actor = self._runtime.find(sandbox_actor_name(occupant.tenant, occupant.sandbox))
         if actor is not None:
-            _tell_to_move(actor, force=force)
+            self._tell_to_move(actor, force=force)
         else:
             guarded(lambda: self._hand_over_here(occupant))
             self._settled.add(occupant.name)
+
+    def _tell_to_move(self, actor: Any, *, force: bool) -> None:
+        """Has an actor hand its sandbox over; returns once the actor has left. Raises HoldfastError."""
+        actor.close_door.remote()
+        try:
+            self._runtime.answer(actor.hand_over.remote(force))
+        except ActorEndedError:  # it has left, through its mailbox
+            return
+        except ActorAwayError as e:
+            raise SandboxUnavailableError(
+                "The sandbox's actor went away.", context={"outcome": "unknown", "reason": e.reason}
+            ) from None
 
     def _hand_over_here(self, occupant: Occupant) -> None:
         box = LocalSandbox(
@@ -109,25 +116,3 @@ class DrainingNode:
     @functools.cached_property
     def _driver(self) -> Any:
         return choose_driver(self._config.node)
-
-
-def _find(name: str) -> Any | None:
-    try:
-        return ray.get_actor(name, namespace=NAMESPACE)
-    except ValueError:
-        return None
-
-
-def _tell_to_move(actor: Any, *, force: bool) -> None:
-    """Has an actor hand its sandbox over; returns once the actor has left. Raises HoldfastError."""
-    actor.close_door.remote()
-    try:
-        ray.get(actor.hand_over.remote(force))
-    except ray.exceptions.RayTaskError as e:
-        raise unwrapped(e) from None
-    except ray.exceptions.ActorDiedError:  # it has left, through its mailbox
-        return
-    except ray.exceptions.RayError as e:
-        raise SandboxUnavailableError(
-            "The sandbox's actor went away.", context={"outcome": "unknown", "reason": type(e).__name__}
-        ) from None

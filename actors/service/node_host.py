@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.host.error_filter import guarded
+from actors.host.loops import keep_on
 from actors.logs import configure_logging, log
 from actors.node.memory import Rank, give_rank
-from actors.rpc.cluster import draining_nodes
+from actors.rpc.names import NAMESPACE
+from actors.rpc.ray_runtime import RayRuntime, on_node
+from actors.service.drain_watch import DRAIN_S, DrainWatch
+from actors.service.placement import node_host_name
 
 if TYPE_CHECKING:
     from actors.config import SandboxConfig
     from actors.service.drain import Drain
     from actors.service.node_sweeper import NodeSweeper
 
-_SWEEP_S = 300.0
-_DRAIN_S = 1.0
-"""Pause between two questions to Ray whether it drains the node. Each takes the cluster's head 2 ms (measured)."""
+_AFTER_FAILURE_S = 300.0
 
 
 class NodeHost:
@@ -37,11 +39,14 @@ class NodeHost:
     def __init__(self, config: SandboxConfig) -> None:
         give_rank(Rank.SERVICE)
         self._config = config
-        self._node_id = ray.get_runtime_context().get_node_id()
-        self._drain: Drain | None = None
-        threading.Thread(target=self._keep_clean, name="sweep", daemon=True).start()
-        threading.Thread(target=self._watch_for_drain, name="drain", daemon=True).start()
-        threading.Thread(target=self._scrub, name="scrub", daemon=True).start()
+        self._runtime = RayRuntime()
+        self._node_id = self._runtime.this_node()
+        self._watch = DrainWatch(self._runtime, self._node_id, sweeper=lambda: self._sweeper, begin=self._begun)
+        keep_on(lambda: self._sweeper.step(), name="sweep", failed="sweep_failed", retry_s=_AFTER_FAILURE_S)
+        keep_on(self._watch.step, name="drain", failed="drain_not_attended", retry_s=DRAIN_S)
+        keep_on(
+            lambda: self._sweeper.scrub.step(), name="scrub", failed="scrub_failed", retry_s=_AFTER_FAILURE_S, nice=19
+        )
 
     @functools.cached_property
     def _sweeper(self) -> NodeSweeper:
@@ -73,50 +78,16 @@ class NodeHost:
         here = on_this_node(self._config)
         guarded(lambda: adoption(here, configured(open_catalog(here), here)).adopt(tenant, backup_id, owner))
 
-    def _keep_clean(self) -> None:
-        while True:
-            try:
-                self._sweeper.sweep()
-            except Exception as e:  # the next sweep tries again
-                log.error("sweep_failed", error=type(e).__name__)
-            time.sleep(_SWEEP_S)
-
-    def _scrub(self) -> None:
-        from actors.service.scrub import keep_on
-
-        keep_on(lambda: self._sweeper.scrub)
-
     def want(self, tenant: str, sandbox_id: str) -> None:
         """Notes a call to a sandbox that is asleep here while the node is being drained."""
-        if self._drain is not None:
-            self._drain.want(f"{tenant}/{sandbox_id}")
+        self._watch.want(tenant, sandbox_id)
 
     @ray.method(max_task_retries=0)
     def leave(self) -> None:
         """Ends this actor once the node is drained. It is the node's last actor, so Ray then ends the node."""
-        if self._drain is not None and self._drain.is_done:
+        if self._watch.is_drained:
             log.info("node_drained", node=self._node_id)
             ray.actor.exit_actor()  # type: ignore[no-untyped-call]
-
-    def _watch_for_drain(self) -> None:
-        while True:
-            try:
-                self._attend(draining_nodes().get(self._node_id))
-            except Exception as e:  # the cluster's head is away for a moment, or the disk hangs
-                log.warning("drain_not_attended", error=type(e).__name__)
-            time.sleep(_DRAIN_S)
-
-    def _attend(self, deadline_ms: int | None) -> None:
-        if deadline_ms is None:
-            if self._drain is not None:
-                log.warning("drain_cancelled", node=self._node_id)
-                self._drain = None
-                self._sweeper.resume()
-            return
-        if self._drain is None:
-            self._drain = self._begun(deadline_ms)
-        self._drain.announce(deadline_ms)
-        self._drain.step()
 
     def _begun(self, deadline_ms: int) -> Drain:
         from actors.bucket import open_catalog
@@ -124,10 +95,8 @@ class NodeHost:
         from actors.service.drain import Drain, schedule
         from actors.service.draining_node import DrainingNode
 
-        self._sweeper.rest()
-        log.warning("node_is_being_drained", node=self._node_id, deadline_ms=deadline_ms)
         here = on_this_node(self._config)
-        premises = DrainingNode(here, open_catalog(here), node_id=self._node_id)
+        premises = DrainingNode(self._runtime, here, open_catalog(here), node_id=self._node_id)
         return Drain(premises, schedule(deadline_ms, time.time()), start=_start)
 
 
@@ -135,7 +104,25 @@ def _start(act: Callable[[], None]) -> None:
     threading.Thread(target=act, name="hand-over", daemon=True).start()
 
 
+def make_node_host(node_id: str, config: SandboxConfig) -> Any:
+    """Returns the handle of a node's host; makes the host unless it exists."""
+    return (
+        _host_class()
+        .options(
+            name=node_host_name(node_id),
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,  # all its methods may be repeated
+            scheduling_strategy=on_node(node_id, soft=False),
+        )
+        .remote(config)
+    )
+
+
 @functools.cache
-def node_host_class() -> Any:
+def _host_class() -> Any:
     """The remote class of `NodeHost`, made once: Ray sends each new one through the cluster's head to every worker."""
     return ray.remote(concurrency_groups={"adopt": 1})(NodeHost)  # type: ignore[call-overload]

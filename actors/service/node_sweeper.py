@@ -31,6 +31,8 @@ from actors.state.document import NodeRef
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 
+SWEEP_S = 300.0
+"""Pause between two sweeps."""
 _UNMOUNT_S = 5.0
 _BEING_DELETED_S = 600.0
 """Time for which trash is left to the process that is deleting it."""
@@ -91,6 +93,11 @@ class NodeSweeper:
             return (home / "sandbox.json").stat().st_mtime
         except FileNotFoundError:
             return None
+
+    def step(self) -> float:
+        """Sweeps once; returns the seconds until the next sweep."""
+        self.sweep()
+        return SWEEP_S
 
     def sweep(self) -> Swept:
         """Removes what nobody owns. Goes on when something cannot be removed, and logs it."""

@@ -9,24 +9,17 @@ restarted; a creation for which nothing is free waits for ever. So the service c
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import ray
-from ray._private.state import available_resources_per_node
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.errors import SandboxUnavailableError
 from actors.logs import log
-from actors.rpc.cluster import draining_nodes, known_nodes
-from actors.rpc.names import NAMESPACE
+from actors.rpc.runtime import Runtime
 from actors.sandbox.activity import refused_by_drain
 
-SLOTS = "sandbox_slots"
-"""The Ray resource of slots. A node offers one slot for each awake sandbox that it can hold."""
 REUNION_S = 60.0
 """Time from the service's start after which nodes that only an earlier cluster knew count as lost."""
 _ANSWER_S = 15.0
@@ -39,15 +32,6 @@ _BOOKED_S = 1.0
 _POLL_S = 0.05
 
 
-def sandbox_nodes() -> list[dict[str, Any]]:
-    """The living nodes that take sandboxes, as Ray describes them."""
-    return _that_take_sandboxes(known_nodes())
-
-
-def _that_take_sandboxes(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [node for node in nodes if node["Alive"] and node["Resources"].get(SLOTS)]
-
-
 def node_host_name(node_id: str) -> str:
     """The name under which a node's host is registered in the namespace."""
     return f"node:{node_id}"
@@ -56,10 +40,19 @@ def node_host_name(node_id: str) -> str:
 class Nodes:
     """All nodes of the cluster. Thread-safe."""
 
-    def __init__(self, host_class: Any, config: Any) -> None:
-        """`host_class` is the remote class of a node's host, made with `config`."""
-        self._host_class = host_class
-        self._config = config
+    def __init__(
+        self,
+        runtime: Runtime,
+        make_host: Callable[[str], Any],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`make_host` returns the host of a node, by the node's name in the cluster. It makes the host if needed."""
+        self._runtime = runtime
+        self._make_host = make_host
+        self._clock = clock
+        self._sleep = sleep
         self._lock = threading.Lock()
         """Never held during a request to Ray."""
         self._choosing = threading.Lock()
@@ -67,38 +60,33 @@ class Nodes:
         self._identities: dict[str, str] = {}
         self._asked: dict[str, Any] = {}
         self._placed: deque[tuple[float, str]] = deque()
-        self._began = time.monotonic()
+        self._began = clock()
 
     def attend(self, wait_s: float = _ANSWER_S) -> None:
         """Gives every node its host, and learns the node's identity. Quick when no node is new."""
         asked = self._unknown()
         if not asked:
             return
-        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=wait_s)
-        for node_id, answer in asked.items():
-            if answer not in ready:
-                continue
-            try:
-                identity = ray.get(answer)
-            except ray.exceptions.RayError as e:  # the next call finds or makes it again
-                log.warning("node_does_not_answer", node=node_id, error=type(e).__name__)
-                identity = None
+        said = self._runtime.answers({ref: node_id for node_id, ref in asked.items()}, wait_s)
+        for node_id, answer in said.items():
+            if answer.error is not None:  # the next call finds or makes the host again
+                log.warning("node_does_not_answer", node=node_id, error=answer.error)
             with self._lock:
                 self._asked.pop(node_id, None)
-                if identity is None:
+                if answer.error is not None:
                     self._hosts.pop(node_id, None)
                 else:
-                    self._identities[node_id] = identity
+                    self._identities[node_id] = answer.value
 
     def _unknown(self) -> dict[str, Any]:
         """Asks the living nodes of unknown identity for it; returns the pending answers by node."""
-        alive = {node["NodeID"] for node in sandbox_nodes()}
+        alive = self._alive()
         with self._lock:
             for known in (self._hosts, self._identities, self._asked):
                 for gone in known.keys() - alive:
                     known.pop(gone, None)
             new = alive - self._identities.keys() - self._asked.keys()
-        draining = set(draining_nodes()) if new else set[str]()
+        draining = set(self._runtime.draining_nodes()) if new else set[str]()
         hosts = {node_id: self._old_host(node_id) if node_id in draining else self._host(node_id) for node_id in new}
         asked = {node_id: host.identity.remote() for node_id, host in hosts.items() if host is not None}
         with self._lock:
@@ -107,29 +95,18 @@ class Nodes:
 
     def _old_host(self, node_id: str) -> Any | None:
         """The existing host of a draining node, on which Ray starts no new one. None once it has left."""
-        with contextlib.suppress(ValueError):
-            return self._hosts.get(node_id) or ray.get_actor(node_host_name(node_id), namespace=NAMESPACE)
-        return None
+        return self._hosts.get(node_id) or self._runtime.find(node_host_name(node_id))
 
     def release_drained(self) -> None:
         """Asks the hosts of draining nodes to leave once their sandboxes have: Ray ends a node without actors."""
-        for node_id in draining_nodes():
+        for node_id in self._runtime.draining_nodes():
             if (host := self._old_host(node_id)) is not None:
                 host.leave.remote()
 
     def _host(self, node_id: str) -> Any:
         host = self._hosts.get(node_id)
         if host is None:
-            host = self._host_class.options(
-                name=node_host_name(node_id),
-                namespace=NAMESPACE,
-                get_if_exists=True,
-                lifetime="detached",
-                num_cpus=0,
-                max_restarts=-1,
-                max_task_retries=-1,  # all its methods may be repeated
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            ).remote(self._config)
+            host = self._make_host(node_id)
             self._hosts[node_id] = host
         return host
 
@@ -145,9 +122,9 @@ class Nodes:
         cluster knew is lost if it has not come back `REUNION_S` after the service's start.
         """
         self.attend(_NEWS_S)
-        rows: list[dict[str, Any]] = known_nodes()
-        alive = {row["NodeID"]: row["Alive"] for row in rows}
-        nodes = {row["NodeID"] for row in _that_take_sandboxes(rows)}
+        rows = self._runtime.nodes()
+        alive = {row.id: row.is_alive for row in rows}
+        nodes = {row.id for row in rows if row.takes_sandboxes}
         with self._lock:
             if identity in self._identities.values():
                 return False
@@ -155,7 +132,7 @@ class Nodes:
                 return False  # a node of unknown identity may be this one
         if cluster_node in alive:
             return not alive[cluster_node]
-        return time.monotonic() - self._began > REUNION_S
+        return self._clock() - self._began > REUNION_S
 
     def choose(self, address: tuple[str, str], identity: str | None, cached_backup_id: str | None) -> str:
         """Chooses the node for a new actor: the node with its files, a node with a backup's archive, or the emptiest.
@@ -172,15 +149,15 @@ class Nodes:
                 sandbox is moving off its node, and the caller's side should retry soon.
         """
         home = self._home(identity) if identity is not None else None
-        if home is not None and home in draining_nodes():
+        if home is not None and home in self._runtime.draining_nodes():
             if (host := self._old_host(home)) is not None:
                 host.want.remote(*address)
             raise refused_by_drain()
         having = self._having(cached_backup_id) if home is None else set[str]()
-        deadline = time.monotonic() + _FREED_S
+        deadline = self._clock() + _FREED_S
         while True:
             with self._choosing:
-                available, booked = self._books()
+                available, booked = self._available(), self._booked()
                 free = {node_id: left for node_id, slots in available.items() if (left := slots - booked[node_id]) >= 1}
                 if home is not None:
                     wanted = {home} & free.keys()
@@ -190,18 +167,20 @@ class Nodes:
                     wanted = set(free)
                 if wanted:
                     chosen = max(wanted, key=lambda node_id: free[node_id])
-                    self._placed.append((time.monotonic(), chosen))
+                    self._placed.append((self._clock(), chosen))
                     return chosen
-            if time.monotonic() > deadline:
+            if self._clock() > deadline:
                 raise _full(
                     "No node has room for it." if home is None else "The node with its files has no room for it."
                 )
-            time.sleep(_POLL_S)
+            self._sleep(_POLL_S)
 
     def with_room(self) -> Any:
-        """The host of the node with most free slots, for work that needs a node's tools. Raises like `choose`."""
-        with self._choosing:
-            available, _ = self._books()
+        """The host of the node with most free slots, for work that needs a node's tools and takes no slot.
+
+        Raises SandboxUnavailableError: no node has a free slot.
+        """
+        available = self._available()
         if not available:
             raise _full("No node has room for it.")
         return self._host(max(available, key=lambda node_id: available[node_id]))
@@ -212,7 +191,7 @@ class Nodes:
         Needed where the bucket does not name the node. Of several nodes, it is the one whose record changed last. With
         fewer than two nodes there is no choice, and the result is None.
         """
-        nodes = {node["NodeID"] for node in sandbox_nodes()} - draining_nodes().keys()
+        nodes = self._alive() - self._runtime.draining_nodes().keys()
         if len(nodes) < 2:
             return None
         said = self._told({self._host(node_id).record_changed_at.remote(tenant, sandbox): node_id for node_id in nodes})
@@ -227,7 +206,7 @@ class Nodes:
 
         Raises SandboxUnavailableError: none of those that answered has them, and a node did not answer.
         """
-        nodes = {node["NodeID"] for node in sandbox_nodes()}
+        nodes = self._alive()
         said = self._told({self._host(node_id).record_changed_at.remote(tenant, sandbox): node_id for node_id in nodes})
         if any(at is not None for at in said.values()):
             return True
@@ -239,41 +218,44 @@ class Nodes:
 
     def _home(self, identity: str) -> str | None:
         """The name in the cluster of the living node of an identity. Asks new nodes first if needed."""
-        alive = {node["NodeID"] for node in sandbox_nodes()}
+        alive = self._alive()
         if self._named(identity) not in alive:  # it has just joined, or died
             self.attend()
         return self._named(identity)
 
-    def _books(self) -> tuple[dict[str, float], Counter[str]]:
-        """The free slots of each node that has any, by Ray's count; and the number of our latest placements on each.
+    def _alive(self) -> set[str]:
+        """The names in the cluster of the living nodes that take sandboxes."""
+        return {node.id for node in self._runtime.nodes() if node.takes_sandboxes}
 
-        Ray's count may not yet include our placements. The caller holds `_choosing`.
+    def _available(self) -> dict[str, float]:
+        """The free slots of each node that has any and is not being drained, by Ray's count."""
+        free = self._runtime.free_slots()
+        nodes = self._alive() - self._runtime.draining_nodes().keys()
+        slots = {node_id: free.get(node_id, 0.0) for node_id in nodes}
+        return {node_id: count for node_id, count in slots.items() if count >= 1}
+
+    def _booked(self) -> Counter[str]:
+        """The number of our latest placements on each node, which Ray's count may not yet include.
+
+        The caller holds `_choosing`.
         """
-        free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
-        now = time.monotonic()
+        now = self._clock()
         while self._placed and now - self._placed[0][0] > _BOOKED_S:
             self._placed.popleft()
-        nodes = {node["NodeID"] for node in sandbox_nodes()} - draining_nodes().keys()
-        slots = {node_id: free.get(node_id, {}).get(SLOTS, 0.0) for node_id in nodes}
-        available = {node_id: count for node_id, count in slots.items() if count >= 1}
-        return available, Counter(node_id for _, node_id in self._placed)
+        return Counter(node_id for _, node_id in self._placed)
 
     def _having(self, backup_id: str | None) -> set[str]:
         """The nodes with a backup's archive in their cache, of those that answer within `_NEAR_S`."""
-        nodes = {node["NodeID"] for node in sandbox_nodes()} if backup_id is not None else set[str]()
+        nodes = self._alive() if backup_id is not None else set[str]()
         if len(nodes) < 2:
             return set()
         said = self._told({self._host(node_id).has_archive.remote(backup_id): node_id for node_id in nodes})
         return {node_id for node_id, has in said.items() if has}
 
-    def _told(self, asked: dict[Any, str]) -> dict[str, Any]:
+    def _told(self, asked: Mapping[Any, str]) -> dict[str, Any]:
         """The answers that arrive within `_NEAR_S`, by node."""
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_NEAR_S)
-        said = {}
-        for answer in ready:
-            with contextlib.suppress(ray.exceptions.RayError):
-                said[asked[answer]] = ray.get(answer)
-        return said
+        said = self._runtime.answers(asked, _NEAR_S)
+        return {node_id: answer.value for node_id, answer in said.items() if answer.error is None}
 
 
 def _full(message: str) -> SandboxUnavailableError:

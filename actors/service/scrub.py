@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import mmap
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,8 +27,6 @@ BYTES_PER_S = 32 * 1024 * 1024
 ROUND_S = 86_400.0
 """The time between the beginnings of two rounds."""
 _CHUNK_BYTES = 1024 * 1024
-_NICEST = 19
-_AFTER_FAILURE_S = 300.0
 
 
 @dataclass(slots=True)
@@ -89,6 +86,12 @@ class Scrub:
         log.info("archives_scrubbed", read=done.read, damaged=len(done.damaged))
         return done
 
+    def step(self) -> float:
+        """Runs one round; returns the seconds until the next one begins."""
+        began = time.monotonic()
+        self.round()
+        return max(1.0, began + ROUND_S - time.monotonic())
+
     def _archives(self) -> Iterator[_Found]:
         for entry in self._cache.entries():
             yield _Found(entry.path, entry.sha256)
@@ -131,19 +134,6 @@ class Scrub:
                 time.sleep(ahead_s)
 
         return read
-
-
-def keep_on(scrub: Callable[[], Scrub], *, round_s: float = ROUND_S) -> None:
-    """Runs rounds for ever in this thread, and gives the thread the lowest priority."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)
-    while True:
-        began, until_next_s = time.monotonic(), round_s
-        try:
-            scrub().round()
-        except Exception as e:
-            log.error("scrub_failed", error=type(e).__name__)
-            until_next_s = _AFTER_FAILURE_S
-        time.sleep(max(1.0, began + until_next_s - time.monotonic()))
 
 
 def digest_on_disk(path: Path, *, pace: Callable[[int], None] = lambda count: None) -> str:

@@ -13,17 +13,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from importlib import import_module
-from typing import Any
-
-import grpc
+from collections.abc import Callable
 
 from actors.logs import log
-from actors.service.placement import sandbox_nodes
+from actors.rpc.runtime import ClusterNode, Runtime, WorkersNotStartedError
 
 _KEEP_ALIVE_S = 600
-_REQUEST_S = 5.0
 _AT_ONCE = 2
 """Workers for each request: a node with two cores starts no more at once, and drops the rest of a larger request."""
 
@@ -31,9 +26,11 @@ _AT_ONCE = 2
 class WarmWorkers:
     """Keeps some workers ready on every node that takes sandboxes."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, runtime: Runtime, count: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`count` is the number for each node; 0 keeps none."""
+        self._runtime = runtime
         self._count = count
+        self._clock = clock
         self._filled_at: dict[str, float] = {}
         self._wanted: dict[str, int] = {}
         self._works = True
@@ -45,11 +42,11 @@ class WarmWorkers:
         """
         if not self._count:
             return
-        now, nodes = time.monotonic(), sandbox_nodes()
-        for gone in self._filled_at.keys() - {node["NodeID"] for node in nodes}:
+        now, nodes = self._clock(), [node for node in self._runtime.nodes() if node.takes_sandboxes]
+        for gone in self._filled_at.keys() - {node.id for node in nodes}:
             del self._filled_at[gone], self._wanted[gone]
         for node in nodes:
-            node_id = node["NodeID"]
+            node_id = node.id
             if now - self._filled_at.get(node_id, -_KEEP_ALIVE_S) >= _KEEP_ALIVE_S:
                 self._filled_at[node_id], self._wanted[node_id] = now, self._count
             batch = min(_AT_ONCE, self._wanted[node_id])
@@ -63,30 +60,17 @@ class WarmWorkers:
             threading.Thread(target=self._replace, args=(node_id,), name="warm-worker", daemon=True).start()
 
     def _replace(self, node_id: str) -> None:
-        for node in sandbox_nodes():
-            if node["NodeID"] == node_id:
+        for node in self._runtime.nodes():
+            if node.id == node_id and node.takes_sandboxes:
                 self._start(node, 1)
 
-    def _start(self, node: Mapping[str, Any], count: int) -> None:
+    def _start(self, node: ClusterNode, count: int) -> None:
         if not self._works:
             return
         try:
-            _request(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}", count)
-        except grpc.RpcError as e:  # the node has just gone, or is busy
-            log.info("no_warm_workers_now", error=type(e).__name__)
-        except (ImportError, AttributeError, TypeError, ValueError) as e:  # another Ray than the one we know
+            self._runtime.start_workers(node, count, _KEEP_ALIVE_S)
+        except WorkersNotStartedError as e:
+            log.info("no_warm_workers_now", error=str(e))
+        except NotImplementedError as e:  # another Ray than the one we know
             self._works = False
-            log.warning("no_warm_workers", error=type(e).__name__)
-
-
-def _request(address: str, count: int) -> None:
-    from ray._private.grpc_utils import init_grpc_channel
-
-    common: Any = import_module("ray.core.generated.common_pb2")
-    messages: Any = import_module("ray.core.generated.node_manager_pb2")
-    services: Any = import_module("ray.core.generated.node_manager_pb2_grpc")
-    request = messages.PrestartWorkersRequest(
-        language=common.Language.PYTHON, num_workers=count, keep_alive_duration_secs=_KEEP_ALIVE_S
-    )
-    with init_grpc_channel(address) as channel:
-        services.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_REQUEST_S)
+            log.warning("no_warm_workers", error=str(e))

@@ -26,8 +26,8 @@ from actors.models import DEFAULT_TENANT
 from actors.node.cgroup import Cgroup
 from actors.node.memory import Rank
 from actors.node.mounting import sweep
+from actors.rpc.runtime import SLOTS
 from actors.service import host as service_host
-from actors.service.placement import SLOTS
 from gateway.embedded.ray_head import PRELOADED
 from storage.config import BucketConfig
 from storage.metadata import SandboxState

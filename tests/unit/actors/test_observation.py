@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError
 
-from actors.errors import LEAVING, BackupNotFoundError, SandboxUnavailableError
+from actors.errors import LEAVING, BackupNotFoundError, SandboxUnavailableError, ServiceUnavailableError
 from actors.host.observation import Watch, observed
 from actors.logs import _named
 from actors.metrics import CALL_SECONDS, CALLS, SUM, Counts
@@ -101,7 +100,7 @@ def test_counts_are_kept_when_the_hand_over_fails() -> None:
     host, got = Host(), list[Counts]()
 
     def refuse(counts: Counts) -> None:
-        raise ActorDiedError
+        raise ServiceUnavailableError("away")
 
     host.look()
     host.watch.flush(refuse)

@@ -11,7 +11,7 @@ from ray._common.utils import import_attr
 from ray._private import ray_constants
 from ray.serve.schema import ServeDeploySchema
 
-from actors.service.placement import SLOTS
+from actors.rpc.runtime import SLOTS
 from actors.settings import SECRET_SETTINGS, Settings
 from gateway.embedded.ray_head import PRELOADED
 from gateway.serve_app import application
