@@ -165,7 +165,7 @@ def failing_as(kind: type[BackupCreateError] | type[BackupRestoreError], verb: s
 
 
 @contextmanager
-def unavailable_unless(sandbox: str, done: str, *, outcome: str, hint: str) -> Iterator[None]:
+def unavailable_unless(sandbox: str, done: str, *, outcome: str, hint: str = "Try again.") -> Iterator[None]:
     """Raises errors of the node and of storage in the block as SandboxUnavailableError. Details go to the log."""
     try:
         with starvation_told():

@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,17 +57,19 @@ class Mending:
         *,
         spool: Path,
         node: str,
+        fetch: Callable[[], ArchiveFetch],
     ) -> None:
-        """`node` is this node's identity."""
+        """`node` is this node's identity. `fetch` raises InvalidBackupConfigError while no bucket is configured."""
         self._tenant = tenant
         self._restored = restored
         self._ownership = ownership
         self._verified = verified
         self._spool = spool
         self._node = node
+        self._fetch = fetch
 
-    def mend(self, damaged: Sequence[Entry], fetch: ArchiveFetch) -> dict[str, str]:
-        """Fetches the archives of these directories anew, and records that in the sandbox's events.
+    def mend(self) -> dict[str, str]:
+        """Fetches the damaged archives of restored directories anew, and records that in the sandbox's events.
 
         An archive that is missing in the bucket, or cannot be verified there, stays damaged: its directory cannot be
         mounted.
@@ -76,8 +78,13 @@ class Mending:
             The directories whose archives stay damaged, each with the cause, which lies in the bucket.
 
         Raises:
+            InvalidBackupConfigError: no bucket is configured.
             StorageError, NodeError, OSError: an archive could not be fetched now.
         """
+        damaged = self._restored.damaged()
+        if not damaged:
+            return {}
+        fetch = self._fetch()
         for entry in damaged:
             self._tell(entry)
         causes: dict[str, str] = {}

@@ -7,7 +7,7 @@ the node, the bucket and the backup are treated alike, except that the error say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -80,7 +80,7 @@ class DirectoryRecovery:
         self._kept_unmounted = ""
         """The cause of the overlay that could not be mounted (`RestoredDirectories.unmounted`)."""
 
-    def bring_back(self, restoration: Callable[[], BackupRestoration]) -> None:
+    def bring_back(self, restoration: BackupRestoration) -> None:
         """Restores the missing directories. Those that came back stay, whatever else fails.
 
         If a backup is lost or damaged, goes on to the next directory, so that all such failures are known at once. If
@@ -95,7 +95,7 @@ class DirectoryRecovery:
             if any(_lies_in(wanted.dir, outer.dir) for outer in tried):
                 continue
             with self._operations.run(OperationKind.RECOVER, wanted.dir) as progress:
-                cause = self._bring_one_back(wanted, restoration(), progress)
+                cause = self._bring_one_back(wanted, restoration, progress)
             if cause is None:
                 continue
             if cause == _STORAGE_UNAVAILABLE:

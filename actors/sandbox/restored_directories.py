@@ -88,6 +88,15 @@ class RestoredDirectories:
         return all(entry.layer in self._open for entry in self.record.entries if entry.is_mounted)
 
     @property
+    def has_archives(self) -> bool:
+        """True if an archive is mounted, or was checked for a mount."""
+        return self._kept.is_in_use
+
+    def is_disturbed(self) -> bool:
+        """Tells whether an archive under a mount has changed (`KeptArchives.is_disturbed`)."""
+        return self._kept.is_disturbed()
+
+    @property
     def missing(self) -> list[RecoveryItem]:
         """The directories that still have to be recovered."""
         return self.record.recovery.missing if self.record.recovery else []
@@ -189,7 +198,11 @@ class RestoredDirectories:
         self._devices.clear()
 
     def begin_recovery(self, created_at: datetime, recovery: RecoveryPlan) -> None:
-        """Records a recovery before it begins. Older files of the sandbox must have been removed from this node."""
+        """Records a recovery before it begins. Older files of the sandbox must have been removed from this node.
+
+        Raises OSError.
+        """
+        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._save(Record(created_at=created_at, recovery=recovery))
 
     @contextmanager

@@ -5,20 +5,43 @@ Each look opens a few directories only.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
+from actors.errors import SandboxUnavailableError
 from actors.models import WRITABLE_ROOTS
 from actors.node.bubblewrap import HOME
-from actors.node.errors import PathError
+from actors.node.errors import NodeError, PathError
 from actors.node.tree import Tree
+from actors.sandbox.restored_directories import RestoredDirectories
+from actors.sandbox.tree_lock import TreeLock
+from actors.state.ownership import Ownership
 from storage.metadata import SandboxState
 
 _FIRST_LOOK_S, _LOOK_S = 1.0, 30.0
 """Time to the first look while a command runs, and longest time between two looks."""
 
 T = TypeVar("T")
+
+
+class UnsavedNote:
+    """The note, in the state document, of which roots of one sandbox hold unsaved files."""
+
+    def __init__(self, tree: Tree, tree_lock: TreeLock, restored: RestoredDirectories, ownership: Ownership) -> None:
+        self._tree = tree
+        self._tree_lock = tree_lock
+        self._restored = restored
+        self._ownership = ownership
+
+    def write(self) -> None:
+        """Looks at the tree and notes what it finds. Does nothing if the tree cannot be looked at now."""
+        state = self._ownership.last_known
+        saved = {row.dir for row in (state.checkpoints if state else ())}
+        saved |= {entry.dir for entry in self._restored.record.entries}
+        with contextlib.suppress(NodeError, OSError, SandboxUnavailableError), self._tree_lock.shared():
+            self._ownership.note_unsaved(unsaved_roots(self._tree, saved))
 
 
 class UnsavedWatch:

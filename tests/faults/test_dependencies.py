@@ -340,13 +340,13 @@ def test_a_command_that_a_dead_mount_ended_gets_an_error(node: Node, victims: tu
     served(box)
     script = "echo started; until [ -e /tmp/go ]; do sleep 0.02; done; cat /workspace/data/c"
     with command(box, script) as running:
-        with box._tree_lock.shared():  # so that it ends by itself before the layer is mounted again
+        with box.parts.tree_lock.shared():  # so that it ends by itself before the layer is mounted again
             kill_daemons(node, victims)
-            assert wait_until(lambda: box._layers.has_lost)
+            assert wait_until(lambda: box.parts.layers.has_lost)
             (node.tree(box) / "tmp" / "go").touch()
             assert wait_until(lambda: running.ended)
         assert isinstance(running.error(), MountLostError)
-    assert wait_until(lambda: not box._layers.has_lost)
+    assert wait_until(lambda: not box.parts.layers.has_lost)
     assert sh(box, SHOW, cwd="/workspace/data") == CONTENT
 
 

@@ -462,7 +462,7 @@ def test_a_backup_of_a_running_writers_database_is_consistent(kernel_node: Node)
 def test_commands_go_on_after_a_backup_and_new_ones_wait_for_it(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     begun, may_end = threading.Event(), threading.Event()
-    create = box._archiver.create
+    create = box.parts.archiver.create
 
     def held(*args: Any, **options: Any) -> Any:
         begun.set()
@@ -470,7 +470,7 @@ def test_commands_go_on_after_a_backup_and_new_ones_wait_for_it(kernel_node: Nod
         return create(*args, **options)
 
     with command(box, "echo started; while [ ! -e go ]; do :; done; echo done") as waiting:
-        box._archiver.create = held  # type: ignore[method-assign]
+        box.parts.archiver.create = held  # type: ignore[method-assign]
         making = Background(lambda: backup(box))
         assert begun.wait(60)
         meanwhile = Background(lambda: sh(box, "echo too"))

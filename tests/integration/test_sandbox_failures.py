@@ -330,7 +330,7 @@ def test_a_layer_whose_daemon_dies_before_the_bind_never_shows_an_empty_director
             box = small.sandbox()
             sh(box, "mkdir data; echo 1 > data/file")
             handle = backup(box, "/workspace/data")
-            create = box._layers.create
+            create = box.parts.layers.create
 
             def created_and_lost(*args: Any, **options: Any) -> Any:
                 before = children()
@@ -342,7 +342,7 @@ def test_a_layer_whose_daemon_dies_before_the_bind_never_shows_an_empty_director
                 return layer
 
             with monkeypatch.context() as patched:
-                patched.setattr(box._layers, "create", created_and_lost)
+                patched.setattr(box.parts.layers, "create", created_and_lost)
                 with pytest.raises(BackupRestoreError):
                     restore(box, handle)
             assert sh(box, "cat data/file") == "1\n"
@@ -495,9 +495,9 @@ def test_a_cancelled_restore_changes_nothing(kernel_node: Node, phase: str, mode
             for archive in kernel_node.layout.cache.glob("*.sqsh"):
                 archive.unlink()
             proxy.script("get", "stall " * 8)
-        archiver = box._archiver
+        archiver = box.parts.archiver
         if phase == "extracting":
-            box._archiver = cast(Archiver, CancelledAfter(box._archiver, "extract"))
+            box.parts.archiver = cast(Archiver, CancelledAfter(box.parts.archiver, "extract"))
         with nothing_changes(kernel_node, box):
             restoring = Background(lambda: restore(box, handle, mode=mode))
             assert wait_until(reaches(box, phase), timeout_s=60)
@@ -505,7 +505,7 @@ def test_a_cancelled_restore_changes_nothing(kernel_node: Node, phase: str, mode
             assert isinstance(restoring.error(), OperationCancelledError)
             proxy.released.set()
             proxy.clear()
-        box._archiver = archiver
+        box.parts.archiver = archiver
         restore(box, handle, mode=mode)
 
 

@@ -287,7 +287,7 @@ def test_a_cause_that_cannot_be_recorded_on_a_full_disk_is_still_reported(
     again = gone(nodes, "loss")()
     nodes.store.delete(keys.archive(nodes.state.checkpoints[0].backup_id))
     with monkeypatch.context() as patched:
-        patched.setattr(again._restored, "note_failure", full)
+        patched.setattr(again.parts.restored, "note_failure", full)
         assert refused(again).context["cause"] == "BACKUP_NOT_FOUND"
     again.forget(ForgetOptions(dir="/workspace/data"))
     assert sh(again, "ls -A") == ""

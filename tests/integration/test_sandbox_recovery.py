@@ -82,7 +82,7 @@ def recovered(pair: Pair) -> list[tuple[str, str, str | None]]:
 def closed(box: LocalSandbox) -> bool:
     """True if no caller can see the tree."""
     try:
-        with box._tree_lock.shared():
+        with box.parts.tree_lock.shared():
             return False
     except SandboxUnavailableError:
         return True
@@ -123,7 +123,7 @@ def test_a_lost_sandbox_is_recovered_elsewhere_from_its_last_backups(each_driver
         ("/workspace/data", inner.id, None),
     ]
     assert sorted(recovered(pair)) == expected
-    record = again._restored.record.recovery
+    record = again.parts.restored.record.recovery
     assert record is not None and record.lost_node == pair.a.layout.identity()
     assert sorted((row.dir, row.backup_id, row.error) for row in record.directories) == expected
     assert sorted((row.dir, row.backup_id, row.mode) for row in again.info().restored) == [
@@ -187,11 +187,11 @@ import os, signal, sys
 from actors.state.ownership import Ownership
 from actors.sandbox.recovery import DirectoryRecovery
 from actors.sandbox.restored_directories import RestoredDirectories
-from actors.sandbox.facade import LocalSandbox
+from actors.sandbox.take_up import TakeUp
 from tests.support.sandboxes import from_description
 told, name, place, method, number, when = sys.argv[1:]
 kinds = {"ownership": Ownership, "recovery": DirectoryRecovery, "restored": RestoredDirectories}
-kinds["sandbox"] = LocalSandbox
+kinds["take_up"] = TakeUp
 kind = kinds[place]
 real, calls = getattr(kind, method), []
 
@@ -211,7 +211,7 @@ box.wake()
 print("survived", flush=True)
 """
 MOMENTS = [
-    ("sandbox", "_put_aside", 1, "after"),
+    ("take_up", "put_aside", 1, "after"),
     ("ownership", "_settle", 1, "before"),
     ("ownership", "acquire_epoch", 1, "after"),
     ("restored", "begin_recovery", 1, "after"),
@@ -524,7 +524,7 @@ def test_a_command_during_the_end_of_a_wake_is_saved_by_the_next_sleep(
     def while_it_reports(change: Any) -> None:
         assert again.is_awake
         commands.append(Background(lambda: sh(again, "echo 2 > file")))
-        assert wait_until(lambda: again._safe_in is None)
+        assert wait_until(lambda: again.sleep_backups.safe_in is None)
         report(change)
 
     monkeypatch.setattr(again.ownership, "report", while_it_reports)
@@ -648,13 +648,13 @@ def test_backups_for_sleeping_are_deleted_once_the_sandbox_has_newer_backups(nod
 
 DIES_ASLEEP = """
 import os, signal, sys
-from actors.sandbox.facade import LocalSandbox
+from actors.sandbox.take_down import TakeDown
 from tests.support.sandboxes import from_description
 box = from_description(sys.argv[1]).sandbox(sys.argv[2])
 in_bed = box.back_up_for_sleep()
 def dies(self):
     os.kill(os.getpid(), signal.SIGKILL)
-LocalSandbox._remove_files = dies
+TakeDown.remove_files = dies
 print("ready", flush=True)
 box.sleep(in_bed)
 """

@@ -121,17 +121,17 @@ def test_the_remount_of_one_layer_does_not_hide_the_failure_of_another(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, _, _ = restored_twice(node)
-    revive, tried = box._layers.revive, list[str]()
+    revive, tried = box.parts.layers.revive, list[str]()
 
     def fails_at_first(layer: Layer) -> None:
         tried.append(layer.id)
         if len(tried) == 1:
-            box._layers.close(layer)
+            box.parts.layers.close(layer)
             raise MountError("injected")
         revive(layer)
 
-    monkeypatch.setattr(box._layers, "revive", fails_at_first)
-    with box._tree_lock.shared():  # both losses wait; otherwise the sandbox could be mounted again between them
+    monkeypatch.setattr(box.parts.layers, "revive", fails_at_first)
+    with box.parts.tree_lock.shared():  # both losses wait; otherwise the sandbox could be mounted again between them
         for pid in [pid for pid, name in children().items() if name == "squashfuse_ll"]:
             os.kill(pid, signal.SIGKILL)
         assert wait_until(lambda: losses_in_hand() == 2)

@@ -1,0 +1,94 @@
+"""Makes the protocols of a sandbox's backups and restores, each with the parts that it needs.
+
+Their modules are imported late: commands and files do not need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from actors.bucket import configured
+from actors.config import SandboxConfig
+from actors.metrics import Meter
+from actors.sandbox.parts import Parts
+from actors.state.backup_ledger import SandboxLedger
+from storage.catalog import BackupCatalog
+
+if TYPE_CHECKING:
+    from actors.sandbox.backup import BackupCreation
+    from actors.sandbox.fetch import ArchiveFetch
+    from actors.sandbox.restore import BackupRestoration
+
+
+@dataclass(frozen=True, slots=True)
+class Protocols:
+    """The protocols of one sandbox. Every method raises InvalidBackupConfigError while no bucket is configured."""
+
+    tenant: str
+    sandbox: str
+    config: SandboxConfig
+    catalog: BackupCatalog | None
+    parts: Parts
+    ledger: SandboxLedger
+    meter: Meter
+
+    def check_configured(self) -> None:
+        """Checks that a bucket is configured."""
+        configured(self.catalog, self.config)
+
+    def creation(
+        self, *, of_sleep: bool = False, paused: Callable[[], AbstractContextManager[None]] | None = None
+    ) -> BackupCreation:
+        """The protocol of creating a backup. `paused` pauses what could change the tree; by default everything."""
+        from actors.sandbox.backup import BackupCreation
+
+        return BackupCreation(
+            tenant=self.tenant,
+            sandbox=self.sandbox,
+            uid=self.config.node.sandbox_uid,
+            catalog=configured(self.catalog, self.config),
+            archiver=self.parts.archiver,
+            cache=self.parts.cache,
+            spool=self.parts.spool,
+            transfer=self.config.transfer,
+            pause_s=self.config.backup.pause_s,
+            ledger=self.ledger,
+            paused=paused or self.parts.quiescence.paused,
+            of_sleep=of_sleep,
+            meter=self.meter,
+        )
+
+    def restoration(self, stopped: Callable[[], AbstractContextManager[None]]) -> BackupRestoration:
+        """The protocol of restoring a backup. `stopped` stops what runs in the sandbox, for the swap."""
+        from actors.sandbox.restore import BackupRestoration
+
+        return BackupRestoration(
+            tenant=self.tenant,
+            sandbox=self.sandbox,
+            catalog=configured(self.catalog, self.config),
+            archiver=self.parts.archiver,
+            fetch=self.fetch(),
+            verified=self.parts.verified,
+            tree=self.parts.tree,
+            layers=self.parts.layers,
+            restored=self.parts.restored,
+            spool=self.parts.spool,
+            stopped=stopped,
+            restores_unsigned=self.config.restore_unsigned,
+        )
+
+    def fetch(self) -> ArchiveFetch:
+        """The protocol of fetching an archive from the bucket."""
+        from actors.sandbox.fetch import ArchiveFetch
+
+        return ArchiveFetch(
+            uid=self.config.node.sandbox_uid,
+            catalog=configured(self.catalog, self.config),
+            archiver=self.parts.archiver,
+            cache=self.parts.cache,
+            transfer=self.config.transfer,
+            meter=self.meter,
+        )
