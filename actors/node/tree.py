@@ -106,6 +106,10 @@ class Tree:
         with self.open(path, os.O_PATH | os.O_DIRECTORY) as fd:
             yield fd
 
+    def place(self, path: str) -> Path:
+        """The node's path of `path`, whose symbolic links are not resolved."""
+        return Path(os.path.realpath(self.root)) / path.lstrip("/")
+
     def canonical(self, fd: int) -> str:
         """The path of an open file, as the sandbox sees it, with every symbolic link resolved.
 

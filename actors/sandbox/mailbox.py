@@ -122,7 +122,7 @@ class Mailbox:
         except BaseException:
             with contextlib.suppress(NodeError, OSError):
                 self.restored.unmount_all()
-            self.restored.unmounted = self.restored.unmounted or unmounted
+            self.restored.note_unmounted(unmounted)
             raise
         with contextlib.suppress(NodeError, OSError):
             if not self.restored.is_open:  # a symbolic link led the restore elsewhere

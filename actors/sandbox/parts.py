@@ -21,11 +21,13 @@ from actors.node.verified import Verified
 from actors.node_layout import NodeLayout
 from actors.sandbox.commands import Commands
 from actors.sandbox.node_resources import NodeResources
+from actors.sandbox.overlays import Overlays
 from actors.sandbox.quiescence import Quiescence
 from actors.sandbox.restored_directories import RestoredDirectories
+from actors.sandbox.restored_record import RestoredRecord
 from actors.sandbox.transfers import Transfers
 from actors.sandbox.tree_lock import TreeLock
-from actors.state.node_record import kept_driver
+from actors.state.node_record import kept_driver, twin_file
 
 
 class Parts:
@@ -72,7 +74,9 @@ class Parts:
         record = folder / "sandbox.json"
         self.layers = Layers(folder / "layers", layout.lowers, driver=kept_driver(record, driver), on_lost=self._revive)
         kept = KeptArchives(folder / "archives", self.verified)
-        self.restored = RestoredDirectories(record, self.tree, self.layers, kept)
+        self.restored = RestoredDirectories(
+            folder, self.tree, RestoredRecord(twin_file(record)), Overlays(self.tree, self.layers), kept
+        )
         self.tree_lock = TreeLock(lambda: self.restored.is_whole)
         self.commands = Commands(
             box,

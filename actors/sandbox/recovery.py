@@ -174,7 +174,7 @@ class DirectoryRecovery:
 
         Raises:
             InvalidRequestError: one of them is not missing; nothing was changed.
-            OSError: the record could not be written. If several were forgotten, an unmounted overlay may be left over.
+            OSError: the record could not be written; nothing was changed.
         """
         wanted = {directory for directory in directories if self.is_known_missing(directory)}
         present = [
@@ -186,10 +186,11 @@ class DirectoryRecovery:
                 hint="`holdfast inspect` names what is missing, under `recovery`.",
                 context={"dirs": present},
             )
-        given_up = [row for row in self._restored.missing if row.dir in wanted]
-        self._restored.give_up(given_up)
-        if self._restored.unmounted is not None and self._restored.unmounted.dir in wanted:
-            given_up.append(self._restored.give_up_unmounted(self._kept_unmounted))
+        unmounted = self._restored.unmounted
+        given_up = self._restored.give_up(
+            [row for row in self._restored.missing if row.dir in wanted],
+            unmounted_for=self._kept_unmounted if unmounted is not None and unmounted.dir in wanted else None,
+        )
         for row in given_up:
             log.warning("directory_given_up", sandbox=self._sandbox, dir=row.dir, backup=row.backup_id, cause=row.error)
         return given_up

@@ -6,71 +6,56 @@ from the record, with the same uppers.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from actors.logs import log
-from actors.node import mountinfo
-from actors.node.binds import bind, unbind
-from actors.node.errors import (
-    CorruptRecordError,
-    DamagedCopyError,
-    MountBusyError,
-    MountError,
-    NodeError,
-    PathError,
-)
+from actors.node.errors import DamagedCopyError, MountError
+from actors.node.exchange import exchange
 from actors.node.kept import KeptArchives
-from actors.node.layers import Layer, Layers
-from actors.node.mounting import sweep
-from actors.node.removal import remove_tree
-from actors.node.tree import TEMPORARY, Tree, temporary_name
+from actors.node.layers import Layer
+from actors.node.tree import Tree
+from actors.sandbox.overlays import Overlays
+from actors.sandbox.restored_record import RestoredRecord
+from actors.sandbox.staging import Staging
 from actors.sandbox.steps import RestoreStep, step
-from actors.state.node_record import Entry, Record, RecoveryItem, RecoveryPlan, now, twin_file
-
-_UNMOUNT_S = 10.0
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_libc = ctypes.CDLL(None, use_errno=True)
+from actors.state.node_record import Entry, Record, RecoveryItem, RecoveryPlan
 
 
 class RestoredDirectories:
     """The restored directories of one sandbox. Not thread-safe: the caller holds the tree lock."""
 
-    def __init__(self, file: Path, tree: Tree, layers: Layers, kept: KeptArchives) -> None:
-        """`kept` holds the archives that the layers are mounted from."""
-        self._file = file
-        self._twin = twin_file(file)
-        self._kept = kept
+    def __init__(
+        self,
+        folder: Path,
+        tree: Tree,
+        record: RestoredRecord,
+        overlays: Overlays,
+        kept: KeptArchives,
+    ) -> None:
+        """`folder` is the sandbox's. `kept` holds the archives that the layers are mounted from."""
+        self._folder = folder
         self._tree = tree
-        self._layers = layers
-        self._stage_note = file.parent / "stage"
-        self._open: dict[str, Layer] = {}
-        self._devices: dict[str, str] = {}
+        self._record = record
+        self._overlays = overlays
+        self._kept = kept
+        self._staging = Staging(folder / "stage", tree)
         self._is_mounted = False
         self._recovering: Mapping[str, str | None] = {}
         """The missing directories that the next commit settles, each with its error if it is forgotten."""
-        self._damage: CorruptRecordError | None = None
         self.unmounted: Entry | None = None
         """The overlay that could not be mounted in the last `mount_all`."""
-        self._is_on_record = False
-        """True if both copies of the record on the disk are good."""
-        self.record = Record(created_at=now())
-        self.read()
+
+    @property
+    def record(self) -> Record:
+        """The record, as it was read or written last."""
+        return self._record.value
 
     def read(self) -> None:
         """Reads the record, which another process of this node may have written meanwhile; `mount_all` must follow."""
-        try:
-            found, self._is_on_record = self._twin.read()
-            self.record, self._damage = found or Record(created_at=now()), None
-            self._is_on_record = self._is_on_record and found is not None
-        except CorruptRecordError as e:  # the sandbox can still be destroyed
-            self.record, self._damage = Record(created_at=now()), e
+        self._record.read()
 
     @property
     def is_whole(self) -> bool:
@@ -85,7 +70,7 @@ class RestoredDirectories:
     @property
     def is_open(self) -> bool:
         """True if the layer of every recorded overlay is mounted, in the sandbox's tree or not."""
-        return all(entry.layer in self._open for entry in self.record.entries if entry.is_mounted)
+        return all(self._overlays.is_open(entry) for entry in self.entries if entry.is_mounted)
 
     @property
     def has_archives(self) -> bool:
@@ -99,17 +84,17 @@ class RestoredDirectories:
     @property
     def missing(self) -> list[RecoveryItem]:
         """The directories that still have to be recovered."""
-        return self.record.recovery.missing if self.record.recovery else []
+        return self._record.missing
 
     @property
     def exists(self) -> bool:
         """True if this node has a record of the sandbox, readable or not."""
-        return self._twin.exists
+        return self._record.exists
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """The restored directories, outer ones before those inside them."""
-        return tuple(sorted(self.record.entries, key=lambda entry: entry.dir))
+        return self._record.entries
 
     def mount_all(self, *, but_in: str | None = None) -> None:
         """Mounts everything that the record names, and removes what earlier processes have left.
@@ -122,11 +107,9 @@ class RestoredDirectories:
                 DamagedCopyError: one of the archives is damaged; `damaged` names its directory.
         """
         self.unmounted = None
-        self._check_readable()
+        self._record.check_readable()
         self.unmount_all()
-        stuck = sweep(self._file.parent, deadline_s=_UNMOUNT_S)
-        if stuck:
-            raise MountError(f"{len(stuck)} mounts of an earlier process are still in use.")
+        self._overlays.sweep(self._folder)
         self._tree.prepare()  # after the sweep: a mount whose daemon is dead can cover a top folder
         for entry in self.entries:
             if but_in is not None and entry.lies_in(but_in):
@@ -134,38 +117,28 @@ class RestoredDirectories:
             if entry.layer is not None and entry.archive_sha256 is not None:
                 self.unmounted = entry
                 archive = self._kept.check(entry.archive_sha256)
-                self._open[entry.layer] = self._layers.open(entry.layer, archive, entry.archive_sha256)
+                self._overlays.open(entry.layer, archive, entry.archive_sha256)
         self.unmounted = None
         self._note_conversions()
-        self._show(self._mounted)
+        self._overlays.show(self._open)
         self.discard_leftovers()
-        self._remove_stage()
+        self._staging.remove()
         self.drop_unused_archives()
-        if not self._is_on_record:
-            self._save(self.record)
+        self._record.complete()
         self._is_mounted = True
 
     def discard_leftovers(self) -> None:
         """Removes the layers of no recorded directory. Raises NodeError, OSError."""
-        recorded = {entry.layer for entry in self.record.entries}
-        leftovers = [layer_id for layer_id in self._layers.ids() if layer_id not in recorded]
-        for layer_id in leftovers:
-            self._layers.discard_leftover(layer_id)
-        if leftovers:
-            self.release_lowers()
+        self._overlays.discard_all_but({entry.layer for entry in self.entries})
 
     def _note_conversions(self) -> None:
         """Records the new driver of layers that were converted from fuse-overlayfs to this node's driver."""
-        entries = tuple(
-            entry.model_copy(update={"driver": self._layers.driver}) if entry.layer in self._open else entry
-            for entry in self.record.entries
-        )
-        if entries != self.record.entries:
-            self._save(self.record.model_copy(update={"entries": entries}))
+        if self._open:
+            self._record.note_driver(self._overlays.driver, {entry.layer for entry in self._open if entry.layer})
 
     @property
-    def _mounted(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.layer in self._open]
+    def _open(self) -> list[Entry]:
+        return [entry for entry in self.entries if self._overlays.is_open(entry)]
 
     def put_back(self) -> None:
         """Mounts overlays in their places again after a command has moved them, by renaming a directory above them.
@@ -175,35 +148,26 @@ class RestoredDirectories:
         Raises:
             MountBusyError: a mount is in use; the sandbox's next call mounts everything anew.
         """
-        found = [(entry, self._points(entry)) for entry in self._mounted]
-        if all(points == [self._real_place(entry.dir)] for entry, points in found if points):
-            self._show([entry for entry, points in found if not points])
-            return
-        self._is_mounted = False
-        if sweep(self._tree.root, deadline_s=_UNMOUNT_S):
-            raise MountBusyError("A restored directory is still in use.")
-        self._show(self._mounted)
-        self._is_mounted = True
+        if not self._overlays.show_missing(self._open):
+            with self._remounting():
+                self._overlays.show_anew(self._open)
 
     def release_lowers(self) -> None:
         """Unmounts the archives that killed processes have left mounted by the kernel, unless they are in use."""
-        try:
-            self._layers.release_unused_lowers()
-        except (NodeError, OSError) as e:  # the next call removes them
-            log.warning("lowers_left_mounted", error=type(e).__name__)
+        self._overlays.release_lowers()
 
     def forget(self) -> None:
         """Begins with an empty record, after the sandbox's files were removed."""
-        self.record, self._damage, self._is_on_record = Record(created_at=now()), None, False
-        self._devices.clear()
+        self._record.forget()
+        self._overlays.forget()
 
     def begin_recovery(self, created_at: datetime, recovery: RecoveryPlan) -> None:
         """Records a recovery before it begins. Older files of the sandbox must have been removed from this node.
 
         Raises OSError.
         """
-        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._save(Record(created_at=created_at, recovery=recovery))
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._record.begin_recovery(created_at, recovery)
 
     @contextmanager
     def recovering(self, settled: Mapping[str, str | None]) -> Iterator[None]:
@@ -219,42 +183,23 @@ class RestoredDirectories:
 
     def note_failure(self, wanted: RecoveryItem, error: str) -> None:
         """Records the error that kept a directory from being recovered; it stays missing. Raises OSError."""
-        assert self.record.recovery is not None
-        recovery = self.record.recovery.failed(wanted.dir, error)
-        if recovery != self.record.recovery:
-            self._save(self.record.model_copy(update={"recovery": recovery}))
+        self._record.note_failure(wanted, error)
 
-    def give_up(self, directories: Sequence[RecoveryItem]) -> None:
-        """Forgets missing directories; the record keeps the error of each. Raises OSError."""
-        recovery = self.record.recovery
-        for wanted in directories:
-            assert recovery is not None
-            recovery = recovery.settled(wanted.dir, error=wanted.kept_away_by)
-        if directories:
-            self._save(self.record.model_copy(update={"recovery": recovery}))
+    def note_unmounted(self, entry: Entry) -> None:
+        """Notes again that an overlay is not mounted, unless `mount_all` has found another one since."""
+        self.unmounted = self.unmounted or entry
 
-    def give_up_unmounted(self, error: str) -> RecoveryItem:
-        """Forgets the overlay that cannot be mounted, with everything that was written to it. Raises OSError.
+    def give_up(self, missing: Sequence[RecoveryItem], *, unmounted_for: str | None = None) -> list[RecoveryItem]:
+        """Forgets missing directories; with an error also the overlay that cannot be mounted. All or none.
 
-        The next `mount_all` removes its layer.
+        Everything that was written to the overlay is forgotten with it; the next `mount_all` removes its layer.
+        Returns the forgotten directories, each with its error. Raises OSError.
         """
-        entry = self.unmounted
-        assert entry is not None
-        row = RecoveryItem(
-            dir=entry.dir,
-            backup_id=entry.backup_id,
-            taken_at=entry.taken_at or entry.restored_at,
-            mode=entry.mode,
-            settled=True,
-            error=error,
-        )
-        plan = self.record.recovery or RecoveryPlan(at=now())
-        others = tuple(other for other in plan.directories if other.dir != row.dir)
-        plan = plan.model_copy(update={"directories": (*others, row)})
-        entries = tuple(other for other in self.record.entries if other != entry)
-        self._save(self.record.model_copy(update={"entries": entries, "recovery": plan}))
-        self.unmounted = None
-        return row
+        unmounted = self.unmounted if unmounted_for is not None else None
+        given_up = self._record.give_up(missing, unmounted=unmounted, error=unmounted_for)
+        if unmounted is not None:
+            self.unmounted = None
+        return given_up
 
     def keep_archive(self, archive: Path, sha256: str) -> Path:
         """Links an archive into the sandbox's folder, for its layers. The link stays if the node's cache evicts it."""
@@ -265,7 +210,7 @@ class RestoredDirectories:
 
         Reads each archive that was not verified since the node booted. Raises CorruptRecordError.
         """
-        self._check_readable()
+        self._record.check_readable()
         found = []
         for entry in self.entries:
             if entry.is_mounted and entry.archive_sha256 is not None:
@@ -276,21 +221,14 @@ class RestoredDirectories:
                     found.append(entry)
         return found
 
-    def _check_readable(self) -> None:
-        if self._damage is not None:
-            raise self._damage
-
     def drop_unused_archives(self) -> None:
         """Removes the links to archives that no recorded layer needs."""
-        self._kept.drop_all_but({entry.archive_sha256 for entry in self.record.entries if entry.archive_sha256})
+        self._kept.drop_all_but({entry.archive_sha256 for entry in self.entries if entry.archive_sha256})
 
     def unmount_all(self) -> None:
         """Unmounts everything and keeps every upper. Raises MountError if a mount is in use."""
         self._is_mounted = False
-        if self._open and sweep(self._tree.root, deadline_s=_UNMOUNT_S):
-            raise MountBusyError("A restored directory is still in use.")
-        self._layers.close_all()
-        self._open.clear()
+        self._overlays.close_all()
         self._kept.forget_mounts()
 
     def replace_by_layer(self, entry: Entry, layer: Layer) -> None:
@@ -299,20 +237,10 @@ class RestoredDirectories:
         Raises:
             NodeError: the directory has its old content; the caller discards the layer.
         """
-        with self._without_mounts_in(entry.dir) as replaced:
-            self._open[layer.id] = layer
-            try:
-                with step(RestoreStep.SHOW):
-                    self._bind(entry)
-                if self._layers.is_lost(layer):  # a daemon that dies later is revived, because the record has the layer
-                    raise MountError("A file system daemon under the directory died.")
-                self._commit(entry, replaced)
-            except BaseException:
-                self._unbind(entry)
-                del self._open[layer.id]
-                raise
+        with self._without_overlays_in(entry.dir) as replaced, self._overlays.shown(entry, layer):
+            self._commit(entry, replaced)
         with step(RestoreStep.DISCARD):
-            self._discard(replaced)
+            self._overlays.discard(replaced)
 
     def replace_by_copy(self, entry: Entry, stage: Path) -> None:
         """Exchanges the directory at `entry.dir` with the plain directory `stage` beside it. All or nothing.
@@ -323,187 +251,61 @@ class RestoredDirectories:
             PathError: this driver cannot replace a directory inside a restored overlay.
             NodeError: the directory has its old content.
         """
-        with self._without_mounts_in(entry.dir) as replaced:
-            place = self._place(entry.dir)
+        with self._without_overlays_in(entry.dir) as replaced:
+            place = self._tree.place(entry.dir)
             with step(RestoreStep.SHOW):
-                _exchange(stage, place)
+                exchange(stage, place)
             try:
                 self._commit(entry, replaced)
             except BaseException:
-                _exchange(stage, place)
+                exchange(stage, place)
                 raise
         with step(RestoreStep.DISCARD):
-            self._discard(replaced)
+            self._overlays.discard(replaced)
 
-    @contextmanager
-    def staging(self, place: str) -> Iterator[Path]:
+    def staging(self, place: str) -> AbstractContextManager[Path]:
         """A fresh path beside the directory `place`. Its content is removed after the block, or by `mount_all`."""
-        stage = f"{place.rpartition('/')[0]}/{temporary_name()}"
-        self._stage_note.write_text(stage)
-        try:
-            yield self._place(stage)
-        finally:
-            self._remove_stage()
-
-    def _remove_stage(self) -> None:
-        if not self._stage_note.exists():
-            return
-        parent, _, name = self._stage_note.read_text().rpartition("/")
-        if not TEMPORARY.fullmatch(name):  # the note was cut short: nothing was staged yet
-            self._stage_note.unlink()
-            return
-        try:
-            with self._tree.directory(parent or "/") as fd:
-                remove_tree(Path(f"/proc/{os.getpid()}/fd/{fd}/{name}"))
-            self._stage_note.unlink()
-        except (NodeError, OSError) as e:  # the note stays, so the next `mount_all` removes the stage
-            log.warning("stage_left_behind", error=type(e).__name__)
+        return self._staging.beside(place)
 
     def revive(self, layer: Layer, stop_users: Callable[[], None]) -> None:
         """Mounts a layer again after its daemon died, with the same upper. Raises NodeError.
 
         Refuses while another layer is missing too: only `mount_all` makes the tree whole then.
         """
-        entry = next((entry for entry in self.entries if entry.layer == layer.id), None)
-        if entry is None or layer.id not in self._open:  # unmounted or replaced in the meantime
+        entry = next((entry for entry in self._open if entry.layer == layer.id), None)
+        if entry is None:  # unmounted or replaced in the meantime
             return
         if not self._is_mounted:
             raise MountError("Another layer is missing.")
-        self._is_mounted = False
-        self._kept.check(layer.sha256)
-        stop_users()
-        inside = self._mounted_in(self._places(entry)[0], entry.dir)
-        for other in reversed(inside):
-            self._unbind(other)
-        self._layers.revive(layer)
-        self._show(inside)
-        self._is_mounted = True
+        with self._remounting():
+            self._kept.check(layer.sha256)
+            stop_users()
+            self._overlays.revive(entry, layer, self.entries)
 
     def _commit(self, entry: Entry, replaced: Sequence[Entry]) -> None:
-        kept = tuple(old for old in self.record.entries if not (old.lies_in(entry.dir) or old in replaced))
-        recovery = self.record.recovery
-        for directory, error in self._recovering.items():
-            assert recovery is not None
-            recovery = recovery.settled(directory, error=error)
         with step(RestoreStep.RECORD):
-            self._save(self.record.model_copy(update={"entries": (*kept, entry), "recovery": recovery}))
+            self._record.commit(entry, replaced, self._recovering)
 
     @contextmanager
-    def _without_mounts_in(self, directory: str) -> Iterator[list[Entry]]:
-        """Removes the mounts at and below `directory` from the tree; mounts them again if the block fails."""
-        covered = self._mounted_in(self._place(directory), directory)
-        taken: list[Entry] = []
+    def _without_overlays_in(self, directory: str) -> Iterator[list[Entry]]:
+        """Hides the overlays at and below `directory`; shows them again if the block fails."""
+        covered = self._overlays.shown_in(directory, self.entries)
+        hidden: list[Entry] = []
         try:
             with step(RestoreStep.UNMOUNT):
                 for entry in reversed(covered):
-                    self._unbind(entry)
-                    taken.append(entry)
+                    self._overlays.hide(entry)
+                    hidden.append(entry)
             yield covered
         except BaseException:
-            self._is_mounted = False
-            for entry in reversed(taken):
-                self._bind(entry)
-            self._is_mounted = True
+            with self._remounting():
+                for entry in reversed(hidden):
+                    self._overlays.show_one(entry)
             raise
 
-    def _discard(self, replaced: Sequence[Entry]) -> None:
-        for entry in reversed(replaced):
-            layer = self._open.pop(entry.layer or "", None)
-            if layer is None:
-                continue
-            try:
-                self._layers.discard(layer)
-            except (NodeError, OSError, RuntimeError) as e:  # the record is written: nothing may fail any more
-                log.warning("layer_left_behind", layer=layer.id, error=type(e).__name__)
-
-    def _mounted_in(self, place: Path, directory: str) -> list[Entry]:
-        """The overlays that are recorded in `directory`, or mounted in `place`; outer ones first."""
-        found = []
-        for entry in self._mounted:
-            places = self._places(entry)
-            if entry.lies_in(directory) or any(each.is_relative_to(place) for each in places):
-                found.append((places[0], entry))
-        return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
-
-    def _show(self, entries: Sequence[Entry]) -> None:
-        """Mounts overlays into the tree, outer ones first. An overlay stays out if something else has taken its place.
-
-        The overlay that was restored to a place comes before one that a symbolic link now leads there.
-        """
-        detours = []
-        for entry in sorted(entries, key=lambda entry: entry.dir):
-            with contextlib.suppress(PathError):
-                self._tree.make_directory(entry.dir)
-            if self._real_place(entry.dir) in (self._place(entry.dir), None):
-                self._show_one(entry)
-            else:
-                detours.append(entry)
-        for entry in detours:
-            self._show_one(entry)
-
-    def _show_one(self, entry: Entry) -> None:
-        try:
-            self._bind(entry)
-        except PathError as e:
-            self._devices.pop(entry.layer or "", None)
-            log.error("layer_not_shown", layer=entry.layer, detail=e.message)
-
-    def _bind(self, entry: Entry) -> None:
-        """Mounts an overlay into the tree.
-
-        Raises:
-            PathError: something else has taken its place.
-            MountError: its layer is not mounted; its daemon may just have died.
-        """
-        layer = self._open[entry.layer or ""]
-        self._tree.make_directory(entry.dir)
-        with self._tree.directory(entry.dir) as target:
-            place = self._place(self._tree.canonical(target))
-            if place in [mount.point for mount in mountinfo.mounts_under(self._place("/"))]:
-                raise PathError("Another restored directory is shown there.")
-            bind(layer.merged, target)
-        mounted = mountinfo.find(layer.merged)
-        if mounted is None:  # so a bare directory of the node's disk was bound
-            unbind(place, deadline_s=_UNMOUNT_S)
-            raise MountError("The layer is not mounted.")
-        self._devices[layer.id] = mounted.device
-
-    def _unbind(self, entry: Entry) -> None:
-        for point in self._points(entry):
-            unbind(point, deadline_s=_UNMOUNT_S)
-
-    def _points(self, entry: Entry) -> list[Path]:
-        """The places in the tree at which an overlay is mounted now."""
-        device = self._devices.get(entry.layer or "")
-        mounts = mountinfo.mounts_under(self._place("/"))
-        return [mount.point for mount in mounts if mount.device == device]
-
-    def _places(self, entry: Entry) -> list[Path]:
-        """The places at which an overlay is mounted now, or its recorded place if it is not mounted."""
-        return self._points(entry) or [self._place(entry.dir)]
-
-    def _real_place(self, directory: str) -> Path | None:
-        """The place of a directory with its symbolic links resolved; None if there is no such directory."""
-        try:
-            with self._tree.directory(directory) as fd:
-                return self._place(self._tree.canonical(fd))
-        except PathError:
-            return None
-
-    def _place(self, directory: str) -> Path:
-        return Path(os.path.realpath(self._tree.root)) / directory.lstrip("/")
-
-    def _save(self, record: Record) -> None:
-        """Writes the record, whole or not at all. Once the file has its name, nothing here can fail."""
-        self._twin.write(record.model_dump_json())
-        self.record, self._is_on_record = record, True
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Exchanges two paths in one step: renameat2(2) with RENAME_EXCHANGE."""
-    result = _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    if result != 0:
-        error = ctypes.get_errno()
-        if error == errno.EXDEV:  # from fuse-overlayfs, for a directory that came from the archive
-            raise PathError('A directory inside a restored one cannot be replaced here; use mode "overlay".')
-        raise MountError(f"The directory cannot be exchanged: {os.strerror(error)}.")
+    @contextmanager
+    def _remounting(self) -> Iterator[None]:
+        """Counts the directories as unmounted within the block, and after it if it fails."""
+        self._is_mounted = False
+        yield
+        self._is_mounted = True

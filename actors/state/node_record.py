@@ -41,6 +41,17 @@ class Entry(BaseModel):
         """Tells whether it is `directory` or lies inside it."""
         return self.dir == directory or self.dir.startswith(directory + "/")
 
+    def forgotten(self, error: str | None) -> RecoveryItem:
+        """The item of a recovery that says that it was forgotten, since it could not be mounted for `error`."""
+        return RecoveryItem(
+            dir=self.dir,
+            backup_id=self.backup_id,
+            taken_at=self.taken_at or self.restored_at,
+            mode=self.mode,
+            settled=True,
+            error=error,
+        )
+
     def public(self) -> RestoredDirectory:
         """Returns the model that the API shows."""
         return RestoredDirectory(
@@ -104,6 +115,11 @@ class RecoveryPlan(BaseModel):
     def failed(self, directory: str, error: str) -> RecoveryPlan:
         """The plan with the error of the latest attempt to bring one directory back."""
         return self._changed(directory, settled=False, error=error)
+
+    def with_item(self, item: RecoveryItem) -> RecoveryPlan:
+        """The plan with one more directory, or with another item for a directory that it has."""
+        others = tuple(other for other in self.directories if other.dir != item.dir)
+        return self.model_copy(update={"directories": (*others, item)})
 
     def _changed(self, directory: str, *, settled: bool, error: str | None) -> RecoveryPlan:
         changed = {"settled": settled, "error": error}

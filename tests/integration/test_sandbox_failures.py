@@ -263,7 +263,7 @@ def test_a_busy_target_is_left_as_it_was(
     node: Node, prepared: tuple[LocalSandbox, DirectoryBackup], mode: RestoreMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, handle = prepared
-    monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
+    monkeypatch.setattr("actors.sandbox.overlays._UNMOUNT_S", 0.2)
     with nothing_changes(node, box):
         with (
             (node.tree(box) / "workspace" / "data" / "file").open(),

@@ -102,7 +102,7 @@ def test_a_sandbox_survives_the_end_of_another_over_an_identical_archive(kernel_
 
 
 def test_a_wake_fails_while_a_mount_is_in_use_and_works_afterwards(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
+    monkeypatch.setattr("actors.sandbox.overlays._UNMOUNT_S", 0.2)
     first = node.sandbox()
     write(first, "/workspace/file", "kept")
     restore(first, backup(first))
@@ -120,7 +120,7 @@ def test_a_wake_fails_while_a_mount_is_in_use_and_works_afterwards(node: Node, m
 def test_the_log_says_why_a_sandbox_could_not_wake(
     kernel_node: Node, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
+    monkeypatch.setattr("actors.sandbox.overlays._UNMOUNT_S", 0.2)
     first = kernel_node.sandbox()
     write(first, "/workspace/file", "kept")
     restore(first, backup(first))

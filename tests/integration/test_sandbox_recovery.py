@@ -187,11 +187,12 @@ import os, signal, sys
 from actors.state.ownership import Ownership
 from actors.sandbox.recovery import DirectoryRecovery
 from actors.sandbox.restored_directories import RestoredDirectories
+from actors.sandbox.restored_record import RestoredRecord
 from actors.sandbox.take_up import TakeUp
 from tests.support.sandboxes import from_description
 told, name, place, method, number, when = sys.argv[1:]
 kinds = {"ownership": Ownership, "recovery": DirectoryRecovery, "restored": RestoredDirectories}
-kinds["take_up"] = TakeUp
+kinds |= {"record": RestoredRecord, "take_up": TakeUp}
 kind = kinds[place]
 real, calls = getattr(kind, method), []
 
@@ -216,7 +217,7 @@ MOMENTS = [
     ("ownership", "acquire_epoch", 1, "after"),
     ("restored", "begin_recovery", 1, "after"),
     ("recovery", "_bring_one_back", 1, "after"),
-    ("restored", "_commit", 2, "before"),
+    ("record", "commit", 2, "before"),
     ("ownership", "report", 1, "before"),
 ]
 

@@ -62,7 +62,7 @@ def test_a_sandbox_that_could_not_be_unmounted_is_mounted_again_by_the_next_call
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box, _, _ = restored_twice(node)
-    monkeypatch.setattr("actors.sandbox.restored_directories._UNMOUNT_S", 0.2)
+    monkeypatch.setattr("actors.sandbox.overlays._UNMOUNT_S", 0.2)
     with (node.tree(box) / "home" / "sandbox" / "data" / "file").open():
         with pytest.raises(MountError):
             box.close()
@@ -87,7 +87,7 @@ def test_a_restore_succeeds_once_its_record_is_written_though_the_sync_fails(
         real(fd)
 
     with monkeypatch.context() as patched:
-        patched.setattr("actors.sandbox.restored_directories.os.fsync", fails_for_folders)
+        patched.setattr("os.fsync", fails_for_folders)
         restore(box, handle, mode="copy")
     box.close()
     again = node.sandbox()

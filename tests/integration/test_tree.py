@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from actors.node.errors import PathError, PathMissingError, PathTypeError
+from actors.node.exchange import exchange
 from actors.node.tree import TEMPORARY, Tree
-from actors.sandbox.restored_directories import _exchange
 from tests.support.mount_leaks import open_files
 from tests.support.sandboxes import UID
 
@@ -98,7 +98,7 @@ def test_a_swapped_link_never_shows_a_file_of_the_node(tree: Tree, outside: Path
 
     def swap() -> None:
         while not stop.is_set():
-            _exchange(work / "dir", work / "link")
+            exchange(work / "dir", work / "link")
 
     thread = threading.Thread(target=swap)
     thread.start()
