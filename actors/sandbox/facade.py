@@ -44,7 +44,7 @@ from actors.sandbox.take_down import TakeDown
 from actors.sandbox.take_up import TakeUp
 from actors.sandbox.unsaved import UnsavedNote, UnsavedWatch
 from actors.sandbox.work import Work
-from actors.state.api_views import public_recovery
+from actors.state.api_views import public_recovery, public_restored
 from actors.state.backup_ledger import SandboxLedger
 from actors.state.document import NodeRef, StateRead
 from actors.state.ownership import Ownership
@@ -250,7 +250,7 @@ class LocalSandbox:
             labels=state.labels if state else {},
             recovery=public_recovery(state.recovery) if state else None,
             awake_since=self._awake_since,
-            restored=[entry.public() for entry in restored.entries],
+            restored=[public_restored(entry) for entry in restored.entries],
             operation=self._operations.running,
             recent=self._operations.ended,
             commands=self.parts.commands.count,

@@ -39,7 +39,7 @@ from actors.node.archive_cache import CachedArchive
 from actors.node.archiver import Archiver
 from actors.node.drivers import Limit
 from actors.node.errors import DriverUnavailableError, NodeError, PathError
-from actors.node.layers import Layers
+from actors.node.layers import Layer, Layers
 from actors.node.squashfs import superblock
 from actors.node.tree import Tree
 from actors.node.verified import Verified
@@ -158,16 +158,7 @@ class BackupRestoration:
                 self.restored.put_back()
                 made, place = self._target(options.dir)
                 try:
-                    entry = Entry(
-                        dir=place,
-                        backup_id=options.id,
-                        mode="overlay",
-                        restored_at=datetime.now(UTC),
-                        taken_at=record.created_at,
-                        driver=self.layers.driver,
-                        layer=layer.id,
-                        archive_sha256=archive.sha256,
-                    )
+                    entry = self._entry(place, record, layer)
                     self.restored.replace_by_layer(entry, layer)
                     return entry
                 except BaseException:
@@ -218,18 +209,25 @@ class BackupRestoration:
                     with step(RestoreStep.PREPARE):
                         self.archiver.extract(archive.path, stage.parent, stage.name, cancelled=progress.cancelled)
                     progress.point_of_no_return(Phase.EXTRACTING)
-                    entry = Entry(
-                        dir=place,
-                        backup_id=options.id,
-                        mode="copy",
-                        restored_at=datetime.now(UTC),
-                        taken_at=record.created_at,
-                    )
+                    entry = self._entry(place, record)
                     self.restored.replace_by_copy(entry, stage)
                     return entry
             except BaseException:
                 self.tree.remove_directories(made)
                 raise
+
+    def _entry(self, place: str, record: BackupRecord, layer: Layer | None = None) -> Entry:
+        """The entry of a directory that is restored now: an overlay with `layer`, otherwise a copy."""
+        return Entry(
+            dir=place,
+            backup_id=record.id,
+            mode="copy" if layer is None else "overlay",
+            restored_at=datetime.now(UTC),
+            taken_at=record.created_at,
+            driver=None if layer is None else self.layers.driver,
+            layer=None if layer is None else layer.id,
+            archive_sha256=None if layer is None else layer.sha256,
+        )
 
     def _target(self, directory: str) -> tuple[list[str], str]:
         """Makes the directory if it is missing; returns the directories that were made, and its real path."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
+from actors.models import DirectoryStatus
 from actors.state.document import MAX_ROWS, happened, with_checkpoint
 from actors.state.node_record import Entry, Record
 from storage.metadata import (
@@ -21,7 +22,6 @@ from storage.metadata import (
 
 TAKEN_OVER = "taken_over"
 """The event of a takeover: the sandbox is to be recovered on another node."""
-_MISSING = "missing"
 _BEGINNINGS = (TAKEN_OVER, "created", "woke", "recovered", "slept")
 """Events that determine where the sandbox's files are from then on."""
 
@@ -88,22 +88,12 @@ def _is_told(state: SandboxState, row: RestoredDirectory) -> bool:
 
 def restored_in(record: Record) -> list[RestoredDirectory]:
     """The restored directories in the terms of the state: the `MAX_ROWS` that were restored last."""
-    return [
-        RestoredDirectory(
-            dir=entry.dir,
-            backup_id=entry.backup_id,
-            mode=entry.mode,
-            driver=entry.driver.value if entry.driver else None,
-            restored_at=entry.restored_at,
-        )
-        for entry in latest_entries(record)
-    ]
+    return [RestoredDirectory.model_validate(entry, from_attributes=True) for entry in latest_entries(record)]
 
 
 def checkpoint_in(entry: Entry) -> Checkpoint:
     """The checkpoint of a restored directory: the backup that it was restored from."""
-    at = entry.taken_at or entry.restored_at
-    return Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=at, mode=entry.mode)
+    return Checkpoint(dir=entry.dir, backup_id=entry.backup_id, taken_at=entry.content_at, mode=entry.mode)
 
 
 def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxState:
@@ -124,19 +114,9 @@ def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | Non
     plan = record.recovery
     if plan is None:
         return None
-    directories = [
-        RecoveredDirectory(
-            dir=row.dir,
-            backup_id=row.backup_id,
-            taken_at=row.taken_at,
-            error=row.error,
-            status=_MISSING if not row.settled else "forgotten" if row.error else "restored",
-        )
-        for row in plan.directories
-    ]
-    is_news = plan.lost_node is not None or bool(plan.given_up)  # otherwise no caller has to be informed
-    lost = list(plan.lost) if plan.lost is not None and is_news else None
-    recovery = Recovery(at=plan.at, lost_node=plan.lost_node, directories=directories, lost=lost)
+    recovery = Recovery.model_validate(plan, from_attributes=True, strict=False)
+    if plan.lost_node is None and not plan.given_up:  # no caller has to be informed
+        recovery = recovery.model_copy(update={"lost": None})
     if known is not None and known.at == recovery.at:
         return recovery.model_copy(update={"told_at": known.told_at})
     return recovery if plan.lost_node is not None or plan.missing or plan.given_up else None
@@ -179,9 +159,9 @@ def with_unmounted(state: SandboxState, entry: Entry, error: str) -> SandboxStat
     row = RecoveredDirectory(
         dir=entry.dir,
         backup_id=entry.backup_id,
-        taken_at=entry.taken_at or entry.restored_at,
+        taken_at=entry.content_at,
         error=error,
-        status=_MISSING,
+        status=DirectoryStatus.MISSING,
     )
     others = [other for other in recovery.directories if other.dir != entry.dir]
     return state.model_copy(update={"recovery": recovery.model_copy(update={"directories": [*others, row]})})
@@ -189,14 +169,14 @@ def with_unmounted(state: SandboxState, entry: Entry, error: str) -> SandboxStat
 
 def missing_in(recovery: Recovery) -> list[RecoveredDirectory]:
     """The directories that the state calls missing."""
-    return [row for row in recovery.directories if row.status == _MISSING]
+    return [row for row in recovery.directories if row.status == DirectoryStatus.MISSING]
 
 
 def _without_missing(recovery: Recovery | None) -> Recovery | None:
     """The state's recovery without its missing directories, once everything is mounted."""
     if recovery is None or not missing_in(recovery):
         return recovery
-    left = [row for row in recovery.directories if row.status != _MISSING]
+    left = [row for row in recovery.directories if row.status != DirectoryStatus.MISSING]
     return recovery.model_copy(update={"directories": left}) if left or recovery.lost_node else None
 
 

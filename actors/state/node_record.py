@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from actors.models import RestoredDirectory, RestoreMode
+from actors.models import DirectoryStatus
 from actors.node.drivers import Driver
 from actors.node.errors import CorruptRecordError
 from actors.node.records import TwinFile
@@ -41,25 +41,20 @@ class Entry(BaseModel):
         """Tells whether it is `directory` or lies inside it."""
         return self.dir == directory or self.dir.startswith(directory + "/")
 
+    @property
+    def content_at(self) -> datetime:
+        """The time of its backup, or of its restore where an earlier release did not record that."""
+        return self.taken_at or self.restored_at
+
     def forgotten(self, error: str | None) -> RecoveryItem:
         """The item of a recovery that says that it was forgotten, since it could not be mounted for `error`."""
         return RecoveryItem(
             dir=self.dir,
             backup_id=self.backup_id,
-            taken_at=self.taken_at or self.restored_at,
+            taken_at=self.content_at,
             mode=self.mode,
             settled=True,
             error=error,
-        )
-
-    def public(self) -> RestoredDirectory:
-        """Returns the model that the API shows."""
-        return RestoredDirectory(
-            dir=self.dir,
-            backup_id=self.backup_id,
-            mode=RestoreMode(self.mode),
-            driver=self.driver.value if self.driver else None,
-            restored_at=self.restored_at,
         )
 
 
@@ -77,6 +72,13 @@ class RecoveryItem(BaseModel):
     mode: Literal["overlay", "copy"] = "overlay"
     settled: bool = False
     error: str | None = None
+
+    @property
+    def status(self) -> DirectoryStatus:
+        """Its outcome so far."""
+        if not self.settled:
+            return DirectoryStatus.MISSING
+        return DirectoryStatus.FORGOTTEN if self.error else DirectoryStatus.RESTORED
 
     @property
     def kept_away_by(self) -> str:
