@@ -56,12 +56,6 @@ class UploadedArchive:
     part_bytes: int
     etag: str
 
-    @property
-    def digest(self) -> ArchiveDigest:
-        """The digests that a later download has to match."""
-        shas = tuple(part.sha256 for part in self.parts)
-        return ArchiveDigest(self.size_bytes, self.etag, self.sha256, self.part_bytes, shas)
-
 
 def part_count(size_bytes: int, part_bytes: int) -> int:
     """Number of parts of an archive; an empty archive has one."""

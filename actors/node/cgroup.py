@@ -172,13 +172,6 @@ class Cgroup:
         groups = [path for path in (self._path, *self._v1.values()) if path.is_dir()]
         return ["/bin/sh", "-c", JOIN, "join", *(str(path / PROCS) for path in groups), "--", *argv]
 
-    def pids(self) -> list[int]:
-        """The processes in the group now."""
-        try:
-            return [int(pid) for pid in (self._path / PROCS).read_text().split()]
-        except FileNotFoundError:
-            return []
-
     @contextlib.contextmanager
     def frozen(self, *, timeout_s: float = 10.0) -> Iterator[None]:
         """Pauses every process of the group within the block.

@@ -98,11 +98,6 @@ def advice(driver: Driver) -> str:
     )
 
 
-def obstacle(driver: Driver, folder: Path) -> str | None:
-    """The reason why a driver is not offered for layers under `folder`; None if it is."""
-    return verdict(driver, folder).reason
-
-
 def verdict(driver: Driver, folder: Path) -> Verdict:
     """Returns the kept verdict on a driver for layers under `folder`, or tries the driver if there is none."""
     file = folder / f"{driver}-{_circumstances(driver, folder)}.json"

@@ -313,15 +313,17 @@ class BackupCreation:
             SandboxUnavailableError: another actor has taken over; nothing is left of the backup.
             StorageError: something may be left.
         """
+        replaced: SandboxUnavailableError | None = None
         try:
             self.ledger.check()
-        except SandboxUnavailableError:
-            if self.catalog.settle(backup_id) is None:
-                raise
+        except SandboxUnavailableError as e:
+            replaced = e
+        if replaced is None and not (may_exist and self.catalog.store.supports_conditional_writes()):
+            self.catalog.abandon(backup_id)
+        elif self.catalog.settle(backup_id) is not None:
             return False
-        if may_exist and self.catalog.store.supports_conditional_writes():
-            return self.catalog.settle(backup_id) is None
-        self.catalog.abandon(backup_id)
+        if replaced is not None:
+            raise replaced
         return True
 
     def _claim(self, record: BackupRecord, options: BackupOptions, idempotency_key: str) -> DirectoryBackup | None:

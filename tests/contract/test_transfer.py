@@ -95,6 +95,12 @@ class Rig:
         assert [t.name for t in threading.enumerate() if t.name.startswith("transfer")] == []
 
 
+def digest_of(uploaded: UploadedArchive) -> ArchiveDigest:
+    """The digests that a download has to match, as the metadata of a backup keeps them."""
+    shas = tuple(part.sha256 for part in uploaded.parts)
+    return ArchiveDigest(uploaded.size_bytes, uploaded.etag, uploaded.sha256, uploaded.part_bytes, shas)
+
+
 def rig_before(config: BucketConfig, folder: Path) -> Iterator[Rig]:
     direct = S3ObjectStore(config, transfer=FAST)
     with fault_proxy(config) as (proxy, through):
@@ -140,7 +146,7 @@ def test_an_archive_survives_upload_and_download_with_its_digests(rig: Rig, data
     assert sum(part.size_bytes for part in uploaded.parts) == len(data)
     assert {part.size_bytes for part in uploaded.parts[:-1]} <= {FAST.part_bytes}
     assert uploaded.etag == rig.direct.head(KEY).etag
-    assert rig.download(uploaded.digest) == data
+    assert rig.download(digest_of(uploaded)) == data
     assert rig.moved == len(data)
 
 
@@ -157,14 +163,14 @@ def test_an_upload_survives_faults_of_its_parts(rig: Rig, words: str) -> None:
     uploaded = rig.upload(LARGE, config=patience_for(words))
     rig.proxy.released.set()
     assert rig.moved == len(LARGE)
-    assert rig.download(uploaded.digest) == LARGE
+    assert rig.download(digest_of(uploaded)) == LARGE
     assert list(rig.direct.list_uploads("")) == []
 
 
 @pytest.mark.parametrize("word", ["503", "reset", "reset-body", "lost", "expired", "flip-request"])
 def test_a_single_put_survives_a_fault(rig: Rig, word: str) -> None:
     rig.proxy.script("put", word)
-    assert rig.download(rig.upload(SMALL).digest) == SMALL
+    assert rig.download(digest_of(rig.upload(SMALL))) == SMALL
     assert rig.proxy.count("put") == 2
 
 
@@ -172,7 +178,7 @@ def test_a_part_damaged_in_transit_is_detected_and_sent_again(rig: Rig) -> None:
     rig.proxy.script("part", "flip-request")
     uploaded = rig.upload(LARGE)
     assert rig.moved == len(LARGE)
-    assert rig.download(uploaded.digest) == LARGE
+    assert rig.download(digest_of(uploaded)) == LARGE
     assert list(rig.direct.list_uploads("")) == []
 
 
@@ -180,7 +186,7 @@ def test_a_part_damaged_in_transit_is_detected_and_sent_again(rig: Rig) -> None:
 def test_the_object_decides_whether_a_completion_took_effect(rig: Rig, word: str) -> None:
     rig.proxy.script("complete", word)
     uploaded = rig.upload(LARGE)
-    assert rig.download(uploaded.digest) == LARGE
+    assert rig.download(digest_of(uploaded)) == LARGE
     assert list(rig.direct.list_uploads("")) == []
 
 
@@ -196,7 +202,7 @@ def test_a_completion_whose_answers_are_all_lost_succeeds_if_the_object_is_there
     moto_rig.proxy.script("complete", "lost " * FAST.attempts)
     uploaded = moto_rig.upload(LARGE)
     assert uploaded.etag == multipart_etag(uploaded.parts)
-    assert moto_rig.download(uploaded.digest) == LARGE
+    assert moto_rig.download(digest_of(uploaded)) == LARGE
 
 
 def test_a_lost_answer_to_the_creation_leaves_no_second_upload(moto_rig: Rig) -> None:
@@ -281,7 +287,7 @@ def test_a_file_that_changes_during_the_upload_is_an_error(rig: Rig) -> None:
 def test_a_download_survives_a_fault_of_one_range(rig: Rig, words: str) -> None:
     uploaded = rig.upload(LARGE)
     rig.proxy.script("get", words)
-    assert rig.download(uploaded.digest, config=patience_for(words)) == LARGE
+    assert rig.download(digest_of(uploaded), config=patience_for(words)) == LARGE
     rig.proxy.released.set()
     assert rig.moved == len(LARGE)
     assert rig.proxy.count("get") > PARTS
@@ -303,7 +309,7 @@ def test_a_download_that_fails_permanently_leaves_no_file(rig: Rig, words: str, 
     uploaded = rig.upload(LARGE)
     rig.proxy.script("get", words)
     with pytest.raises(error) as caught:
-        rig.download(uploaded.digest)
+        rig.download(digest_of(uploaded))
     assert type(caught.value) is error
     assert rig.moved == 0 or error is not StoreUnavailableError
     assert not (rig.folder / "download").exists()
@@ -312,7 +318,7 @@ def test_a_download_that_fails_permanently_leaves_no_file(rig: Rig, words: str, 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=len)
 @pytest.mark.parametrize("knowledge", ["parts", "whole"])
 def test_one_flipped_bit_in_the_stored_object_is_an_integrity_error(rig: Rig, data: bytes, knowledge: str) -> None:
-    expected = rig.upload(data).digest
+    expected = digest_of(rig.upload(data))
     if knowledge == "whole":
         expected = replace(expected, part_bytes=None, parts=())
     damaged = bytearray(data)
@@ -324,7 +330,7 @@ def test_one_flipped_bit_in_the_stored_object_is_an_integrity_error(rig: Rig, da
 
 
 def test_with_an_etag_alone_another_object_is_refused(rig: Rig) -> None:
-    expected = replace(rig.upload(SMALL).digest, sha256=None, part_bytes=None, parts=())
+    expected = replace(digest_of(rig.upload(SMALL)), sha256=None, part_bytes=None, parts=())
     assert rig.download(expected) == SMALL
     rig.direct.put(KEY, SMALL[::-1])
     with pytest.raises(IntegrityError):
@@ -339,13 +345,13 @@ def test_a_foreign_archives_size_is_checked(rig: Rig) -> None:
 
 
 def test_an_object_with_the_same_bytes_and_another_etag_is_accepted(rig: Rig) -> None:
-    expected = rig.upload(LARGE).digest
+    expected = digest_of(rig.upload(LARGE))
     rig.direct.put(KEY, LARGE)
     assert rig.download(expected) == LARGE
 
 
 def test_an_object_replaced_during_the_download_is_detected(rig: Rig) -> None:
-    expected = replace(rig.upload(LARGE).digest, sha256=None, part_bytes=None, parts=())
+    expected = replace(digest_of(rig.upload(LARGE)), sha256=None, part_bytes=None, parts=())
     replaced = threading.Event()
 
     def replace_once(count: int) -> None:
@@ -379,7 +385,7 @@ def test_cancelling_ends_a_download_that_waits_for_a_silent_store(rig: Rig) -> N
     patient = FAST.model_copy(update={"idle_timeout_s": 300})
     cancel_when_stalled(rig.proxy, cancelled)
     with pytest.raises(TransferCancelledError):
-        rig.download(uploaded.digest, config=patient, cancelled=cancelled)
+        rig.download(digest_of(uploaded), config=patient, cancelled=cancelled)
     rig.proxy.released.set()
     assert not (rig.folder / "download").exists()
 
@@ -392,7 +398,7 @@ def test_a_full_disk_is_detected_before_the_first_byte(rig: Rig, monkeypatch: py
 
     monkeypatch.setattr("storage.download.os.posix_fallocate", full)
     with pytest.raises(OSError, match="injected"):
-        rig.download(uploaded.digest)
+        rig.download(digest_of(uploaded))
     assert not (rig.folder / "download").exists()
     assert rig.proxy.count("get") == 0
 
@@ -417,7 +423,7 @@ def test_every_attempt_gets_a_new_signature(rclone_rig: Rig) -> None:
         Recording(),  # type: ignore[arg-type]
         KEY,
         rclone_rig.folder / "download",
-        expected=uploaded.digest,
+        expected=digest_of(uploaded),
         config=FAST,
         progress=lambda count: None,
         cancelled=threading.Event(),
@@ -433,7 +439,7 @@ def test_no_log_and_no_error_contains_a_url_or_a_key(rclone_rig: Rig, caplog: py
         rclone_rig.direct.delete(KEY)
         with pytest.raises(StorageError) as caught:
             if operation == "get":
-                digest = rclone_rig.upload(LARGE).digest
+                digest = digest_of(rclone_rig.upload(LARGE))
                 rclone_rig.proxy.script(operation, words)
                 rclone_rig.download(digest)
             else:

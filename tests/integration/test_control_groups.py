@@ -22,6 +22,7 @@ from actors.node.cgroup import Cgroup, Limits
 from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies
 from actors.node_layout import NodeLayout
 from actors.service.node_sweeper import NodeSweeper
+from tests.support.control_groups import pids_in
 from tests.support.mount_leaks import wait_until
 from tests.support.service import PROJECT
 
@@ -199,23 +200,24 @@ def test_all_sandboxes_together_leave_the_node_some_processes() -> None:
         Cgroup.remove_tree(node)
 
 
-def processor_ticks(group: Cgroup) -> int:
+def processor_ticks(group: str) -> int:
     """Processor time, in ticks, of the processes in a group."""
-    return sum(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]) for pid in group.pids())
+    return sum(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]) for pid in pids_in(group))
 
 
 @pytest.mark.skipif("cpu" not in {*Hierarchies.find().v1, *(ROOT / "cgroup.controllers").read_text().split()},
                     reason="no group here has a controller for processors")  # fmt: skip
 def test_a_sandbox_of_many_busy_processes_leaves_another_an_equal_share_of_the_cpu() -> None:
     node = f"holdfast-test-{uuid.uuid4().hex[:8]}"
-    many, one = (Cgroup(f"{node}/{name}", memory_bytes=2**30, processes=100) for name in ("many", "one"))
+    many, one = f"{node}/many", f"{node}/one"
     busy = ["taskset", "--cpu-list", "0", "sh", "-c", "while :; do :; done"]
     started = []
     try:
-        for group, count in ((many, 40), (one, 1)):
+        for name, count in ((many, 40), (one, 1)):
+            group = Cgroup(name, memory_bytes=2**30, processes=100)
             group.prepare()
             started += [subprocess.Popen(group.entry(busy), start_new_session=True) for _ in range(count)]
-        assert wait_until(lambda: (len(many.pids()), len(one.pids())) == (40, 1))
+        assert wait_until(lambda: (len(pids_in(many)), len(pids_in(one))) == (40, 1))
         before = processor_ticks(many), processor_ticks(one)
         assert wait_until(lambda: processor_ticks(one) - before[1] >= 50, timeout_s=120)
         assert processor_ticks(many) - before[0] <= 10 * (processor_ticks(one) - before[1])

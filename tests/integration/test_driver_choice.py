@@ -88,7 +88,7 @@ def test_a_verdict_is_not_made_again_while_nothing_has_changed(scratch: Path) ->
     with nothing_leaks(scratch):
         driver_choice.verdict(Driver.KERNEL, scratch)
         before = {file.name: file.stat().st_mtime_ns for file in scratch.glob("*.json")}
-        assert driver_choice.obstacle(Driver.KERNEL, scratch) is None
+        assert driver_choice.verdict(Driver.KERNEL, scratch).reason is None
         assert {file.name: file.stat().st_mtime_ns for file in scratch.glob("*.json")} == before
 
 
@@ -147,9 +147,9 @@ def test_a_cached_obstacle_expires_after_some_minutes(scratch: Path) -> None:
     assert driver_choice.verdict(Driver.KERNEL, place).obstacle is not None
     (kept,) = place.glob("kernel-*.json")
     kept.write_text(Verdict(obstacle="It was for want of memory.").model_dump_json())
-    assert driver_choice.obstacle(Driver.KERNEL, place) == "It was for want of memory."
+    assert driver_choice.verdict(Driver.KERNEL, place).reason == "It was for want of memory."
     os.utime(kept, (1, 1))
-    assert driver_choice.obstacle(Driver.KERNEL, place) != "It was for want of memory."
+    assert driver_choice.verdict(Driver.KERNEL, place).reason != "It was for want of memory."
 
 
 def test_a_driver_that_cannot_work_in_a_folder_is_refused_with_the_reason(scratch: Path) -> None:

@@ -20,13 +20,13 @@ import actors.service.node_sweeper
 from actors.config import NodeConfig
 from actors.models import DirectoryBackup
 from actors.node import mountinfo
-from actors.node.cgroup import Cgroup
 from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
 from actors.sandbox.facade import LocalSandbox
 from actors.service.node_sweeper import OUT_OF_DATE_S, NodeSweeper, Swept
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
+from tests.support.control_groups import pids_in
 from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import wait_until
 from tests.support.s3 import FAST
@@ -36,6 +36,7 @@ from tests.support.trees import Entry, fingerprint
 ROOT = str(Path(__file__).parents[2])
 KILLED = """
 import subprocess, sys
+from tests.support.control_groups import pids_in
 from tests.support.killing import act_at, die
 from tests.support.mount_leaks import wait_until
 from tests.support.sandboxes import backup, command, from_description, restore, sh, write
@@ -48,12 +49,13 @@ handle = backup(box, "/workspace/data")
 restore(box, handle)
 sh(box, "echo later > data/changed; echo later > data/added")
 write(box, "/app/written", "acknowledged")
-group = Cgroup(node.layout.sandbox_cgroup("default", name), memory_bytes=0, processes=0)
+name_of_group = node.layout.sandbox_cgroup("default", name)
+group = Cgroup(name_of_group, memory_bytes=0, processes=0)
 with command(box, "echo started; exec sleep 1000"):
     # Commands die with their actor; this one does not.
     quiet = subprocess.DEVNULL
     stray = subprocess.Popen(group.entry(["sleep", "1000"]), stdout=quiet, stderr=quiet, start_new_session=True)
-    assert wait_until(lambda: stray.pid in group.pids())
+    assert wait_until(lambda: stray.pid in pids_in(name_of_group))
     if moment == "awake":
         die()
     act_at("fetch", "after")
@@ -91,8 +93,8 @@ def sweeper_of(node: Node) -> NodeSweeper:
     return NodeSweeper(node.config.node, node.catalog())
 
 
-def group_of(node: Node, name: str = "box") -> Cgroup:
-    return Cgroup(node.layout.sandbox_cgroup("default", name), memory_bytes=0, processes=0)
+def pids_of(node: Node, name: str = "box") -> list[int]:
+    return pids_in(node.layout.sandbox_cgroup("default", name))
 
 
 def has_group(node: Node, name: str = "box") -> bool:
@@ -104,7 +106,7 @@ def kill_awake(node: Node, name: str = "box", moment: str = "in mid-restore") ->
     ended = crash(KILLED, described(node), name, moment)
     assert ended.status == -signal.SIGKILL and "survived" not in ended.stdout, ended
     assert mountinfo.mounts_under(node.home(name))
-    assert group_of(node, name).pids()
+    assert pids_of(node, name)
 
 
 @contextmanager
@@ -191,11 +193,11 @@ def test_nothing_of_an_awake_sandbox_is_touched(node: Node) -> None:
         home = node.home("box")
         (home / "spool").mkdir(exist_ok=True)
         (home / "spool" / "half").write_text("half")
-        mounts, pids = mountinfo.mounts_under(node.data_dir), group_of(node).pids()
+        mounts, pids = mountinfo.mounts_under(node.data_dir), pids_of(node)
         assert mounts and pids
         assert sweeper_of(node).sweep() == Swept()
         assert mountinfo.mounts_under(node.data_dir) == mounts
-        assert group_of(node).pids() == pids
+        assert pids_of(node) == pids
         assert (home / "spool" / "half").read_text() == "half"
         assert "['original', 'later'] False" in go_on(actor)
     assert sh(node.sandbox(), "cat data/file") == "original\nlater\n"

@@ -47,7 +47,7 @@ def offered(
 ) -> Iterator[Node]:
     """A node for each driver that is offered here."""
     driver = Driver(request.param)
-    reason = driver_choice.obstacle(driver, tmp_path_factory.getbasetemp().resolve() / "verdicts")
+    reason = driver_choice.verdict(driver, tmp_path_factory.getbasetemp().resolve() / "verdicts").reason
     if reason is not None:
         pytest.skip(f"{driver} is not offered: {reason}")
     folder = tmp_path_factory.mktemp("overlay")

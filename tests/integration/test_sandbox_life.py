@@ -37,6 +37,7 @@ from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
 from actors.sandbox.facade import LocalSandbox
 from storage import keys
+from tests.support.control_groups import pids_in
 from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import children, open_files, wait_until
 from tests.support.sandboxes import (
@@ -558,7 +559,7 @@ def test_a_frozen_group_stops_and_resumes(group: tuple[str, Cgroup]) -> None:
 def test_a_guard_resumes_what_a_killed_process_had_paused(group: tuple[str, Cgroup]) -> None:
     name, one = group
     with member(one, "sleep 1000") as process:
-        assert wait_until(lambda: process.pid in one.pids())
+        assert wait_until(lambda: process.pid in pids_in(f"{name}/one"))
         ended = crash(THAW, f"{name}/one")
         assert (ended.status, ended.stdout) == (-signal.SIGKILL, "frozen\n")
         assert wait_until(lambda: not frozen(one))
@@ -567,9 +568,9 @@ def test_a_guard_resumes_what_a_killed_process_had_paused(group: tuple[str, Cgro
 
 
 def test_a_guard_of_an_earlier_pause_never_ends_a_later_one(group: tuple[str, Cgroup]) -> None:
-    _, one = group
+    name, one = group
     with member(one, "sleep 1000") as process:
-        assert wait_until(lambda: process.pid in one.pids())
+        assert wait_until(lambda: process.pid in pids_in(f"{name}/one"))
         for _ in range(30):
             with one.frozen():
                 pass
@@ -587,12 +588,12 @@ def test_announcing_an_entry_moves_no_process(group: tuple[str, Cgroup]) -> None
 
 
 def test_limits_of_a_group_hold(group: tuple[str, Cgroup]) -> None:
-    _, one = group
+    name, one = group
     assert one.limits() == Limits(memory_bytes=256 * 2**20, processes=20)
     bomb = "for i in $(seq 60); do sleep 100 & done; echo made $(jobs -p | wc -l)"
     with member(one, f"({bomb}) 2>/dev/null") as process:
-        assert wait_until(lambda: process.poll() is not None or len(one.pids()) >= 19)
-        assert len(one.pids()) <= 20
+        assert wait_until(lambda: process.poll() is not None or len(pids_in(f"{name}/one")) >= 19)
+        assert len(pids_in(f"{name}/one")) <= 20
         one.kill()
         process.wait(10)
     with member(one, "head -c 600000000 /dev/zero | tail -c 500000000 | wc -c") as process:

@@ -98,7 +98,7 @@ def test_nothing_is_lost_in_a_few_seconds_of_random_kills(
 def test_nothing_is_lost_and_nothing_comes_back_under_random_kills(
     tmp_path: Path, driver: Driver, record_property: Callable[[str, object], None]
 ) -> None:
-    obstacle = driver_choice.obstacle(driver, tmp_path / "verdicts")
+    obstacle = driver_choice.verdict(driver, tmp_path / "verdicts").reason
     if obstacle is not None:
         pytest.skip(f"{driver} is not offered: {obstacle}")
     soak(tmp_path, driver.value, SOAK_S, record_property)
