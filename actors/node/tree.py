@@ -121,6 +121,14 @@ class Tree:
             raise PathError("The path leads outside the sandbox's writable roots.")
         return inside
 
+    def find_canonical(self, path: str) -> str | None:
+        """The path of a directory with every symbolic link resolved; None if it leads to no directory of the tree."""
+        try:
+            with self.directory(path) as fd:
+                return self.canonical(fd)
+        except PathError:
+            return None
+
     def nameable(self, fd: int) -> str:
         """As `canonical`, for a path that documents have to name. Raises PathError also if it is not UTF-8."""
         place = self.canonical(fd)

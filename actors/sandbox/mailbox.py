@@ -100,7 +100,7 @@ class Mailbox:
         with self.residency.held():
             unmounted = self.restored.unmounted
             if unmounted is not None:
-                return self._restore_over(unmounted, options) if unmounted.lies_in(options.dir) else None
+                return self._restore_over(unmounted, options)
             settled = self.directories.settled_by(options)
             if not settled:
                 return None
@@ -110,14 +110,19 @@ class Mailbox:
             self.residency.note_replaced()
         return result
 
-    def _restore_over(self, unmounted: Entry, options: RestoreOptions) -> RestoreBackupResult:
+    def _restore_over(self, unmounted: Entry, options: RestoreOptions) -> RestoreBackupResult | None:
         """Restores in place of an overlay that cannot be mounted, or above it. If this fails, the overlay is unchanged.
 
-        The caller holds the tree lock: meanwhile `is_whole` is true although the overlay is not mounted.
+        Returns None, and does nothing, if the overlay does not lie in the directory. The caller holds the tree lock:
+        meanwhile `is_whole` is true although the overlay is not mounted.
         """
+        paths = (options.dir, self.restored.real_path(options.dir))
+        outer = next((path for path in paths if unmounted.lies_in(path)), None)
+        if outer is None:
+            return None
         try:
             with unavailable_unless(self.sandbox, "taken up", outcome="not_executed"):
-                self.restored.mount_all(but_in=options.dir)
+                self.restored.mount_all(but_in=outer)
             result = self._restore(options, self.tree_lock.repairing)
         except BaseException:
             with contextlib.suppress(NodeError, OSError):

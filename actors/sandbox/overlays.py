@@ -213,8 +213,5 @@ class Overlays:
 
     def _real_place(self, directory: str) -> Path | None:
         """The place of a directory with its symbolic links resolved; None if there is no such directory."""
-        try:
-            with self._tree.directory(directory) as fd:
-                return self._tree.place(self._tree.canonical(fd))
-        except PathError:
-            return None
+        found = self._tree.find_canonical(directory)
+        return None if found is None else self._tree.place(found)

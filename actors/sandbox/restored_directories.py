@@ -96,6 +96,10 @@ class RestoredDirectories:
         """The restored directories, outer ones before those inside them."""
         return self._record.entries
 
+    def real_path(self, directory: str) -> str:
+        """The path under which a directory is recorded: symbolic links are resolved, unless they lead nowhere now."""
+        return self._tree.find_canonical(directory) or directory
+
     def mount_all(self, *, but_in: str | None = None) -> None:
         """Mounts everything that the record names, and removes what earlier processes have left.
 

@@ -101,11 +101,19 @@ class SandboxRecovery:
             InvalidRequestError: one of them is not missing; nothing was changed.
             OSError: the record could not be written; nothing was changed.
         """
-        given_up = self._directories.give_up(directories, given_up_before=self._forgotten())
+        before = self._forgotten()
+        wanted = list(dict.fromkeys(self._as_recorded(directory, before) for directory in directories))
+        given_up = self._directories.give_up(wanted, given_up_before=before)
         if given_up:
             self.tell_of_giving_up([row.dir for row in given_up])
         forgotten = self._forgotten()
-        return [forgotten[directory] for directory in dict.fromkeys(directories)]
+        return [forgotten[directory] for directory in wanted]
+
+    def _as_recorded(self, directory: str, forgotten: Collection[str]) -> str:
+        """The recorded path of a missing or forgotten directory, whichever symbolic link leads there."""
+        if directory in forgotten or self._directories.is_known_missing(directory):
+            return directory
+        return self._restored.real_path(directory)
 
     def tell_of_giving_up(self, directories: Collection[str]) -> None:
         """Tells the state of directories that were forgotten, or replaced by another restore."""

@@ -452,6 +452,38 @@ def test_an_overlay_that_cannot_be_mounted_is_removed_only_by_forget(
     assert sh(again, "cat data/file") == CONTENT
 
 
+@pytest.mark.parametrize("link", ["data", "/workspace/data"])
+def test_an_overlay_that_cannot_be_mounted_is_forgotten_through_a_symbolic_link(
+    overlay: tuple[Node, DirectoryBackup], link: str
+) -> None:
+    node, handle = overlay
+    box = node.sandbox("held")
+    sh(box, f"ln -s {link} link; ln -s link further")
+    box.close()
+    again = node.sandbox("held", awake=False)
+    with tools_replaced(node.data_dir, UNMOUNTABLE[node.driver]):
+        rows = again.forget(ForgetOptions(dir=["/workspace/link", "/workspace/further"])).forgotten
+        assert [(row.dir, row.backup_id) for row in rows] == [("/workspace/data", handle.id)]
+        assert again.forget(ForgetOptions(dir="/workspace/data")).forgotten == rows
+    assert sh(again, "ls data") == "file\n"
+    assert again.info().restored == []
+
+
+def test_a_restore_through_a_symbolic_link_replaces_an_overlay_that_cannot_be_mounted(
+    overlay: tuple[Node, DirectoryBackup],
+) -> None:
+    node, handle = overlay
+    box = node.sandbox("held")
+    sh(box, "ln -s data link")
+    box.close()
+    again = node.sandbox("held", awake=False)
+    with tools_replaced(node.data_dir, UNMOUNTABLE[node.driver]):
+        refused(again)
+        restore(again, handle, "/workspace/link", "copy")
+        assert [(row.dir, row.mode) for row in again.info().restored] == [("/workspace/data", "copy")]
+        assert sh(again, "ls data; readlink link") == "file\ndata\n"
+
+
 def test_an_overlay_that_can_be_mounted_cannot_be_forgotten(overlay: tuple[Node, DirectoryBackup]) -> None:
     node, _ = overlay
     again = node.sandbox("held", awake=False)

@@ -18,11 +18,12 @@ from actors.errors import (
     SandboxUnavailableError,
     StorageUnavailableError,
 )
-from actors.models import DirectoryBackup
+from actors.models import DirectoryBackup, ForgetOptions
 from actors.node import mountinfo
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
 from actors.state.document import StateRead
+from storage import keys
 from storage.config import BucketConfig
 from storage.errors import StoreUnavailableError
 from storage.s3 import S3ObjectStore
@@ -154,6 +155,23 @@ def test_backups_and_restores_record_a_directorys_real_path(nodes: Pair) -> None
     restore(box, made["/workspace/further"])
     assert known() == [("/workspace/real/inner", made["/workspace/further"].id)]
     assert sh(nodes.on_b(), "find . -type f; cat real/inner/file") == "./real/inner/file\n1\n"
+
+
+def test_a_directory_restored_through_several_links_is_listed_once_by_its_real_path(nodes: Pair) -> None:
+    box = nodes.on_a()
+    sh(box, "mkdir real; echo 1 > real/file; ln -s real link; ln -s link further")
+    handle = backup(box, "/workspace/further")
+    for directory in ("/workspace/link", "/workspace/further", "/workspace/real"):
+        restore(box, handle, directory)
+        assert [(row.dir, row.backup_id) for row in box.info().restored] == [("/workspace/real", handle.id)]
+        assert [(row.dir, row.backup_id) for row in nodes.state.restored] == [("/workspace/real", handle.id)]
+    nodes.store.delete(keys.archive(handle.id))
+    again = nodes.on_b(awake=False)
+    with pytest.raises(SandboxUnavailableError) as raised:
+        sh(again, "ls")
+    assert raised.value.context["missing"] == ["/workspace/real"]
+    (row,) = again.forget(ForgetOptions(dir="/workspace/real")).forgotten
+    assert (row.dir, row.backup_id) == ("/workspace/real", handle.id)
 
 
 def test_a_lost_sandbox_without_a_backup_is_empty_and_says_so(nodes: Pair) -> None:
