@@ -89,13 +89,7 @@ class LocalSandbox:
         look = UnsavedNote(parts.tree, parts.tree_lock, parts.restored, ownership).write
         self.sleep_backups = sleep_backups = SleepBackups(protocols, operations, parts.tree, parts.tree_lock, ownership)
         directories = DirectoryRecovery(sandbox_id, parts.restored, operations, parts.cache)
-        recovery = SandboxRecovery(
-            sandbox_id,
-            parts.restored,
-            ownership,
-            directories,
-            restoration=lambda: protocols.restoration(parts.tree_lock.repairing),
-        )
+        recovery = SandboxRecovery(sandbox_id, parts.restored, ownership, directories, protocols)
         take_down = TakeDown(parts.resources, parts.quiescence, parts.restored, ownership)
         take_up = TakeUp(
             resources=parts.resources,
@@ -155,11 +149,8 @@ class LocalSandbox:
             operations=operations,
             protocols=protocols,
             residency=self._residency,
-            tree_lock=parts.tree_lock,
-            quiescence=parts.quiescence,
             restored=parts.restored,
             ownership=ownership,
-            directories=directories,
             recovery=recovery,
             look=look,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from actors.errors import SandboxUnavailableError
@@ -22,13 +21,11 @@ from actors.models import (
 from actors.node.errors import NodeError
 from actors.sandbox.operations import Operations
 from actors.sandbox.protocols import Protocols
-from actors.sandbox.quiescence import Quiescence
-from actors.sandbox.recovery import DIRECTORY_MISSING, DirectoryRecovery
+from actors.sandbox.recovery import DIRECTORY_MISSING
 from actors.sandbox.residency import Residency
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.sandbox.sandbox_recovery import SandboxRecovery
 from actors.sandbox.steps import RestoreStep, step
-from actors.sandbox.tree_lock import TreeLock
 from actors.state.changes import after_restore
 from actors.state.node_record import Entry
 from actors.state.ownership import Ownership
@@ -42,11 +39,8 @@ class Mailbox:
     operations: Operations
     protocols: Protocols
     residency: Residency
-    tree_lock: TreeLock
-    quiescence: Quiescence
     restored: RestoredDirectories
     ownership: Ownership
-    directories: DirectoryRecovery
     recovery: SandboxRecovery
     look: Callable[[], None]
     """Notes which files are in no backup."""
@@ -72,7 +66,7 @@ class Mailbox:
             if result is None:
                 raise
             return result
-        return self._restore(options, self.quiescence.stopped)
+        return self._restore(options)
 
     def forget(self, options: ForgetOptions) -> ForgetResult:
         """See `SandboxCalls.forget`."""
@@ -80,11 +74,10 @@ class Mailbox:
         with self.residency.held(), unavailable_unless(self.sandbox, "changed", outcome="unknown"):
             return ForgetResult(forgotten=self.recovery.give_up(options.dirs))
 
-    def _restore(
-        self, options: RestoreOptions, stopped: Callable[[], AbstractContextManager[None]]
-    ) -> RestoreBackupResult:
+    def _restore(self, options: RestoreOptions, *, is_held: bool = False) -> RestoreBackupResult:
+        """Restores one backup. `is_held` is as for `Protocols.restoration`."""
         with self.operations.run(OperationKind.RESTORE, options.dir) as progress:
-            entry = self.protocols.restoration(stopped).restore(options, progress)
+            entry = self.protocols.restoration(is_held=is_held).restore(options, progress)
         self.residency.watch_archives()
         with step(RestoreStep.REPORT):
             self.ownership.report(lambda state: after_restore(state, self.restored.record, entry))
@@ -101,11 +94,11 @@ class Mailbox:
             unmounted = self.restored.unmounted
             if unmounted is not None:
                 return self._restore_over(unmounted, options)
-            settled = self.directories.settled_by(options)
+            settled = self.recovery.settled_by(options)
             if not settled:
                 return None
             with self.restored.recovering(settled):
-                result = self._restore(options, self.tree_lock.repairing)
+                result = self._restore(options, is_held=True)
             self.recovery.tell_of_giving_up(settled)
             self.residency.note_replaced()
         return result
@@ -123,7 +116,7 @@ class Mailbox:
         try:
             with unavailable_unless(self.sandbox, "taken up", outcome="not_executed"):
                 self.restored.mount_all(but_in=outer)
-            result = self._restore(options, self.tree_lock.repairing)
+            result = self._restore(options, is_held=True)
         except BaseException:
             with contextlib.suppress(NodeError, OSError):
                 self.restored.unmount_all()
@@ -141,7 +134,7 @@ class Mailbox:
     def _find_out_what_is_missing(self, directories: Sequence[str]) -> None:
         """Tries to wake the sandbox, unless an earlier attempt found all of these directories missing."""
         is_held = self.restored.is_shown or self.restored.unmounted is not None
-        if is_held and all(self.directories.is_known_missing(each) for each in directories):
+        if is_held and all(self.recovery.is_known_missing(each) for each in directories):
             return
         try:
             self.residency.wake()

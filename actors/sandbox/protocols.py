@@ -61,8 +61,11 @@ class Protocols:
             meter=self.meter,
         )
 
-    def restoration(self, stopped: Callable[[], AbstractContextManager[None]]) -> BackupRestoration:
-        """The protocol of restoring a backup. `stopped` stops what runs in the sandbox, for the swap."""
+    def restoration(self, *, is_held: bool = False) -> BackupRestoration:
+        """The protocol of restoring a backup. It stops what runs in the sandbox, for the swap.
+
+        `is_held` means that the caller holds the tree lock, and that nothing runs because the tree is not whole.
+        """
         from actors.sandbox.restore import BackupRestoration
 
         return BackupRestoration(
@@ -76,7 +79,7 @@ class Protocols:
             layers=self.parts.layers,
             restored=self.parts.restored,
             spool=self.parts.spool,
-            stopped=stopped,
+            stopped=self.parts.tree_lock.repairing if is_held else self.parts.quiescence.stopped,
             restores_unsigned=self.config.restore_unsigned,
         )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
 
 from actors.errors import SandboxUnavailableError
 from actors.faults import reason_of
 from actors.logs import log
-from actors.models import DirectoryStatus, RecoveredDirectory
+from actors.models import DirectoryStatus, RecoveredDirectory, RestoreOptions
+from actors.sandbox.protocols import Protocols
 from actors.sandbox.recovery import DIRECTORY_MISSING, DirectoryRecovery, recovery_plan
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.state.api_views import public_recovery
@@ -16,9 +16,6 @@ from actors.state.changes import after_forgetting, after_recovery, missing_in, r
 from actors.state.location import Origin
 from actors.state.node_record import Entry, RecoveryItem
 from actors.state.ownership import Ownership
-
-if TYPE_CHECKING:
-    from actors.sandbox.restore import BackupRestoration
 
 
 class SandboxRecovery:
@@ -30,14 +27,13 @@ class SandboxRecovery:
         restored: RestoredDirectories,
         ownership: Ownership,
         directories: DirectoryRecovery,
-        restoration: Callable[[], BackupRestoration],
+        protocols: Protocols,
     ) -> None:
-        """`restoration` makes a restoration that runs under the tree lock. Raises InvalidBackupConfigError."""
         self._sandbox = sandbox
         self._restored = restored
         self._ownership = ownership
         self._directories = directories
-        self._restoration = restoration
+        self._protocols = protocols
 
     def begin(self, origin: Origin) -> Sequence[RecoveryItem]:
         """Claims the epoch, and records and returns the directories to recover. The node has no files of the sandbox.
@@ -66,7 +62,7 @@ class SandboxRecovery:
             if known is not None and known.recovery is not None and missing_in(known.recovery):
                 self._report()
             return
-        restoration = self._restoration()
+        restoration = self._protocols.restoration(is_held=True)
         try:
             self._directories.bring_back(restoration)
         except SandboxUnavailableError as e:
@@ -81,6 +77,14 @@ class SandboxRecovery:
             lost_node=plan.lost_node,
             directories={row.dir: row.error or row.backup_id for row in settled.directories} if settled else {},
         )
+
+    def is_known_missing(self, directory: str) -> bool:
+        """See `DirectoryRecovery.is_known_missing`."""
+        return self._directories.is_known_missing(directory)
+
+    def settled_by(self, options: RestoreOptions) -> dict[str, str | None]:
+        """See `DirectoryRecovery.settled_by`."""
+        return self._directories.settled_by(options)
 
     def unmounted_error(self, entry: Entry, error: Exception, unmended: Mapping[str, str]) -> SandboxUnavailableError:
         """Tells the state of an overlay that could not be mounted; returns the error of every call until it can be.
@@ -111,7 +115,7 @@ class SandboxRecovery:
 
     def _as_recorded(self, directory: str, forgotten: Collection[str]) -> str:
         """The recorded path of a missing or forgotten directory, whichever symbolic link leads there."""
-        if directory in forgotten or self._directories.is_known_missing(directory):
+        if directory in forgotten or self.is_known_missing(directory):
             return directory
         return self._restored.real_path(directory)
 
