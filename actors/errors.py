@@ -24,6 +24,13 @@
     ├── StorageUnavailableError         the bucket did not answer; the context says whether anything was changed
     ├── DocumentDamagedError            a document in the bucket cannot be used; nothing was changed
     ├── SandboxUnavailableError         the sandbox cannot serve the call now: the outcome may be unknown
+    │   ├── TurnedAwayError             the call was not executed, and the client sends it again: for one of these
+    │   │   ├── ActorBeingMadeError     another call is making the sandbox's actor
+    │   │   ├── ActorLeavingError       the sandbox's actor is leaving
+    │   │   ├── SandboxMovingError      the sandbox moves off a node that is being drained
+    │   │   └── SupersededError         another actor has taken the sandbox over
+    │   ├── FilesElsewhereError         the sandbox's files are on another node
+    │   └── SandboxInUseError           a hand-over that was not forced has met a call
     ├── ServiceUnavailableError         no Holdfast service answers in this cluster
     └── InternalError                   a defect of Holdfast's own
 
@@ -37,14 +44,11 @@ from typing import Any, ClassVar
 
 Context = Mapping[str, Any]
 
-LEAVING = "leaving"
-"""In the context of the error of an actor that is about to leave, and serves nothing any more."""
-IN_USE = "IN_USE"
-"""The reason of a hand-over that was not forced, and has met a call."""
 DRAINING = "DRAINING"
 """The reason in the context of an error that a node causes which is being drained."""
 RETRYABLE = "retryable"
 """In the context of an error whose circumstance says, and not its class alone, whether a retry may help."""
+_AGAIN = "Try again."
 
 
 class HoldfastError(Exception):
@@ -223,6 +227,54 @@ class SandboxUnavailableError(HoldfastError):
 
     code = "SANDBOX_UNAVAILABLE"
     retryable = True
+
+
+class TurnedAwayError(SandboxUnavailableError):
+    """The call was turned away before it was executed; the client's side sends it again. Each kind says why."""
+
+    sentence: ClassVar[str] = "The sandbox takes no calls at this moment."
+    reason: ClassVar[str | None] = None
+
+    def __init__(
+        self, message: str | None = None, *, hint: str | None = _AGAIN, context: Context | None = None
+    ) -> None:
+        if context is None:
+            context = {"outcome": "not_executed", **({"reason": self.reason} if self.reason else {})}
+        super().__init__(message or self.sentence, hint=hint, context=context)
+
+
+class ActorBeingMadeError(TurnedAwayError):
+    """Another call is making the sandbox's actor."""
+
+    sentence = "The sandbox's actor is being made."
+
+
+class ActorLeavingError(TurnedAwayError):
+    """The sandbox's actor is about to leave, and serves nothing any more."""
+
+    sentence = "The sandbox's actor is leaving."
+
+
+class SandboxMovingError(TurnedAwayError):
+    """The sandbox is being handed over, because its node is being drained. The client waits for it elsewhere."""
+
+    sentence = "The sandbox's node is being drained, and the sandbox moves to another one."
+    reason = DRAINING
+
+
+class SupersededError(TurnedAwayError):
+    """Another actor has taken the sandbox over; this one must write nothing any more, and ends."""
+
+    sentence = "Another actor has taken the sandbox over."
+    reason = "SUPERSEDED"
+
+
+class FilesElsewhereError(SandboxUnavailableError):
+    """The sandbox's files are on another node, so an actor on this one cannot serve it; nothing was executed."""
+
+
+class SandboxInUseError(SandboxUnavailableError):
+    """A hand-over that was not forced has met a call; the sandbox stays where it is."""
 
 
 class ServiceUnavailableError(HoldfastError):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
-from actors.errors import LEAVING, HoldfastError
+from actors.errors import HoldfastError, TurnedAwayError
 from actors.logs import log, naming
 from actors.metrics import CALL_SECONDS, CALLS, Counts, Tally
 from actors.request_ids import ARGUMENT
@@ -43,8 +43,11 @@ class Watch:
         with naming(**named):
             try:
                 yield
+            except TurnedAwayError:  # the client sends the call again, and that counts
+                outcome = ""
+                raise
             except HoldfastError as e:
-                outcome = "" if e.context.get(LEAVING) else e.code
+                outcome = e.code
                 raise
             except GeneratorExit:
                 outcome = "closed"
@@ -53,7 +56,7 @@ class Watch:
                 outcome = "INTERNAL"
                 raise
             finally:
-                if outcome and _counts(kind, outcome):  # a call refused by a leaving actor counts elsewhere
+                if outcome and _counts(kind, outcome):
                     self.tally.add(CALLS, kind, outcome)
                     self.tally.add(CALL_SECONDS, kind, amount=time.perf_counter() - began)
 

@@ -18,13 +18,14 @@ from ray.exceptions import (
 )
 
 from actors.errors import (
-    DRAINING,
-    LEAVING,
+    FilesElsewhereError,
     HoldfastError,
     InternalError,
     OperationCancelledError,
+    SandboxMovingError,
     SandboxUnavailableError,
     ServiceUnavailableError,
+    TurnedAwayError,
 )
 
 
@@ -55,22 +56,21 @@ def is_rays(e: BaseException) -> bool:
 
 def was_leaving(e: RayError) -> bool:
     """Tells whether a call was not executed because its actor had left, or was leaving."""
-    if isinstance(e, RayTaskError):
-        cause = e.cause
-        return isinstance(cause, SandboxUnavailableError) and cause.context.get(LEAVING) is True
-    return isinstance(e, ActorDiedError)
+    return isinstance(e, ActorDiedError) or _is_caused_by(e, TurnedAwayError)
 
 
 def is_elsewhere(e: RayError) -> bool:
     """Tells whether an actor refused a call because the sandbox's files are on another node."""
-    cause = e.cause if isinstance(e, RayTaskError) else None
-    return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == "ELSEWHERE"
+    return _is_caused_by(e, FilesElsewhereError)
 
 
 def moves(e: RayError) -> bool:
     """Tells whether an actor, or the service, refused a call because the sandbox is being handed over."""
-    cause = e.cause if isinstance(e, RayTaskError) else None
-    return isinstance(cause, SandboxUnavailableError) and cause.context.get("reason") == DRAINING and was_leaving(e)
+    return _is_caused_by(e, SandboxMovingError)
+
+
+def _is_caused_by(e: RayError, kind: type[HoldfastError]) -> bool:
+    return isinstance(e, RayTaskError) and isinstance(e.cause, kind)
 
 
 def gone_in_mid_call() -> SandboxUnavailableError:

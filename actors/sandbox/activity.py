@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from actors.errors import DRAINING, LEAVING, SandboxUnavailableError
+from actors.errors import ActorLeavingError, SandboxMovingError
 
 _FIRST_CALL_S = 10.0
 """Minimum time that a new actor waits for its first call."""
@@ -20,15 +20,6 @@ class Usage:
 
     is_serving: bool
     idle_s: float
-
-
-def refused_by_drain() -> SandboxUnavailableError:
-    """The error of a call to a sandbox that is being handed over. The client waits and retries on the other node."""
-    return SandboxUnavailableError(
-        "The sandbox's node is being drained, and the sandbox moves to another one.",
-        hint="Try again.",
-        context={"outcome": "not_executed", "reason": DRAINING, LEAVING: True},
-    )
 
 
 class Activity:
@@ -46,15 +37,13 @@ class Activity:
     def call(self, *, goes_on: bool = False) -> Iterator[None]:
         """Counts one call as being served within the block. `goes_on` marks a call that continues an earlier one.
 
-        Raises SandboxUnavailableError if the actor is closed or leaving; the client then retries.
+        Raises SandboxMovingError if the actor is closed, ActorLeavingError if it is leaving; the client then retries.
         """
         with self._lock:
             if self._is_closed and not (goes_on and not self._leaving):
-                raise refused_by_drain()
+                raise SandboxMovingError
             if self._leaving:
-                raise SandboxUnavailableError(
-                    "The sandbox's actor is leaving.", context={"outcome": "not_executed", LEAVING: True}
-                )
+                raise ActorLeavingError
             self._serving += 1
         try:
             yield
@@ -65,7 +54,7 @@ class Activity:
                 self._lock.notify_all()
 
     def touch(self) -> None:
-        """Restarts the idle time because a call is on its way. Raises SandboxUnavailableError, as `call` does."""
+        """Restarts the idle time because a call is on its way. Raises as `call` does."""
         with self.call():
             pass
 

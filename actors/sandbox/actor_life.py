@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from actors.errors import IN_USE, HoldfastError, SandboxUnavailableError
+from actors.errors import HoldfastError, SandboxInUseError, SandboxUnavailableError
 from actors.host.error_filter import guarded, guarded_items
 from actors.logs import log
 from actors.metrics import QUEUE_LENGTH, SLEEPS, Meter
@@ -261,8 +261,8 @@ class ActorLife(Generic[B]):
             try:
                 self._activity.close()
                 if not self._activity.wait_until_idle(self._calls_end_s) and not force:
-                    raise SandboxUnavailableError(
-                        "The sandbox is in use.", context={"outcome": "not_executed", "reason": IN_USE}
+                    raise SandboxInUseError(
+                        "The sandbox is in use.", context={"outcome": "not_executed", "reason": "IN_USE"}
                     )
                 self.answer(lambda box: box.hand_over())
             except BaseException:

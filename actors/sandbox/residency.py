@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from actors.errors import HoldfastError
+from actors.errors import HoldfastError, SupersededError
 from actors.faults import unavailable_unless
 from actors.logs import log
 from actors.metrics import WAKES, Meter
@@ -19,7 +19,7 @@ from actors.sandbox.take_down import TakeDown
 from actors.sandbox.take_up import TakeUp
 from actors.sandbox.tree_lock import TreeLock
 from actors.state.document import StateRead
-from actors.state.ownership import Ownership, superseded
+from actors.state.ownership import Ownership
 
 
 class Residency:
@@ -76,7 +76,7 @@ class Residency:
             SandboxUnavailableError: it cannot wake now; nothing is lost.
         """
         if self._ownership.is_superseded:
-            raise superseded()
+            raise SupersededError
         if self.is_awake and not self._restored.is_disturbed():
             return
         with self.held():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from actors.errors import LEAVING, SandboxUnavailableError
+from actors.errors import ActorBeingMadeError, SandboxUnavailableError, TurnedAwayError
 
 _REMEMBERED_S = 1.0
 """Time for which a failure is remembered: longer than the pauses between a caller's retries."""
@@ -48,26 +48,23 @@ class CreationLock:
         """Holds the lock within the block.
 
         Raises:
-            SandboxUnavailableError: another call holds it, and the caller should retry soon; or the error of a call
-                that held it before and failed.
+            ActorBeingMadeError: another call holds it, and the caller should retry soon.
+            SandboxUnavailableError: a call that held it before has failed, with this error.
         """
         with self._lock:
             if name in self._taken:
                 self._taken[name] += 1
-                raise SandboxUnavailableError(
-                    "The sandbox's actor is being made.",
-                    hint="Try again.",
-                    context={"outcome": "not_executed", LEAVING: True},
-                )
+                raise ActorBeingMadeError
             if name in self._failed:
                 self._failed[name].tell(self._clock())
             self._taken[name] = 0
         error: SandboxUnavailableError | None = None
         try:
             yield
+        except TurnedAwayError:  # concerns this call only
+            raise
         except SandboxUnavailableError as e:
-            if not e.context.get(LEAVING):
-                error = e
+            error = e
             raise
         finally:
             with self._lock:

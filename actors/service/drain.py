@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from actors.errors import IN_USE, HoldfastError
+from actors.errors import HoldfastError, SandboxInUseError
 from actors.logs import log
 
 _SHARE = 0.25
@@ -58,9 +58,11 @@ class Premises(Protocol):
         """Returns the sandboxes that are still to be handed over."""
 
     def hand_over(self, occupant: Occupant, *, force: bool) -> None:
-        """Moves a sandbox into the bucket. Repeatable. Without `force`, fails if the sandbox serves a call.
+        """Moves a sandbox into the bucket. Repeatable.
 
-        Raises HoldfastError: it is still here.
+        Raises:
+            SandboxInUseError: it serves a call, and `force` is false.
+            HoldfastError: it is still here.
         """
 
 
@@ -159,26 +161,25 @@ class Drain:
             return chosen
 
     def _hand_over(self, row: Occupant) -> None:
-        failure: str | None = None
+        failure: Exception | None = None
         try:
             self._premises.hand_over(row, force=self._clock() >= self._times.share_ends_at)
             log.info("sandbox_handed_over", tenant=row.tenant, sandbox=row.sandbox, was_awake=row.is_awake)
-        except HoldfastError as e:
-            failure = str(e.context.get("reason", e.code))
         except Exception as e:  # the failure of one sandbox must not keep the others here
-            failure = type(e).__name__
+            failure = e
         self._ended(row, failure)
 
-    def _ended(self, row: Occupant, failure: str | None) -> None:
+    def _ended(self, row: Occupant, failure: Exception | None) -> None:
         with self._lock:
             self._under_way.discard(row.name)
             if failure is None:
                 self._wanted.discard(row.name)
                 return
             pause_s = self._pause_s(self._failures[row.name])
-            self._failures[row.name] += failure != IN_USE
+            self._failures[row.name] += not isinstance(failure, SandboxInUseError)
             self._not_before[row.name] = self._clock() + pause_s
-        log.warning("hand_over_failed", tenant=row.tenant, sandbox=row.sandbox, reason=failure, again_in_s=pause_s)
+        reason = _reason(failure)
+        log.warning("hand_over_failed", tenant=row.tenant, sandbox=row.sandbox, reason=reason, again_in_s=pause_s)
 
     def _pause_s(self, failures: int) -> float:
         """The pause after a failure: twice the one before, at most a tenth of the time left, at least `_RETRY_S`."""
@@ -193,3 +194,12 @@ class Drain:
             self._has_named = self._has_named or bool(late)
         if late:
             log.error("sandboxes_not_handed_over", sandboxes=list(late))
+
+
+def _reason(failure: Exception) -> str:
+    """The word for a failure in the log."""
+    return (
+        str(failure.context.get("reason", failure.code))
+        if isinstance(failure, HoldfastError)
+        else type(failure).__name__
+    )

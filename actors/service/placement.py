@@ -15,10 +15,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from actors.errors import SandboxUnavailableError
+from actors.errors import SandboxMovingError, SandboxUnavailableError
 from actors.logs import log
 from actors.rpc.runtime import Runtime
-from actors.sandbox.activity import refused_by_drain
 
 REUNION_S = 60.0
 """Time from the service's start after which nodes that only an earlier cluster knew count as lost."""
@@ -152,7 +151,7 @@ class Nodes:
         if home is not None and home in self._runtime.draining_nodes():
             if (host := self._old_host(home)) is not None:
                 host.want.remote(*address)
-            raise refused_by_drain()
+            raise SandboxMovingError
         having = self._having(cached_backup_id) if home is None else set[str]()
         deadline = self._clock() + _FREED_S
         while True:

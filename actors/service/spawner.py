@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from actors.errors import LEAVING, SandboxUnavailableError
+from actors.errors import SandboxUnavailableError, TurnedAwayError
 from actors.rpc.names import sandbox_actor_name
 from actors.rpc.runtime import ActorAwayError, ActorEndedError, NoAnswerInTimeError, Runtime
 from actors.service.creation_lock import CreationLock
@@ -96,8 +96,8 @@ class Spawner:
                 if is_ours:
                     self._warm.replace(node)
                 return actor, restarts
-            except SandboxUnavailableError as e:
-                if e.context.get(LEAVING) is not True or self._clock() > deadline:
+            except TurnedAwayError:
+                if self._clock() > deadline:
                     raise
             except (ActorEndedError, ActorAwayError):
                 # It was leaving, and its name is free in an instant; or it crashed, and is being restarted.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
+from actors.errors import SupersededError
 from actors.logs import log
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import CorruptMetadataError, PreconditionFailedError, StorageError
@@ -30,10 +31,6 @@ STATE_REPLACED = "state_replaced"
 _TRIES = 8
 
 Change = Callable[[SandboxState], SandboxState]
-
-
-class SupersededError(Exception):
-    """Another actor has taken the sandbox over; this one must write nothing any more."""
 
 
 @dataclass(frozen=True, slots=True)

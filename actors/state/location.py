@@ -23,7 +23,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from actors import faults
-from actors.errors import SandboxUnavailableError
+from actors.errors import FilesElsewhereError, SandboxUnavailableError
 from actors.state.document import NodeRef
 from storage.errors import CorruptMetadataError, DocumentError
 from storage.metadata import SandboxState
@@ -59,7 +59,7 @@ def origin(
         is_lost: tells whether a node (identity, name in the cluster) is gone for good.
 
     Raises:
-        SandboxUnavailableError: the files are on another node.
+        FilesElsewhereError: the files are on another node, which is not lost.
     """
     if state is None or not was_taken_up(state):
         return Origin.HERE if has_record else Origin.AFRESH
@@ -69,7 +69,7 @@ def origin(
         return Origin.HERE if has_record else Origin.LOSS
     if is_lost(state.node, state.cluster_node):
         return Origin.LOSS
-    raise SandboxUnavailableError(
+    raise FilesElsewhereError(
         "The sandbox's files are on another node of the cluster, which is full or does not answer.",
         hint="Try again later, or bring that node back.",
         context={"outcome": "not_executed", "reason": "ELSEWHERE"},

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from actors.errors import LEAVING, SandboxUnavailableError, StorageUnavailableError
+from actors.errors import StorageUnavailableError, SupersededError
 from actors.faults import damaged
 from actors.logs import log
 from actors.state import location
@@ -30,7 +29,6 @@ from actors.state.document import (
     DurableState,
     NodeRef,
     StateRead,
-    SupersededError,
     with_backup,
     with_checkpoint,
 )
@@ -44,14 +42,6 @@ from storage.metadata import BackupRecord, Checkpoint, SandboxState
 
 _SOON_S = 0.2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-
-
-def superseded() -> SandboxUnavailableError:
-    """Makes the error of a replaced actor. The caller's side then sends the call again, to the new actor."""
-    return SandboxUnavailableError(
-        "Another actor has taken the sandbox over.",
-        context={"outcome": "not_executed", "reason": "SUPERSEDED", LEAVING: True},
-    )
 
 
 class Ownership:
@@ -129,11 +119,13 @@ class Ownership:
         """Locates the sandbox's content. `has_record` is true if this node has a record of the sandbox.
 
         Raises:
-            SandboxUnavailableError: it is elsewhere, that cannot be known now, or another actor has taken over.
+            FilesElsewhereError: it is elsewhere.
+            SandboxUnavailableError: that cannot be known now.
+            SupersededError: another actor has taken over.
             DocumentDamagedError: the state cannot be used, and this node has no record; or a later release wrote it.
         """
         if self.is_superseded:
-            raise superseded()
+            raise SupersededError
         if self._durable is None:
             return Origin.HERE if has_record else Origin.AFRESH
         origin = self._origin(self._durable, has_record=has_record)
@@ -163,12 +155,12 @@ class Ownership:
             The node that lost the files (None if they were on no node), and the state.
 
         Raises:
-            SandboxUnavailableError: another actor claimed an epoch first.
+            SupersededError: another actor claimed an epoch first.
             StorageError: the bucket did not answer, or not every backup is settled.
         """
         durable = self._durable
         assert durable is not None
-        with self._taking, _told():
+        with self._taking:
             self._acquire_epoch(
                 durable, self._last_found(durable), lambda state: taken_over(state, node=self._place.identity)
             )
@@ -215,7 +207,7 @@ class Ownership:
                 if durable.is_behind or not self.is_recorded:
                     self.change(lambda state: state)
                 return
-            except SandboxUnavailableError:  # another actor has it, or it was closed meanwhile
+            except SupersededError:  # another actor has it, or it was closed meanwhile
                 if self.is_superseded:
                     log.warning("epoch_not_taken", sandbox=self._sandbox, error="superseded")
                 return
@@ -227,11 +219,11 @@ class Ownership:
     def _own(self) -> DurableState:
         """Returns the state under this actor's epoch; claims the epoch if needed.
 
-        Raises SandboxUnavailableError, StorageError.
+        Raises SupersededError, StorageError.
         """
         durable = self._durable
         assert durable is not None
-        with self._taking, _told():
+        with self._taking:
             self._claim(durable)
             return durable
 
@@ -291,7 +283,7 @@ class Ownership:
             self._inherited.append(backup_id)
 
     def change(self, change: Change, *, keep: bool = True) -> None:
-        """Changes the state; claims the epoch if needed. Raises SandboxUnavailableError, StorageError.
+        """Changes the state; claims the epoch if needed. Raises SupersededError, StorageError.
 
         A change that could not be written is written with the next one, unless `keep` is False. Without an epoch it is
         dropped: the claim reads from the node's record what was restored.
@@ -305,8 +297,7 @@ class Ownership:
             if keep:
                 durable.intend(change)
             raise
-        with _told():
-            durable.change(change, keep=keep)
+        durable.change(change, keep=keep)
 
     def relabel(self) -> None:
         """Adopts labels that others wrote into the state. Waits `MOMENTS_S` at most for the bucket."""
@@ -348,7 +339,7 @@ class Ownership:
                     log.warning("unsaved_roots_not_noted", sandbox=self._sandbox, error=type(e).__name__)
                     time.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        except SandboxUnavailableError:  # it was closed meanwhile, or another actor has it
+        except SupersededError:  # it was closed meanwhile, or another actor has it
             return
         finally:
             self._noting.release()
@@ -367,16 +358,14 @@ class Ownership:
         self.report(change)
 
     def check(self) -> None:
-        """Checks that this actor still owns the sandbox. Raises SandboxUnavailableError if not; StorageError."""
+        """Checks that this actor still owns the sandbox. Raises SupersededError if not; StorageError."""
         if self._durable is not None:
-            durable = self._own()
-            with _told():
-                durable.check()
+            self._own().check()
 
     def report(self, change: Change) -> None:
         """Changes the state like `change`, but waits `MOMENTS_S` at most, and lets the bucket lag behind.
 
-        Raises SandboxUnavailableError if another actor has taken over, and for nothing else.
+        Raises SupersededError if another actor has taken over, and for nothing else.
         """
 
         def act() -> None:
@@ -384,16 +373,16 @@ class Ownership:
                 self.change(change)
             except StorageError as e:
                 log.warning("state_not_written", sandbox=self._sandbox, detail=str(e))
-            except SandboxUnavailableError:  # raised below
+            except SupersededError:  # raised below
                 log.warning("superseded", sandbox=self._sandbox)
 
         if self._durable is not None and self._is_open:
             within_moments(act)
             if self._durable.is_superseded:
-                raise superseded()
+                raise SupersededError
 
     def sleep(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Writes that the files are in these checkpoints only. Raises SandboxUnavailableError, StorageError.
+        """Writes that the files are in these checkpoints only. Raises SupersededError, StorageError.
 
         After an error the files are still here, and the next wake on this node writes that to the bucket. `sleep` waits
         `MOMENTS_S` at most, as the sandbox serves nobody meanwhile. No epoch is claimed until the pending write ends.
@@ -410,7 +399,7 @@ class Ownership:
             raise no_answer
         if not self._is_open or self._inherited or not durable.is_here:
             self._taking.release()
-            raise no_answer if self._is_open else superseded()
+            raise no_answer if self._is_open else SupersededError()
         self._is_open = False
         self._is_telling_of_sleep = True
         outcome: list[Exception | None] = []
@@ -428,8 +417,7 @@ class Ownership:
         within_moments(tell)
         error = outcome[0] if outcome else no_answer
         if error is not None:
-            with _told():
-                raise error
+            raise error
 
     def close(self) -> None:
         """Ends the claim: no epoch is claimed and nothing is written until the next `locate`.
@@ -467,15 +455,14 @@ class Ownership:
         """Checks that the state can be deleted, before anything else of the sandbox is.
 
         Raises:
-            SandboxUnavailableError: another actor has taken over.
+            SupersededError: another actor has taken over.
             DocumentDamagedError: a later release has written the state.
             StorageUnavailableError: the bucket does not answer as it should.
         """
         if self._durable is None:
             return
         try:
-            with _told():
-                self._durable.check_forgettable()
+            self._durable.check_forgettable()
         except DocumentError as e:
             raise damaged(e) from None
         except StorageError as e:
@@ -492,12 +479,12 @@ class Ownership:
         If the state is damaged, all backups stay. A sandbox of that name can restore those for a sleep, too.
 
         Raises:
-            SandboxUnavailableError: another actor has taken over; nothing was done.
+            SupersededError: another actor has taken over; nothing was done.
             StorageError: call again.
         """
         if self._durable is None:
             return
-        with self._taking, _told():
+        with self._taking:
             self._is_open, self._found, self._inherited = False, None, []
             self._durable.forget(lambda state: self._delete(self._sleep_backups(state)))
 
@@ -523,11 +510,3 @@ def _found_or_damaged(durable: DurableState) -> StateRead | DocumentError:
         return StateRead(durable.find())
     except DocumentError as e:
         return e
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except SupersededError:
-        raise superseded() from None

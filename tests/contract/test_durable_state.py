@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 from pydantic import SecretStr
 
-from actors.errors import SandboxUnavailableError
+from actors.errors import SandboxUnavailableError, SupersededError
 from actors.state.backup_ledger import SandboxLedger
 from actors.state.changes import after_restore, restored_in
 from actors.state.document import (
@@ -22,7 +22,6 @@ from actors.state.document import (
     DurableState,
     NodeRef,
     StateRead,
-    SupersededError,
     happened,
     with_checkpoint,
 )

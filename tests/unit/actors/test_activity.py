@@ -6,34 +6,26 @@ import threading
 
 import pytest
 
-from actors.errors import DRAINING, LEAVING, SandboxUnavailableError
+from actors.errors import ActorLeavingError, SandboxMovingError, TurnedAwayError
 from actors.sandbox.activity import Activity
 
 
-def refused(activity: Activity, *, goes_on: bool = False) -> dict[str, object] | None:
-    """The context of the error that a call gets; None if it is served."""
+def refused(activity: Activity, *, goes_on: bool = False) -> type[TurnedAwayError] | None:
+    """The class of the error that a call gets; None if it is served."""
     try:
         with activity.call(goes_on=goes_on):
             return None
-    except SandboxUnavailableError as e:
-        return e.context
+    except TurnedAwayError as e:
+        return type(e)
 
 
 def test_a_closed_actor_serves_only_calls_that_continue_an_earlier_one() -> None:
     activity = Activity()
     activity.close()
-    assert refused(activity) == {"outcome": "not_executed", "reason": DRAINING, LEAVING: True}
+    assert refused(activity) is SandboxMovingError
     assert refused(activity, goes_on=True) is None
     activity.end()
-    assert (
-        refused(activity)
-        == refused(activity, goes_on=True)
-        == {
-            "outcome": "not_executed",
-            "reason": DRAINING,
-            LEAVING: True,
-        }
-    )
+    assert refused(activity) is refused(activity, goes_on=True) is SandboxMovingError
     activity.stay()
     assert refused(activity) is None
 
@@ -42,7 +34,7 @@ def test_an_actor_that_leaves_after_idling_serves_nothing() -> None:
     activity = Activity()
     since = activity.idle_since(-1e9)
     assert since is not None and activity.leave(since)
-    assert refused(activity) == refused(activity, goes_on=True) == {"outcome": "not_executed", LEAVING: True}
+    assert refused(activity) is refused(activity, goes_on=True) is ActorLeavingError
 
 
 def test_waiting_for_idleness_ends_with_the_last_call() -> None:

@@ -9,7 +9,19 @@ from collections.abc import Iterator
 import pytest
 
 from actors import errors, faults
-from actors.errors import BackupCreateError, BackupRestoreError, HoldfastError, OperationCancelledError
+from actors.errors import (
+    DRAINING,
+    ActorBeingMadeError,
+    ActorLeavingError,
+    BackupCreateError,
+    BackupRestoreError,
+    HoldfastError,
+    OperationCancelledError,
+    SandboxMovingError,
+    SandboxUnavailableError,
+    SupersededError,
+    TurnedAwayError,
+)
 from actors.node import errors as node_errors
 from actors.node.errors import NodeError
 from storage import errors as storage_errors
@@ -43,10 +55,28 @@ def test_an_error_of_the_node_survives_pickling(kind: type[NodeError]) -> None:
     assert (type(again), again.message, again.hint) == (kind, "a sentence", "do this")
 
 
-def test_every_error_has_a_code_of_its_own() -> None:
-    codes = [kind.code for kind in OURS if kind is not HoldfastError]  # type: ignore[attr-defined]
+def test_every_error_has_a_code_of_its_own_except_the_kinds_of_unavailable() -> None:
+    kinds_of_unavailable = [kind for kind in family(SandboxUnavailableError) if kind is not SandboxUnavailableError]
+    assert {kind.code for kind in kinds_of_unavailable} == {"SANDBOX_UNAVAILABLE"}  # type: ignore[attr-defined]
+    with_code = [kind for kind in OURS if kind is not HoldfastError and kind not in kinds_of_unavailable]
+    codes = [kind.code for kind in with_code]  # type: ignore[attr-defined]
     assert len(codes) == len(set(codes))
     assert all(code == code.upper() and code.replace("_", "").isalpha() for code in codes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (ActorBeingMadeError, None),
+        (ActorLeavingError, None),
+        (SandboxMovingError, DRAINING),
+        (SupersededError, "SUPERSEDED"),
+    ],
+)
+def test_a_call_that_is_turned_away_was_not_executed(kind: type[TurnedAwayError], reason: str | None) -> None:
+    error = kind()
+    assert error.context == {"outcome": "not_executed", **({"reason": reason} if reason else {})}
+    assert error.may_be_retried and error.hint
 
 
 @pytest.mark.parametrize("kind", OURS + NODES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.errors import LEAVING, SandboxUnavailableError, TooManyCallsError
+from actors.errors import ActorBeingMadeError, ActorLeavingError, SandboxUnavailableError, TooManyCallsError
 from actors.service.creation_lock import CreationLock
 
 FULL = SandboxUnavailableError(
@@ -26,9 +26,9 @@ def test_other_callers_are_turned_away_while_one_makes_the_actor() -> None:
     with lock.held("a"):
         with lock.held("b"):
             pass
-        with pytest.raises(SandboxUnavailableError) as raised, lock.held("a"):
+        with pytest.raises(ActorBeingMadeError) as raised, lock.held("a"):
             pytest.fail("two at once")
-        assert raised.value.context == {"outcome": "not_executed", LEAVING: True}
+        assert raised.value.context == {"outcome": "not_executed"}
     with lock.held("a"):
         pass
 
@@ -69,11 +69,7 @@ def test_the_error_of_a_failed_spawn_is_soon_forgotten() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [
-        TooManyCallsError("x"),
-        SandboxUnavailableError("x", context={"outcome": "not_executed", LEAVING: True}),
-        ValueError("x"),
-    ],
+    [TooManyCallsError("x"), ActorLeavingError(), ValueError("x")],
 )
 def test_an_error_that_concerns_one_call_only_is_not_given_to_others(error: Exception) -> None:
     lock = CreationLock()

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from actors.errors import IN_USE, SandboxUnavailableError
+from actors.errors import SandboxInUseError, SandboxUnavailableError
 from actors.service.drain import Drain, Occupant, Schedule, schedule
 
 BEGAN, END = 1000.0, 1400.0
@@ -40,7 +40,7 @@ class House:
         self.moved: list[tuple[str, bool]] = []
         self.refusing: set[str] = set()
         self.breaking: set[str] = set()
-        self.reason = "STORAGE_UNAVAILABLE"
+        self.refusal = SandboxUnavailableError("x", context={"reason": "STORAGE_UNAVAILABLE"})
         self.started: list[Callable[[], None]] = []
         self.now = BEGAN + 10  # past the time in which an actor placed before the drain may still arrive
 
@@ -52,7 +52,7 @@ class House:
         if occupant.sandbox in self.breaking:
             raise ValueError
         if occupant.sandbox in self.refusing:
-            raise SandboxUnavailableError("x", context={"reason": self.reason})
+            raise self.refusal
         del self.here[occupant.name]
 
     def drain(self, *, at_once: int = 2) -> Drain:
@@ -164,7 +164,7 @@ def test_the_pauses_after_failures_grow_but_shrink_near_the_deadline() -> None:
 
 def test_a_sandbox_that_has_just_been_used_is_retried_soon() -> None:
     house = House(awake("used"))
-    house.refusing, house.reason = {"used"}, IN_USE
+    house.refusing, house.refusal = {"used"}, SandboxInUseError("x")
     drain, house.now = house.drain(), BEGAN
     tried = []
     while house.now < BEGAN + 8:

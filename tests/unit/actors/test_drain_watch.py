@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from actors.config import NodeConfig, SandboxConfig
-from actors.errors import SandboxUnavailableError
+from actors.errors import SandboxInUseError, SandboxUnavailableError
 from actors.node_layout import NodeLayout
 from actors.rpc.names import sandbox_actor_name
 from actors.rpc.runtime import ActorAwayError, ActorEndedError
@@ -127,7 +127,7 @@ def test_an_awake_sandbox_closes_its_door_before_it_hands_over(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("outcome", "reason"),
     [(ActorAwayError("ActorUnavailableError"), "ActorUnavailableError"),
-     (SandboxUnavailableError("x", context={"reason": "IN_USE"}), "IN_USE")],
+     (SandboxInUseError("x", context={"reason": "IN_USE"}), "IN_USE")],
 )  # fmt: skip
 def test_a_hand_over_without_an_answer_fails_with_its_reason(tmp_path: Path, outcome: Exception, reason: str) -> None:
     premises = Premises(tmp_path, "box")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from actors.errors import SandboxUnavailableError
+from actors.errors import FilesElsewhereError, SandboxUnavailableError
 from actors.state.document import NodeRef
 from actors.state.location import Origin, origin, unknown
 from storage.metadata import SandboxState
@@ -68,7 +68,7 @@ def test_the_files_are_where_the_table_says(
         return lost
 
     if expected is REFUSED:
-        with pytest.raises(SandboxUnavailableError) as raised:
+        with pytest.raises(FilesElsewhereError) as raised:
             origin(found, has_record=has_record, place=HERE, is_lost=is_lost)
         assert raised.value.context == {"outcome": "not_executed", "reason": "ELSEWHERE"}
     else:

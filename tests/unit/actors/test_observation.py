@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.errors import LEAVING, BackupNotFoundError, SandboxUnavailableError, ServiceUnavailableError
+from actors.errors import ActorLeavingError, BackupNotFoundError, ServiceUnavailableError
 from actors.host.observation import Watch, observed
 from actors.logs import _named
 from actors.metrics import CALL_SECONDS, CALLS, SUM, Counts
@@ -81,8 +81,8 @@ def test_calls_are_counted_by_kind_and_outcome_and_timed() -> None:
 def test_pings_and_calls_that_will_be_sent_again_are_not_counted() -> None:
     host = Host()
     host.ping()
-    with pytest.raises(SandboxUnavailableError):
-        host.fail(SandboxUnavailableError("x", context={LEAVING: True}))
+    with pytest.raises(ActorLeavingError):
+        host.fail(ActorLeavingError())
     assert outcomes(host) == {}
 
 

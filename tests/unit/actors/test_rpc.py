@@ -22,11 +22,12 @@ from ray.exceptions import (
 
 from actors.errors import (
     DRAINING,
-    LEAVING,
+    ActorLeavingError,
     BackupNotFoundError,
     HoldfastError,
     InternalError,
     OperationCancelledError,
+    SandboxMovingError,
     SandboxUnavailableError,
     ServiceUnavailableError,
     TooManyCallsError,
@@ -213,7 +214,7 @@ def test_calling_an_actor_that_always_leaves_ends_in_an_error(monkeypatch: pytes
 
 
 def test_a_call_that_a_leaving_actor_refuses_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    leaving = wrapped(SandboxUnavailableError("x", context={"outcome": "not_executed", LEAVING: True}))
+    leaving = wrapped(ActorLeavingError())
     actor = Actor(leaving, leaving, "done")
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     assert Call(lambda: ActorRef("a").call(lambda actor: actor.answer)).result() == "done"
@@ -299,7 +300,7 @@ def test_submitting_a_call_does_not_wait_for_its_actor_to_be_found(monkeypatch: 
     assert sent.wait(10)
 
 
-MOVING = wrapped(SandboxUnavailableError("x", context={"outcome": "not_executed", "reason": DRAINING, LEAVING: True}))
+MOVING = wrapped(SandboxMovingError())
 BACK = Recovery(at=datetime(2026, 1, 2, tzinfo=UTC), lost=["/tmp"], told=False)
 
 
