@@ -23,6 +23,7 @@ from storage.errors import (
 )
 from storage.room import full_told, lacks_room
 from storage.store import SMALL_OBJECT_BYTES, Head, Listed, Page, SignedRequest, Stored, Upload
+from storage.time_limit import left_s
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -50,11 +51,21 @@ class S3ObjectStore:
         self._probe_lock = threading.Lock()
         self._conditional = conditional_writes
 
+    @property
+    def _client(self) -> S3Client:
+        return self._patient_client if left_s() is None else self._hasty_client
+
     @functools.cached_property
-    def _client(self) -> S3Client:  # two threads at the first request may make two: one is kept, both work
+    def _patient_client(self) -> S3Client:  # two threads at the first request may make two: one is kept, both work
         from storage.s3_client import open_client
 
         return open_client(self._config, self._transfer)
+
+    @functools.cached_property
+    def _hasty_client(self) -> S3Client:  # likewise
+        from storage.s3_client import open_hasty_client
+
+        return open_hasty_client(self._config, self._transfer)
 
     @property
     def bucket(self) -> str:

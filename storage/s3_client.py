@@ -31,6 +31,7 @@ from botocore.parsers import ResponseParserError
 
 from storage.config import BucketConfig, TransferConfig
 from storage.errors import StoreUnavailableError
+from storage.time_limit import MOMENTS_S, left_s
 from storage.translate import client_error, raised
 
 if TYPE_CHECKING:
@@ -66,6 +67,25 @@ def load_model() -> None:
     """Reads botocore's model of S3, so that the first store of this process is made in milliseconds."""
     with _session_lock:
         _session().client("s3", region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
+
+
+def open_hasty_client(config: BucketConfig, transfer: TransferConfig) -> S3Client:
+    """A client for requests with a time limit (`storage.time_limit`): it waits `MOMENTS_S` at most for each answer.
+
+    No attempt begins after the limit.
+    """
+    limits = {
+        "connect_timeout_s": min(MOMENTS_S, transfer.connect_timeout_s),
+        "idle_timeout_s": min(MOMENTS_S, transfer.idle_timeout_s),
+    }
+    client = open_client(config, transfer.model_copy(update=limits))
+    client.meta.events.register("before-send.s3", functools.partial(_refuse_late, config.bucket))
+    return client
+
+
+def _refuse_late(bucket: str, **_: object) -> None:
+    if left_s() == 0:
+        raise StoreUnavailableError("send", bucket=bucket, detail="no answer in time")
 
 
 def open_client(config: BucketConfig, transfer: TransferConfig) -> S3Client:

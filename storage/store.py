@@ -3,6 +3,7 @@
 All methods have in common:
 
 * It is safe to call from many threads at once, and blocks until the store has answered or the attempts are used up.
+  Within `storage.time_limit.within_moments`, a store that does not answer in time is unavailable.
 * `StoreUnavailableError` is retryable, and leaves the outcome unknown: the request may have taken effect.
   Implementations have already retried; the caller reads to learn the outcome. `SignatureExpiredError` is also
   retryable, and means that the request had no effect.

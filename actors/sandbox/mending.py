@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import threading
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.background import Background
 from actors.errors import BackupNotFoundError, MountLostError
 from actors.faults import reason_of
 from actors.logs import log
@@ -123,27 +123,8 @@ class Watch:
     """A background thread that calls `look` every few seconds, until `look` returns False."""
 
     def __init__(self, look: Callable[[], bool]) -> None:
-        self._look = look
-        self._lock = threading.Lock()
-        self._is_running = False
-        self._is_asked = False
+        self._background = Background("archive-watch", lambda: _LOOK_S if look() else None)
 
     def begin(self) -> None:
-        """Starts the thread unless it runs already. May be called from `look`, or under a lock that `look` needs."""
-        with self._lock:
-            self._is_asked = True
-            if not self._is_running:
-                self._is_running = True
-                threading.Thread(target=self._run, name="archive-watch", daemon=True).start()
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            pause.wait(_LOOK_S)
-            with self._lock:
-                self._is_asked = False
-            goes_on = self._look()
-            with self._lock:
-                if not goes_on and not self._is_asked:
-                    self._is_running = False
-                    return
+        """Begins to look, unless it does so already. May be called from `look`, or under a lock that `look` needs."""
+        self._background.ask(after_s=_LOOK_S)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TypeVar
 
+from actors.background import Background
 from actors.errors import SandboxUnavailableError
 from actors.models import WRITABLE_ROOTS
 from actors.node.bubblewrap import HOME
@@ -52,17 +53,18 @@ class UnsavedWatch:
 
     def __init__(self, look: Callable[[], None]) -> None:
         self._look = look
-        self._watching = threading.Lock()
+        self._background = Background("unsaved", self._look_again)
         self._counting = threading.Lock()
         self._followed = 0
         """Number of running commands that are followed to their end."""
-        self._to_look = threading.Event()
+        self._pause_s = _FIRST_LOOK_S
 
     def following(self, events: Iterator[T]) -> Iterator[T]:
         """Passes on the events of a command; looks now and then while it runs, and once after its end."""
         with self._counting:
             self._followed += 1
-        self._begin()
+            self._pause_s = _FIRST_LOOK_S
+        self._background.ask(after_s=_FIRST_LOOK_S)
         try:
             yield from events
         finally:
@@ -72,25 +74,13 @@ class UnsavedWatch:
 
     def look_soon(self) -> None:
         """Asks for a look, after a change of the tree. Returns at once."""
-        self._to_look.set()
-        self._begin()
+        self._background.ask()
 
-    def _begin(self) -> None:
-        if self._watching.acquire(blocking=False):
-            threading.Thread(target=self._run, name="unsaved", daemon=True).start()
-
-    def _run(self) -> None:
-        pause_s = _FIRST_LOOK_S
-        try:
-            while self._followed or self._to_look.is_set():
-                if not self._to_look.wait(pause_s):
-                    pause_s = min(2 * pause_s, _LOOK_S)
-                self._to_look.clear()
-                self._look()
-        finally:
-            self._watching.release()
-        if self._to_look.is_set():  # another thread has just asked for a look
-            self._begin()
+    def _look_again(self) -> float | None:
+        self._look()
+        with self._counting:
+            self._pause_s = min(2 * self._pause_s, _LOOK_S)
+            return self._pause_s if self._followed else None
 
 
 def unsaved_roots(tree: Tree, saved: Collection[str]) -> list[str]:

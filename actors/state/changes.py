@@ -180,6 +180,14 @@ def _without_missing(recovery: Recovery | None) -> Recovery | None:
     return recovery.model_copy(update={"directories": left}) if left or recovery.lost_node else None
 
 
+def after_acknowledgement(state: SandboxState, at: datetime) -> SandboxState:
+    """The state once a caller was surely informed of the recovery of that instant: no other caller has to be."""
+    recovery = state.recovery
+    if recovery is None or recovery.at != at or recovery.told_at is not None:
+        return state
+    return state.model_copy(update={"recovery": recovery.model_copy(update={"told_at": datetime.now(UTC)})})
+
+
 def after_forgetting(state: SandboxState, record: Record, given_up: Collection[str]) -> SandboxState:
     """The state of a sandbox in which these directories were just forgotten."""
     rows = record.recovery.given_up if record.recovery else []

@@ -4,15 +4,17 @@ Ray keeps one actor for each name, but after a partition the old process can liv
 claims the next epoch (a fencing token) before it writes anything durable. An actor that finds a newer epoch than its
 own has been replaced: it must write nothing any more (`SupersededError`), and has to end.
 
-Where the bucket has no conditional writes, the actor reads the epoch before each write instead. Two actors that write
-in the same instant are then not told apart.
+Where the bucket has no conditional writes, the actor reads the epoch before each write instead (`StateDocument`).
+Two actors that write in the same instant are then not told apart.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -20,14 +22,16 @@ from typing import Any, NoReturn
 from actors.errors import SupersededError
 from actors.logs import log
 from storage.catalog import BackupCatalog, StoredState
-from storage.errors import CorruptMetadataError, PreconditionFailedError, StorageError
+from storage.errors import CorruptMetadataError, PreconditionFailedError, StorageError, StoreUnavailableError
 from storage.metadata import BackupRecord, Checkpoint, Event, SandboxState
+from storage.time_limit import left_s
 
 MAX_EVENTS = 100
 MAX_ROWS = 128
 """Largest number of directories in the state: its JSON is then small enough to be read, even with the longest paths."""
 STATE_REPLACED = "state_replaced"
 """The event of a damaged state that the actor replaced, by what it wrote last or by what the node's record says."""
+
 _TRIES = 8
 
 Change = Callable[[SandboxState], SandboxState]
@@ -48,20 +52,80 @@ class StateRead:
     stored: StoredState | None
 
 
+class StateDocument:
+    """The bucket's document of one sandbox. All who change it do so by `update`. Thread-safe."""
+
+    def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str) -> None:
+        self._catalog = catalog
+        self._tenant = tenant
+        self._sandbox = sandbox
+
+    def find(self) -> StoredState | None:
+        """Reads the state; None if there is none. Raises StorageError."""
+        return self._catalog.find_state(self._tenant, self._sandbox)
+
+    def update(
+        self,
+        change: Callable[[SandboxState | None], SandboxState],
+        *,
+        check: Callable[[StoredState | None], object] = lambda stored: None,
+        known: StateRead | None = None,
+        read: Callable[[], StoredState | None] | None = None,
+    ) -> StoredState:
+        """Changes the state by compare-and-swap, again if others have written it meanwhile; returns what is written.
+
+        Where the bucket has no conditional writes, the state is read and checked right before it is written.
+
+        Args:
+            change: makes the new state from the one in the bucket; called again if others have written meanwhile.
+            check: raises an error, which ends the update, if the state found must not be changed.
+            known: the last state that was read or written, to save a read.
+            read: reads the state, instead of `find`.
+
+        Raises:
+            PreconditionFailedError: others write it all the time; nothing was written.
+            StoreUnavailableError: it is unknown whether it was written.
+        """
+        read = read or self.find
+        if known is None or not self._catalog.store.supports_conditional_writes():
+            known = StateRead(read())
+        for _ in range(_TRIES):
+            base = known.stored
+            check(base)
+            wanted = change(base.state if base else None)
+            try:
+                return StoredState(wanted, self._catalog.write_state(wanted, replacing=base.etag if base else None))
+            except PreconditionFailedError:
+                known = StateRead(read())
+        raise PreconditionFailedError("update", detail="the state changes all the time")
+
+    def replace_damaged(self, state: SandboxState) -> StoredState:
+        """Replaces a damaged state, and keeps a copy of that aside. Raises StorageError."""
+        etag = self._catalog.set_aside_state(self._tenant, self._sandbox)
+        log.error("damaged_state_replaced", sandbox=self._sandbox)
+        return StoredState(state, self._catalog.write_state(state, replacing=etag))
+
+    def delete(self) -> None:
+        """Deletes the state. Raises StorageError: it may still be there."""
+        self._catalog.delete_state(self._tenant, self._sandbox)
+
+
 class DurableState:
     """The state document under one actor's epoch. Thread-safe: writes happen one at a time, in order."""
 
     def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef) -> None:
-        self._catalog = catalog
+        self._document = StateDocument(catalog, tenant, sandbox)
+        self._bucket = catalog.store.bucket
         self._tenant = tenant
         self._sandbox = sandbox
         self._place = place
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._written: StoredState | None = None
         self._wanted: SandboxState | None = None
+        self._intended: deque[Change] = deque()
+        """Changes that could not wait for their turn. They are made before the next one."""
+        self._is_unwritten = False
         self.is_superseded = False
-        self.is_behind = False
-        """True if the bucket may differ from the wanted state, because a write is under way or has failed."""
         self.is_here = False
         """True if the bucket says for certain that the sandbox's files are on this node."""
 
@@ -70,15 +134,32 @@ class DurableState:
         """The state as this actor wants it; None before it has an epoch."""
         return self._wanted
 
+    @property
+    def is_behind(self) -> bool:
+        """True if the bucket may differ from the wanted state, because a write is under way or has failed."""
+        return self._is_unwritten or bool(self._intended)
+
     def find(self) -> StoredState | None:
         """Reads the bucket's state; None if there is none. Raises StorageError."""
-        return self._catalog.find_state(self._tenant, self._sandbox)
+        return self._document.find()
 
     def replace_damaged(self, state: SandboxState) -> StoredState:
         """Replaces the bucket's damaged state, and keeps a copy of that aside. Raises StorageError."""
-        etag = self._catalog.set_aside_state(self._tenant, self._sandbox)
-        log.error("damaged_state_replaced", sandbox=self._sandbox)
-        return StoredState(state, self._catalog.write_state(state, replacing=etag))
+        return self._document.replace_damaged(state)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keeps other threads from the state within the block. The thread that has the turn may take it again.
+
+        Raises StoreUnavailableError if the caller has a time limit, and others wait for the bucket for longer.
+        """
+        left = left_s()
+        if not self._lock.acquire(timeout=-1 if left is None else left):
+            raise StoreUnavailableError("update", bucket=self._bucket, detail="no answer to an earlier request")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def acquire_epoch(self, found: StoredState | None, change: Change) -> SandboxState:
         """Claims the next epoch after `found`, with `change` made to the rest. An actor may claim several in turn.
@@ -87,27 +168,21 @@ class DurableState:
             SupersededError: another actor has claimed an epoch since.
             StorageError: it is not known whether the epoch was claimed; read the state and claim again.
         """
-        with self._lock:
-            base = found
+        with self.turn():
             if self._written is not None:
                 self._check_epoch(found, self._written.state.epoch)
-            if not self._catalog.store.supports_conditional_writes():
-                base = self._check_epoch(self.find(), _epoch(found))
-            for _ in range(_TRIES):
-                mine = self._next(base, change)
-                try:
-                    etag = self._catalog.write_state(mine, replacing=base.etag if base else None)
-                except PreconditionFailedError:
-                    base = self._check_epoch(self.find(), _epoch(found))  # a label changed, or it was deleted
-                    continue
-                self._written, self._wanted, self.is_behind = StoredState(mine, etag), mine, False
-                self.is_here = True
-                return mine
-            raise PreconditionFailedError("acquire_epoch", detail="the state changes all the time")
+            self._written = self._document.update(
+                lambda base: self._next(base, change),  # a label may have changed, or the state was deleted
+                check=lambda base: self._check_epoch(base, _epoch(found)),
+                known=StateRead(found),
+            )
+            self._wanted, self._is_unwritten = self._written.state, False
+            self.is_here = True
+            return self._wanted
 
-    def _next(self, base: StoredState | None, change: Change) -> SandboxState:
+    def _next(self, base: SandboxState | None, change: Change) -> SandboxState:
         now = datetime.now(UTC)
-        state = base.state if base else SandboxState(id=self._sandbox, tenant=self._tenant, created_at=now)
+        state = base or SandboxState(id=self._sandbox, tenant=self._tenant, created_at=now)
         return change(state).model_copy(
             update={
                 "epoch": state.epoch + 1,
@@ -118,10 +193,9 @@ class DurableState:
             }
         )
 
-    def _check_epoch(self, stored: StoredState | None, epoch: int) -> StoredState | None:
+    def _check_epoch(self, stored: StoredState | None, epoch: int) -> None:
         if _epoch(stored) != epoch:
             self.give_way()
-        return stored
 
     def give_way(self) -> NoReturn:
         """Notes that another actor has the sandbox. Raises SupersededError."""
@@ -135,12 +209,12 @@ class DurableState:
             SupersededError: nothing was written, and nothing will be.
             StorageError: it is not known whether it was written; without `keep`, the next write reverts it.
         """
-        with self._lock:
+        with self.turn():
             if self.is_superseded or self._written is None or self._wanted is None:  # replaced, or no epoch
                 raise SupersededError
-            before, used = self._wanted, {"last_used_at": datetime.now(UTC)}
-            self._wanted = change(before).model_copy(update=used)
-            self.is_behind = True
+            before = self._wanted = self._with_intended(self._wanted)
+            self._wanted = change(before).model_copy(update={"last_used_at": datetime.now(UTC)})
+            self._is_unwritten = True
             self.is_here = self.is_here and self._wanted.node is not None
             try:
                 self._write()
@@ -148,26 +222,38 @@ class DurableState:
                 if not keep:
                     self._wanted = before.model_copy(update={"labels": self._wanted.labels})
                 raise
-            self.is_behind = False
+            self._is_unwritten = False
             self.is_here = self._wanted.node is not None
 
+    def _with_intended(self, state: SandboxState) -> SandboxState:
+        while self._intended:
+            state = self._intended[0](state)
+            self._is_unwritten = True
+            self._intended.popleft()
+        return state
+
     def intend(self, change: Change) -> None:
-        """Makes a change that is written with the next one. Without an epoch it does nothing."""
-        with self._lock:
-            if self._wanted is not None and not self.is_superseded:
-                self._wanted = change(self._wanted)
-                self.is_behind = True
+        """Makes a change that is written with the next one. Never waits. Without an epoch it does nothing."""
+        if self._wanted is None or self.is_superseded:
+            return
+        self._intended.append(change)
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._wanted is not None:
+                    self._wanted = self._with_intended(self._wanted)
+            finally:
+                self._lock.release()
 
     def check(self) -> None:
         """Adopts the bucket's labels. Raises SupersededError if another actor has claimed an epoch; StorageError."""
-        with self._lock:
+        with self.turn():
             if self._written is None:
                 raise SupersededError
             self._adopt(self._current())
 
     def check_forgettable(self) -> None:
         """Checks, before anything is removed, that `forget` may go on. Raises like `forget`."""
-        with self._lock:
+        with self.turn():
             if self.is_superseded:
                 raise SupersededError
             with contextlib.suppress(CorruptMetadataError):
@@ -183,7 +269,7 @@ class DurableState:
             SupersededError: nothing was done.
             StorageError: the state may still be there.
         """
-        with self._lock:
+        with self.turn():
             if self.is_superseded:
                 raise SupersededError
             try:
@@ -195,25 +281,19 @@ class DurableState:
                 self._adopt(found)
             if found is not None or is_damaged:
                 first(found.state if found is not None else None)
-                self._catalog.delete_state(self._tenant, self._sandbox)
+                self._document.delete()
             self._written = self._wanted = None
+            self._intended.clear()
             self.is_here = False
 
     def _write(self) -> None:
-        assert self._written is not None
-        if not self._catalog.store.supports_conditional_writes():
-            self._adopt(self._current())
-        for _ in range(_TRIES):
-            assert self._wanted is not None
-            wanted = self._wanted
-            try:
-                etag = self._catalog.write_state(wanted, replacing=self._written.etag)
-            except PreconditionFailedError:
-                self._adopt(self._current())
-                continue
-            self._written = StoredState(wanted, etag)
-            return
-        raise PreconditionFailedError("write", detail="the state changes all the time")
+        self._written = self._document.update(
+            self._as_wanted, check=self._adopt, known=StateRead(self._written), read=self._current
+        )
+
+    def _as_wanted(self, _: SandboxState | None) -> SandboxState:
+        assert self._wanted is not None
+        return self._wanted
 
     def _current(self) -> StoredState | None:
         """Reads the bucket's state. If it is damaged, replaces it with what this actor wrote last."""

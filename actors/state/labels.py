@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from actors.errors import StorageUnavailableError
+from actors.state.document import StateDocument, StateRead
 from storage.catalog import BackupCatalog
 from storage.errors import PreconditionFailedError, StoreUnavailableError
 from storage.metadata import SandboxState
-
-_TRIES = 8
 
 
 def relabelled(
@@ -26,23 +25,29 @@ def relabelled(
         StorageUnavailableError: the labels may or may not have been changed; try again.
         StorageError: the state could not be read; nothing was changed.
     """
-    for _ in range(_TRIES):
-        found = catalog.find_state(tenant, sandbox_id)
-        old = found.state if found else SandboxState(id=sandbox_id, tenant=tenant, created_at=datetime.now(UTC))
-        labels = change(old.labels)
-        if found and labels == old.labels:
-            return labels
-        try:
-            catalog.write_state(old.model_copy(update={"labels": labels}), replacing=found.etag if found else None)
-        except PreconditionFailedError:
-            continue
-        except StoreUnavailableError:
-            raise StorageUnavailableError(
-                "The bucket did not answer while the labels were written.",
-                hint="Set them again.",
-                context={"outcome": "unknown"},
-            ) from None
-        return labels
-    raise StorageUnavailableError(
-        "The sandbox's state was written by others again and again.", hint="Set the labels again."
-    )
+    document = StateDocument(catalog, tenant, sandbox_id)
+    found = document.find()
+    if found and change(found.state.labels) == found.state.labels:
+        return found.state.labels
+    is_begun = False
+
+    def relabel(state: SandboxState | None) -> SandboxState:
+        nonlocal is_begun
+        is_begun = True
+        old = state or SandboxState(id=sandbox_id, tenant=tenant, created_at=datetime.now(UTC))
+        return old.model_copy(update={"labels": change(old.labels)})
+
+    try:
+        return document.update(relabel, known=StateRead(found)).state.labels
+    except PreconditionFailedError:
+        raise StorageUnavailableError(
+            "The sandbox's state was written by others again and again.", hint="Set the labels again."
+        ) from None
+    except StoreUnavailableError:
+        if not is_begun:
+            raise
+        raise StorageUnavailableError(
+            "The bucket did not answer while the labels were written.",
+            hint="Set them again.",
+            context={"outcome": "unknown"},
+        ) from None

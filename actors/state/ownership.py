@@ -6,39 +6,27 @@ changes (a backup, a restore, a recovery) wait for it. A replaced actor notices 
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
+from actors.background import Background
 from actors.errors import StorageUnavailableError, SupersededError
 from actors.faults import damaged
 from actors.logs import log
 from actors.state import location
-from actors.state.changes import (
-    asleep_in_bucket,
-    begun_takeover,
-    checkpoint_in,
-    taken_over,
-    taken_up,
-    without_pending,
-    without_sleep_backups,
-)
-from actors.state.document import (
-    Change,
-    DurableState,
-    NodeRef,
-    StateRead,
-    with_backup,
-    with_checkpoint,
-)
+from actors.state.changes import after_acknowledgement, asleep_in_bucket, begun_takeover, taken_over, taken_up
+from actors.state.document import Change, DurableState, NodeRef, StateRead
 from actors.state.location import Origin
 from actors.state.node_record import Record
-from actors.state.patience import MOMENTS_S, answered_in_moments, within_moments
+from actors.state.patience import answered_in_moments
 from actors.state.remaking import remade_state
+from actors.state.sleep_backups import SleepBackups
+from actors.state.unsettled import UnsettledBackups
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import CorruptMetadataError, DocumentError, StorageError, StoreUnavailableError
-from storage.metadata import BackupRecord, Checkpoint, SandboxState
+from storage.metadata import Checkpoint, SandboxState
+from storage.time_limit import within_moments
 
 _SOON_S = 0.2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
@@ -65,19 +53,17 @@ class Ownership:
         self._is_lost = is_lost
         self._catalog = catalog
         self._durable = DurableState(catalog, tenant, sandbox, place) if catalog is not None else None
-        self._taking = threading.Lock()
+        self._sleep_backups = SleepBackups(catalog, tenant, sandbox) if catalog is not None else None
+        self._unsettled = UnsettledBackups(catalog, tenant, sandbox, record) if catalog is not None else None
         self._found: StateRead | None = None
         """The state that `locate` read or `suppose` was given, until an epoch is claimed with it."""
         self._located: SandboxState | None = None
-        self._inherited: list[str] = []
-        """Ids of backups that are not settled yet: begun by earlier actors, or by failed calls of this one."""
         self._is_open = False
-        """True from `locate` until the sandbox sleeps, or is closed or destroyed."""
+        """True once the files are here, or are being recovered, until the sandbox sleeps, is closed or destroyed."""
         self._unsaved: list[str] | None = None
         """The writable roots with content that is in no checkpoint, as of this actor's last look; None before it."""
-        self._noting = threading.Lock()
-        self._is_telling_of_sleep = False
-        """True while a sleep is being written, even after `sleep` timed out. The writing thread holds `_taking`."""
+        self._catching_up = Background("state", self._catch_up)
+        self._pause_s = _FIRST_PAUSE_S
 
     @property
     def state(self) -> SandboxState | None:
@@ -92,7 +78,7 @@ class Ownership:
     @property
     def is_recorded(self) -> bool:
         """True if the bucket says for certain that the files are here. Nothing else tells others where they are."""
-        return self._durable is None or (self._durable.is_here and not self._is_telling_of_sleep)
+        return self._durable is None or self._durable.is_here
 
     @property
     def is_superseded(self) -> bool:
@@ -129,7 +115,7 @@ class Ownership:
         if self._durable is None:
             return Origin.HERE if has_record else Origin.AFRESH
         origin = self._origin(self._durable, has_record=has_record)
-        self._is_open = True
+        self._is_open = not origin.is_elsewhere
         return origin
 
     def _origin(self, durable: DurableState, *, has_record: bool) -> Origin:
@@ -160,13 +146,14 @@ class Ownership:
         """
         durable = self._durable
         assert durable is not None
-        with self._taking:
+        with durable.turn():
             self._acquire_epoch(
                 durable, self._last_found(durable), lambda state: taken_over(state, node=self._place.identity)
             )
             state = durable.state
             begun = begun_takeover(state) if state is not None else None
             assert state is not None and begun is not None
+            self._is_open = True
             return begun.node, state
 
     def _last_found(self, durable: DurableState) -> StoredState | None:
@@ -186,7 +173,8 @@ class Ownership:
 
     def _acquire_epoch(self, durable: DurableState, found: StoredState | None, change: Change) -> None:
         taken = durable.acquire_epoch(found, change)
-        self._inherited = list(taken.pending)
+        assert self._unsettled is not None
+        self._unsettled.inherit(taken.pending)
         self._settle(durable)
 
     def acquire_epoch_in_background(self) -> None:
@@ -194,41 +182,46 @@ class Ownership:
 
         Waits for `_SOON_S` first, to leave the processor to the call that woke the sandbox.
         """
+        if self._is_behind:
+            self._catching_up.ask(after_s=_SOON_S)
+
+    @property
+    def _is_behind(self) -> bool:
+        """True if the bucket does not have everything that it should say of an open sandbox."""
         durable = self._durable
-        if durable is not None and (durable.is_behind or not self.is_recorded):
-            threading.Thread(target=self._acquire_epoch_quietly, name="epoch", daemon=True).start()
+        if durable is None or not self._is_open:
+            return False
+        state = durable.state
+        return durable.is_behind or state is None or not durable.is_here or not self._says_unsaved(state)
 
-    def _acquire_epoch_quietly(self) -> None:
-        time.sleep(_SOON_S)
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                durable = self._own()
-                if durable.is_behind or not self.is_recorded:
-                    self.change(lambda state: state)
-                return
-            except SupersededError:  # another actor has it, or it was closed meanwhile
-                if self.is_superseded:
-                    log.warning("epoch_not_taken", sandbox=self._sandbox, error="superseded")
-                return
-            except Exception as e:  # the bucket is down, or answers nonsense
-                log.warning("epoch_not_taken", sandbox=self._sandbox, error=type(e).__name__)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    def _says_unsaved(self, state: SandboxState) -> bool:
+        return self._unsaved is None or state.unsaved == self._unsaved
 
-    def _own(self) -> DurableState:
-        """Returns the state under this actor's epoch; claims the epoch if needed.
+    def _catch_up(self) -> float | None:
+        """Brings the bucket up to date. Returns the pause before the next try, or None after the last one."""
+        if not self._is_behind:
+            return None
+        try:
+            self.change(self._with_unsaved)
+        except SupersededError:  # another actor has it, or it was closed meanwhile
+            if self.is_superseded:
+                log.warning("epoch_not_taken", sandbox=self._sandbox, error="superseded")
+            return None
+        except Exception as e:  # the bucket is down, or answers nonsense
+            log.warning("bucket_not_up_to_date", sandbox=self._sandbox, error=type(e).__name__)
+            pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            return pause_s
+        self._pause_s = _FIRST_PAUSE_S
+        return None
+
+    def _with_unsaved(self, state: SandboxState) -> SandboxState:
+        return state if self._says_unsaved(state) else state.model_copy(update={"unsaved": self._unsaved})
+
+    def _claim(self, durable: DurableState) -> None:
+        """Claims an epoch if this actor has none, and settles inherited backups. The caller has the state's turn.
 
         Raises SupersededError, StorageError.
         """
-        durable = self._durable
-        assert durable is not None
-        with self._taking:
-            self._claim(durable)
-            return durable
-
-    def _claim(self, durable: DurableState) -> None:
-        """Claims an epoch if this actor has none, and settles inherited backups. The caller holds `_taking`."""
         if durable.is_superseded or not self._is_open:
             raise SupersededError
         if durable.state is None or durable.state.node is None:
@@ -242,45 +235,20 @@ class Ownership:
         return taken_up(state, self._record(), node=self._place.identity, unsaved=self._unsaved)
 
     def _settle(self, durable: DurableState) -> None:
-        """Finds out what became of the inherited backups, and writes that. Raises StorageError: call again.
+        """Finds out what became of the unsettled backups, and writes that. Raises StorageError: call again.
 
         Nothing else is written before: a backup that an earlier actor committed is older than all later changes.
         """
-        assert self._catalog is not None
-        settled: dict[str, BackupRecord | None] = {}
-        for backup_id in self._inherited:
-            try:
-                record = self._catalog.settle(backup_id)
-            except DocumentError as e:  # nobody can restore it
-                log.warning("backup_not_settled", sandbox=self._sandbox, backup=backup_id, detail=str(e))
-                record = None
-            if record is not None and (record.owner, record.sandbox) != (self._tenant, self._sandbox):
-                log.error("pending_backup_is_anothers", sandbox=self._sandbox, backup=backup_id)
-                record = None
-            settled[backup_id] = record
-        if not settled:
-            return
-
-        def change(state: SandboxState) -> SandboxState:
-            for backup_id, record in settled.items():
-                if record is None:
-                    state = without_pending(state, backup_id)
-                else:
-                    state = with_backup(without_pending(state, backup_id), record)
-                    for entry in self._record().entries:
-                        if entry.restored_at > record.created_at:  # restored after this backup was made
-                            state = with_checkpoint(state, checkpoint_in(entry))
-            return state
-
-        self._inherited = []
-        durable.change(change)
+        if self._unsettled:
+            durable.change(self._unsettled.settle())
 
     # --- what an actor that has the sandbox writes
 
     def leave_behind(self, backup_id: str) -> None:
         """Notes a failed backup of this actor that could not be removed from the bucket. It is settled later."""
-        with self._taking:
-            self._inherited.append(backup_id)
+        if self._durable is not None and self._unsettled is not None:
+            with self._durable.turn():
+                self._unsettled.add(backup_id)
 
     def change(self, change: Change, *, keep: bool = True) -> None:
         """Changes the state; claims the epoch if needed. Raises SupersededError, StorageError.
@@ -291,27 +259,27 @@ class Ownership:
         durable = self._durable
         if durable is None:
             return
+        is_made = False
         try:
-            self._own()
-        except StorageError:  # something has to be settled first
-            if keep:
+            with durable.turn():
+                self._claim(durable)
+                is_made = True
+                durable.change(change, keep=keep)
+        except StorageError:
+            if keep and not is_made:  # something has to be settled first, or another write waits for the bucket
                 durable.intend(change)
             raise
-        durable.change(change, keep=keep)
 
     def relabel(self) -> None:
         """Adopts labels that others wrote into the state. Waits `MOMENTS_S` at most for the bucket."""
         durable = self._durable
         if durable is None or durable.state is None:
             return
-
-        def act() -> None:
-            try:
+        try:
+            with within_moments():
                 durable.check()
-            except (StorageError, SupersededError) as e:  # the next write adopts them, if there is one
-                log.warning("labels_not_read", sandbox=self._sandbox, error=type(e).__name__)
-
-        within_moments(act)
+        except (StorageError, SupersededError) as e:  # the next write adopts them, if there is one
+            log.warning("labels_not_read", sandbox=self._sandbox, error=type(e).__name__)
 
     def note_unsaved(self, roots: Sequence[str]) -> None:
         """Notes the writable roots with content that is in no checkpoint, and writes changes to the bucket.
@@ -319,137 +287,70 @@ class Ownership:
         The write happens in the background, and nobody waits for it. After a loss, the recovery names these roots.
         """
         self._unsaved = list(roots)
-        if self._is_note_behind and self._noting.acquire(blocking=False):
-            threading.Thread(target=self._note, name="note", daemon=True).start()
-
-    @property
-    def _is_note_behind(self) -> bool:
-        durable, state = self._durable, self.state
-        if durable is None or state is None or state.node is None or not self._is_open:  # the claim writes it
-            return False
-        return state.unsaved != self._unsaved or durable.is_behind
-
-    def _note(self) -> None:
-        pause_s = _FIRST_PAUSE_S
-        try:
-            while self._is_note_behind:
-                try:
-                    self.change(lambda state: state.model_copy(update={"unsaved": self._unsaved}))
-                except StorageError as e:
-                    log.warning("unsaved_roots_not_noted", sandbox=self._sandbox, error=type(e).__name__)
-                    time.sleep(pause_s)
-                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        except SupersededError:  # it was closed meanwhile, or another actor has it
-            return
-        finally:
-            self._noting.release()
-        if self._unsaved is not None:  # a look meanwhile may have found `_noting` held
-            self.note_unsaved(self._unsaved)
+        state = self.state
+        if state is not None and state.node is not None and self._is_behind:  # otherwise the claim writes it
+            self._catching_up.ask()
 
     def told(self, at: datetime) -> None:
         """Notes that a caller was surely informed of the recovery of that instant: no other caller has to be."""
-
-        def change(state: SandboxState) -> SandboxState:
-            recovery = state.recovery
-            if recovery is None or recovery.at != at or recovery.told_at is not None:
-                return state
-            return state.model_copy(update={"recovery": recovery.model_copy(update={"told_at": datetime.now(UTC)})})
-
-        self.report(change)
+        self.report(lambda state: after_acknowledgement(state, at))
 
     def check(self) -> None:
         """Checks that this actor still owns the sandbox. Raises SupersededError if not; StorageError."""
         if self._durable is not None:
-            self._own().check()
+            with self._durable.turn():
+                self._claim(self._durable)
+                self._durable.check()
 
     def report(self, change: Change) -> None:
         """Changes the state like `change`, but waits `MOMENTS_S` at most, and lets the bucket lag behind.
 
         Raises SupersededError if another actor has taken over, and for nothing else.
         """
-
-        def act() -> None:
-            try:
+        if self._durable is None or not self._is_open:
+            return
+        try:
+            with within_moments():
                 self.change(change)
-            except StorageError as e:
-                log.warning("state_not_written", sandbox=self._sandbox, detail=str(e))
-            except SupersededError:  # raised below
-                log.warning("superseded", sandbox=self._sandbox)
-
-        if self._durable is not None and self._is_open:
-            within_moments(act)
-            if self._durable.is_superseded:
-                raise SupersededError
+        except StorageError as e:
+            log.warning("state_not_written", sandbox=self._sandbox, detail=str(e))
+            self._catching_up.ask(after_s=_FIRST_PAUSE_S)
+        except SupersededError:
+            log.warning("superseded", sandbox=self._sandbox)
+            if self.is_superseded:  # otherwise it was closed meanwhile
+                raise
 
     def sleep(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Writes that the files are in these checkpoints only. Raises SupersededError, StorageError.
 
         After an error the files are still here, and the next wake on this node writes that to the bucket. `sleep` waits
-        `MOMENTS_S` at most, as the sandbox serves nobody meanwhile. No epoch is claimed until the pending write ends.
+        `MOMENTS_S` at most, as the sandbox serves nobody meanwhile.
         """
         durable = self._durable
         if durable is None:
             return
-        assert self._catalog is not None
-        no_answer = StoreUnavailableError("sleep", bucket=self._catalog.store.bucket, detail="no answer in time")
-        if self._inherited or not self.is_recorded:
-            self.report(lambda state: state)
-        slept_at = datetime.now(UTC)
-        if not self._taking.acquire(timeout=MOMENTS_S):
-            raise no_answer
-        if not self._is_open or self._inherited or not durable.is_here:
-            self._taking.release()
-            raise no_answer if self._is_open else SupersededError()
-        self._is_open = False
-        self._is_telling_of_sleep = True
-        outcome: list[Exception | None] = []
-
-        def tell() -> None:
-            try:
-                durable.change(lambda state: asleep_in_bucket(state, checkpoints, slept_at), keep=False)
-                outcome.append(None)
-            except (StorageError, SupersededError) as e:
-                outcome.append(e)
-            finally:
-                self._is_telling_of_sleep = False
-                self._taking.release()
-
-        within_moments(tell)
-        error = outcome[0] if outcome else no_answer
-        if error is not None:
-            raise error
+        with within_moments(), durable.turn():
+            self._claim(durable)
+            if not durable.is_here:
+                durable.change(lambda state: state)
+            self._is_open = False
+            slept_at = datetime.now(UTC)
+            durable.change(lambda state: asleep_in_bucket(state, checkpoints, slept_at), keep=False)
 
     def close(self) -> None:
         """Ends the claim: no epoch is claimed and nothing is written until the next `locate`.
 
         Waits `MOMENTS_S` at most for a claim under way: the next actor would mistake a late epoch for a competitor's.
         """
-        is_ours = self._taking.acquire(timeout=MOMENTS_S)
+        if self._durable is not None:
+            with within_moments(), suppress(StoreUnavailableError), self._durable.turn():
+                self._is_open = False
         self._is_open = False
-        if is_ours:
-            self._taking.release()
 
     def clear_sleep(self) -> None:
         """Deletes backups that were made for a sleep, and that the sandbox is not recovered from any more."""
-        durable = self._durable
-        if durable is None or durable.state is None:
-            return
-        recovery = durable.state.recovery
-        lacking = {row.backup_id for row in recovery.directories if row.error} if recovery else set[str]()
-        needed = {row.backup_id for row in durable.state.checkpoints} | set(durable.state.pending) | lacking
-        unneeded = [backup_id for backup_id in durable.state.sleep_backups if backup_id not in needed]
-        if not unneeded:
-            return
-
-        def act() -> None:
-            try:
-                durable.change(lambda state: state)  # now the bucket's checkpoints name none, and nobody replaced us
-                self._delete(unneeded)
-                durable.change(lambda state: without_sleep_backups(state, unneeded))
-            except (StorageError, SupersededError) as e:  # the state still lists them: deleted next time
-                log.warning("old_sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
-
-        within_moments(act)
+        if self._durable is not None and self._sleep_backups is not None:
+            self._sleep_backups.clear(self._durable)
 
     def check_forgettable(self) -> None:
         """Checks that the state can be deleted, before anything else of the sandbox is.
@@ -482,26 +383,12 @@ class Ownership:
             SupersededError: another actor has taken over; nothing was done.
             StorageError: call again.
         """
-        if self._durable is None:
+        if self._durable is None or self._unsettled is None or self._sleep_backups is None:
             return
-        with self._taking:
-            self._is_open, self._found, self._inherited = False, None, []
-            self._durable.forget(lambda state: self._delete(self._sleep_backups(state)))
-
-    def _sleep_backups(self, state: SandboxState | None) -> Sequence[str]:
-        """The backups that were made for a sleep. Empty if the state is damaged: the files may be in them alone."""
-        if state is None:
-            log.warning("sleep_backups_kept", sandbox=self._sandbox)
-            return ()
-        return state.sleep_backups
-
-    def _delete(self, backup_ids: Sequence[str]) -> None:
-        assert self._catalog is not None
-        for backup_id in backup_ids:
-            try:
-                self._catalog.delete_of_sleep(self._tenant, self._sandbox, backup_id)
-            except DocumentError as e:  # it stays, for a person; `holdfast gc` names it
-                log.warning("sleep_not_deleted", sandbox=self._sandbox, detail=str(e))
+        with self._durable.turn():
+            self._is_open, self._found = False, None
+            self._unsettled.inherit(())
+            self._durable.forget(self._sleep_backups.delete_all)
 
 
 def _found_or_damaged(durable: DurableState) -> StateRead | DocumentError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
@@ -35,7 +36,7 @@ from storage.metadata import BackupRecord, Checkpoint, RecoveredDirectory, Recov
 from storage.store import ObjectStore
 from tests.contract.conftest import Place
 from tests.support.faulty_store import FaultyStore
-from tests.support.held_store import HeldStore
+from tests.support.held_store import HeldStore, LateStore
 from tests.support.killing import Interrupted
 from tests.support.mount_leaks import wait_until
 from tests.support.sandboxes import Background
@@ -435,7 +436,7 @@ def test_late_writes_do_not_recreate_a_destroyed_sandbox(world: World) -> None:
     ownership = opened(world.ownership())
     ownership.change(noted("first"))
     ownership.forget()
-    ownership._acquire_epoch_quietly()
+    ownership._catch_up()
     ownership.report(noted("slept"))
     with pytest.raises(SandboxUnavailableError):
         ownership.change(noted("late"))
@@ -584,7 +585,7 @@ def test_a_failed_sleep_changes_nothing(world: World) -> None:
 def test_the_actor_that_put_its_sandbox_to_sleep_wakes_it_under_a_new_epoch(world: World) -> None:
     ownership = opened(world.ownership("a"))
     ownership.sleep([checkpoint("/workspace", of_sleep=True)])
-    ownership._acquire_epoch_quietly()
+    ownership._catch_up()
     assert (world.stored.node, world.stored.epoch) == (None, 1)
     assert ownership.locate(has_record=False) is Origin.SLEEP
     assert ownership.acquire_epoch()[0] is None
@@ -597,7 +598,10 @@ def test_no_epoch_is_claimed_while_a_sleep_is_being_written(world: World) -> Non
     ownership.change(noted("used"))
     sleeping = Background(lambda: ownership.sleep([checkpoint("/workspace", of_sleep=True)]))
     held.wait()
-    late = [Background(ownership._acquire_epoch_quietly), Background(lambda: ownership.change(noted("late")))]
+    late: list[Background[Any]] = [
+        Background(ownership._catch_up),
+        Background(lambda: ownership.change(noted("late"))),
+    ]
     time.sleep(0.5)  # both now wait to claim an epoch
     held.released.set()
     sleeping.result()
@@ -708,42 +712,78 @@ def test_late_labels_replace_no_newer_ones(world: World) -> None:
     assert ownership.is_superseded
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_sleep_whose_answer_comes_late_is_undone(
-    world: World, monkeypatch: pytest.MonkeyPatch, *, fails: bool
-) -> None:
-    monkeypatch.setattr("actors.state.patience.MOMENTS_S", 0.2)
-    held = HeldStore(world.faulty, "put", "state.json", nth=3)
-    ownership = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).ownership("a"))
+@pytest.mark.parametrize("arrives", [False, True])
+def test_a_sleep_whose_answer_comes_late_is_undone(world: World, *, arrives: bool) -> None:
+    late = LateStore(world.faulty, "state.json", nth=3)
+    catalog = BackupCatalog(cast(ObjectStore, late), SecretStr("key"))
+    ownership = opened(replace(world, catalog=catalog).ownership("a"))
     ownership.change(lambda state: state)
     with pytest.raises(StorageError):
         ownership.sleep([checkpoint("/workspace", of_sleep=True)])
+    assert "slept" not in kinds(world.stored)
+    if arrives:
+        late.arrive()
+        assert (world.stored.node, kinds(world.stored)[-1]) == (None, "slept")
     assert ownership.locate(has_record=True) is Origin.HERE
     assert not ownership.is_recorded
-    if fails:
-        world.faulty.fail("put", "state.json", after=False)
-    held.released.set()
     ownership.change(noted("used"))
     assert ownership.is_recorded
-    assert world.stored.node == "a"
+    assert (world.stored.node, world.stored.checkpoints) == ("a", [])
     assert kinds(world.stored)[-1] == "used"
-    assert ("slept" in kinds(world.stored)) is not fails
 
 
-def test_a_sleep_that_gets_the_lock_too_late_is_undone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.state.patience.MOMENTS_S", 0.2)
-    ownership = opened(world.ownership("a"))
-    ownership.change(lambda state: state)
+@contextmanager
+def bucket_hangs(ownership: Ownership) -> Iterator[None]:
+    """Another thread has the state's turn within the block, as if it waited for a bucket that hangs."""
     durable = ownership._durable
     assert durable is not None
-    with durable._lock:  # held, like while labels are read from a bucket that hangs
-        with pytest.raises(StorageError):
-            ownership.sleep([checkpoint("/workspace", of_sleep=True)])
-        assert ownership.locate(has_record=True) is Origin.HERE
-        assert not ownership.is_recorded
-        ownership.acquire_epoch_in_background()
-    assert wait_until(lambda: (world.stored.node, world.stored.epoch) == ("a", 2))
-    assert wait_until(lambda: ownership.is_recorded)
+    has_turn, ends = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with durable.turn():
+            has_turn.set()
+            assert ends.wait(30)
+
+    waiting = Background(wait)
+    assert has_turn.wait(30)
+    try:
+        yield
+    finally:
+        ends.set()
+        waiting.result()
+
+
+def test_a_sleep_that_gets_no_turn_in_time_writes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.time_limit.MOMENTS_S", 0.2)
+    ownership = opened(world.ownership("a"))
+    ownership.change(lambda state: state)
+    before = world.bytes
+    with bucket_hangs(ownership), pytest.raises(StorageError):
+        ownership.sleep([checkpoint("/workspace", of_sleep=True)])
+    assert ownership.locate(has_record=True) is Origin.HERE
+    assert ownership.is_recorded
+    assert world.bytes == before
+
+
+def test_a_report_that_gets_no_turn_in_time_is_written_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.time_limit.MOMENTS_S", 0.2)
+    ownership = opened(world.ownership("a"))
+    ownership.change(noted("used"))
+    with bucket_hangs(ownership):
+        ownership.report(noted("first"))
+        ownership.report(noted("second"))
+        assert kinds(world.stored) == ["created", "used"]
+    assert wait_until(lambda: kinds(world.stored) == ["created", "used", "first", "second"])
+
+
+def test_closing_waits_only_moments_for_a_claim_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.time_limit.MOMENTS_S", 0.2)
+    ownership = opened(world.ownership("a"))
+    with bucket_hangs(ownership):
+        late = Background(lambda: ownership.change(noted("late")))
+        ownership.close()
+    assert isinstance(late.error(), SupersededError)
+    assert not world.has(keys.state(TENANT, world.sandbox))
 
 
 def test_undoing_a_change_does_not_undo_labels(world: World) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from storage.errors import StoreUnavailableError
@@ -46,3 +48,33 @@ class AwayStore:
             return value(*args, **options)
 
         return call
+
+
+class LateStore(Interrupted):
+    """Wraps a store; the nth put of a key with `part_of_key` gets no answer, and takes effect only by `arrive`."""
+
+    def __init__(self, inner: ObjectStore, part_of_key: str, nth: int) -> None:
+        super().__init__(inner, "put", "before", nth, of=part_of_key, act=self._lose)
+        self._put: Callable[[], object] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        method = super().__getattr__(name)
+        if name != "put":
+            return method
+
+        def put(*args: Any, **options: Any) -> Any:
+            try:
+                return method(*args, **options)
+            except StoreUnavailableError:
+                self._put = partial(self._store.put, *args, **options)
+                raise
+
+        return put
+
+    def _lose(self) -> None:
+        raise StoreUnavailableError("put", bucket="late")
+
+    def arrive(self) -> None:
+        """Has the lost request take effect now."""
+        assert self._put is not None, "no request was lost"
+        self._put()

@@ -1,0 +1,31 @@
+"""The time limit of a caller that cannot wait long for the bucket. It bounds each request that its thread makes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+MOMENTS_S = 3.0
+"""Upper bound for the answer of a healthy bucket."""
+_ends_at: ContextVar[float | None] = ContextVar("holdfast_bucket_time_limit", default=None)
+
+
+@contextmanager
+def within_moments() -> Iterator[None]:
+    """Limits the block's requests to `MOMENTS_S` in all, and each answer to as long once it was asked for.
+
+    A request that gets no answer in time raises StoreUnavailableError, like any other without an answer.
+    """
+    token = _ends_at.set(time.monotonic() + MOMENTS_S)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def left_s() -> float | None:
+    """The time left in the block of `within_moments`, at least 0; None outside of one."""
+    ends_at = _ends_at.get()
+    return None if ends_at is None else max(0.0, ends_at - time.monotonic())
