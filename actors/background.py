@@ -8,7 +8,10 @@ from collections.abc import Callable
 
 
 class Background:
-    """Work that nobody waits for, done in a thread of its own. Its calls never overlap. Thread-safe."""
+    """Work that nobody waits for, done in a thread of its own. Its calls never overlap. Thread-safe.
+
+    An exception of the work ends the thread, with a traceback; the work is done again when it is next asked for.
+    """
 
     def __init__(self, name: str, work: Callable[[], float | None]) -> None:
         """`name` is the thread's. `work` returns the time after which it has to be done again, in seconds, or None."""
@@ -31,7 +34,12 @@ class Background:
 
     def _run(self) -> None:
         while self._is_due():
-            again_s = self._work()
+            try:
+                again_s = self._work()
+            except BaseException:
+                with self._changed:
+                    self._is_running = False  # the next `ask` starts another thread
+                raise
             if again_s is not None:
                 self.ask(after_s=again_s)
 

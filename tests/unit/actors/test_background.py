@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
+
+import pytest
 
 from actors.background import Background
 
@@ -81,3 +84,16 @@ def test_a_pause_ends_early_when_the_work_is_asked_for() -> None:
         work.once()
     work.threads[0].join(0.01)
     assert len(work.threads) == 2
+
+
+def test_work_that_has_failed_is_done_again_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: queue.Queue[threading.ExceptHookArgs] = queue.Queue()
+    monkeypatch.setattr(threading, "excepthook", ended.put)
+
+    def fail() -> float | None:
+        raise OSError("of a test")
+
+    background = Background("test", fail)
+    for _ in range(2):
+        background.ask()
+        assert ended.get(timeout=LIMIT_S).exc_type is OSError
