@@ -23,7 +23,7 @@ from storage.errors import (
 )
 from storage.room import full_told, lacks_room
 from storage.store import SMALL_OBJECT_BYTES, Head, Listed, Page, SignedRequest, Stored, Upload
-from storage.time_limit import left_s
+from storage.time_limit import held, left_s
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -162,7 +162,7 @@ class S3ObjectStore:
         return Page(objects, prefixes, last if self._told(answer, "IsTruncated", "list", prefix) else None)
 
     def supports_conditional_writes(self) -> bool:
-        with self._probe_lock:
+        with held(self._probe_lock, "probe", bucket=self.bucket):
             if self._conditional is None:
                 self._conditional = self._probe()
             return self._conditional

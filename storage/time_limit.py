@@ -1,4 +1,5 @@
-"""The time limit of a caller that cannot wait long for the bucket. It bounds each request that its thread makes."""
+"""The time limit of a caller that cannot wait long for the bucket. It bounds the requests that its thread makes, and
+its wait for the requests of others."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol
+
+from storage.errors import StoreUnavailableError
 
 MOMENTS_S = 3.0
 """Upper bound for the answer of a healthy bucket."""
@@ -29,3 +33,23 @@ def left_s() -> float | None:
     """The time left in the block of `within_moments`, at least 0; None outside of one."""
     ends_at = _ends_at.get()
     return None if ends_at is None else max(0.0, ends_at - time.monotonic())
+
+
+class Lock(Protocol):
+    """A lock of `threading`."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+@contextmanager
+def held(lock: Lock, operation: str, *, bucket: str) -> Iterator[None]:
+    """Holds a lock under which others make requests. Raises StoreUnavailableError if they take too long."""
+    left = left_s()
+    if not lock.acquire(timeout=-1 if left is None else left):
+        raise StoreUnavailableError(operation, bucket=bucket, detail="no answer to an earlier request")
+    try:
+        yield
+    finally:
+        lock.release()

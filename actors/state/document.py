@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 from actors.errors import SupersededError
 from actors.logs import log
 from storage.catalog import BackupCatalog, StoredState
-from storage.errors import CorruptMetadataError, PreconditionFailedError, StorageError, StoreUnavailableError
+from storage.errors import CorruptMetadataError, PreconditionFailedError, StorageError
 from storage.metadata import BackupRecord, Checkpoint, Event, SandboxState
-from storage.time_limit import left_s
+from storage.time_limit import held
 
 MAX_EVENTS = 100
 MAX_ROWS = 128
@@ -147,19 +147,12 @@ class DurableState:
         """Replaces the bucket's damaged state, and keeps a copy of that aside. Raises StorageError."""
         return self._document.replace_damaged(state)
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> AbstractContextManager[None]:
         """Keeps other threads from the state within the block. The thread that has the turn may take it again.
 
         Raises StoreUnavailableError if the caller has a time limit, and others wait for the bucket for longer.
         """
-        left = left_s()
-        if not self._lock.acquire(timeout=-1 if left is None else left):
-            raise StoreUnavailableError("update", bucket=self._bucket, detail="no answer to an earlier request")
-        try:
-            yield
-        finally:
-            self._lock.release()
+        return held(self._lock, "update", bucket=self._bucket)
 
     def acquire_epoch(self, found: StoredState | None, change: Change) -> SandboxState:
         """Claims the next epoch after `found`, with `change` made to the rest. An actor may claim several in turn.
