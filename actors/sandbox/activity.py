@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from actors.errors import ActorLeavingError, SandboxMovingError
 
@@ -22,6 +23,19 @@ class Usage:
     idle_s: float
 
 
+class _Door(Enum):
+    """The calls that an actor lets in."""
+
+    OPEN = auto()
+    """All."""
+    CLOSED = auto()
+    """Only those that continue an earlier call: the sandbox is about to be handed over."""
+    LEAVING = auto()
+    """None: the sandbox was not used, and the actor leaves."""
+    HANDED_OVER = auto()
+    """None: the sandbox was handed over, and the actor leaves."""
+
+
 class Activity:
     """Counts the calls that are being served, and closes the actor to new ones. Thread-safe."""
 
@@ -29,9 +43,7 @@ class Activity:
         self._lock = threading.Condition()
         self._serving = 0
         self._used_at = time.monotonic() + _FIRST_CALL_S
-        self._leaving = False
-        self._is_closed = False
-        """True while the actor accepts only calls that continue an earlier one."""
+        self._door = _Door.OPEN
 
     @contextlib.contextmanager
     def call(self, *, goes_on: bool = False) -> Iterator[None]:
@@ -40,9 +52,9 @@ class Activity:
         Raises SandboxMovingError if the actor is closed, ActorLeavingError if it is leaving; the client then retries.
         """
         with self._lock:
-            if self._is_closed and not (goes_on and not self._leaving):
+            if self._door is _Door.HANDED_OVER or (self._door is _Door.CLOSED and not goes_on):
                 raise SandboxMovingError
-            if self._leaving:
+            if self._door is _Door.LEAVING:
                 raise ActorLeavingError
             self._serving += 1
         try:
@@ -67,13 +79,15 @@ class Activity:
     def leave(self, idle_since: float) -> bool:
         """Refuses every call from now on and returns True; returns False if a call was served since `idle_since`."""
         with self._lock:
-            self._leaving = not self._serving and self._used_at <= idle_since
-            return self._leaving
+            if self._serving or self._used_at > idle_since:
+                return False
+            self._door = _Door.LEAVING
+            return True
 
     def stay(self) -> None:
         """Serves calls again, after `leave` or `close`."""
         with self._lock:
-            self._leaving = self._is_closed = False
+            self._door = _Door.OPEN
 
     def usage(self) -> Usage:
         """The current usage of the actor."""
@@ -83,12 +97,12 @@ class Activity:
     def close(self) -> None:
         """Refuses new calls until `stay`, because the sandbox is about to be handed over to another node."""
         with self._lock:
-            self._is_closed = True
+            self._door = _Door.CLOSED
 
     def end(self) -> None:
-        """Refuses every call from now on, even while others are being served."""
+        """Refuses every call from now on, even while others are being served: the sandbox was handed over."""
         with self._lock:
-            self._leaving = True
+            self._door = _Door.HANDED_OVER
 
     def wait_until_idle(self, timeout_s: float) -> bool:
         """Waits until no call is being served. Returns False if one still is after `timeout_s`."""

@@ -10,7 +10,6 @@ from actors.logs import log
 from actors.models import OperationKind, Phase
 from actors.sandbox.node_resources import NodeResources
 from actors.sandbox.operations import Operations
-from actors.sandbox.residency import Residency
 from actors.sandbox.take_down import TakeDown
 from actors.sandbox.tree_lock import TreeLock
 from actors.state.ownership import Ownership
@@ -23,7 +22,6 @@ class Destruction:
 
     sandbox: str
     operations: Operations
-    residency: Residency
     resources: NodeResources
     tree_lock: TreeLock
     ownership: Ownership
@@ -40,7 +38,6 @@ class Destruction:
         with self.operations.run(OperationKind.DESTROY) as progress:
             progress.point_of_no_return(Phase.WAITING)
             with self.tree_lock.repairing():
-                self.residency.note_used()
                 self.ownership.check_forgettable()
                 with unavailable_unless(self.sandbox, "destroyed", outcome="unknown"):
                     self.resources.claim_to_destroy()

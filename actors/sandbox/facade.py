@@ -138,7 +138,6 @@ class LocalSandbox:
         self._destruction = Destruction(
             sandbox=sandbox_id,
             operations=operations,
-            residency=self._residency,
             resources=parts.resources,
             tree_lock=parts.tree_lock,
             ownership=ownership,

@@ -72,7 +72,9 @@ class Mailbox:
         """See `SandboxCalls.forget`."""
         self._find_out_what_is_missing(options.dirs)
         with self.residency.held(), unavailable_unless(self.sandbox, "changed", outcome="unknown"):
-            return ForgetResult(forgotten=self.recovery.give_up(options.dirs))
+            forgotten = self.recovery.give_up(options.dirs)
+            self.residency.note_awake()
+        return ForgetResult(forgotten=forgotten)
 
     def _restore(self, options: RestoreOptions, *, is_held: bool = False) -> RestoreBackupResult:
         """Restores one backup. `is_held` is as for `Protocols.restoration`."""

@@ -19,6 +19,7 @@ from actors.sandbox.take_down import TakeDown
 from actors.sandbox.take_up import TakeUp
 from actors.sandbox.tree_lock import TreeLock
 from actors.state.document import StateRead
+from actors.state.lifecycle import Life
 from actors.state.ownership import Ownership
 
 
@@ -54,8 +55,6 @@ class Residency:
         self._meter = meter
         self._waking = threading.Lock()
         self._watch = Watch(self._look_at_archives)
-        self._is_new = True
-        """True until the sandbox is woken, closed or destroyed for the first time."""
 
     @property
     def is_awake(self) -> bool:
@@ -65,7 +64,7 @@ class Residency:
     @property
     def is_empty(self) -> bool:
         """True if the sandbox was destroyed and not used since."""
-        return not self._is_new and not self.is_awake and not self._restored.exists
+        return self._ownership.life.state in (Life.DESTROYED, Life.ASLEEP_IN_BUCKET)
 
     def wake(self) -> None:
         """Wakes the sandbox: mounts or recovers its files, and cleans up after an earlier process that died.
@@ -96,7 +95,7 @@ class Residency:
         state that the service has just found in the bucket (`Ownership.suppose`).
         """
         with self.held():
-            if self._is_new:
+            if self._ownership.life.state is Life.UNKNOWN:
                 self._ownership.suppose(found)
                 if wake:
                     self._wake()
@@ -104,7 +103,8 @@ class Residency:
     def come_back(self) -> None:
         """Wakes the sandbox after a crash of its actor, if it existed. Raises as `wake`, and StorageError."""
         with self.held():
-            if self._is_new and (self._restored.exists or self._ownership.is_known()):
+            is_new = self._ownership.life.state is Life.UNKNOWN
+            if is_new and (self._restored.exists or self._ownership.is_known()):
                 self._wake()
 
     def close(self) -> None:
@@ -113,9 +113,9 @@ class Residency:
         Raises NodeError.
         """
         with self._tree_lock.repairing():
-            self.note_used()
             self._take_down.unmount()
             self._take_down.release()
+            self._ownership.life.close()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -123,13 +123,14 @@ class Residency:
         with self._waking, self._tree_lock.repairing():
             yield
 
-    def note_used(self) -> None:
-        """Notes that the sandbox was woken, closed or destroyed: no earlier call is on its way any more."""
-        self._is_new = False
+    def note_awake(self) -> None:
+        """Notes that the sandbox is awake, once everything is mounted. Raises SupersededError."""
+        if self.is_awake:
+            self._ownership.life.move(Life.AWAKE)
 
     def note_replaced(self) -> None:
         """Completes a wake in which a restore has replaced what could not be brought back. The caller holds it."""
-        self.note_used()
+        self.note_awake()
         self._sleep_backups.note_change()
         self._take_up.make_home()
 
@@ -149,7 +150,7 @@ class Residency:
                 if not (self._restored.is_shown or self._restored.unmounted):  # else parts are mounted
                     self._take_down.release()
                 raise
-        self.note_used()
+        self.note_awake()
         self._look()
         self.watch_archives()
         self._meter.add(WAKES, origin.value)

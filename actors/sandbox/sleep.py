@@ -54,7 +54,6 @@ class Sleep:
         if self.residency.is_awake and not self.ownership.is_recorded:
             self.ownership.report(lambda state: state)
         with self.tree_lock.repairing():
-            self.residency.note_used()
             was_awake = self.residency.is_awake
             if was_awake and not self.ownership.is_recorded:
                 raise StorageUnavailableError(
@@ -67,6 +66,7 @@ class Sleep:
                     self.ownership.clear_sleep()
             finally:
                 self.take_down.release()
+                self.ownership.life.close()
 
     def in_bucket(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Does as `on_node`, and removes the files from this node: the sandbox can wake on any node.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actors.errors import SandboxUnavailableError
+from actors.errors import SupersededError
 from actors.logs import log
 from actors.state.changes import without_pending
 from actors.state.document import Change, with_backup
@@ -29,14 +29,14 @@ class SandboxLedger:
         self._ownership.change(begun, keep=False)
 
     def check(self) -> None:
-        """Checks that this actor may still commit. Raises SandboxUnavailableError, StorageError."""
+        """Checks that this actor may still commit. Raises SupersededError, StorageError."""
         self._ownership.check()
 
     def committed(self, record: BackupRecord) -> None:
         """Notes a committed backup as the checkpoint of its directory."""
         try:
             self._write(lambda state: with_backup(without_pending(state, record.id), record))
-        except SandboxUnavailableError as e:
+        except SupersededError as e:
             log.warning("state_not_written", error=type(e).__name__)
             if not self._ownership.is_superseded:  # closed meanwhile; an actor that replaced us has settled it
                 self._ownership.leave_behind(record.id)
@@ -46,7 +46,7 @@ class SandboxLedger:
         self._ownership.leave_behind(backup_id)
 
     def abandoned(self, backup_id: str) -> None:
-        """Notes that nothing is left of a backup. Raises SandboxUnavailableError if another actor has taken over."""
+        """Notes that nothing is left of a backup. Raises SupersededError if another actor has taken over."""
         self._write(lambda state: without_pending(state, backup_id))
 
     def _write(self, change: Change) -> None:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from actors.errors import SupersededError
 from actors.logs import log
+from actors.state.lifecycle import Life, LifeCycle
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import CorruptMetadataError, PreconditionFailedError, StorageError
 from storage.metadata import BackupRecord, Checkpoint, Event, SandboxState
@@ -113,8 +114,11 @@ class StateDocument:
 class DurableState:
     """The state document under one actor's epoch. Thread-safe: writes happen one at a time, in order."""
 
-    def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef) -> None:
+    def __init__(
+        self, catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef, *, life: LifeCycle | None = None
+    ) -> None:
         self._document = StateDocument(catalog, tenant, sandbox)
+        self._life = life or LifeCycle()
         self._bucket = catalog.store.bucket
         self._tenant = tenant
         self._sandbox = sandbox
@@ -125,7 +129,6 @@ class DurableState:
         self._intended: deque[Change] = deque()
         """Changes that could not wait for their turn. They are made before the next one."""
         self._is_unwritten = False
-        self.is_superseded = False
         self.is_here = False
         """True if the bucket says for certain that the sandbox's files are on this node."""
 
@@ -133,6 +136,11 @@ class DurableState:
     def state(self) -> SandboxState | None:
         """The state as this actor wants it; None before it has an epoch."""
         return self._wanted
+
+    @property
+    def is_superseded(self) -> bool:
+        """True if another actor has taken over."""
+        return self._life.state is Life.SUPERSEDED
 
     @property
     def is_behind(self) -> bool:
@@ -192,7 +200,7 @@ class DurableState:
 
     def give_way(self) -> NoReturn:
         """Notes that another actor has the sandbox. Raises SupersededError."""
-        self.is_superseded = True
+        self._life.move(Life.SUPERSEDED)
         raise SupersededError
 
     def change(self, change: Change, *, keep: bool = True) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from actors.background import Background
 from actors.errors import StorageUnavailableError, SupersededError
 from actors.faults import damaged
 from actors.logs import log
 from actors.state import location
+from actors.state.catching_up import CatchingUp
 from actors.state.changes import after_acknowledgement, asleep_in_bucket, begun_takeover, taken_over, taken_up
 from actors.state.document import Change, DurableState, NodeRef, StateRead
+from actors.state.lifecycle import Life, LifeCycle
 from actors.state.location import Origin
 from actors.state.node_record import Record
 from actors.state.patience import answered_in_moments
@@ -29,7 +30,7 @@ from storage.metadata import Checkpoint, SandboxState
 from storage.time_limit import within_moments
 
 _SOON_S = 0.2
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_LATER_S = 1.0
 
 
 class Ownership:
@@ -52,18 +53,18 @@ class Ownership:
         self._record = record
         self._is_lost = is_lost
         self._catalog = catalog
-        self._durable = DurableState(catalog, tenant, sandbox, place) if catalog is not None else None
+        self.life = LifeCycle()
+        """The sandbox's life in this actor. Everything but waking it moves it here; the sandbox itself wakes."""
+        durable = DurableState(catalog, tenant, sandbox, place, life=self.life) if catalog is not None else None
+        self._durable = durable
         self._sleep_backups = SleepBackups(catalog, tenant, sandbox) if catalog is not None else None
         self._unsettled = UnsettledBackups(catalog, tenant, sandbox, record) if catalog is not None else None
         self._found: StateRead | None = None
         """The state that `locate` read or `suppose` was given, until an epoch is claimed with it."""
         self._located: SandboxState | None = None
-        self._is_open = False
-        """True once the files are here, or are being recovered, until the sandbox sleeps, is closed or destroyed."""
         self._unsaved: list[str] | None = None
         """The writable roots with content that is in no checkpoint, as of this actor's last look; None before it."""
-        self._catching_up = Background("state", self._catch_up)
-        self._pause_s = _FIRST_PAUSE_S
+        self._catching_up = CatchingUp(sandbox, self._lacks, lambda: self.change(self._with_unsaved))
 
     @property
     def state(self) -> SandboxState | None:
@@ -83,11 +84,11 @@ class Ownership:
     @property
     def is_superseded(self) -> bool:
         """True if another actor has taken over."""
-        return self._durable is not None and self._durable.is_superseded
+        return self.life.state is Life.SUPERSEDED
 
     def suppose(self, found: StateRead) -> None:
         """Gives `locate` a state that was just read, so that it need not ask the bucket. Ignored after `locate`."""
-        if not self._is_open and self.state is None:
+        if not self.life.may_write and self.state is None:
             self._found = found
 
     def is_known(self) -> bool:
@@ -113,9 +114,11 @@ class Ownership:
         if self.is_superseded:
             raise SupersededError
         if self._durable is None:
-            return Origin.HERE if has_record else Origin.AFRESH
-        origin = self._origin(self._durable, has_record=has_record)
-        self._is_open = not origin.is_elsewhere
+            origin = Origin.HERE if has_record else Origin.AFRESH
+        else:
+            origin = self._origin(self._durable, has_record=has_record)
+        if not origin.is_elsewhere:
+            self.life.move(Life.WAKING)
         return origin
 
     def _origin(self, durable: DurableState, *, has_record: bool) -> Origin:
@@ -153,7 +156,7 @@ class Ownership:
             state = durable.state
             begun = begun_takeover(state) if state is not None else None
             assert state is not None and begun is not None
-            self._is_open = True
+            self.life.move(Life.RECOVERING)
             return begun.node, state
 
     def _last_found(self, durable: DurableState) -> StoredState | None:
@@ -182,37 +185,18 @@ class Ownership:
 
         Waits for `_SOON_S` first, to leave the processor to the call that woke the sandbox.
         """
-        if self._is_behind:
-            self._catching_up.ask(after_s=_SOON_S)
+        if self._lacks():
+            self._catching_up.begin(after_s=_SOON_S)
 
-    @property
-    def _is_behind(self) -> bool:
-        """True if the bucket does not have everything that it should say of an open sandbox."""
-        durable = self._durable
-        if durable is None or not self._is_open:
+    def _lacks(self) -> bool:
+        """True if the bucket does not have everything that it should say of a sandbox that is here."""
+        durable, state = self._durable, self.state
+        if durable is None or not self.life.may_write:
             return False
-        state = durable.state
         return durable.is_behind or state is None or not durable.is_here or not self._says_unsaved(state)
 
     def _says_unsaved(self, state: SandboxState) -> bool:
         return self._unsaved is None or state.unsaved == self._unsaved
-
-    def _catch_up(self) -> float | None:
-        """Brings the bucket up to date. Returns the pause before the next try, or None after the last one."""
-        if not self._is_behind:
-            return None
-        try:
-            self.change(self._with_unsaved)
-        except SupersededError:  # another actor has it, or it was closed meanwhile
-            if self.is_superseded:
-                log.warning("epoch_not_taken", sandbox=self._sandbox, error="superseded")
-            return None
-        except Exception as e:  # the bucket is down, or answers nonsense
-            log.warning("bucket_not_up_to_date", sandbox=self._sandbox, error=type(e).__name__)
-            pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, _LONGEST_PAUSE_S)
-            return pause_s
-        self._pause_s = _FIRST_PAUSE_S
-        return None
 
     def _with_unsaved(self, state: SandboxState) -> SandboxState:
         return state if self._says_unsaved(state) else state.model_copy(update={"unsaved": self._unsaved})
@@ -222,7 +206,7 @@ class Ownership:
 
         Raises SupersededError, StorageError.
         """
-        if durable.is_superseded or not self._is_open:
+        if not self.life.may_write:
             raise SupersededError
         if durable.state is None or durable.state.node is None:
             found = self._last_found_or_remade(durable)
@@ -288,8 +272,8 @@ class Ownership:
         """
         self._unsaved = list(roots)
         state = self.state
-        if state is not None and state.node is not None and self._is_behind:  # otherwise the claim writes it
-            self._catching_up.ask()
+        if state is not None and state.node is not None and self._lacks():  # otherwise the claim writes it
+            self._catching_up.begin()
 
     def told(self, at: datetime) -> None:
         """Notes that a caller was surely informed of the recovery of that instant: no other caller has to be."""
@@ -307,14 +291,14 @@ class Ownership:
 
         Raises SupersededError if another actor has taken over, and for nothing else.
         """
-        if self._durable is None or not self._is_open:
+        if self._durable is None or not self.life.may_write:
             return
         try:
             with within_moments():
                 self.change(change)
         except StorageError as e:
             log.warning("state_not_written", sandbox=self._sandbox, detail=str(e))
-            self._catching_up.ask(after_s=_FIRST_PAUSE_S)
+            self._catching_up.begin(after_s=_LATER_S)
         except SupersededError:
             log.warning("superseded", sandbox=self._sandbox)
             if self.is_superseded:  # otherwise it was closed meanwhile
@@ -327,15 +311,19 @@ class Ownership:
         `MOMENTS_S` at most, as the sandbox serves nobody meanwhile.
         """
         durable = self._durable
-        if durable is None:
-            return
+        assert durable is not None
         with within_moments(), durable.turn():
             self._claim(durable)
             if not durable.is_here:
                 durable.change(lambda state: state)
-            self._is_open = False
+            self.life.move(Life.LEAVING)
             slept_at = datetime.now(UTC)
-            durable.change(lambda state: asleep_in_bucket(state, checkpoints, slept_at), keep=False)
+            try:
+                durable.change(lambda state: asleep_in_bucket(state, checkpoints, slept_at), keep=False)
+            except BaseException:
+                self.life.end()
+                raise
+            self.life.move(Life.ASLEEP_IN_BUCKET)
 
     def close(self) -> None:
         """Ends the claim: no epoch is claimed and nothing is written until the next `locate`.
@@ -344,8 +332,8 @@ class Ownership:
         """
         if self._durable is not None:
             with within_moments(), suppress(StoreUnavailableError), self._durable.turn():
-                self._is_open = False
-        self._is_open = False
+                self.life.end()
+        self.life.end()
 
     def clear_sleep(self) -> None:
         """Deletes backups that were made for a sleep, and that the sandbox is not recovered from any more."""
@@ -384,9 +372,11 @@ class Ownership:
             StorageError: call again.
         """
         if self._durable is None or self._unsettled is None or self._sleep_backups is None:
+            self.life.move(Life.DESTROYED)
             return
         with self._durable.turn():
-            self._is_open, self._found = False, None
+            self.life.move(Life.DESTROYED)
+            self._found = None
             self._unsettled.inherit(())
             self._durable.forget(self._sleep_backups.delete_all)
 

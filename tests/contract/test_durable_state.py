@@ -26,6 +26,7 @@ from actors.state.document import (
     happened,
     with_checkpoint,
 )
+from actors.state.lifecycle import Life
 from actors.state.location import Origin
 from actors.state.node_record import Entry, Record, RecoveryItem, RecoveryPlan
 from actors.state.ownership import Ownership
@@ -383,6 +384,7 @@ def test_the_largest_state_can_be_read() -> None:
 
 def opened(ownership: Ownership, *, has_record: bool = True) -> Ownership:
     ownership.locate(has_record=has_record)
+    ownership.life.move(Life.AWAKE)
     return ownership
 
 
@@ -436,7 +438,7 @@ def test_late_writes_do_not_recreate_a_destroyed_sandbox(world: World) -> None:
     ownership = opened(world.ownership())
     ownership.change(noted("first"))
     ownership.forget()
-    ownership._catch_up()
+    ownership._catching_up.step()
     ownership.report(noted("slept"))
     with pytest.raises(SandboxUnavailableError):
         ownership.change(noted("late"))
@@ -585,7 +587,7 @@ def test_a_failed_sleep_changes_nothing(world: World) -> None:
 def test_the_actor_that_put_its_sandbox_to_sleep_wakes_it_under_a_new_epoch(world: World) -> None:
     ownership = opened(world.ownership("a"))
     ownership.sleep([checkpoint("/workspace", of_sleep=True)])
-    ownership._catch_up()
+    ownership._catching_up.step()
     assert (world.stored.node, world.stored.epoch) == (None, 1)
     assert ownership.locate(has_record=False) is Origin.SLEEP
     assert ownership.acquire_epoch()[0] is None
@@ -599,7 +601,7 @@ def test_no_epoch_is_claimed_while_a_sleep_is_being_written(world: World) -> Non
     sleeping = Background(lambda: ownership.sleep([checkpoint("/workspace", of_sleep=True)]))
     held.wait()
     late: list[Background[Any]] = [
-        Background(ownership._catch_up),
+        Background(ownership._catching_up.step),
         Background(lambda: ownership.change(noted("late"))),
     ]
     time.sleep(0.5)  # both now wait to claim an epoch

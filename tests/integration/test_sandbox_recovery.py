@@ -784,7 +784,7 @@ def test_a_destroyed_sandbox_stays_destroyed_when_its_actor_leaves(nodes: Pair) 
     backup(box)
     box.destroy()
     box.sleep()
-    box.ownership._catch_up()
+    box.ownership._catching_up.step()
     assert not nodes.is_known
     assert left_on(nodes.a)[1] == []
 
