@@ -10,7 +10,7 @@ from actors.logs import log
 from actors.models import OperationKind, Phase
 from actors.sandbox.node_resources import NodeResources
 from actors.sandbox.operations import Operations
-from actors.sandbox.take_down import TakeDown
+from actors.sandbox.teardown import Teardown
 from actors.sandbox.tree_lock import TreeLock
 from actors.state.ownership import Ownership
 from storage.errors import StorageError
@@ -25,7 +25,7 @@ class Destruction:
     resources: NodeResources
     tree_lock: TreeLock
     ownership: Ownership
-    take_down: TakeDown
+    teardown: Teardown
 
     def destroy(self) -> None:
         """Ends everything and removes the sandbox's files and state document; its backups stay. Repeatable.
@@ -41,8 +41,8 @@ class Destruction:
                 self.ownership.check_forgettable()
                 with unavailable_unless(self.sandbox, "destroyed", outcome="unknown"):
                     self.resources.claim_to_destroy()
-                    self.take_down.unmount_for_good()
-                    self.take_down.remove_files()
+                    self.teardown.unmount_for_good()
+                    self.teardown.remove_files()
                 try:
                     self._delete_state()  # under the lock: an actor that finds the state but no files recovers them
                 finally:

@@ -40,9 +40,9 @@ from actors.sandbox.residency import Residency
 from actors.sandbox.sandbox_recovery import SandboxRecovery
 from actors.sandbox.sleep import Sleep
 from actors.sandbox.sleep_backups import SleepBackups
-from actors.sandbox.take_down import TakeDown
-from actors.sandbox.take_up import TakeUp
+from actors.sandbox.teardown import Teardown
 from actors.sandbox.unsaved import UnsavedNote, UnsavedWatch
+from actors.sandbox.wake_steps import WakeSteps
 from actors.sandbox.work import Work
 from actors.state.api_views import public_recovery, public_restored
 from actors.state.backup_ledger import SandboxLedger
@@ -90,8 +90,8 @@ class LocalSandbox:
         self.sleep_backups = sleep_backups = SleepBackups(protocols, operations, parts.tree, parts.tree_lock, ownership)
         directories = DirectoryRecovery(sandbox_id, parts.restored, operations, parts.cache)
         recovery = SandboxRecovery(sandbox_id, parts.restored, ownership, directories, protocols)
-        take_down = TakeDown(parts.resources, parts.quiescence, parts.restored, ownership)
-        take_up = TakeUp(
+        teardown = Teardown(parts.resources, parts.quiescence, parts.restored, ownership)
+        wake_steps = WakeSteps(
             resources=parts.resources,
             quiescence=parts.quiescence,
             tree=parts.tree,
@@ -108,7 +108,7 @@ class LocalSandbox:
             ),
             recovery=recovery,
             sleep_backups=sleep_backups,
-            take_down=take_down,
+            teardown=teardown,
         )
         self._residency = Residency(
             sandbox_id,
@@ -117,8 +117,8 @@ class LocalSandbox:
             quiescence=parts.quiescence,
             restored=parts.restored,
             ownership=ownership,
-            take_up=take_up,
-            take_down=take_down,
+            wake_steps=wake_steps,
+            teardown=teardown,
             sleep_backups=sleep_backups,
             look=look,
             meter=meter,
@@ -132,7 +132,7 @@ class LocalSandbox:
             quiescence=parts.quiescence,
             restored=parts.restored,
             ownership=ownership,
-            take_down=take_down,
+            teardown=teardown,
             backups=sleep_backups,
         )
         self._destruction = Destruction(
@@ -141,7 +141,7 @@ class LocalSandbox:
             resources=parts.resources,
             tree_lock=parts.tree_lock,
             ownership=ownership,
-            take_down=take_down,
+            teardown=teardown,
         )
         self._mailbox = Mailbox(
             sandbox=sandbox_id,

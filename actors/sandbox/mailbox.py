@@ -72,7 +72,7 @@ class Mailbox:
         """See `SandboxCalls.forget`."""
         self._find_out_what_is_missing(options.dirs)
         with self.residency.held(), unavailable_unless(self.sandbox, "changed", outcome="unknown"):
-            forgotten = self.recovery.give_up(options.dirs)
+            forgotten = self.recovery.forget(options.dirs)
             self.residency.note_awake()
         return ForgetResult(forgotten=forgotten)
 
@@ -101,7 +101,7 @@ class Mailbox:
                 return None
             with self.restored.recovering(settled):
                 result = self._restore(options, is_held=True)
-            self.recovery.tell_of_giving_up(settled)
+            self.recovery.report_forgotten(settled)
             self.residency.note_replaced()
         return result
 

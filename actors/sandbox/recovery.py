@@ -169,7 +169,7 @@ class DirectoryRecovery:
             directory == other or _lies_in(directory, other) for other in failed
         )
 
-    def give_up(self, directories: Sequence[str], *, given_up_before: Collection[str]) -> list[RecoveryItem]:
+    def forget(self, directories: Sequence[str], *, forgotten_before: Collection[str]) -> list[RecoveryItem]:
         """Forgets missing directories, all or none; returns those that were not forgotten before.
 
         Raises:
@@ -178,7 +178,7 @@ class DirectoryRecovery:
         """
         wanted = {directory for directory in directories if self.is_known_missing(directory)}
         present = [
-            directory for directory in directories if directory not in wanted and directory not in given_up_before
+            directory for directory in directories if directory not in wanted and directory not in forgotten_before
         ]
         if present:
             raise InvalidRequestError(
@@ -187,13 +187,13 @@ class DirectoryRecovery:
                 context={"dirs": present},
             )
         unmounted = self._restored.unmounted
-        given_up = self._restored.give_up(
+        forgotten = self._restored.forget_missing(
             [row for row in self._restored.missing if row.dir in wanted],
             unmounted_for=self._kept_unmounted if unmounted is not None and unmounted.dir in wanted else None,
         )
-        for row in given_up:
+        for row in forgotten:
             log.warning("directory_given_up", sandbox=self._sandbox, dir=row.dir, backup=row.backup_id, cause=row.error)
-        return given_up
+        return forgotten
 
     def settled_by(self, options: RestoreOptions) -> dict[str, str | None]:
         """The missing directories that a restore would replace, each with its error; None for one that it brings back.

@@ -15,9 +15,9 @@ from actors.sandbox.node_resources import NodeResources
 from actors.sandbox.quiescence import Quiescence
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.sandbox.sleep_backups import SleepBackups
-from actors.sandbox.take_down import TakeDown
-from actors.sandbox.take_up import TakeUp
+from actors.sandbox.teardown import Teardown
 from actors.sandbox.tree_lock import TreeLock
+from actors.sandbox.wake_steps import WakeSteps
 from actors.state.document import StateRead
 from actors.state.lifecycle import Life
 from actors.state.ownership import Ownership
@@ -35,8 +35,8 @@ class Residency:
         quiescence: Quiescence,
         restored: RestoredDirectories,
         ownership: Ownership,
-        take_up: TakeUp,
-        take_down: TakeDown,
+        wake_steps: WakeSteps,
+        teardown: Teardown,
         sleep_backups: SleepBackups,
         look: Callable[[], None],
         meter: Meter,
@@ -48,8 +48,8 @@ class Residency:
         self._quiescence = quiescence
         self._restored = restored
         self._ownership = ownership
-        self._take_up = take_up
-        self._take_down = take_down
+        self._wake_steps = wake_steps
+        self._teardown = teardown
         self._sleep_backups = sleep_backups
         self._look = look
         self._meter = meter
@@ -79,7 +79,7 @@ class Residency:
         if self.is_awake and not self._restored.is_disturbed():
             return
         with self.held():
-            self._put_down_disturbed()
+            self._unmount_disturbed()
             if not self.is_awake:
                 self._wake()
 
@@ -113,8 +113,8 @@ class Residency:
         Raises NodeError.
         """
         with self._tree_lock.repairing():
-            self._take_down.unmount()
-            self._take_down.release()
+            self._teardown.unmount()
+            self._teardown.release()
             self._ownership.life.close()
 
     @contextmanager
@@ -132,7 +132,7 @@ class Residency:
         """Completes a wake in which a restore has replaced what could not be brought back. The caller holds it."""
         self.note_awake()
         self._sleep_backups.note_change()
-        self._take_up.make_home()
+        self._wake_steps.make_home()
 
     def watch_archives(self) -> None:
         """Looks from now on, every few seconds, for archives that change under their mounts."""
@@ -145,10 +145,10 @@ class Residency:
             self._resources.claim()
             try:
                 self._restored.read()
-                origin = self._take_up.take_up()
+                origin = self._wake_steps.locate_and_mount()
             except BaseException:
                 if not (self._restored.is_shown or self._restored.unmounted):  # else parts are mounted
-                    self._take_down.release()
+                    self._teardown.release()
                 raise
         self.note_awake()
         self._look()
@@ -157,7 +157,7 @@ class Residency:
         if not origin.is_elsewhere:
             self._ownership.acquire_epoch_in_background()
 
-    def _put_down_disturbed(self) -> None:
+    def _unmount_disturbed(self) -> None:
         """Unmounts everything if an archive under a mount has changed. The next `_wake` checks the archives.
 
         Raises SandboxUnavailableError.
@@ -176,7 +176,7 @@ class Residency:
             with self.held():
                 was_awake = self.is_awake
                 try:
-                    self._put_down_disturbed()
+                    self._unmount_disturbed()
                     if was_awake and not self.is_awake:
                         self._wake()
                 except HoldfastError as e:  # the next call tries again

@@ -193,17 +193,19 @@ class RestoredDirectories:
         """Notes again that an overlay is not mounted, unless `mount_all` has found another one since."""
         self.unmounted = self.unmounted or entry
 
-    def give_up(self, missing: Sequence[RecoveryItem], *, unmounted_for: str | None = None) -> list[RecoveryItem]:
+    def forget_missing(
+        self, missing: Sequence[RecoveryItem], *, unmounted_for: str | None = None
+    ) -> list[RecoveryItem]:
         """Forgets missing directories; with an error also the overlay that cannot be mounted. All or none.
 
         Everything that was written to the overlay is forgotten with it; the next `mount_all` removes its layer.
         Returns the forgotten directories, each with its error. Raises OSError.
         """
         unmounted = self.unmounted if unmounted_for is not None else None
-        given_up = self._record.give_up(missing, unmounted=unmounted, error=unmounted_for)
+        forgotten = self._record.forget_missing(missing, unmounted=unmounted, error=unmounted_for)
         if unmounted is not None:
             self.unmounted = None
-        return given_up
+        return forgotten
 
     def keep_archive(self, archive: Path, sha256: str) -> Path:
         """Links an archive into the sandbox's folder, for its layers. The link stays if the node's cache evicts it."""

@@ -92,7 +92,7 @@ class RestoredRecord:
             recovery = recovery.settled(directory, error=error)
         self._save(self.value.model_copy(update={"entries": (*kept, entry), "recovery": recovery}))
 
-    def give_up(
+    def forget_missing(
         self, missing: Sequence[RecoveryItem], *, unmounted: Entry | None = None, error: str | None = None
     ) -> list[RecoveryItem]:
         """Forgets missing directories, and an overlay that cannot be mounted for `error`: all or none.

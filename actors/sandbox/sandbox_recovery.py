@@ -98,7 +98,7 @@ class SandboxRecovery:
             self._ownership.report(lambda state: with_unmounted(state, entry, reason))
         return unavailable
 
-    def give_up(self, directories: Sequence[str]) -> list[RecoveredDirectory]:
+    def forget(self, directories: Sequence[str]) -> list[RecoveredDirectory]:
         """Forgets missing directories, all or none; returns them, with those among them that were forgotten before.
 
         Raises:
@@ -107,9 +107,9 @@ class SandboxRecovery:
         """
         before = self._forgotten()
         wanted = list(dict.fromkeys(self._as_recorded(directory, before) for directory in directories))
-        given_up = self._directories.give_up(wanted, given_up_before=before)
-        if given_up:
-            self.tell_of_giving_up([row.dir for row in given_up])
+        rows = self._directories.forget(wanted, forgotten_before=before)
+        if rows:
+            self.report_forgotten([row.dir for row in rows])
         forgotten = self._forgotten()
         return [forgotten[directory] for directory in wanted]
 
@@ -119,7 +119,7 @@ class SandboxRecovery:
             return directory
         return self._restored.real_path(directory)
 
-    def tell_of_giving_up(self, directories: Collection[str]) -> None:
+    def report_forgotten(self, directories: Collection[str]) -> None:
         """Tells the state of directories that were forgotten, or replaced by another restore."""
         self._ownership.report(lambda state: after_forgetting(state, self._restored.record, directories))
 

@@ -14,7 +14,7 @@ from actors.sandbox.quiescence import Quiescence
 from actors.sandbox.residency import Residency
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.sandbox.sleep_backups import SleepBackups
-from actors.sandbox.take_down import TakeDown
+from actors.sandbox.teardown import Teardown
 from actors.sandbox.tree_lock import TreeLock
 from actors.state.document import happened
 from actors.state.ownership import Ownership
@@ -34,7 +34,7 @@ class Sleep:
     quiescence: Quiescence
     restored: RestoredDirectories
     ownership: Ownership
-    take_down: TakeDown
+    teardown: Teardown
     backups: SleepBackups
 
     def back_up(self) -> list[Checkpoint]:
@@ -59,13 +59,13 @@ class Sleep:
                 raise StorageUnavailableError(
                     "The bucket does not know yet where the sandbox's files are.", context={"outcome": "not_executed"}
                 )
-            self.take_down.unmount()
+            self.teardown.unmount()
             try:
                 if was_awake:
                     self.ownership.report(lambda state: happened(state, "slept"))
                     self.ownership.clear_sleep()
             finally:
-                self.take_down.release()
+                self.teardown.release()
                 self.ownership.life.close()
 
     def in_bucket(self, checkpoints: Sequence[Checkpoint]) -> None:
@@ -84,7 +84,7 @@ class Sleep:
                 context={"outcome": "not_executed"},
             )
         with self.tree_lock.repairing():
-            self.take_down.unmount_for_good()
+            self.teardown.unmount_for_good()
             try:
                 self.ownership.sleep(checkpoints)
             except StorageError as e:
@@ -92,7 +92,7 @@ class Sleep:
                 raise StorageUnavailableError(
                     "The bucket could not be told that the sandbox sleeps.", context={"outcome": "unknown"}
                 ) from None
-            self.take_down.remove_files()
+            self.teardown.remove_files()
             self.resources.release(for_good=True)
         self.ownership.clear_sleep()
 

@@ -115,11 +115,11 @@ def recovery_in(record: Record, known: Recovery | None = None) -> Recovery | Non
     if plan is None:
         return None
     recovery = Recovery.model_validate(plan, from_attributes=True, strict=False)
-    if plan.lost_node is None and not plan.given_up:  # no caller has to be informed
+    if plan.lost_node is None and not plan.forgotten:  # no caller has to be informed
         recovery = recovery.model_copy(update={"lost": None})
     if known is not None and known.at == recovery.at:
         return recovery.model_copy(update={"told_at": known.told_at})
-    return recovery if plan.lost_node is not None or plan.missing or plan.given_up else None
+    return recovery if plan.lost_node is not None or plan.missing or plan.forgotten else None
 
 
 def after_recovery(state: SandboxState, record: Record) -> SandboxState:
@@ -129,7 +129,7 @@ def after_recovery(state: SandboxState, record: Record) -> SandboxState:
     to bring them back.
     """
     plan = record.recovery
-    gone = {(row.dir, row.backup_id) for row in plan.given_up} if plan else set()
+    gone = {(row.dir, row.backup_id) for row in plan.forgotten} if plan else set()
     checkpoints = [row for row in state.checkpoints if (row.dir, row.backup_id) not in gone]
     known = {(row.dir, row.backup_id) for row in checkpoints}
     reported = recovery_in(record, state.recovery)
@@ -188,11 +188,11 @@ def after_acknowledgement(state: SandboxState, at: datetime) -> SandboxState:
     return state.model_copy(update={"recovery": recovery.model_copy(update={"told_at": datetime.now(UTC)})})
 
 
-def after_forgetting(state: SandboxState, record: Record, given_up: Collection[str]) -> SandboxState:
+def after_forgetting(state: SandboxState, record: Record, directories: Collection[str]) -> SandboxState:
     """The state of a sandbox in which these directories were just forgotten."""
-    rows = record.recovery.given_up if record.recovery else []
+    rows = record.recovery.forgotten if record.recovery else []
     for row in rows:
-        if row.dir in given_up:
+        if row.dir in directories:
             state = happened(state, "forgotten", dir=row.dir, backup_id=row.backup_id)
     return after_recovery(state, record).model_copy(update={"unsaved": state.unsaved})
 

@@ -106,7 +106,7 @@ class RecoveryPlan(BaseModel):
         return sorted((wanted for wanted in self.directories if not wanted.settled), key=lambda wanted: wanted.dir)
 
     @property
-    def given_up(self) -> list[RecoveryItem]:
+    def forgotten(self) -> list[RecoveryItem]:
         """The directories that a person chose to forget, or replaced by another restore."""
         return [wanted for wanted in self.directories if wanted.settled and wanted.error]
 

@@ -206,11 +206,11 @@ from actors.state.ownership import Ownership
 from actors.sandbox.recovery import DirectoryRecovery
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.sandbox.restored_record import RestoredRecord
-from actors.sandbox.take_up import TakeUp
+from actors.sandbox.wake_steps import WakeSteps
 from tests.support.sandboxes import from_description
 told, name, place, method, number, when = sys.argv[1:]
 kinds = {"ownership": Ownership, "recovery": DirectoryRecovery, "restored": RestoredDirectories}
-kinds |= {"record": RestoredRecord, "take_up": TakeUp}
+kinds |= {"record": RestoredRecord, "wake_steps": WakeSteps}
 kind = kinds[place]
 real, calls = getattr(kind, method), []
 
@@ -230,7 +230,7 @@ box.wake()
 print("survived", flush=True)
 """
 MOMENTS = [
-    ("take_up", "put_aside", 1, "after"),
+    ("wake_steps", "put_aside", 1, "after"),
     ("ownership", "_settle", 1, "before"),
     ("ownership", "acquire_epoch", 1, "after"),
     ("restored", "begin_recovery", 1, "after"),
@@ -667,13 +667,13 @@ def test_backups_for_sleeping_are_deleted_once_the_sandbox_has_newer_backups(nod
 
 DIES_ASLEEP = """
 import os, signal, sys
-from actors.sandbox.take_down import TakeDown
+from actors.sandbox.teardown import Teardown
 from tests.support.sandboxes import from_description
 box = from_description(sys.argv[1]).sandbox(sys.argv[2])
 in_bed = box.back_up_for_sleep()
 def dies(self):
     os.kill(os.getpid(), signal.SIGKILL)
-TakeDown.remove_files = dies
+Teardown.remove_files = dies
 print("ready", flush=True)
 box.sleep(in_bed)
 """

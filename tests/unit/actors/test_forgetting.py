@@ -71,18 +71,18 @@ def test_several_directories_are_forgotten_all_or_none(tmp_path: Path, failing: 
     recovery.unmounted_error(UNMOUNTED, "LAYER_MISMATCH", in_bucket=None)
 
     try:
-        given_up = recovery.give_up([UNMOUNTED.dir, MISSING.dir], given_up_before=[])
+        forgotten = recovery.forget([UNMOUNTED.dir, MISSING.dir], forgotten_before=[])
     except OSError:
-        given_up = []
+        forgotten = []
 
     on_disk, is_good = twin_file(file).read()
     assert on_disk == restored.record
     assert is_good
     if failing == 1:
-        assert (restored.record, restored.unmounted, given_up) == (RECORD, UNMOUNTED, [])
+        assert (restored.record, restored.unmounted, forgotten) == (RECORD, UNMOUNTED, [])
     else:
         assert (restored.record.entries, restored.missing, restored.unmounted) == ((), [], None)
-        assert sorted((row.dir, row.error) for row in given_up) == [
+        assert sorted((row.dir, row.error) for row in forgotten) == [
             ("/app", "BACKUP_EXPIRED"),
             ("/workspace/overlay", "LAYER_MISMATCH"),
         ]

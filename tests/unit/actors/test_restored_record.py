@@ -38,7 +38,7 @@ CHANGES: dict[str, Callable[[RestoredRecord], object]] = {
     "failure": lambda record: record.note_failure(MISSING, "BACKUP_EXPIRED"),
     "driver": lambda record: record.note_driver(Driver.KERNEL, {"one"}),
     "commit": lambda record: record.commit(overlay("/app/a", "four"), [], {}),
-    "forgotten": lambda record: record.give_up([MISSING], unmounted=OUTER, error="LAYER_MISMATCH"),
+    "forgotten": lambda record: record.forget_missing([MISSING], unmounted=OUTER, error="LAYER_MISMATCH"),
 }
 
 
@@ -78,7 +78,7 @@ def test_a_restore_replaces_what_was_restored_in_its_directory_or_is_mounted_the
     assert record.entries == (restored, BESIDE)
     assert record.missing == []
     assert record.value.recovery is not None
-    assert [row.dir for row in record.value.recovery.given_up] == ["/home"]
+    assert [row.dir for row in record.value.recovery.forgotten] == ["/home"]
 
 
 def test_a_change_of_a_driver_concerns_only_the_layers_that_are_mounted(record: RestoredRecord) -> None:

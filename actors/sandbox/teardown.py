@@ -1,4 +1,4 @@
-"""Takes a sandbox down: ends what runs in it, unmounts it, and, if it goes for good, removes its files."""
+"""The teardown of a sandbox: what runs in it ends, it is unmounted, and, if it goes for good, its files go."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from actors.sandbox.restored_directories import RestoredDirectories
 from actors.state.ownership import Ownership
 
 
-class TakeDown:
-    """The steps that take one sandbox down. The caller holds the tree lock."""
+class Teardown:
+    """The steps that tear one sandbox down. The caller holds the tree lock."""
 
     def __init__(
         self, resources: NodeResources, quiescence: Quiescence, restored: RestoredDirectories, ownership: Ownership

@@ -1,4 +1,4 @@
-"""Takes a sandbox up: locates its files, cleans up after earlier actors, and mounts or recovers the files."""
+"""The steps that wake a sandbox: locate its files, clean up after earlier actors, mount or recover the files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from actors.sandbox.quiescence import Quiescence
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.sandbox.sandbox_recovery import SandboxRecovery
 from actors.sandbox.sleep_backups import SleepBackups
-from actors.sandbox.take_down import TakeDown
+from actors.sandbox.teardown import Teardown
 from actors.state.location import Origin
 from actors.state.ownership import Ownership
 
 
-class TakeUp:
-    """The steps that take one sandbox up. The caller holds the tree lock."""
+class WakeSteps:
+    """The steps that wake one sandbox. The caller holds the tree lock."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class TakeUp:
         mending: Mending,
         recovery: SandboxRecovery,
         sleep_backups: SleepBackups,
-        take_down: TakeDown,
+        teardown: Teardown,
     ) -> None:
         self._resources = resources
         self._quiescence = quiescence
@@ -44,9 +44,9 @@ class TakeUp:
         self._mending = mending
         self._recovery = recovery
         self._sleep_backups = sleep_backups
-        self._take_down = take_down
+        self._teardown = teardown
 
-    def take_up(self) -> Origin:
+    def locate_and_mount(self) -> Origin:
         """Mounts or recovers everything; returns where the files were. After a failure, the next call continues.
 
         Raises:
@@ -67,15 +67,15 @@ class TakeUp:
         self._mount_everything(unmended=self._mending.mend())
         self._recovery.go_on(begun=origin.is_elsewhere)
         recovery = self._restored.record.recovery
-        if recovery is not None and recovery.given_up:
+        if recovery is not None and recovery.forgotten:
             self._sleep_backups.note_change()
         self.make_home()
         return origin
 
     def put_aside(self) -> None:
         """Removes the files that this node has of a sandbox whose newer files are elsewhere."""
-        self._take_down.unmount_for_good()
-        self._take_down.remove_files()
+        self._teardown.unmount_for_good()
+        self._teardown.remove_files()
 
     def make_home(self) -> None:
         """Makes the home directory of the commands, if that is possible."""
