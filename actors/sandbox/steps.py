@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
@@ -37,20 +38,12 @@ class RestoreStep(StrEnum):
 
 
 Step = CreateStep | RestoreStep
-Watcher = Callable[[Step, str], None]
-_watchers: list[Watcher] = []
-
-
-def watch(watcher: Watcher) -> None:
-    """Calls `watcher` with "before" and "after" at each later step of this process."""
-    _watchers.append(watcher)
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
 def step(name: Step) -> Iterator[None]:
-    """Runs the block as one step: calls the watchers before and after it."""
-    for watcher in _watchers:
-        watcher(name, "before")
+    """Runs the block as one step. Logs "before" and "after" it, with the step, at the debug level."""
+    _log.debug("%s %s", "before", name)
     yield
-    for watcher in _watchers:
-        watcher(name, "after")
+    _log.debug("%s %s", "after", name)

@@ -13,11 +13,11 @@ import pytest
 from actors.errors import BackupNotFoundError
 from actors.models import BackupOptions, DirectoryBackup
 from actors.node import mountinfo
-from actors.sandbox import steps
 from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.steps import CreateStep, Step
 from storage.metadata import SandboxState
 from tests.support.documents import committed
+from tests.support.killing import STEP_LOG, observe_steps
 from tests.support.mount_leaks import wait_until
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh, write
 from tests.support.trees import MINUTES_OF_READING
@@ -172,8 +172,8 @@ def test_a_crash_at_any_step_of_a_backup_leaves_it_whole_or_leaves_nothing(
 
 def test_a_backup_passes_every_step_in_order(kernel_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[tuple[Step, str]] = []
-    monkeypatch.setattr(steps, "_watchers", [])
-    steps.watch(lambda step, when: passed.append((step, when)))
+    monkeypatch.setattr(STEP_LOG, "handlers", [])
+    observe_steps(lambda step, when: passed.append((step, when)))
     backup(kernel_node.sandbox())
     assert passed == [(step, when) for step in PASSED for when in ("before", "after")]
     assert set(PASSED) == set(CreateStep)

@@ -19,13 +19,12 @@ from actors.errors import BackupCreateError, BackupRestoreError, HoldfastError, 
 from actors.models import DirectoryBackup, RestoreMode
 from actors.node import mountinfo
 from actors.node.drivers import Driver
-from actors.sandbox import steps
 from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.steps import CreateStep, RestoreStep
 from storage.embedded import EmbeddedS3
 from storage.errors import StoreUnavailableError
 from storage.s3 import S3ObjectStore
-from tests.support.killing import Interrupted, act_at
+from tests.support.killing import STEP_LOG, Interrupted, act_at
 from tests.support.mount_leaks import wait_until
 from tests.support.s3 import ACCESS_KEY, BUCKET, FAST, SECRET_KEY
 from tests.support.sandboxes import Background, Node, backup, command, described, read, restore, run, sh, write
@@ -86,8 +85,8 @@ def on_mortal(scratch: Path, server: MortalS3, best_driver: Driver) -> Iterator[
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starts the test without watchers of steps, and removes its own at the end."""
-    monkeypatch.setattr(steps, "_watchers", [])
+    """Starts the test without observers of steps, and removes its own at the end."""
+    monkeypatch.setattr(STEP_LOG, "handlers", [])
 
 
 def taken(node: Node, store: Any = None) -> LocalSandbox:

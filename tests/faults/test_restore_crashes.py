@@ -11,10 +11,10 @@ from actors.errors import BackupNotFoundError
 from actors.models import DirectoryBackup, RestoreMode
 from actors.node import mountinfo
 from actors.node.drivers import Driver
-from actors.sandbox import steps
 from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.steps import RestoreStep, Step
 from storage import keys
+from tests.support.killing import STEP_LOG, observe_steps
 from tests.support.mount_leaks import loop_devices, wait_until
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh, write
 
@@ -179,8 +179,8 @@ def test_a_restore_passes_every_step_in_order(
     box = kernel_node.sandbox()
     handle = backup(box)
     passed: list[tuple[Step, str]] = []
-    monkeypatch.setattr(steps, "_watchers", [])
-    steps.watch(lambda step, when: passed.append((step, when)))
+    monkeypatch.setattr(STEP_LOG, "handlers", [])
+    observe_steps(lambda step, when: passed.append((step, when)))
     restore(box, handle, mode=mode)
     assert passed == [(step, when) for step in PASSED[mode] for when in ("before", "after")]
     assert set(PASSED[mode]) == set(RestoreStep)

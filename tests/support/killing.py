@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -9,7 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.sandbox import steps
+from actors.sandbox.steps import Step
 from storage.store import ObjectStore
+
+STEP_LOG = logging.getLogger(steps.__name__)
 
 
 def die() -> None:
@@ -17,16 +21,34 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class _Observer(logging.Handler):
+    """Calls `seen` with each step that this process takes, and "before" or "after"."""
+
+    def __init__(self, seen: Callable[[Step, str], None]) -> None:
+        super().__init__(logging.DEBUG)
+        self._seen = seen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        moment, step = record.args  # type: ignore[misc]
+        self._seen(step, moment)  # type: ignore[arg-type]
+
+
+def observe_steps(seen: Callable[[Step, str], None]) -> None:
+    """Calls `seen` with "before" and "after" at each later step of this process, as `actors.sandbox.steps` logs it."""
+    STEP_LOG.addHandler(_Observer(seen))
+    STEP_LOG.setLevel(logging.DEBUG)
+
+
 def act_at(name: str, when: str, act: Callable[[], None] = die) -> None:
     """Runs `act` once, "before" or "after" this process takes a step of `actors.sandbox.steps`."""
     done: list[bool] = []
 
-    def watch(step: steps.Step, moment: str) -> None:
+    def seen(step: Step, moment: str) -> None:
         if (step.value, moment) == (name, when) and not done:
             done.append(True)
             act()
 
-    steps.watch(watch)
+    observe_steps(seen)
 
 
 class Interrupted:
