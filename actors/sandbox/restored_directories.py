@@ -201,10 +201,10 @@ class RestoredDirectories:
         Everything that was written to the overlay is forgotten with it; the next `mount_all` removes its layer.
         Returns the forgotten directories, each with its error. Raises OSError.
         """
-        unmounted = self.unmounted if unmounted_for is not None else None
-        forgotten = self._record.forget_missing(missing, unmounted=unmounted, error=unmounted_for)
-        if unmounted is not None:
-            self.unmounted = None
+        if unmounted_for is None:
+            return self._record.forget_missing(missing)
+        forgotten = self._record.forget_missing(missing, unmounted=self.unmounted, error=unmounted_for)
+        self.unmounted = None
         return forgotten
 
     def keep_archive(self, archive: Path, sha256: str) -> Path:

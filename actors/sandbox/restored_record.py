@@ -93,7 +93,7 @@ class RestoredRecord:
         self._save(self.value.model_copy(update={"entries": (*kept, entry), "recovery": recovery}))
 
     def forget_missing(
-        self, missing: Sequence[RecoveryItem], *, unmounted: Entry | None = None, error: str | None = None
+        self, missing: Sequence[RecoveryItem], *, unmounted: Entry | None = None, error: str = ""
     ) -> list[RecoveryItem]:
         """Forgets missing directories, and an overlay that cannot be mounted for `error`: all or none.
 
@@ -105,7 +105,7 @@ class RestoredRecord:
         for wanted in missing:
             plan = plan.settled(wanted.dir, error=wanted.kept_away_by)
         if unmounted is not None:
-            plan = plan.with_item(unmounted.forgotten(error))
+            plan = plan.with_item(unmounted.missing_for(error)).settled(unmounted.dir, error=error)
             entries = tuple(entry for entry in entries if entry != unmounted)
         self._save(self.value.model_copy(update={"entries": entries, "recovery": plan}))
         dirs = {wanted.dir for wanted in missing} | ({unmounted.dir} if unmounted is not None else set())

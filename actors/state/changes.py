@@ -156,13 +156,7 @@ def _has_happened(state: SandboxState, kind: str, *, since: datetime) -> bool:
 def with_unmounted(state: SandboxState, entry: Entry, error: str) -> SandboxState:
     """The state of a sandbox whose files are here, with one overlay that could not be mounted."""
     recovery = state.recovery or Recovery(at=datetime.now(UTC))
-    row = RecoveredDirectory(
-        dir=entry.dir,
-        backup_id=entry.backup_id,
-        taken_at=entry.content_at,
-        error=error,
-        status=DirectoryStatus.MISSING,
-    )
+    row = RecoveredDirectory.model_validate(entry.missing_for(error), from_attributes=True)
     others = [other for other in recovery.directories if other.dir != entry.dir]
     return state.model_copy(update={"recovery": recovery.model_copy(update={"directories": [*others, row]})})
 

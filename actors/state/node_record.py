@@ -46,15 +46,10 @@ class Entry(BaseModel):
         """The time of its backup, or of its restore where an earlier release did not record that."""
         return self.taken_at or self.restored_at
 
-    def forgotten(self, error: str | None) -> RecoveryItem:
-        """The item of a recovery that says that it was forgotten, since it could not be mounted for `error`."""
+    def missing_for(self, error: str) -> RecoveryItem:
+        """The item of a recovery in which it is missing, because it cannot be mounted for `error`."""
         return RecoveryItem(
-            dir=self.dir,
-            backup_id=self.backup_id,
-            taken_at=self.content_at,
-            mode=self.mode,
-            settled=True,
-            error=error,
+            dir=self.dir, backup_id=self.backup_id, taken_at=self.content_at, mode=self.mode, error=error
         )
 
 
