@@ -129,7 +129,7 @@ class Residency:
             self._ownership.life.move(Life.AWAKE)
 
     def note_replaced(self) -> None:
-        """Completes a wake in which a restore has replaced what could not be brought back. The caller holds it."""
+        """Completes a wake in which a restore has replaced what could not be brought back. Call it within `held`."""
         self.note_awake()
         self._sleep_backups.note_change()
         self._wake_steps.make_home()

@@ -56,7 +56,7 @@ class WakeSteps:
         origin = self._ownership.locate(has_record=self._restored.exists)
         self._sleep_backups.note_change()
         if origin.is_elsewhere:
-            self.put_aside()
+            self._put_aside()
             wanted = self._recovery.begin(origin)
             if origin is Origin.SLEEP:  # before the tree is visible: every change resets it
                 self._sleep_backups.note_restored(row.backup_id for row in wanted)
@@ -72,16 +72,16 @@ class WakeSteps:
         self.make_home()
         return origin
 
-    def put_aside(self) -> None:
-        """Removes the files that this node has of a sandbox whose newer files are elsewhere."""
-        self._teardown.unmount_for_good()
-        self._teardown.remove_files()
-
     def make_home(self) -> None:
         """Makes the home directory of the commands, if that is possible."""
         # The sandbox may have put something else there, or filled the disk. It can wake all the same.
         with contextlib.suppress(NodeError, OSError):
             self._tree.make_directory(HOME)
+
+    def _put_aside(self) -> None:
+        """Removes the files that this node has of a sandbox whose newer files are elsewhere."""
+        self._teardown.unmount_for_good()
+        self._teardown.remove_files()
 
     def _mount_everything(self, unmended: Mapping[str, str]) -> None:
         """Mounts what the record names. `unmended` has the directories whose archives stay damaged, with the causes."""

@@ -230,7 +230,7 @@ box.wake()
 print("survived", flush=True)
 """
 MOMENTS = [
-    ("wake_steps", "put_aside", 1, "after"),
+    ("wake_steps", "_put_aside", 1, "after"),
     ("ownership", "_settle", 1, "before"),
     ("ownership", "acquire_epoch", 1, "after"),
     ("restored", "begin_recovery", 1, "after"),
