@@ -95,7 +95,7 @@ class Residency:
         state that the service has just found in the bucket (`Ownership.suppose`).
         """
         with self.held():
-            if self._ownership.life.state is Life.UNKNOWN:
+            if self._ownership.life.is_unwoken:
                 self._ownership.suppose(found)
                 if wake:
                     self._wake()
@@ -103,7 +103,7 @@ class Residency:
     def come_back(self) -> None:
         """Wakes the sandbox after a crash of its actor, if it existed. Raises as `wake`, and StorageError."""
         with self.held():
-            is_new = self._ownership.life.state is Life.UNKNOWN
+            is_new = self._ownership.life.is_unwoken
             if is_new and (self._restored.exists or self._ownership.is_known()):
                 self._wake()
 

@@ -30,7 +30,7 @@ class _Failure:
         """Raises the error, once for each of those callers."""
         self.left -= 1
         if self.left >= 0 and now <= self.until:
-            raise SandboxUnavailableError(self.error.message, hint=self.error.hint, context=self.error.context)
+            raise type(self.error)(self.error.message, hint=self.error.hint, context=self.error.context)
 
 
 class CreationLock:

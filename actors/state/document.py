@@ -114,11 +114,10 @@ class StateDocument:
 class DurableState:
     """The state document under one actor's epoch. Thread-safe: writes happen one at a time, in order."""
 
-    def __init__(
-        self, catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef, *, life: LifeCycle | None = None
-    ) -> None:
+    def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef, life: LifeCycle) -> None:
+        """`life` learns that the sandbox was superseded."""
         self._document = StateDocument(catalog, tenant, sandbox)
-        self._life = life or LifeCycle()
+        self._life = life
         self._bucket = catalog.store.bucket
         self._tenant = tenant
         self._sandbox = sandbox
@@ -178,6 +177,7 @@ class DurableState:
                 known=StateRead(found),
             )
             self._wanted, self._is_unwritten = self._written.state, False
+            self._intended.clear()  # they were meant for an earlier epoch
             self.is_here = True
             return self._wanted
 

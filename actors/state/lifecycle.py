@@ -56,6 +56,7 @@ _MOVES: Mapping[Life, frozenset[Life]] = MappingProxyType(
     }
 )
 """The moves that are allowed. Any state may also become SUPERSEDED, and may stay as it is."""
+_UNWOKEN = frozenset({Life.UNKNOWN, Life.WAKING, Life.RECOVERING})
 _MAY_WRITE = frozenset({Life.WAKING, Life.RECOVERING, Life.AWAKE})
 
 
@@ -74,6 +75,11 @@ class LifeCycle:
     def state(self) -> Life:
         """The state that the sandbox is in."""
         return self._state
+
+    @property
+    def is_unwoken(self) -> bool:
+        """True until the sandbox is awake, closed or destroyed, even if an attempt to wake it has failed."""
+        return self._state in _UNWOKEN
 
     @property
     def may_write(self) -> bool:

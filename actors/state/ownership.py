@@ -55,7 +55,7 @@ class Ownership:
         self._catalog = catalog
         self.life = LifeCycle()
         """The sandbox's life in this actor. Everything but waking it moves it here; the sandbox itself wakes."""
-        durable = DurableState(catalog, tenant, sandbox, place, life=self.life) if catalog is not None else None
+        durable = DurableState(catalog, tenant, sandbox, place, self.life) if catalog is not None else None
         self._durable = durable
         self._sleep_backups = SleepBackups(catalog, tenant, sandbox) if catalog is not None else None
         self._unsettled = UnsettledBackups(catalog, tenant, sandbox, record) if catalog is not None else None

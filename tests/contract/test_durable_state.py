@@ -26,7 +26,7 @@ from actors.state.document import (
     happened,
     with_checkpoint,
 )
-from actors.state.lifecycle import Life
+from actors.state.lifecycle import Life, LifeCycle
 from actors.state.location import Origin
 from actors.state.node_record import Entry, Record, RecoveryItem, RecoveryPlan
 from actors.state.ownership import Ownership
@@ -56,7 +56,7 @@ class World:
     place: Place
 
     def durable(self, node: str = "a") -> DurableState:
-        return DurableState(self.catalog, TENANT, self.sandbox, NodeRef(node, f"cluster-{node}"))
+        return DurableState(self.catalog, TENANT, self.sandbox, NodeRef(node, f"cluster-{node}"), LifeCycle())
 
     def owner(self, node: str = "a") -> DurableState:
         durable = self.durable(node)

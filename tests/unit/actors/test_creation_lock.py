@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from actors.errors import ActorBeingMadeError, ActorLeavingError, SandboxUnavailableError, TooManyCallsError
+from actors.errors import (
+    ActorBeingMadeError,
+    ActorLeavingError,
+    FilesElsewhereError,
+    SandboxUnavailableError,
+    TooManyCallsError,
+)
 from actors.service.creation_lock import CreationLock
 
-FULL = SandboxUnavailableError(
-    "No node has room.", hint="Try later.", context={"outcome": "not_executed", "reason": "F"}
+FULL = FilesElsewhereError(
+    "The node with the files is full.", hint="Try later.", context={"outcome": "not_executed", "reason": "F"}
 )
 
 
@@ -41,7 +47,7 @@ def test_callers_turned_away_during_a_failed_spawn_get_its_error() -> None:
     for _ in range(2):
         with pytest.raises(SandboxUnavailableError) as raised, lock.held("a"):
             pytest.fail("tried again")
-        assert raised.value is not FULL
+        assert raised.value is not FULL and type(raised.value) is type(FULL)
         assert (raised.value.message, raised.value.hint, raised.value.context) == (
             FULL.message,
             FULL.hint,

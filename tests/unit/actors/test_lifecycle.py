@@ -65,6 +65,11 @@ def test_only_a_sandbox_that_is_here_and_not_leaving_writes_its_state(state: Lif
 
 
 @pytest.mark.parametrize("state", Life)
+def test_a_sandbox_is_unwoken_until_it_is_awake_closed_or_destroyed(state: Life) -> None:
+    assert life_in(state).is_unwoken == (state in (Life.UNKNOWN, Life.WAKING, Life.RECOVERING))
+
+
+@pytest.mark.parametrize("state", Life)
 def test_the_end_of_a_time_awake_leaves_the_sandbox_asleep_or_not_woken(state: Life) -> None:
     life = life_in(state)
     life.end()
