@@ -19,8 +19,8 @@ demo: setup ## run the main job on real input
 unit: $(INSTALLED_FOR_DEVELOPERS) ## the tests that need neither root nor a system package nor a network
 	$(BIN)/python -m pytest tests/unit
 
-test: setup ## every test; the kernel's and FUSE's really run
-	$(BIN)/python -m pytest $(TESTS)
+test: setup ## every test, in parallel where that is safe; the kernel's and FUSE's really run
+	$(BIN)/python -m tests.support.in_parts $(TESTS)
 
 soak: setup ## random calls under random kills: SOAK_S for each mount driver that is offered
 	SOAK_S=$(SOAK_S) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest tests/soak -m soak -s

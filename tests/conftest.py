@@ -26,13 +26,15 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives each test without its own time limit that of its folder. Runs the acceptance tests last.
+    """Gives each test without its own time limit that of its folder. Runs the acceptance tests last, and marks them.
 
     Their shared service lives until the session ends, and would take processor time from the other tests.
     """
     items.sort(key=lambda item: "acceptance" in item.path.parts)
     for item in items:
         folder = item.path.relative_to(_HERE).parts[0] if item.path.is_relative_to(_HERE) else ""
+        if folder in ("acceptance", "soak"):
+            item.add_marker(pytest.mark.acceptance)
         limit_s = _TIME_LIMITS_S.get(folder)
         if limit_s is not None and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(limit_s))

@@ -1,4 +1,7 @@
-"""One service for the session, watched from its start to its end; a fresh sandbox for each test."""
+"""One service for the session, watched from its start to its end; a fresh sandbox for each test.
+
+In a parallel session, one worker runs all tests of this service, and each other file stays in one worker.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +20,30 @@ OTHER_KEY = "key-of-other-tenant-000"
 API_KEY = "key-of-default-tenant-000"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the search for secrets last: it looks at everything that the other tests have left."""
+    """Groups the tests by their service for a parallel session, and runs the search for secrets last.
+
+    It looks at everything that the other tests have left.
+    """
     items.sort(key=lambda item: item.path.name == "test_secrets.py")
+    for item in items:
+        shared = "service" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("service" if shared else item.path.stem))
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def command_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLines]:
+    """The service of the session, and its command lines that `ps` saw since its start."""
     folder = tmp_path_factory.mktemp("acceptance")
     env = {"SANDBOX_API_KEY": API_KEY, "HOLDFAST_API_KEYS": f'{{"{OTHER_TENANT}": "{OTHER_KEY}"}}'}
-    with running(folder / "home", folder / "data", env=env, key=API_KEY) as service:
-        yield service
-
-
-@pytest.fixture(scope="session", autouse=True)
-def command_lines(request: pytest.FixtureRequest) -> Iterator[CommandLines | None]:
-    """The command lines of the service that `ps` saw during the session; None if no test needs the service."""
-    if not any("service" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        yield None
-        return
-    with CommandLines(request.getfixturevalue("service")) as watcher:
+    with running(folder / "home", folder / "data", env=env, key=API_KEY) as service, CommandLines(service) as watcher:
         yield watcher
+
+
+@pytest.fixture(scope="session")
+def service(command_lines: CommandLines) -> Service:
+    return command_lines.service
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from actors.sandbox.facade import LocalSandbox
 from tests.support.mount_leaks import wait_until
 from tests.support.sandboxes import Node, command, sh, write
 
+pytestmark = pytest.mark.alone
 HOARD = Path(__file__).parents[1] / "support" / "hoard.py"
 OF_THE_MACHINE = {"network-buffers": 1000, "asynchronous-io": 1, "terminals": 64}
 

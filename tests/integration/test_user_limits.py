@@ -16,6 +16,7 @@ from actors.node.user_namespace import UserNamespace
 from tests.support import hoard
 from tests.support.sandboxes import UID
 
+pytestmark = pytest.mark.alone
 HOARD = Path(hoard.__file__)
 TAKEN = 40
 """Number of pending signals that a sandbox may have in these tests."""

@@ -1,6 +1,7 @@
 """Runs tests in a container with the fewest privileges: `python -m tests.support.in_container tests/acceptance`.
 
-The container's process 1 reaps only pytest. The tests' folders are on a volume, like a service's data.
+The container's process 1 reaps only the program that starts pytest. The tests' folders are on a volume, like a
+service's data.
 
 All arguments are passed to pytest.
 """
@@ -35,14 +36,14 @@ _EVERY_S = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the tests; returns pytest's exit status."""
+    """Runs the tests; returns the exit status of `in_parts`."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the folder is removed
     for name, reason in {**_LEFT_OUT, **_LEFT_OUT_TESTS}.items():
         print(f"left out: {name}: {reason}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="hf-tests-in-container-"))
     privileges = Privileges(FEWEST, devices=("fuse",), masked=False, cgroup_writable=True)
     try:
-        argv = [sys.executable, "-m", "pytest", *_options(), *map(_inside, arguments)]
+        argv = [sys.executable, "-m", "tests.support.in_parts", *_options(), *map(_inside, arguments)]
         environment = {"HOLDFAST_ALLOW_MISSING_DRIVERS": "1", "PYTHONPATH": str(PROJECT)}
         environment |= {"CI": os.environ["CI"]} if "CI" in os.environ else {}
         with running(folder, privileges, argv, environment=environment, folder_of_work=str(PROJECT)) as container:

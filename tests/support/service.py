@@ -348,7 +348,7 @@ class CommandLines:
         self.seen: set[bytes] = set()
         self.environments: dict[int, bytes] = {}
         self.samples = 0
-        self._service = service
+        self.service = service
         self._every_s = every_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="command-lines", daemon=True)
@@ -363,7 +363,7 @@ class CommandLines:
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._every_s):
-            for pid in self._service.pids():
+            for pid in self.service.pids():
                 with suppress(OSError):
                     self.seen.add(Path(f"/proc/{pid}/cmdline").read_bytes())
                     self.environments.setdefault(pid, Path(f"/proc/{pid}/environ").read_bytes())
