@@ -203,11 +203,11 @@ def test_nothing_of_an_awake_sandbox_is_touched(node: Node) -> None:
     assert sh(node.sandbox(), "cat data/file") == "original\nlater\n"
 
 
-def test_the_sweeper_of_a_draining_node_leaves_its_sandboxes_alone(node: Node) -> None:
-    box = node.sandbox()
+def test_the_sweeper_of_a_draining_node_leaves_its_sandboxes_alone(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
     box.close()
-    (node.home("box") / "spool").mkdir(exist_ok=True)
-    sweeper = sweeper_of(node)
+    (kernel_node.home("box") / "spool").mkdir(exist_ok=True)
+    sweeper = sweeper_of(kernel_node)
     sweeper.rest()
     assert sweeper.sweep() == Swept()
     sweeper.resume()

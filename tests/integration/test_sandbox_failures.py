@@ -94,8 +94,7 @@ def nothing_changes(node: Node, sandbox: LocalSandbox) -> Iterator[None]:
     assert state() == before
 
 
-@pytest.fixture
-def prepared(node: Node) -> tuple[LocalSandbox, DirectoryBackup]:
+def prepare(node: Node) -> tuple[LocalSandbox, DirectoryBackup]:
     """A sandbox with a restored directory that was changed, and a backup from before the change."""
     node.adjust(restore_unsigned=True)
     box = node.sandbox()
@@ -104,6 +103,11 @@ def prepared(node: Node) -> tuple[LocalSandbox, DirectoryBackup]:
     restore(box, handle)
     sh(box, "echo changed > data/file; echo more > data/more")
     return box, handle
+
+
+@pytest.fixture
+def prepared(kernel_node: Node) -> tuple[LocalSandbox, DirectoryBackup]:
+    return prepare(kernel_node)
 
 
 def damage_archive(node: Node, handle: DirectoryBackup) -> None:
@@ -176,44 +180,44 @@ DAMAGE: dict[str, tuple[Callable[[Node, DirectoryBackup], None], type[HoldfastEr
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_backup_changes_nothing(
-    node: Node, prepared: tuple[LocalSandbox, DirectoryBackup], damage: str, mode: RestoreMode
+    kernel_node: Node, prepared: tuple[LocalSandbox, DirectoryBackup], damage: str, mode: RestoreMode
 ) -> None:
     box, handle = prepared
     act, kind, reason = DAMAGE[damage]
-    act(node, handle)
-    for archive in node.layout.cache.glob("*.sqsh"):
+    act(kernel_node, handle)
+    for archive in kernel_node.layout.cache.glob("*.sqsh"):
         archive.unlink()
     with command(box, "echo ready; exec sleep 60") as running:
-        with nothing_changes(node, box), pytest.raises(kind) as raised:
+        with nothing_changes(kernel_node, box), pytest.raises(kind) as raised:
             restore(box, handle, mode=mode)
         assert type(raised.value) is kind
         assert raised.value.context.get("reason") == reason
-        assert str(node.data_dir) not in f"{raised.value.message} {raised.value.hint} {raised.value.context}"
+        assert str(kernel_node.data_dir) not in f"{raised.value.message} {raised.value.hint} {raised.value.context}"
         assert not running.ended, "a backup that cannot be restored costs no command"
-    assert sorted(os.listdir(node.layout.cache)) == ["locks"]
+    assert sorted(os.listdir(kernel_node.layout.cache)) == ["locks"]
     assert box.info().recent[-1].outcome == kind.code
 
 
-def test_an_expired_backup_cannot_be_revived_by_a_change_in_the_bucket(node: Node) -> None:
-    box = node.sandbox()
+def test_an_expired_backup_cannot_be_revived_by_a_change_in_the_bucket(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
     sh(box, "mkdir data; echo old > data/file")
     handle = backup(box, "/workspace/data", ttl=10)
-    tampered(ttl=1e9)(node, handle)
-    fork = node.sandbox("fork")
+    tampered(ttl=1e9)(kernel_node, handle)
+    fork = kernel_node.sandbox("fork")
     for sandbox in (box, fork):
-        with nothing_changes(node, sandbox), pytest.raises(BackupRestoreError) as raised:
+        with nothing_changes(kernel_node, sandbox), pytest.raises(BackupRestoreError) as raised:
             restore(sandbox, handle)
         assert raised.value.context == {"reason": "TAMPERED_METADATA"}
-    listed = [row for row in node.catalog().page("default", box.id).rows if isinstance(row, UnusableBackup)]
+    listed = [row for row in kernel_node.catalog().page("default", box.id).rows if isinstance(row, UnusableBackup)]
     assert handle.id in [row.entry.backup_id for row in listed]
 
 
-def test_an_unsigned_backup_is_refused_with_a_hint(node: Node) -> None:
-    box = node.sandbox()
+def test_an_unsigned_backup_is_refused_with_a_hint(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
     sh(box, "mkdir data")
     handle = backup(box, "/workspace/data")
-    not_an_archive(node, handle)
-    with nothing_changes(node, box), pytest.raises(BackupRestoreError) as raised:
+    not_an_archive(kernel_node, handle)
+    with nothing_changes(kernel_node, box), pytest.raises(BackupRestoreError) as raised:
         restore(box, handle)
     assert raised.value.context == {"reason": "UNSIGNED_METADATA"}
     assert f"holdfast adopt {handle.id}" in str(raised.value.hint)
@@ -221,17 +225,17 @@ def test_an_unsigned_backup_is_refused_with_a_hint(node: Node) -> None:
 
 
 def test_an_archive_that_is_gone_from_the_bucket_is_not_restored_from_the_cache(
-    node: Node, prepared: tuple[LocalSandbox, DirectoryBackup]
+    kernel_node: Node, prepared: tuple[LocalSandbox, DirectoryBackup]
 ) -> None:
     box, handle = prepared
-    lose_archive(node, handle)
-    with nothing_changes(node, box), pytest.raises(BackupNotFoundError):
+    lose_archive(kernel_node, handle)
+    with nothing_changes(kernel_node, box), pytest.raises(BackupNotFoundError):
         restore(box, handle)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_expired_backup_changes_nothing(
-    node: Node, prepared: tuple[LocalSandbox, DirectoryBackup], mode: RestoreMode
+    kernel_node: Node, prepared: tuple[LocalSandbox, DirectoryBackup], mode: RestoreMode
 ) -> None:
     box, _ = prepared
     short = backup(box, "/workspace/data", ttl=100)
@@ -239,8 +243,10 @@ def test_an_expired_backup_changes_nothing(
     def clock() -> datetime:
         return datetime.now(UTC) + timedelta(seconds=41)
 
-    late = node.sandbox("late", catalog=BackupCatalog(S3ObjectStore(node.bucket, transfer=FAST), SIGNING_KEY, clock))
-    with nothing_changes(node, late), pytest.raises(BackupExpiredError):
+    late = kernel_node.sandbox(
+        "late", catalog=BackupCatalog(S3ObjectStore(kernel_node.bucket, transfer=FAST), SIGNING_KEY, clock)
+    )
+    with nothing_changes(kernel_node, late), pytest.raises(BackupExpiredError):
         restore(late, short, mode=mode)
     restore(box, short, mode=mode)
 
@@ -259,10 +265,8 @@ def test_another_tenants_backup_looks_like_a_missing_one(kernel_node: Node, mode
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_busy_target_is_left_as_it_was(
-    node: Node, prepared: tuple[LocalSandbox, DirectoryBackup], mode: RestoreMode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    box, handle = prepared
+def test_a_busy_target_is_left_as_it_was(node: Node, mode: RestoreMode, monkeypatch: pytest.MonkeyPatch) -> None:
+    box, handle = prepare(node)
     monkeypatch.setattr("actors.sandbox.overlays._UNMOUNT_S", 0.2)
     with nothing_changes(node, box):
         with (
@@ -276,10 +280,8 @@ def test_a_busy_target_is_left_as_it_was(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_record_that_cannot_be_written_leaves_the_old_content(
-    node: Node, prepared: tuple[LocalSandbox, DirectoryBackup], mode: RestoreMode
-) -> None:
-    box, handle = prepared
+def test_a_record_that_cannot_be_written_leaves_the_old_content(node: Node, mode: RestoreMode) -> None:
+    box, handle = prepare(node)
     obstacle = node.home("box") / "sandbox.new"
     with nothing_changes(node, box):
         obstacle.mkdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,26 @@ class Pair:
         return self.other.state(self.name)
 
 
-@pytest.fixture
-def nodes(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Pair]:
+@contextmanager
+def pair(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Pair]:
     with ExitStack() as stack:
         drained, other = (
             stack.enter_context(Node(scratch / name, bucket, driver, identity=name)) for name in ("a", "b")
         )
         yield Pair(drained, other, f"sb-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def nodes(scratch: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[Pair]:
+    with pair(scratch, bucket, best_driver) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def each_driver(scratch: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Pair]:
+    """The nodes with each driver in turn."""
+    with pair(scratch, bucket, driver) as nodes:
+        yield nodes
 
 
 def test_a_running_command_is_ended_only_after_all_its_writes_are_saved(nodes: Pair) -> None:
@@ -68,7 +81,8 @@ def test_a_running_command_is_ended_only_after_all_its_writes_are_saved(nodes: P
     assert nodes.state.recovery is None
 
 
-def test_a_restored_directory_is_handed_over_with_its_writes(nodes: Pair) -> None:
+def test_a_restored_directory_is_handed_over_with_its_writes(each_driver: Pair) -> None:
+    nodes = each_driver
     box = nodes.box(nodes.drained)
     sh(box, "mkdir sub; echo old > sub/file; echo kept > sub/other")
     restore(box, backup(box, "/workspace/sub"))

@@ -26,25 +26,25 @@ def keyed(box: LocalSandbox, key: str, directory: str = "/workspace") -> Directo
     return box.create_backup(BackupOptions(dir=directory), idempotency_key=key)
 
 
-def test_a_repeated_create_returns_the_first_backup(node: Node, key: str) -> None:
-    box = node.sandbox()
+def test_a_repeated_create_returns_the_first_backup(kernel_node: Node, key: str) -> None:
+    box = kernel_node.sandbox()
     write(box, "/workspace/file", "first")
     first = keyed(box, key)
     write(box, "/workspace/file", "second")
-    stored = node.keys()
+    stored = kernel_node.keys()
     assert keyed(box, key) == first
-    assert node.keys() == stored
+    assert kernel_node.keys() == stored
     restore(box, first)
     assert sh(box, "cat file") == "first"
 
 
-def test_the_key_is_shared_by_a_sandboxs_actors_but_not_by_sandboxes_or_tenants(node: Node, key: str) -> None:
-    box = node.sandbox("one")
+def test_the_key_is_shared_by_a_sandboxs_actors_but_not_by_sandboxes_or_tenants(kernel_node: Node, key: str) -> None:
+    box = kernel_node.sandbox("one")
     write(box, "/workspace/file", "content")
     first = keyed(box, key)
     box.close()
-    assert keyed(node.sandbox("one"), key) == first
-    others = {keyed(node.sandbox("two"), key).id, keyed(node.sandbox("one", tenant="other"), key).id}
+    assert keyed(kernel_node.sandbox("one"), key) == first
+    others = {keyed(kernel_node.sandbox("two"), key).id, keyed(kernel_node.sandbox("one", tenant="other"), key).id}
     assert len({first.id, *others}) == 3
 
 
@@ -87,32 +87,32 @@ def test_a_claim_of_a_later_release_is_not_replaced(kernel_node: Node, key: str)
     assert store.get(document).data == b'{"version":2}'
 
 
-def test_another_key_or_no_key_makes_a_separate_backup(node: Node, key: str) -> None:
-    box = node.sandbox()
+def test_another_key_or_no_key_makes_a_separate_backup(kernel_node: Node, key: str) -> None:
+    box = kernel_node.sandbox()
     write(box, "/workspace/file", "content")
     made = [keyed(box, key), keyed(box, key + "b"), backup(box), backup(box)]
     assert len({handle.id for handle in made}) == 4
     assert all(str(uuid.UUID(handle.id)) == handle.id for handle in made)
 
 
-def test_a_key_that_was_used_for_another_directory_is_refused(node: Node, key: str) -> None:
-    box = node.sandbox()
+def test_a_key_that_was_used_for_another_directory_is_refused(kernel_node: Node, key: str) -> None:
+    box = kernel_node.sandbox()
     sh(box, "mkdir /workspace/a")
     keyed(box, key)
     with pytest.raises(InvalidBackupConfigError, match="another directory"):
         keyed(box, key, "/workspace/a")
 
 
-def test_a_failed_create_does_not_use_its_key_up(node: Node, key: str) -> None:
-    limits = node.config.backup
-    node.adjust(backup=limits.model_copy(update={"inodes": 1}))
-    small = node.sandbox("small")
+def test_a_failed_create_does_not_use_its_key_up(kernel_node: Node, key: str) -> None:
+    limits = kernel_node.config.backup
+    kernel_node.adjust(backup=limits.model_copy(update={"inodes": 1}))
+    small = kernel_node.sandbox("small")
     write(small, "/workspace/file", "content")
     with pytest.raises(BackupCreateError):
         keyed(small, key)
     small.close()
-    node.adjust(backup=limits)
-    assert keyed(node.sandbox("small"), key).dir == "/workspace"
+    kernel_node.adjust(backup=limits)
+    assert keyed(kernel_node.sandbox("small"), key).dir == "/workspace"
 
 
 class Meanwhile:

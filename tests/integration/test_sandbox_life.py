@@ -313,9 +313,9 @@ def failure(act: Callable[[], object]) -> BaseException | None:
 
 
 @pytest.mark.parametrize("mode", list(RestoreMode))
-def test_open_transfers_are_ended_by_a_restore_and_do_not_block_it(node: Node, mode: RestoreMode) -> None:
-    box = node.sandbox()
-    (node.tree(box) / "workspace" / "large").write_bytes(os.urandom(4_000_000))
+def test_open_transfers_are_ended_by_a_restore_and_do_not_block_it(kernel_node: Node, mode: RestoreMode) -> None:
+    box = kernel_node.sandbox()
+    (kernel_node.tree(box) / "workspace" / "large").write_bytes(os.urandom(4_000_000))
     handle = backup(box)
     restore(box, handle)
     reading = box.read_file("reading", "/workspace/large")
@@ -332,8 +332,8 @@ def test_open_transfers_are_ended_by_a_restore_and_do_not_block_it(node: Node, m
     assert sh(box, "ls -A") == "large\n"
 
 
-def test_a_restore_stops_running_commands(node: Node) -> None:
-    box = node.sandbox()
+def test_a_restore_stops_running_commands(kernel_node: Node) -> None:
+    box = kernel_node.sandbox()
     write(box, "/workspace/file", "original")
     handle = backup(box)
     with command(box, "echo started; (while :; do echo x > background; done) & exec sleep 1000") as running:
