@@ -11,6 +11,7 @@ import pytest
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
 from storage.store import ObjectStore
+from tests.support.memory_store import MemoryObjectStore
 from tests.support.s3 import FAST, embedded_s3, moto_s3, real_bucket
 
 
@@ -20,7 +21,8 @@ class Place:
 
     name: str
     store: ObjectStore
-    config: BucketConfig
+    server: BucketConfig | None
+    """How the server of the store is reached; None if it has none."""
     prefix: str
     conditional_writes: bool
     conditional_reads: bool
@@ -30,6 +32,12 @@ class Place:
 
     def key(self, name: str) -> str:
         return self.prefix + name
+
+    @property
+    def config(self) -> BucketConfig:
+        """How the server is reached, in a test that needs one."""
+        assert self.server is not None
+        return self.server
 
 
 @pytest.fixture(scope="session")
@@ -44,24 +52,41 @@ def moto_config() -> Iterator[BucketConfig]:
         yield config
 
 
+def _place(name: str, request: pytest.FixtureRequest) -> Place:
+    server: BucketConfig | None = None
+    if name == "real":
+        server = real_bucket()
+        if server is None:
+            pytest.skip("no HOLDFAST_TEST_BUCKET_NAME, _ACCESS_KEY_ID and _SECRET_ACCESS_KEY in the environment")
+    elif name != "memory":
+        server = request.getfixturevalue(f"{name}_config")
+    store = S3ObjectStore(server, transfer=FAST if name != "real" else None) if server else MemoryObjectStore()
+    return Place(
+        name=name,
+        store=store,
+        server=server,
+        prefix=f"contract/{uuid.uuid4()}/",
+        conditional_writes=name != "rclone",
+        conditional_reads=name != "rclone",
+        checks_signatures=name != "moto",
+        checks_md5=name != "moto",
+        has_lifecycle=name != "rclone",
+    )
+
+
 @pytest.fixture(params=["moto", "rclone", "real"])
 def place(request: pytest.FixtureRequest) -> Place:
-    config: BucketConfig | None
-    if request.param == "real":
-        config = real_bucket()
-        if config is None:
-            pytest.skip("no HOLDFAST_TEST_BUCKET_NAME, _ACCESS_KEY_ID and _SECRET_ACCESS_KEY in the environment")
-    else:
-        config = request.getfixturevalue(f"{request.param}_config")
-    assert config is not None
-    return Place(
-        name=request.param,
-        store=S3ObjectStore(config, transfer=FAST if request.param != "real" else None),
-        config=config,
-        prefix=f"contract/{uuid.uuid4()}/",
-        conditional_writes=request.param != "rclone",
-        conditional_reads=request.param != "rclone",
-        checks_signatures=request.param != "moto",
-        checks_md5=request.param != "moto",
-        has_lifecycle=request.param != "rclone",
-    )
+    """Each server in turn."""
+    return _place(request.param, request)
+
+
+@pytest.fixture(params=["memory", "moto", "rclone", "real"])
+def any_place(request: pytest.FixtureRequest) -> Place:
+    """Each store in turn, for tests that need no server."""
+    return _place(request.param, request)
+
+
+@pytest.fixture(params=["memory", "rclone", "real"])
+def place_of_documents(request: pytest.FixtureRequest) -> Place:
+    """A store with conditional writes, one without, and a real one, for tests of what is built on stores."""
+    return _place(request.param, request)

@@ -115,9 +115,9 @@ class World:
 
 
 @pytest.fixture
-def world(place: Place) -> World:
-    faulty = FaultyStore(place.store)
-    return World(faulty, BackupCatalog(faulty, SecretStr("key")), f"sb-{uuid.uuid4().hex}", place)
+def world(place_of_documents: Place) -> World:
+    faulty = FaultyStore(place_of_documents.store)
+    return World(faulty, BackupCatalog(faulty, SecretStr("key")), f"sb-{uuid.uuid4().hex}", place_of_documents)
 
 
 def labelled(**labels: str) -> Callable[[SandboxState], SandboxState]:

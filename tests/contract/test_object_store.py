@@ -55,133 +55,133 @@ def put_part(place: Place, key: str, upload_id: str, number: int, data: bytes) -
     return response.headers["ETag"].strip('"')
 
 
-def test_an_object_is_read_back_with_its_etag(place: Place) -> None:
-    key = place.key("a")
-    etag = place.store.put(key, b"hello")
-    stored = place.store.get(key)
+def test_an_object_is_read_back_with_its_etag(any_place: Place) -> None:
+    key = any_place.key("a")
+    etag = any_place.store.put(key, b"hello")
+    stored = any_place.store.get(key)
     assert (stored.data, stored.etag) == (b"hello", etag)
-    head = place.store.head(key)
+    head = any_place.store.head(key)
     assert (head.size_bytes, head.etag) == (5, etag)
     assert abs((datetime.now(UTC) - head.last_modified).total_seconds()) < 300
 
 
-def test_an_empty_object_can_be_stored(place: Place) -> None:
-    place.store.put(place.key("empty"), b"")
-    assert place.store.get(place.key("empty")).data == b""
+def test_an_empty_object_can_be_stored(any_place: Place) -> None:
+    any_place.store.put(any_place.key("empty"), b"")
+    assert any_place.store.get(any_place.key("empty")).data == b""
 
 
-def test_a_put_replaces_the_whole_object(place: Place) -> None:
-    place.store.put(place.key("a"), b"a long first version")
-    place.store.put(place.key("a"), b"short")
-    assert place.store.get(place.key("a")).data == b"short"
+def test_a_put_replaces_the_whole_object(any_place: Place) -> None:
+    any_place.store.put(any_place.key("a"), b"a long first version")
+    any_place.store.put(any_place.key("a"), b"short")
+    assert any_place.store.get(any_place.key("a")).data == b"short"
 
 
-def test_reading_an_object_larger_than_the_limit_is_refused(place: Place) -> None:
-    place.store.put(place.key("a"), b"x" * 100)
-    assert len(place.store.get(place.key("a"), max_bytes=100).data) == 100
+def test_reading_an_object_larger_than_the_limit_is_refused(any_place: Place) -> None:
+    any_place.store.put(any_place.key("a"), b"x" * 100)
+    assert len(any_place.store.get(any_place.key("a"), max_bytes=100).data) == 100
     with pytest.raises(IntegrityError):
-        place.store.get(place.key("a"), max_bytes=99)
+        any_place.store.get(any_place.key("a"), max_bytes=99)
 
 
 @pytest.mark.parametrize("operation", ["get", "head"])
-def test_a_missing_object_is_an_error_that_names_it(place: Place, operation: str) -> None:
+def test_a_missing_object_is_an_error_that_names_it(any_place: Place, operation: str) -> None:
     with pytest.raises(ObjectMissingError) as caught:
-        getattr(place.store, operation)(place.key("none"))
-    assert (caught.value.bucket, caught.value.key) == (place.config.bucket, place.key("none"))
+        getattr(any_place.store, operation)(any_place.key("none"))
+    assert (caught.value.bucket, caught.value.key) == (any_place.store.bucket, any_place.key("none"))
     assert caught.value.operation == operation
     assert not caught.value.retryable
 
 
-def test_deleting_is_idempotent(place: Place) -> None:
-    place.store.put(place.key("a"), b"x")
-    place.store.delete(place.key("a"))
-    place.store.delete(place.key("a"))
+def test_deleting_is_idempotent(any_place: Place) -> None:
+    any_place.store.put(any_place.key("a"), b"x")
+    any_place.store.delete(any_place.key("a"))
+    any_place.store.delete(any_place.key("a"))
     with pytest.raises(ObjectMissingError):
-        place.store.head(place.key("a"))
+        any_place.store.head(any_place.key("a"))
 
 
-def test_the_bucket_outlives_its_last_object(place: Place) -> None:
-    place.store.put(place.key("only"), b"x")
-    place.store.delete(place.key("only"))
-    assert place.store.list(place.prefix).objects == ()
-    place.store.put(place.key("only"), b"y")
+def test_the_bucket_outlives_its_last_object(any_place: Place) -> None:
+    any_place.store.put(any_place.key("only"), b"x")
+    any_place.store.delete(any_place.key("only"))
+    assert any_place.store.list(any_place.prefix).objects == ()
+    any_place.store.put(any_place.key("only"), b"y")
 
 
-def test_the_probe_for_conditional_writes_is_right_and_leaves_nothing(place: Place) -> None:
-    assert place.store.supports_conditional_writes() is place.conditional_writes
-    assert place.store.list("holdfast-probe/").objects == ()
+def test_the_probe_for_conditional_writes_is_right_and_leaves_nothing(any_place: Place) -> None:
+    assert any_place.store.supports_conditional_writes() is any_place.conditional_writes
+    assert any_place.store.list("holdfast-probe/").objects == ()
 
 
-def test_write_conditions_hold_or_are_known_to_be_ignored(place: Place) -> None:
-    key = place.key("a")
-    first = place.store.put(key, b"1", if_none_match=True)
-    if not place.conditional_writes:
-        place.store.put(key, b"2", if_none_match=True)
-        assert place.store.get(key).data == b"2"
+def test_write_conditions_hold_or_are_known_to_be_ignored(any_place: Place) -> None:
+    key = any_place.key("a")
+    first = any_place.store.put(key, b"1", if_none_match=True)
+    if not any_place.conditional_writes:
+        any_place.store.put(key, b"2", if_none_match=True)
+        assert any_place.store.get(key).data == b"2"
         return
     with pytest.raises(PreconditionFailedError):
-        place.store.put(key, b"2", if_none_match=True)
-    second = place.store.put(key, b"2", if_match=first)
+        any_place.store.put(key, b"2", if_none_match=True)
+    second = any_place.store.put(key, b"2", if_match=first)
     with pytest.raises(PreconditionFailedError):
-        place.store.put(key, b"3", if_match=first)
-    assert (place.store.get(key).data, place.store.get(key).etag) == (b"2", second)
+        any_place.store.put(key, b"3", if_match=first)
+    assert (any_place.store.get(key).data, any_place.store.get(key).etag) == (b"2", second)
 
 
-def test_replacing_a_missing_object_fails_the_condition(place: Place) -> None:
-    if not place.conditional_writes:
-        assert place.store.put(place.key("none"), b"x", if_match="0" * 32)
+def test_replacing_a_missing_object_fails_the_condition(any_place: Place) -> None:
+    if not any_place.conditional_writes:
+        assert any_place.store.put(any_place.key("none"), b"x", if_match="0" * 32)
         return
     with pytest.raises(PreconditionFailedError):
-        place.store.put(place.key("none"), b"x", if_match="0" * 32)
+        any_place.store.put(any_place.key("none"), b"x", if_match="0" * 32)
 
 
-def test_one_of_many_concurrent_creators_wins(place: Place) -> None:
+def test_one_of_many_concurrent_creators_wins(any_place: Place) -> None:
     def create(number: int) -> int | None:
         try:
-            place.store.put(place.key("race"), str(number).encode(), if_none_match=True)
+            any_place.store.put(any_place.key("race"), str(number).encode(), if_none_match=True)
         except PreconditionFailedError:
             return None
         return number
 
     with ThreadPoolExecutor(8) as pool:
         winners = [number for number in pool.map(create, range(8)) if number is not None]
-    assert len(winners) == (1 if place.conditional_writes else 8)
-    assert place.store.get(place.key("race")).data.decode() in map(str, winners)
+    assert len(winners) == (1 if any_place.conditional_writes else 8)
+    assert any_place.store.get(any_place.key("race")).data.decode() in map(str, winners)
 
 
-def test_a_listing_is_in_byte_order_over_its_pages(place: Place) -> None:
+def test_a_listing_is_in_byte_order_over_its_pages(any_place: Place) -> None:
     names = ["a-b", "a/b/c", "foo-bar/x", "foo.txt", "foo/x", "foo0/x", "z"]
     for name in reversed(names):
-        place.store.put(place.key(name), b"x")
-    assert [row.key for row in place.store.list(place.prefix).objects] == [place.key(n) for n in names]
+        any_place.store.put(any_place.key(name), b"x")
+    assert [row.key for row in any_place.store.list(any_place.prefix).objects] == [any_place.key(n) for n in names]
     seen: list[str] = []
     after: str | None = None
     while True:
-        page = place.store.list(place.prefix, after=after, limit=2)
+        page = any_place.store.list(any_place.prefix, after=after, limit=2)
         seen += [row.key for row in page.objects]
         after = page.after
         if after is None:
             break
-    assert seen == [place.key(n) for n in names]
+    assert seen == [any_place.key(n) for n in names]
 
 
-def test_a_listing_with_a_delimiter_continues_behind_each_prefix(place: Place) -> None:
+def test_a_listing_with_a_delimiter_continues_behind_each_prefix(any_place: Place) -> None:
     for name in ["foo-bar/x", "foo/a", "foo/b", "foo0/x"]:
-        place.store.put(place.key(name), b"x")
+        any_place.store.put(any_place.key(name), b"x")
     seen: list[str] = []
     after: str | None = None
     while True:
-        page = place.store.list(place.prefix, after=after, limit=1, delimiter="/")
+        page = any_place.store.list(any_place.prefix, after=after, limit=1, delimiter="/")
         assert page.objects == ()
         seen += page.prefixes
         after = page.after
         if after is None:
             break
-    assert seen == [place.key(name) for name in ("foo-bar/", "foo/", "foo0/")]
+    assert seen == [any_place.key(name) for name in ("foo-bar/", "foo/", "foo0/")]
 
 
-def test_listing_nothing_is_an_empty_last_page(place: Place) -> None:
-    page = place.store.list(place.key("nothing/"))
+def test_listing_nothing_is_an_empty_last_page(any_place: Place) -> None:
+    page = any_place.store.list(any_place.key("nothing/"))
     assert (page.objects, page.prefixes, page.after) == ((), (), None)
 
 
@@ -280,6 +280,16 @@ def test_an_aborted_upload_is_gone_and_aborting_is_idempotent(place: Place) -> N
         place.store.complete_upload(key, upload_id, [digest(b"only").md5])
 
 
+def test_an_upload_is_listed_until_it_is_aborted(any_place: Place) -> None:
+    key = any_place.key("multi")
+    upload_id = any_place.store.create_upload(key)
+    assert [(u.key, u.upload_id) for u in any_place.store.list_uploads(any_place.prefix)] == [(key, upload_id)]
+    assert list(any_place.store.list_uploads(any_place.key("multi/"))) == []
+    any_place.store.abort_upload(key, upload_id)
+    any_place.store.abort_upload(key, upload_id)
+    assert list(any_place.store.list_uploads(any_place.prefix)) == []
+
+
 def test_completing_an_upload_with_an_unsent_part_creates_no_object(place: Place) -> None:
     key = place.key("multi")
     upload_id = place.store.create_upload(key)
@@ -291,10 +301,10 @@ def test_completing_an_upload_with_an_unsent_part_creates_no_object(place: Place
         place.store.head(key)
 
 
-def test_many_threads_can_share_one_store(place: Place) -> None:
+def test_many_threads_can_share_one_store(any_place: Place) -> None:
     def round_trip(number: int) -> bytes:
-        place.store.put(place.key(f"t/{number}"), str(number).encode())
-        return place.store.get(place.key(f"t/{number}")).data
+        any_place.store.put(any_place.key(f"t/{number}"), str(number).encode())
+        return any_place.store.get(any_place.key(f"t/{number}")).data
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(round_trip, range(40))) == [str(n).encode() for n in range(40)]

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from actors.bucket import open_catalog
 from actors.config import NodeConfig, SandboxConfig
 from actors.errors import InvalidRequestError, SandboxNotFoundError, StorageUnavailableError
 from actors.service.facade import Service
@@ -32,14 +31,12 @@ class Bucket:
         self.config = SandboxConfig(
             node=NodeConfig(data_dir=Path("/nowhere")),
             transfer=FAST,
-            bucket=place.config,
+            bucket=place.server,
             signing_key=SecretStr("signing key"),
         )
-        catalog = open_catalog(self.config)
-        assert catalog is not None
-        self.catalog: BackupCatalog = catalog
+        self.catalog = BackupCatalog(place.store, SecretStr("signing key"))
         self.box = f"box-{uuid.uuid4().hex[:12]}"
-        self.service = self.over(catalog)
+        self.service = self.over(self.catalog)
 
     def over(self, catalog: BackupCatalog) -> Service:
         return Service(self.config, catalog, awake=lambda tenant, sandboxes: ())
@@ -59,8 +56,8 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(place: Place) -> Bucket:
-    return Bucket(place)
+def bucket(place_of_documents: Place) -> Bucket:
+    return Bucket(place_of_documents)
 
 
 class Interrupted(BackupCatalog):
@@ -125,9 +122,9 @@ def test_existence_is_not_guessed_while_the_bucket_is_unavailable(bucket: Bucket
         service.exists("acme", bucket.box)
 
 
-def test_concurrent_writes_of_the_actor_are_kept(bucket: Bucket, place: Place) -> None:
-    if not place.conditional_writes:
-        pytest.skip(f"{place.name} has no conditional writes, so the last writer wins")
+def test_concurrent_writes_of_the_actor_are_kept(bucket: Bucket, place_of_documents: Place) -> None:
+    if not place_of_documents.conditional_writes:
+        pytest.skip(f"{place_of_documents.name} has no conditional writes, so the last writer wins")
     bucket.write(labels={"a": "1"})
     epochs = iter((1, 2))
 
@@ -141,9 +138,9 @@ def test_concurrent_writes_of_the_actor_are_kept(bucket: Bucket, place: Place) -
     assert (bucket.state().epoch, bucket.state().labels) == (2, {"a": "1", "b": "2"})
 
 
-def test_setting_labels_fails_if_the_state_changes_all_the_time(bucket: Bucket, place: Place) -> None:
-    if not place.conditional_writes:
-        pytest.skip(f"{place.name} has no conditional writes, so the last writer wins")
+def test_setting_labels_fails_if_the_state_changes_all_the_time(bucket: Bucket, place_of_documents: Place) -> None:
+    if not place_of_documents.conditional_writes:
+        pytest.skip(f"{place_of_documents.name} has no conditional writes, so the last writer wins")
     state = bucket.write()
     writes = iter(range(1, 1000))
     service = bucket.over(Interrupted(bucket.catalog, lambda: bucket.write(epoch=next(writes))))
@@ -209,8 +206,8 @@ def test_a_sleeping_sandbox_shows_its_last_recovery(bucket: Bucket) -> None:
     ]
 
 
-def test_labels_are_written_without_conditional_writes_too(bucket: Bucket, place: Place) -> None:
-    assert bucket.catalog.store.supports_conditional_writes() == place.conditional_writes
+def test_labels_are_written_without_conditional_writes_too(bucket: Bucket, place_of_documents: Place) -> None:
+    assert bucket.catalog.store.supports_conditional_writes() == place_of_documents.conditional_writes
     for number in range(3):
         bucket.service.set_labels("acme", bucket.box, {"n": str(number)})
     assert bucket.state().labels == {"n": "2"}
