@@ -17,6 +17,8 @@ from tests.support.signals import disturbed_signals
 
 SLEEPER = b"sleep\x00999.125\0"
 
+PROGRAMS = Path(__file__).parents[1] / "support" / "programs"
+
 
 @pytest.fixture(scope="module")
 def box(client: httpx.Client) -> Iterator[HttpBox]:
@@ -198,13 +200,7 @@ def test_a_command_has_an_unprivileged_user_on_the_node_too(box: HttpBox) -> Non
 
 def test_there_is_no_network(service: Service, box: HttpBox) -> None:
     port = int(service.url.rsplit(":", 1)[1])
-    script = (
-        "import socket,sys\n"
-        "s=socket.socket(); s.settimeout(3)\n"
-        "try: s.connect((sys.argv[1], int(sys.argv[2])))\n"
-        "except OSError as e: print('refused', type(e).__name__)\n"
-        "else: print('connected')\n"
-    )
+    script = (PROGRAMS / "connecting.py").read_text()
 
     assert box.exec("python3", "-c", script, "127.0.0.1", str(port)).text.startswith("refused")
     assert box.exec("python3", "-c", script, "1.1.1.1", "53").text.startswith("refused")
@@ -243,27 +239,10 @@ def test_a_descriptor_of_the_service_is_not_inherited(box: HttpBox) -> None:
 
 
 def test_a_fork_bomb_is_limited(box: HttpBox) -> None:
-    ran = box.exec("python3", "-c", FORKING, timeout_ms=20_000)
+    ran = box.exec("python3", "-c", (PROGRAMS / "forking.py").read_text(), timeout_ms=20_000)
 
     assert ran.exit_code == 0, ran
     assert 0 < int(ran.stdout) <= 1024
-
-
-FORKING = """
-import os, signal, time
-children = []
-try:
-    while len(children) < 3000:
-        pid = os.fork()
-        if pid == 0:
-            signal.pause()
-        children.append(pid)
-except OSError:
-    pass
-print(len(children), flush=True)
-for pid in children:
-    os.kill(pid, signal.SIGKILL)
-"""
 
 
 def unique_seconds() -> str:

@@ -17,19 +17,8 @@ from tests.acceptance.http_box import HttpBox, refusal
 from tests.support.service import BUCKET, Service, eventually
 from tests.support.trees import Entry, fingerprint
 
-COUNTER = """
-import os
-def at(name):
-    return os.open(name, os.O_CREAT | os.O_WRONLY, 0o644)
-first, second = at("a-first"), at("z-second")
-print("counting", flush=True)
-n = 0
-while True:
-    n += 1
-    line = b"%020d" % n
-    os.pwrite(first, line, 0)
-    os.pwrite(second, line, 0)
-"""
+PROGRAMS = Path(__file__).parents[1] / "support" / "programs"
+COUNTER = (PROGRAMS / "counting.py").read_text()
 
 
 def tree_of(service: Service, box: HttpBox, path: str = "/workspace") -> dict[bytes, Entry]:

@@ -16,16 +16,9 @@ from tests.support import trees
 from tests.support.service import Service
 
 PACKAGES = Path(botocore.__file__).parents[1]
+ODD = Path(__file__).parents[1] / "support" / "programs" / "odd_tree.py"
 LONGEST_NAME_BYTES = 251
 """Longest name that every mount driver supports; fuse-overlayfs crashes on longer ones, so it refuses such trees."""
-
-ODD = """
-import sys
-from pathlib import Path
-sys.path.insert(0, "/tmp")
-from trees import make_interesting_tree
-make_interesting_tree(Path("/workspace/odd"), 1000, max_name_bytes=%d)
-"""
 
 
 def tar_of(*names: str) -> Iterator[bytes]:
@@ -46,7 +39,8 @@ def origin(service: Service, client: object) -> Iterator[HttpBox]:
         response = own.post(f"{box.url}/hydrate", content=tar_of("botocore", *names))
         assert response.json() == {"ok": True}
         box.write("/tmp/trees.py", Path(trees.__file__).read_bytes())
-        box.exec("python3", "-c", ODD % LONGEST_NAME_BYTES)
+        box.write("/tmp/odd_tree.py", ODD.read_bytes())
+        assert box.exec("python3", "/tmp/odd_tree.py", str(LONGEST_NAME_BYTES)).exit_code == 0
         yield box
 
 

@@ -25,6 +25,7 @@ from storage.errors import StorageError, StoreUnavailableError
 from storage.s3 import S3ObjectStore
 from tests.support.mount_leaks import wait_until
 from tests.support.s3 import ACCESS_KEY, BUCKET, FAST, SECRET_KEY, embedded_s3
+from tests.support.service import PROJECT
 
 
 def test_stored_objects_survive_a_restart(tmp_path: Path) -> None:
@@ -71,17 +72,8 @@ def test_the_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
 
 
 def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
-    program = (
-        "import sys, pathlib, signal\n"
-        "from pydantic import SecretStr\n"
-        "from storage.embedded import HUNG_AFTER_S, EmbeddedS3\n"
-        f"server = EmbeddedS3(pathlib.Path(sys.argv[1]), access_key=SecretStr({ACCESS_KEY!r}), "
-        f"secret_key=SecretStr({SECRET_KEY!r}))\n"
-        "server.start()\n"
-        "print(server.pid, flush=True)\n"
-        "signal.pause()\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+    argv = [sys.executable, "-m", "tests.support.programs.embedded_store", str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as parent:
         assert parent.stdout is not None
         pidfd = os.pidfd_open(int(parent.stdout.readline()))
         parent.send_signal(signal.SIGKILL)

@@ -33,46 +33,12 @@ PASSED = (
 )
 """The steps of creating a backup, in order."""
 
-CREATE = """
-import sys
-from actors.models import BackupOptions
-from tests.support.documents import committed
-from tests.support.killing import act_at
-from tests.support.sandboxes import from_description
-told, key, step, when = sys.argv[1:]
-box = from_description(told).sandbox("crashing")
-box.ownership.change(lambda state: state)
-act_at(step, when)
-box.create_backup(BackupOptions(dir="/workspace"), idempotency_key=key)
-print("survived", flush=True)
-"""
+CREATE = "tests.support.programs.create_killed_at_a_step"
 
-UPLOAD = """
-import sys
-from storage.s3 import S3ObjectStore
-from tests.support.documents import committed
-from tests.support.killing import Interrupted
-from tests.support.s3 import FAST
-from tests.support.sandboxes import backup, from_description
-told, method, when, nth, of = sys.argv[1:]
-node = from_description(told)
-node.adjust(transfer=FAST.model_copy(update={"concurrency": 1}))
-store = Interrupted(S3ObjectStore(node.bucket, transfer=FAST), method, when, int(nth), of=of)
-box = node.sandbox("crashing", catalog=node.catalog(store))
-box.ownership.change(lambda state: state)
-backup(box)
-print("survived", flush=True)
-"""
+UPLOAD = "tests.support.programs.create_killed_at_a_request"
 # One part at a time, so that the earlier ones are in the bucket when the process dies at a later one.
 
-ARCHIVE = """
-import sys
-from tests.support.sandboxes import backup, command, from_description
-box = from_description(sys.argv[1]).sandbox("crashing")
-box.ownership.change(lambda state: state)
-with command(box, "echo started; exec sleep 1000"):
-    backup(box)
-"""
+ARCHIVE = "tests.support.programs.create_to_be_killed"
 
 
 class Crashing:
@@ -204,7 +170,7 @@ def test_a_crash_during_archiving_leaves_no_tool_and_no_paused_command(kernel_no
     minutes = kernel_node.home("crashing") / "root" / "workspace" / "minutes"
     with minutes.open("w") as file:
         file.truncate(MINUTES_OF_READING)
-    program = [sys.executable, "-c", ARCHIVE, described(kernel_node)]
+    program = [sys.executable, "-m", ARCHIVE, described(kernel_node)]
     with subprocess.Popen(program, cwd=Path(__file__).parents[2]) as actor:
         assert wait_until(lambda: "mksquashfs" in kernel_node.processes().values())
         actor.kill()

@@ -349,20 +349,12 @@ def test_a_command_that_a_dead_mount_ended_gets_an_error(node: Node, victims: tu
     assert sh(box, SHOW, cwd="/workspace/data") == CONTENT
 
 
-ACTOR = """
-import sys
-from tests.faults.test_dependencies import served
-from tests.support.sandboxes import from_description
-box = from_description(sys.argv[1]).sandbox()
-served(box)
-print("ready", flush=True)
-sys.stdin.read()
-"""
+ACTOR = "tests.support.programs.awake_until_killed"
 
 
 @pytest.mark.parametrize(("driver", "victims"), DAEMONS, indirect=["driver"])
 def test_a_sandbox_whose_actor_and_daemons_died_recovers_every_write(node: Node, victims: tuple[str, ...]) -> None:
-    argv = [sys.executable, "-c", ACTOR, described(node)]
+    argv = [sys.executable, "-m", ACTOR, described(node)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as actor:
         assert actor.stdout is not None
         assert any(line == b"ready\n" for line in actor.stdout)

@@ -44,18 +44,7 @@ PASSED = {
 }
 """The steps of a restore in each mode, in order."""
 
-RESTORE = """
-import sys
-from actors.models import DirectoryBackup
-from tests.support.killing import act_at
-from tests.support.sandboxes import from_description, restore
-told, handle, mode, step, when = sys.argv[1:]
-box = from_description(told).sandbox()
-box.ownership.change(lambda state: state)
-act_at(step, when)
-restore(box, DirectoryBackup.model_validate_json(handle), mode=mode)
-print("survived", flush=True)
-"""
+RESTORE = "tests.support.programs.restore_killed_at_a_step"
 
 
 class Crashing:
@@ -186,20 +175,7 @@ def test_a_restore_passes_every_step_in_order(
     assert set(PASSED[mode]) == set(RestoreStep)
 
 
-HALF_DOWNLOADED = """
-import sys
-from actors.models import DirectoryBackup
-from storage.s3 import S3ObjectStore
-from tests.support.killing import Interrupted
-from tests.support.s3 import FAST
-from tests.support.sandboxes import from_description, restore
-node = from_description(sys.argv[1])
-node.adjust(transfer=FAST.model_copy(update={"concurrency": 1}))
-store = Interrupted(S3ObjectStore(node.bucket, transfer=FAST), "presign_get", "before", 2)
-box = node.sandbox(catalog=node.catalog(store))
-restore(box, DirectoryBackup.model_validate_json(sys.argv[2]))
-print("survived", flush=True)
-"""
+HALF_DOWNLOADED = "tests.support.programs.restore_killed_half_way"
 
 
 def test_a_half_downloaded_archive_is_removed_at_the_next_start(kernel_node: Node) -> None:

@@ -17,6 +17,7 @@ from actors.node.bubblewrap import Bind, Box, Identity, boxed
 from tests.support.sandboxes import UID
 
 PYTHON = "/usr/bin/python3"
+PROGRAMS = Path(__file__).parents[1] / "support" / "programs"
 
 
 @pytest.fixture
@@ -139,12 +140,7 @@ def test_a_command_cannot_use_up_the_machines_asynchronous_io_contexts(box: Box)
     assert inside(box, PYTHON, "-c", code).stdout.split() == [b"-1", str(errno.ENOSYS).encode()]
 
 
-TERMINALS = """
-import os, sys
-held = [os.openpty() for _ in range(int(sys.argv[1]))]
-os.write(held[0][1], b"to the other side")
-print(os.ttyname(held[0][1]), os.read(held[0][0], 100).decode(), os.stat(os.ttyname(held[0][1])).st_uid)
-"""
+TERMINALS = (PROGRAMS / "terminals.py").read_text()
 
 
 def test_a_command_has_its_own_limited_number_of_pseudo_terminals(box: Box) -> None:
@@ -153,18 +149,7 @@ def test_a_command_has_its_own_limited_number_of_pseudo_terminals(box: Box) -> N
     assert said(box, "script -qec tty /dev/null") == "/dev/pts/0"
 
 
-FAMILIES = """
-import errno, socket
-for make in (socket.socket, lambda family, kind: socket.socketpair(family, kind)):
-    for family in range(64):
-        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET):
-            try:
-                make(family, kind)
-            except OSError as e:
-                if e.errno == errno.EAFNOSUPPORT:
-                    continue
-            print(family)
-"""
+FAMILIES = (PROGRAMS / "socket_families.py").read_text()
 
 
 @pytest.mark.parametrize("network", [False, True])

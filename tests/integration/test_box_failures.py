@@ -76,24 +76,11 @@ def test_a_tool_limited_by_the_node_is_a_node_error_and_not_a_bad_archive(setup:
 
 
 WITHOUT_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
-RESTORES = """
-import sys
-from tests.support.sandboxes import backup, from_description, restore, sh
-with from_description(sys.argv[1]) as node:
-    box = node.sandbox()
-    sh(box, "echo 1 > file")
-    handle = backup(box)
-    for mode in ("overlay", "copy"):
-        sh(box, "echo 2 > file")
-        restore(box, handle, mode=mode)
-        print(f"{mode} {sh(box, 'cat file')}", file=sys.stderr, flush=True)
-    box.sleep(box.back_up_for_sleep())
-    print(f"woken {sh(node.sandbox(), 'cat file')}", file=sys.stderr, flush=True)
-"""
+RESTORES = "tests.support.programs.restore_and_sleep"
 
 
 def test_a_node_without_net_admin_restores_in_both_modes_and_wakes_from_the_bucket(node: Node) -> None:
-    argv = [*WITHOUT_NET_ADMIN, sys.executable, "-c", RESTORES, described(node)]
+    argv = [*WITHOUT_NET_ADMIN, sys.executable, "-m", RESTORES, described(node)]
     ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
     assert ended.returncode == 0, ended.stderr
     assert all(f"{way} 1\n" in ended.stderr for way in ("overlay", "copy", "woken")), ended.stderr

@@ -28,46 +28,6 @@ from tests.support.service import PROJECT
 
 ROOT = Hierarchies.find().roots[0]
 DOMAIN = next(name for name in ("memory", "hugetlb") if name in (ROOT / "cgroup.controllers").read_text())
-CHILD = """
-import os, subprocess, sys, threading
-from pathlib import Path
-from actors.node.cgroup import Cgroup
-from actors.node.delegation import Group, pass_on
-from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies
-base, controller = Hierarchies.find().v2, sys.argv[1]
-def own():
-    return Path("/proc/self/cgroup").read_text()
-"""
-RACING = """
-over = threading.Event()
-def fork():
-    while not over.is_set():
-        subprocess.Popen(["/bin/sh", "-c", "/bin/true; /bin/true"]).wait()
-threads = [threading.Thread(target=fork) for _ in range(4)]
-for thread in threads:
-    thread.start()
-try:
-    print(pass_on(Group(base), [controller]))
-    print((base / PROCS).read_text().split(), controller in (base / "cgroup.subtree_control").read_text())
-    print(str(os.getpid()) in (base / SERVICE_LEAF / PROCS).read_text().split(), Hierarchies.find().v2 == base)
-finally:
-    over.set()
-    for thread in threads:
-        thread.join()
-"""
-ALONE = """
-print(pass_on(Group(base), [controller]))
-print(SERVICE_LEAF in own(), (base / PROCS).read_text().split())
-"""
-SANDBOX = """
-group = Cgroup("holdfast-x/one", memory_bytes=2**28, processes=20)
-group.prepare()
-ended = subprocess.run(group.entry(["cat", "/proc/self/cgroup"]), capture_output=True, text=True)
-print(ended.stdout)
-print(group.limits())
-group.remove()
-Cgroup.remove_tree("holdfast-x")
-"""
 
 
 @pytest.fixture
@@ -100,8 +60,8 @@ def started_in(group: Path, *argv: str) -> subprocess.Popen[str]:
 
 
 def said(group: Path, program: str, *before: str) -> str:
-    """Runs a Python program in a group; returns its output."""
-    with started_in(group, *before, sys.executable, "-c", CHILD + program, DOMAIN) as child:
+    """Runs a program of `tests.support.programs` in a group; returns its output."""
+    with started_in(group, *before, sys.executable, "-m", f"tests.support.programs.{program}", DOMAIN) as child:
         out, _ = child.communicate(timeout=60)
         assert child.returncode == 0
         return out
@@ -114,14 +74,14 @@ def namespaced(*, remounted: bool) -> tuple[str, ...]:
 
 
 def test_the_service_moves_into_its_leaf_while_its_processes_fork(parent: Path) -> None:
-    assert said(parent, RACING).splitlines() == ["None", "[] True", "True True"]
+    assert said(parent, "service_leaf_under_forks").splitlines() == ["None", "[] True", "True True"]
 
 
 def test_a_service_that_shares_its_group_moves_nothing_and_names_the_others(parent: Path) -> None:
     with started_in(parent, "sleep", "1000") as stranger:
         try:
             assert wait_until(lambda: str(stranger.pid) in (parent / PROCS).read_text().split())
-            obstacle, where = said(parent, ALONE).splitlines()
+            obstacle, where = said(parent, "service_leaf").splitlines()
             assert "sleep" in obstacle
             assert where.startswith("False")
             assert (parent / PROCS).read_text().split() == [str(stranger.pid)]
@@ -134,7 +94,7 @@ def test_a_service_that_shares_its_group_moves_nothing_and_names_the_others(pare
 def test_all_processes_in_a_containers_namespace_move_with_the_service(parent: Path, remounted: bool) -> None:
     *unshare, shell, option, script, name = namespaced(remounted=remounted)
     company = script.replace("exec", "setsid sleep 1000 > /dev/null & exec")
-    out = said(parent, ALONE, *unshare, shell, option, company, name).splitlines()
+    out = said(parent, "service_leaf", *unshare, shell, option, company, name).splitlines()
     try:
         assert out[0] == "None"
         assert out[1].startswith("True []")
@@ -145,7 +105,7 @@ def test_all_processes_in_a_containers_namespace_move_with_the_service(parent: P
 
 @pytest.mark.parametrize("before", [(), namespaced(remounted=True), namespaced(remounted=False)], ids=str)
 def test_a_sandboxs_group_and_its_limits_are_below_the_services_own(parent: Path, before: tuple[str, ...]) -> None:
-    groups, limits = said(parent, SANDBOX, *before).rsplit("\n\n", 1)
+    groups, limits = said(parent, "sandbox_group", *before).rsplit("\n\n", 1)
     own = {line.split(":")[1]: line.split(":", 2)[2] for line in groups.splitlines()}
     above = "" if before else f"/{parent.name}"
     assert own[""] == f"{above}/holdfast-x/one"
@@ -260,13 +220,10 @@ def test_a_group_of_the_earlier_layout_is_left_alone_while_another_service_uses_
 
 
 def test_the_doctor_says_which_limits_are_not_in_force_and_why(parent: Path) -> None:
-    program = "from actors.node.doctor import _cgroup; from actors.node.surroundings import Surroundings\n"
-    program += "found = _cgroup(Surroundings.read(Path('/var/tmp')))\n"
-    program += "print([(one.name, one.ok, one.required, one.detail) for one in found])"
-    ok = said(parent, program)
+    ok = said(parent, "cgroup_findings")
     assert "('limits', True, False, 'memory and processes of commands are limited')" in ok
     hidden = "".join(f"umount {path}; " for path in {str(p) for p in Hierarchies.find().roots[1:]})
-    out = said(parent, program, "unshare", "--mount", "sh", "-c", f'{hidden}exec "$@"', "sh")
+    out = said(parent, "cgroup_findings", "unshare", "--mount", "sh", "-c", f'{hidden}exec "$@"', "sh")
     assert "('limits', False, False, 'not all in force: this control group has no controller for memory and proc" in out
 
 

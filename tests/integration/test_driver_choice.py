@@ -24,12 +24,7 @@ BROKEN_BY_FUSE_OVERLAYFS_1_10 = {
     "many_names", "flagged_renames", "special_links", "open_files",
 }  # fmt: skip
 
-CHOOSE = """
-import sys
-from pathlib import Path
-from actors.node import driver_choice
-print(driver_choice.choose("auto", Path(sys.argv[1])))
-"""
+CHOOSE = "tests.support.programs.chosen_driver"
 
 
 @pytest.fixture(autouse=True)
@@ -179,11 +174,11 @@ def test_a_limit_that_a_driver_does_not_declare_fails_its_trial(scratch: Path, m
 
 
 def test_in_a_user_namespace_the_rootless_driver_is_chosen(scratch: Path) -> None:
-    ended = in_a_user_namespace([sys.executable, "-c", CHOOSE, str(scratch)])
+    ended = in_a_user_namespace([sys.executable, "-m", CHOOSE, str(scratch)])
     assert (ended.returncode, ended.stdout) == (0, "rootless\n"), ended.stderr
 
 
 def test_without_the_right_to_mount_no_driver_is_offered(scratch: Path) -> None:
-    argv = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", CHOOSE, str(scratch)]
+    argv = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-m", CHOOSE, str(scratch)]
     ended = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=Path.cwd())
     assert (ended.returncode, ended.stdout) == (0, "None\n"), ended.stderr

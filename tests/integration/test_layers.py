@@ -362,24 +362,12 @@ def test_a_killed_daemon_is_noticed_and_the_layer_revived(
     assert box.lost.empty()
 
 
-CRASH = """
-import os, signal, sys
-from pathlib import Path
-from actors.node.drivers import Driver, Limit
-from actors.node.layers import Layers
-
-root, lowers, archive, sha256, driver = sys.argv[1:]
-layers = Layers(Path(root), Path(lowers), driver=Driver(driver), on_lost=lambda layer: None)
-layer = layers.create(Path(archive), sha256)
-(layer.merged / "written").write_text("before the crash")
-print(layer.id, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+CRASH = "tests.support.programs.layer_killed"
 
 
 def crash(box: Box, archive: Archive) -> str:
     """Lets another process create a layer, write to it and die; returns the layer's id."""
-    argv = [sys.executable, "-c", CRASH, str(box.root), str(box.lowers), str(archive[0]), archive[1], box.driver]
+    argv = [sys.executable, "-m", CRASH, str(box.root), str(box.lowers), str(archive[0]), archive[1], box.driver]
     died = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
     assert died.returncode == -signal.SIGKILL
     return died.stdout.strip()
@@ -509,19 +497,7 @@ def test_a_foreign_mount_is_not_mistaken_for_the_archives(kernel_box: Box, archi
     assert wait_until(lambda: kernel_box.layers.release_unused_lowers() == [strange])
 
 
-RACE = """
-import sys
-from pathlib import Path
-from actors.node.drivers import Driver, Limit
-from actors.node.layers import Layers
-
-root, lowers, archive, sha256 = sys.argv[1:]
-layers = Layers(Path(root), Path(lowers), driver=Driver.KERNEL, on_lost=lambda layer: None)
-for _ in range(5):
-    layer = layers.create(Path(archive), sha256)
-    assert (layer.merged / "first").read_text() == "linked"
-    layers.discard(layer)
-"""
+RACE = "tests.support.programs.layers_in_a_row"
 
 
 @pytest.mark.parametrize("files", ["one file", "two of the same bytes"])
@@ -532,7 +508,7 @@ def test_racing_processes_never_lose_the_shared_lower(
     racers = [
         subprocess.Popen(
             [
-                *(sys.executable, "-c", RACE, str(tmp_path / f"box{number}"), str(kernel_box.lowers)),
+                *(sys.executable, "-m", RACE, str(tmp_path / f"box{number}"), str(kernel_box.lowers)),
                 *(str(paths[number % 2]), sha256),
             ]
         )

@@ -11,21 +11,11 @@ import pytest
 
 from tests.support.full_disk import filled, tmpfs
 
-PROGRAM = """
-import sys
-from actors.logs import configure_logging, log, naming
-configure_logging()
-assert "structlog" not in sys.modules
-with naming(sandbox="box", request_id="r"):
-    with naming(sandbox="inner"):
-        log.info("first", detail="two\\nlines")
-    log.warning("second")
-log.error("third", sandbox="told")
-"""
+PROGRAM = "tests.support.programs.log_of_calls"
 
 
 def test_a_log_line_is_one_json_object_with_the_calls_context() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     for line in lines:
         assert line.pop("timestamp").endswith("Z")
@@ -37,26 +27,11 @@ def test_a_log_line_is_one_json_object_with_the_calls_context() -> None:
     assert done.stdout == ""
 
 
-STORAGE = """
-import logging
-from actors.logs import configure_logging, naming
-from storage.wire import Wire
-configure_logging()
-configure_logging()
-logger = logging.getLogger("storage.upload")
-def task():
-    logger.info("in a %s", "thread")
-with naming(sandbox="box", request_id="r"):
-    logger.warning("%s", "two\\nlines")
-    Wire.run(WIRE, "put", [task, task], threads=2)
-logger.error("damaged")
-logger.debug("details")
-"""
+STORAGE = "tests.support.programs.log_of_storage"
 
 
 def test_log_lines_of_storage_have_the_same_form() -> None:
-    program = STORAGE.replace("WIRE", 'type("NoWire", (), {"go_on": lambda self, operation: None})()')
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", STORAGE], capture_output=True, text=True, check=True, timeout=60)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     for line in lines:
         del line["timestamp"]
@@ -77,21 +52,12 @@ def test_a_process_goes_on_when_its_log_cannot_be_written() -> None:
     assert done.stdout == b"goes on\n"
 
 
-LOGGERS = {
-    "an actor's": "from actors.logs import configure_logging, log; configure_logging()",
-    "the gateway's": "from gateway.telemetry import json_log; log = json_log()",
-}
-UNTIL_TOLD = """
-import sys
-for _ in sys.stdin:
-    log.info("line", text="x" * 3000)
-    print("goes on", flush=True)
-"""
+UNTIL_TOLD = "tests.support.programs.log_until_told"
 
 
-@pytest.mark.parametrize("logger", LOGGERS)
+@pytest.mark.parametrize("logger", ["an actor's", "the gateway's"])
 def test_log_lines_lost_on_a_full_disk_are_counted_and_the_count_is_logged(tmp_path: Path, logger: str) -> None:
-    argv = [sys.executable, "-c", f"{LOGGERS[logger]}{UNTIL_TOLD}"]
+    argv = [sys.executable, "-m", UNTIL_TOLD, logger]
     with tmpfs(tmp_path / "disk", "size=1m") as disk, (disk / "log").open("w") as log:
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process:
             assert process.stdin is not None and process.stdout is not None

@@ -34,59 +34,9 @@ from tests.support.sandboxes import Background, Node, backup, crash, described, 
 from tests.support.trees import Entry, fingerprint
 
 ROOT = str(Path(__file__).parents[2])
-KILLED = """
-import subprocess, sys
-from tests.support.control_groups import pids_in
-from tests.support.killing import act_at, die
-from tests.support.mount_leaks import wait_until
-from tests.support.sandboxes import backup, command, from_description, restore, sh, write
-from actors.node.cgroup import Cgroup
-told, name, moment = sys.argv[1:]
-node = from_description(told)
-box = node.sandbox(name)
-sh(box, "mkdir data; echo original > data/changed; echo original > data/kept")
-handle = backup(box, "/workspace/data")
-restore(box, handle)
-sh(box, "echo later > data/changed; echo later > data/added")
-write(box, "/app/written", "acknowledged")
-name_of_group = node.layout.sandbox_cgroup("default", name)
-group = Cgroup(name_of_group, memory_bytes=0, processes=0)
-with command(box, "echo started; exec sleep 1000"):
-    # Commands die with their actor; this one does not.
-    quiet = subprocess.DEVNULL
-    stray = subprocess.Popen(group.entry(["sleep", "1000"]), stdout=quiet, stderr=quiet, start_new_session=True)
-    assert wait_until(lambda: stray.pid in pids_in(name_of_group))
-    if moment == "awake":
-        die()
-    act_at("fetch", "after")
-    restore(box, handle)
-print("survived", flush=True)
-"""
-AWAKE = """
-import sys
-from tests.support.sandboxes import backup, command, from_description, read, restore, sh
-box = from_description(sys.argv[1]).sandbox()
-sh(box, "mkdir data; echo original > data/file")
-restore(box, backup(box, "/workspace/data"))
-sh(box, "echo later >> data/file")
-with command(box, "echo started; exec sleep 1000") as running:
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(read(box, "/workspace/data/file").decode().split(), running.ended, flush=True)
-box.close()
-"""
-PRODUCING = """
-import sys
-from pathlib import Path
-from actors.node.archive_cache import ArchiveCache
-def produce(work):
-    (work / "made").write_text("made")
-    print("ready", flush=True)
-    sys.stdin.readline()
-    return work / "made", "0" * 64
-ArchiveCache(Path(sys.argv[1]), max_bytes=1_000_000).obtain(sys.argv[2], Path(sys.argv[3]), produce)
-print("produced", flush=True)
-"""
+KILLED = "tests.support.programs.killed_awake"
+AWAKE = "tests.support.programs.awake_until_told"
+PRODUCING = "tests.support.programs.producing"
 
 
 def sweeper_of(node: Node) -> NodeSweeper:
@@ -112,7 +62,7 @@ def kill_awake(node: Node, name: str = "box", moment: str = "in mid-restore") ->
 @contextmanager
 def waiting(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
     """A Python program in its own process that has reported ready, and waits for a line of input."""
-    argv = [sys.executable, "-c", program, *args]
+    argv = [sys.executable, "-m", program, *args]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None

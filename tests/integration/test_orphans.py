@@ -21,55 +21,7 @@ STARTS = int(os.environ.get("HOLDFAST_TEST_KILLED_STARTS", "60"))
 STRIDE = int(os.environ.get("HOLDFAST_TEST_STEPS_APART", "101"))
 """Number of bubblewrap's system calls between one death and the next; 1 makes a soak test."""
 
-ACTORS = """
-import os, random, signal, sys, time
-from actors.node import actor_group, holders, mountinfo
-from actors.service.node_sweeper import NodeSweeper
-from tests.support.mount_leaks import loop_devices
-from tests.support.sandboxes import backup, from_description, restore, run, sh
-told, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-chance = random.Random(seed)
-node = from_description(told)
-node.catalog()
-
-def live(ready):
-    actor_group.enter(node.layout.cgroup)
-    box = node.sandbox("box")
-    content = sh(box, "cat data/file data/later")
-    os.write(ready, content.encode())
-    while True:
-        if chance.random() < 0.5:
-            run(box, "true")
-        else:
-            backup(box, "/workspace/data")
-
-for number in range(count):
-    reading, ready = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        chance.seed((seed, number).__hash__())
-        try:
-            live(ready)
-        except BaseException as e:
-            os.write(2, f"{e!r} {getattr(e, 'context', '')}\\n".encode())
-        os._exit(1)
-    os.close(ready)
-    began = time.monotonic()
-    content = os.read(reading, 100)
-    assert content == b"original\\nlater\\n", (number, content)
-    assert time.monotonic() - began < 30, number
-    os.close(reading)
-    time.sleep(chance.uniform(0, 0.03))
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-swept = NodeSweeper(node.config.node, None).sweep()
-assert not swept.stuck, swept
-assert not [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
-assert not loop_devices(node.data_dir), loop_devices(node.data_dir)
-assert not mountinfo.mounts_under(node.data_dir)
-print("all came back", flush=True)
-"""
+ACTORS = "tests.support.programs.actors_killed_at_random"
 
 
 def restored_box(node: Node) -> None:
@@ -94,42 +46,7 @@ def test_a_sandbox_whose_actor_dies_at_any_moment_of_a_start_comes_back(node: No
     assert ended.stdout.endswith("all came back\n")
 
 
-HALF_STARTED = """
-import os, sys, time
-from pathlib import Path
-from actors.node import actor_group, process
-from tests.support.mount_leaks import wait_until
-from tests.support.sandboxes import from_description, sh
-told, grouped = sys.argv[1:]
-node = from_description(told)
-if grouped == "grouped":
-    actor_group.enter(node.layout.cgroup)
-box = node.sandbox()
-assert sh(box, "cat data/later") == "later\\n"
-# bwrap tells of its child before it lets it go on; into a pipe that is full it cannot.
-reading, full = os.pipe()
-os.set_blocking(full, False)
-try:
-    while True:
-        os.write(full, bytes(65536))
-except BlockingIOError:
-    os.set_blocking(full, True)
-argv = ["bwrap", "--die-with-parent", "--unshare-pid", "--ro-bind", "/", "/", "--info-fd", str(full), "--", "true"]
-main = process.start(argv, pass_fds=[full])
-children = Path(f"/proc/{main.pid}/task/{main.pid}/children")
-assert wait_until(lambda: children.read_text() != "")
-child = int(children.read_text())
-assert wait_until(lambda: Path(f"/proc/{child}/syscall").read_text().startswith("0 "))  # it reads the eventfd
-print(main.pid, child, flush=True)
-if grouped == "alive":
-    os.kill(main.pid, 9)
-    process.kill_group(main)
-    print(wait_until(lambda: not os.path.exists(f"/proc/{child}/ns/mnt"), timeout_s=5), flush=True)
-    box.close()
-else:
-    os.kill(main.pid, 9)
-    os.kill(os.getpid(), 9)
-"""
+HALF_STARTED = "tests.support.programs.box_half_started"
 
 
 @pytest.mark.parametrize("how", ["grouped", "found by what it holds"])
@@ -151,32 +68,7 @@ def test_an_orphan_of_a_half_started_bubblewrap_does_not_block_its_sandbox(node:
             os.kill(orphan, signal.SIGKILL)
 
 
-FINISHED = """
-import os, subprocess, sys
-from pathlib import Path
-from actors.node import bubblewrap, process
-from actors.node.bubblewrap import Bind, Box, boxed
-from tests.support.mount_leaks import wait_until
-from tests.support.sandboxes import UID, from_description, sh
-node = from_description(sys.argv[1])
-box = node.sandbox()
-assert sh(box, "cat data/later") == "later\\n"
-outer = bubblewrap.outer
-# Its first process lives on, as if its bubblewrap had been killed before it asked to die with it.
-bubblewrap.outer = lambda binds: [option for option in outer(binds) if option != "--die-with-parent"]
-tree = Bind(node.tree(box) / "workspace", "/workspace", writable=True)
-reader, told = Box(uid=UID, hostname="box", binds=(tree,)), subprocess.DEVNULL
-with boxed(reader, ["sleep", "1000"], identity=bubblewrap.Identity.READER) as made:
-    main = process.start(made.argv, pass_fds=made.fds, stdout=told, stderr=told)
-children = Path(f"/proc/{main.pid}/task/{main.pid}/children")
-assert wait_until(lambda: children.read_text() != "")
-first = int(children.read_text())
-assert wait_until(lambda: Path(f"/proc/{first}/comm").read_text() == "unshare\\n")
-assert wait_until(lambda: "/oldroot" not in Path(f"/proc/{first}/mountinfo").read_text())
-print(first, flush=True)
-os.kill(main.pid, 9)
-os.kill(os.getpid(), 9)
-"""
+FINISHED = "tests.support.programs.first_process_orphaned"
 
 
 def test_an_orphaned_first_process_of_a_box_does_not_block_its_sandbox(
@@ -230,12 +122,10 @@ def test_a_strangers_process_that_holds_a_mount_is_named_and_left_alone(kernel_n
 
 
 def test_process_1_is_never_an_orphan(tmp_path: Path) -> None:
-    look = f"""
-import pathlib
-from actors.node import holders
-print([(one.pid, one.is_orphan) for one in holders.find([pathlib.Path({str(tmp_path)!r})])])
-"""
-    script = 'mount -t tmpfs none "$1"; mkdir "$1/in"; mount -t tmpfs none "$1/in"; unshare --mount "$2" -c "$3"; :'
+    look = "tests.support.programs.orphans_below"
+    script = (
+        'mount -t tmpfs none "$1"; mkdir "$1/in"; mount -t tmpfs none "$1/in"; unshare --mount "$2" -m "$3" "$1"; :'
+    )
     argv = [
         "unshare",
         "--pid",
@@ -262,54 +152,7 @@ def test_an_unmounted_loop_device_of_ours_is_detached(kernel_node: Node) -> None
     assert wait_until(lambda: not loop_devices(kernel_node.data_dir))
 
 
-AT_EACH_STEP = """
-import os, signal, sys, time
-from actors.node import actor_group, holders, mountinfo
-from actors.service.node_sweeper import NodeSweeper
-from tests.support.mount_leaks import loop_devices
-from tests.support.sandboxes import backup, from_description, run, sh
-from tests.support.stepping import Steps
-told, kind, stride = sys.argv[1], sys.argv[2], int(sys.argv[3])
-node = from_description(told)
-node.catalog()
-
-def live(ready, go):
-    actor_group.enter(node.layout.cgroup)
-    box = node.sandbox("box")
-    os.write(ready, sh(box, "cat data/file data/later").encode())
-    os.read(go, 1)
-    if kind == "command":
-        run(box, "true")
-    else:
-        backup(box, "/workspace/data")
-
-step, ended, seen = 1, False, set()
-while not ended:
-    (reading, ready), (go, going) = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        try:
-            live(ready, go)
-        except BaseException as e:
-            os.write(2, f"{e!r} {getattr(e, 'context', '')}\\n".encode())
-        os._exit(0)
-    os.close(ready)
-    content = os.read(reading, 100)
-    assert content == b"original\\nlater\\n", (step, content)
-    steps = Steps(pid, "bwrap")
-    os.write(going, b"x")
-    ended = not steps.kill_at(step)
-    for fd in (reading, go, going):
-        os.close(fd)
-    step += stride
-swept = NodeSweeper(node.config.node, None).sweep()
-assert not swept.stuck, swept
-assert not [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
-assert not loop_devices(node.data_dir), loop_devices(node.data_dir)
-assert not mountinfo.mounts_under(node.data_dir)
-print(step // stride, "steps", flush=True)
-"""
+AT_EACH_STEP = "tests.support.programs.actors_killed_at_each_step"
 
 
 @pytest.mark.timeout(1800)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 import stat
 import subprocess
@@ -411,24 +412,8 @@ def test_tracked_files_are_backed_up_though_gitignore_rules_match_them(kernel_no
     ]  # fmt: skip
 
 
-WRITER = """
-import os, sqlite3
-base = sqlite3.connect('/workspace/base.db', isolation_level=None)
-base.execute('pragma journal_mode=delete')
-base.execute('pragma synchronous=off')
-base.execute('create table t (a integer, b blob)')
-n = 0
-while True:
-    n += 1
-    base.execute('begin')
-    for i in range(20):
-        base.execute('insert into t values (?, ?)', (n, os.urandom(2000)))
-    base.execute('commit')
-    if n == 5:
-        print('ready', flush=True)
-    if n % 50 == 0:
-        base.execute('delete from t')
-"""
+PROGRAMS = Path(__file__).parents[1] / "support" / "programs"
+WRITER = (PROGRAMS / "database_writer.py").read_text()
 
 
 def test_a_backup_of_a_running_writers_database_is_consistent(kernel_node: Node) -> None:
@@ -438,7 +423,7 @@ def test_a_backup_of_a_running_writers_database_is_consistent(kernel_node: Node)
         python = ""
         (kernel_node.tree(box) / "workspace" / "go").touch()
     script = (
-        f"exec {python} -c '{WRITER.replace(chr(39), chr(34))}'"
+        f"exec {python} -c {shlex.quote(WRITER)}"
         if python
         else "n=0; while :; do n=$((n+1)); echo $n > one; echo $n > two; [ $n -eq 3 ] && echo ready; done"
     )

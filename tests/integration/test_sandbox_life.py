@@ -54,20 +54,7 @@ from tests.support.sandboxes import (
     write,
 )
 
-CRASH = """
-import os, signal, sys
-from tests.support.sandboxes import backup, command, from_description, restore, sh
-node = from_description(sys.argv[1])
-box = node.sandbox()
-sh(box, "mkdir -p data/inner; echo 1 > data/a; echo 2 > data/inner/b")
-handle, inner = backup(box, "/workspace/data"), backup(box, "/workspace/data/inner")
-restore(box, handle)
-restore(box, inner)
-sh(box, "echo 3 > data/c; echo 4 > data/inner/d; rm data/a; sync")
-running = command(box, "echo started; exec sleep 1000")
-running.__enter__()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+CRASH = "tests.support.programs.killed_over_layers"
 
 
 def test_a_crashed_sandbox_wakes_with_every_write(node: Node) -> None:
@@ -511,14 +498,7 @@ def test_exit_codes_are_those_of_a_shell(kernel_node: Node, argv: list[str], cod
     assert run(kernel_node.sandbox(), *argv).exit_code == code
 
 
-THAW = """
-import os, signal, sys, time
-from actors.node.cgroup import Cgroup, announce_entry
-group = Cgroup(sys.argv[1], memory_bytes=2**30, processes=100)
-with group.frozen():
-    print("frozen", flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+THAW = "tests.support.programs.killed_while_frozen"
 
 
 @pytest.fixture

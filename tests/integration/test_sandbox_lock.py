@@ -14,37 +14,13 @@ from actors.node.errors import MountBusyError
 from actors.sandbox.sandbox_lock import SandboxLock
 from tests.support.sandboxes import Background, crash
 
-HOLDER = """
-import sys
-from pathlib import Path
-from actors.sandbox.sandbox_lock import SandboxLock
-lock = SandboxLock(Path(sys.argv[1]))
-lock.claim()
-print("held", flush=True)
-sys.stdin.readline()
-if sys.argv[2] == "for good":
-    lock.release(for_good=True)
-elif sys.argv[2] == "gives up":
-    lock.release()
-print("let go", flush=True)
-"""
-TRIER = """
-import sys
-from pathlib import Path
-from actors.node.errors import MountBusyError
-from actors.sandbox.sandbox_lock import SandboxLock
-try:
-    SandboxLock(Path(sys.argv[1])).claim(wait_s=0.1)
-except MountBusyError:
-    print("busy")
-else:
-    print("taken")
-"""
+HOLDER = "tests.support.programs.lock_holder"
+TRIER = "tests.support.programs.lock_trier"
 
 
 @contextmanager
 def held_by_another(file: Path, end: str) -> Iterator[subprocess.Popen[str]]:
-    argv = [sys.executable, "-c", HOLDER, str(file), end]
+    argv = [sys.executable, "-m", HOLDER, str(file), end]
     root = str(Path(__file__).parents[2])
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as holder:
         assert holder.stdout is not None

@@ -200,35 +200,7 @@ def test_a_recovery_interrupted_by_the_bucket_shows_nothing_and_resumes(nodes: P
     assert sorted(recovered(nodes)) == [("/workspace/a", first.id, None), ("/workspace/b", second.id, None)]
 
 
-KILLED = """
-import os, signal, sys
-from actors.state.ownership import Ownership
-from actors.sandbox.recovery import DirectoryRecovery
-from actors.sandbox.restored_directories import RestoredDirectories
-from actors.sandbox.restored_record import RestoredRecord
-from actors.sandbox.wake_steps import WakeSteps
-from tests.support.sandboxes import from_description
-told, name, place, method, number, when = sys.argv[1:]
-kinds = {"ownership": Ownership, "recovery": DirectoryRecovery, "restored": RestoredDirectories}
-kinds |= {"record": RestoredRecord, "wake_steps": WakeSteps}
-kind = kinds[place]
-real, calls = getattr(kind, method), []
-
-def killing(self, *args, **options):
-    calls.append(method)
-    if len(calls) == int(number) and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = real(self, *args, **options)
-    if len(calls) == int(number):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-setattr(kind, method, killing)
-box = from_description(told).sandbox(name, awake=False, lost=["a"])
-print("ready", flush=True)
-box.wake()
-print("survived", flush=True)
-"""
+KILLED = "tests.support.programs.wake_killed_at_a_call"
 MOMENTS = [
     ("wake_steps", "_put_aside", 1, "after"),
     ("ownership", "_settle", 1, "before"),
@@ -665,18 +637,7 @@ def test_backups_for_sleeping_are_deleted_once_the_sandbox_has_newer_backups(nod
     assert sh(nodes.on_b(), "cat file") == "1\n"
 
 
-DIES_ASLEEP = """
-import os, signal, sys
-from actors.sandbox.teardown import Teardown
-from tests.support.sandboxes import from_description
-box = from_description(sys.argv[1]).sandbox(sys.argv[2])
-in_bed = box.back_up_for_sleep()
-def dies(self):
-    os.kill(os.getpid(), signal.SIGKILL)
-Teardown.remove_files = dies
-print("ready", flush=True)
-box.sleep(in_bed)
-"""
+DIES_ASLEEP = "tests.support.programs.killed_falling_asleep"
 
 
 @pytest.mark.parametrize("then", ["a", "b"])

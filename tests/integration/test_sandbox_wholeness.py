@@ -275,9 +275,7 @@ def test_an_argument_that_looks_like_an_option_is_run_as_the_command(kernel_node
 def test_waiting_for_another_process_to_fetch_the_archive_can_be_cancelled(tmp_path: Path) -> None:
     cache = ArchiveCache(tmp_path, max_bytes=100)
     (tmp_path / "locks").mkdir()
-    program = "import sys; from fasteners import InterProcessLock; lock = InterProcessLock(sys.argv[1]); "
-    program += "print(lock.acquire(), flush=True); input()"
-    argv = [sys.executable, "-c", program, str(cache._lock_file("one"))]
+    argv = [sys.executable, "-m", "tests.support.programs.file_lock_holder", str(cache._lock_file("one"))]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline()
 

@@ -28,12 +28,12 @@ Source: MaskedPaths and ReadonlyPaths of moby's oci/defaults.go.
 
 
 def beside_a_process_1_that_reaps_nothing(program: str, *args: str) -> str:
-    """Runs a Python program in a pid namespace whose process 1 never reaps, as in many containers; returns its output.
+    """Runs a Python module in a pid namespace whose process 1 never reaps, as in many containers; returns its output.
 
     The program must succeed.
     """
     shell = '{ "$@"; echo "status $?"; } & exec sleep 1000'
-    argv = [*_NAMESPACES, "sh", "-c", shell, "sh", sys.executable, "-c", program, *args]
+    argv = [*_NAMESPACES, "sh", "-c", shell, "sh", sys.executable, "-m", program, *args]
     said = []
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=PROJECT, env=_ENVIRONMENT) as first:
         try:
@@ -51,14 +51,14 @@ def beside_a_process_1_that_reaps_nothing(program: str, *args: str) -> str:
 def in_pid_namespace(
     program: str, *args: str, before: str = "", timeout_s: float = 120.0
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a Python program as process 1 of a pid namespace, with its own /proc.
+    """Runs a Python module as process 1 of a pid namespace, with its own /proc.
 
     Args:
         before: shell commands that run first, in the same namespaces.
     """
     shell = f'set -e\n{before}\nexec "$@"'
     return subprocess.run(
-        [*_NAMESPACES, "sh", "-c", shell, "sh", sys.executable, "-c", program, *args],
+        [*_NAMESPACES, "sh", "-c", shell, "sh", sys.executable, "-m", program, *args],
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -317,11 +317,14 @@ class Crashed:
 
 
 def crash(program: str, *args: str, timeout_s: float = 60.0, before: Sequence[str] = ()) -> Crashed:
-    """Runs a Python program in its own process. `before` is a command that executes the program given after it."""
+    """Runs a module of `tests.support.programs` in its own process.
+
+    `before` is a command that executes the program given after it.
+    """
     root = str(Path(__file__).parents[2])
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": root, "LC_ALL": "C.UTF-8"}
     ended = subprocess.run(
-        [*before, sys.executable, "-c", program, *args],
+        [*before, sys.executable, "-m", program, *args],
         capture_output=True,
         timeout=timeout_s,
         env=environment,
