@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from pydantic import SecretStr
@@ -594,34 +593,48 @@ def test_the_actor_that_put_its_sandbox_to_sleep_wakes_it_under_a_new_epoch(worl
     assert (world.stored.node, world.stored.slept_on, world.stored.epoch) == ("a", None, 2)
 
 
-def test_no_epoch_is_claimed_while_a_sleep_is_being_written(world: World) -> None:
+class CountingLock:
+    """A lock that counts the requests for it."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self._lock = threading.RLock()
+        self.release = self._lock.release
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        self.requests += 1
+        return self._lock.acquire(blocking, timeout)
+
+
+def test_no_epoch_is_claimed_while_a_sleep_is_being_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     held = HeldStore(world.faulty, "put", "state.json", nth=3)
     ownership = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).ownership("a"))
+    turns = CountingLock()
+    monkeypatch.setattr(ownership._durable, "_lock", turns)
     ownership.change(noted("used"))
     sleeping = Background(lambda: ownership.sleep([checkpoint("/workspace", of_sleep=True)]))
     held.wait()
-    late: list[Background[Any]] = [
-        Background(ownership._catching_up.step),
-        Background(lambda: ownership.change(noted("late"))),
-    ]
-    time.sleep(0.5)  # both now wait to claim an epoch
+    before = turns.requests
+    catching_up = Background(ownership._catching_up.step)
+    late = Background(lambda: ownership.change(noted("late")))
+    assert catching_up.error() is None  # a sandbox that leaves lacks nothing
+    assert wait_until(lambda: turns.requests == before + 1), "the late change waits for its turn"
     held.released.set()
     sleeping.result()
-    assert late[0].error() is None
-    assert isinstance(late[1].error(), SandboxUnavailableError)
+    assert isinstance(late.error(), SandboxUnavailableError)
     assert kinds(world.stored) == ["created", "used", "slept"]
     assert (world.stored.node, world.stored.slept_on, world.stored.epoch) == (None, "a", 1)
 
 
-def restored(directory: str) -> Entry:
-    return Entry(dir=directory, backup_id=str(uuid.uuid4()), mode="overlay", restored_at=datetime.now(UTC))
+def restored(directory: str, *, ago_s: float = 0) -> Entry:
+    restored_at = datetime.now(UTC) - timedelta(seconds=ago_s)
+    return Entry(dir=directory, backup_id=str(uuid.uuid4()), mode="overlay", restored_at=restored_at)
 
 
 def test_checkpoints_of_a_sleep_are_newer_than_the_nodes_record(world: World) -> None:
-    entries = (restored("/workspace"), restored("/workspace/src"))
+    entries = (restored("/workspace", ago_s=1), restored("/workspace/src", ago_s=1))
     ownership = opened(world.ownership("a", record=Record(created_at=NOW, entries=entries)))
     in_bed = checkpoint("/workspace", of_sleep=True)
-    time.sleep(0.01)
     ownership.sleep([in_bed])  # and dies before the files are removed
     again = opened(world.ownership("a", record=Record(created_at=NOW, entries=entries)))
     again.change(noted("used"))

@@ -19,6 +19,7 @@ from pathlib import Path
 from actors.client import Sandbox, get_sandbox
 from actors.errors import HoldfastError, SandboxUnavailableError
 from storage.metadata import SandboxState
+from tests.support.mount_leaks import wait_until
 from tests.support.ray_cluster import PATIENCE_S, children, running
 from tests.support.service import eventually
 
@@ -104,8 +105,7 @@ class load:
             thread.join(PATIENCE_S)
 
     def wait_for(self, calls: int) -> None:
-        while self._ended.total() < calls:
-            time.sleep(0.01)
+        assert wait_until(lambda: self._ended.total() >= calls, timeout_s=PATIENCE_S)
 
     def _call(self, seed: int) -> None:
         chance = random.Random(seed)

@@ -342,6 +342,8 @@ def test_a_connection_with_a_running_request_makes_no_room() -> None:
             client.setblocking(False)
             with pytest.raises(BlockingIOError):
                 client.recv(1)
+        for response in held:
+            response.close()  # so that the server does not wait for them when it stops
 
 
 @pytest.mark.parametrize("wrong", [b"\x00\xff\r\n\r\n", b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"])
