@@ -10,7 +10,7 @@ SOAK_S ?= 300
 SOAK_SEED ?=
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
-.PHONY: demo unit test soak test-in-container check lint types imports setup install system system-for-tests bench lock format \
+.PHONY: demo unit test coverage soak test-in-container check lint types imports setup install system system-for-tests bench lock format \
   clean
 
 demo: setup ## run the main job on real input
@@ -22,8 +22,16 @@ unit: $(INSTALLED_FOR_DEVELOPERS) ## the tests that need neither root nor a syst
 test: setup ## every test, in parallel where that is safe; the kernel's and FUSE's really run
 	$(BIN)/python -m tests.support.in_parts $(TESTS)
 
-soak: setup ## random calls under random kills: SOAK_S for each mount driver that is offered
+coverage: setup ## what no test runs in the processes of pytest; a service's own are not measured
+	$(BIN)/coverage erase
+	-$(BIN)/python -m tests.support.in_parts --cov --cov-append --cov-report= $(TESTS)
+	$(BIN)/coverage report
+
+soak: setup ## random calls under random kills: SOAK_S for each mount driver that is offered; and longer random tests
 	SOAK_S=$(SOAK_S) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest tests/soak -m soak -s
+	HOLDFAST_TEST_FUZZ_SEED=$(or $(SOAK_SEED),1) HOLDFAST_TEST_FUZZ_REQUESTS=2500 \
+	  HOLDFAST_TEST_KILLED_STARTS=1000 HOLDFAST_TEST_STEPS_APART=11 \
+	  $(BIN)/python -m pytest --timeout 3600 tests/acceptance/test_fuzz.py tests/integration/test_orphans.py
 
 test-in-container: setup ## the acceptance tests once more, in a container with the fewest privileges
 	$(BIN)/python -m tests.support.in_container tests/acceptance

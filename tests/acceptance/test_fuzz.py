@@ -42,8 +42,8 @@ from tests.unit.gateway.test_extreme_values import NUMBERS, TEXTS, fields, with_
 
 SEED = int(os.environ.get("HOLDFAST_TEST_FUZZ_SEED", "1"))
 CALLERS = 4
-REQUESTS = 250
-"""Number of requests of each caller."""
+REQUESTS = int(os.environ.get("HOLDFAST_TEST_FUZZ_REQUESTS", "250"))
+"""Number of requests of each caller: 250 is enough for CI, thousands make a soak test."""
 BUSY = ("/exec", "/backup", "/restore", "/persist", "/hydrate", "/file/{path}")
 """Ends of the paths that do the most work; they are requested most often."""
 SERVED = [*DIRECTORIES, *COMMANDS, *VARIABLES, *TIMES_MS, *BACKUP_OPTIONS]

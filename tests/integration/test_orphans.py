@@ -16,8 +16,8 @@ from actors.service.node_sweeper import NodeSweeper
 from tests.support.mount_leaks import loop_devices, wait_until
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh
 
-STARTS = int(os.environ.get("HOLDFAST_TEST_KILLED_STARTS", "60"))
-"""Number of interrupted starts: 60 is enough for CI, a thousand make a soak test."""
+STARTS = int(os.environ.get("HOLDFAST_TEST_KILLED_STARTS", "20"))
+"""Number of interrupted starts: 20 are enough for CI, a thousand make a soak test."""
 STRIDE = int(os.environ.get("HOLDFAST_TEST_STEPS_APART", "101"))
 """Number of bubblewrap's system calls between one death and the next; 1 makes a soak test."""
 
