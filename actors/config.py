@@ -17,6 +17,7 @@ DriverChoice = Literal["auto", "kernel", "mixed", "rootless", "fuse", "none"]
 OnSleep = Literal["keep", "backup"]
 """Place of a sleeping sandbox's files: kept on their node, or backed up to the bucket so that any node can wake it."""
 NODE_DATA_DIR = "HOLDFAST_NODE_DATA_DIR"
+"""In the environment of one node's `ray start`: that node's data folder, where it is not that of `holdfast serve`."""
 DEFAULT_UID = 61_184
 Uid = Annotated[int, Field(ge=1, lt=2**31)]
 

@@ -121,13 +121,13 @@ class BackupExpiredError(HoldfastError):
 
 
 class BackupCreateError(HoldfastError):
-    """The archive could not be made, verified or stored; no part of it was kept."""
+    """The archive could not be made, verified or stored; no part of it was kept. `context.reason` says why."""
 
     code = "BACKUP_CREATE_FAILED"
 
 
 class BackupRestoreError(HoldfastError):
-    """The backup could not be restored; the directory is as it was before."""
+    """The backup could not be restored; the directory is as it was before. `context.reason` says why."""
 
     code = "BACKUP_RESTORE_FAILED"
 
@@ -157,7 +157,7 @@ class PathForbiddenError(HoldfastError):
 
 
 class NotARegularFileError(HoldfastError):
-    """The path names a directory or a special file where a regular file is needed."""
+    """The path names no regular file where one is needed, or a restored directory that would have to be removed."""
 
     code = "NOT_A_REGULAR_FILE"
 
@@ -169,7 +169,7 @@ class NoSpaceError(HoldfastError):
 
 
 class ExecError(HoldfastError):
-    """A command was ended from outside; each kind says by what."""
+    """A command was ended from outside; each kind says by what. No call gives this code by itself."""
 
     code = "EXEC_FAILED"
 
@@ -187,7 +187,7 @@ class ExecOutputLimitError(ExecError):
 
 
 class ExecStoppedError(ExecError):
-    """The command was stopped from outside: by a restore, a cancel or the sandbox's end."""
+    """The command or the transfer was stopped from outside: by a restore, a cancel or the sandbox's end."""
 
     code = "EXEC_STOPPED"
 
@@ -285,6 +285,6 @@ class ServiceUnavailableError(HoldfastError):
 
 
 class InternalError(HoldfastError):
-    """Something broke that has no name of its own; the details are in the service's log."""
+    """A defect of Holdfast's own. Please report the `request_id`; the details are in the service's log."""
 
     code = "INTERNAL"

@@ -63,44 +63,92 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore", env_ignore_empty=True)
 
     backup_bucket_name: str | None = Field(None, validation_alias="BACKUP_BUCKET_NAME")
+    """The bucket. While no setting of a bucket is made, the embedded store is used."""
     backup_bucket_endpoint: Annotated[str, AfterValidator(bare_endpoint)] | None = Field(
         None, validation_alias="BACKUP_BUCKET_ENDPOINT"
     )
+    """The origin of any other S3 than R2, like `https://s3.example.com`."""
     cloudflare_account_id: str | None = Field(None, validation_alias="CLOUDFLARE_ACCOUNT_ID")
+    """The account at R2, from which the endpoint is made."""
     r2_access_key_id: SecretStr | None = Field(None, validation_alias="R2_ACCESS_KEY_ID")
+    """The bucket's access key."""
     r2_secret_access_key: SecretStr | None = Field(None, validation_alias="R2_SECRET_ACCESS_KEY")
+    """The bucket's secret key."""
     sandbox_api_key: SecretStr | None = Field(None, validation_alias="SANDBOX_API_KEY")
+    """The default tenant's API key. By default one is made, and kept in `<data dir>/secrets/api_key`."""
     api_keys: dict[SandboxId, SecretStr] = {}
+    """The API keys of further tenants: `{"team-b": "key"}`. Tenants share nothing."""
     signing_key: SecretStr | None = None
+    """Signs the backups' metadata. Keep a copy: a backup whose signature cannot be verified is not restored.
+
+    By default one is made, and kept in `<data dir>/secrets/signing_key`; a cluster has to set it.
+    """
     old_signing_keys: tuple[SecretStr, ...] | None = None
+    """Keys that only verify, as JSON: `["an earlier key"]`; `[]` for none.
+
+    By default the bucket's secret key, where that has signed backups before.
+    """
     restore_unsigned: bool = False
+    """Restores backups that nobody has signed (Cloudflare's own) without `holdfast adopt`."""
 
     data_dir: Path = Path("/var/lib/holdfast")
+    """Everything of this node (`--data-dir`)."""
     host: str = "127.0.0.1"
+    """The address on which the gateway listens (`--host`)."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8484
+    """The port on which the gateway listens (`--port`)."""
     store_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    """The port on which the embedded store listens, on loopback; `0`: a free one at each start."""
     ray_address: str | None = None
+    """Joins this Ray cluster instead of starting one (`--address`)."""
     slots: Annotated[int, Field(gt=0)] = 150
+    """Sandboxes awake at once on this node."""
     region: str = "auto"
+    """The bucket's region."""
     allow_http: bool = False
+    """Lets archives travel to another host without TLS."""
     driver: DriverChoice = "auto"
+    """How restores are mounted: `kernel`, `mixed`, `rootless` or `fuse`, refused unless it proves itself right.
+
+    `auto`: the best driver that does, and copies where none does. `none`: copies.
+    """
     sandbox_uid: Uid = DEFAULT_UID
+    """The user on the node that owns the sandboxes' files; the same on all nodes."""
     network: bool = False
+    """Whether commands have the node's network: all of it, loopback and the cloud's metadata address included."""
     sleep_after_s: Annotated[float, Field(ge=0)] = 900.0
+    """A sandbox without calls for so many seconds gives its process back; the next call wakes it. `0`: never."""
     on_sleep: OnSleep = "keep"
+    """`backup`: as a sandbox falls asleep, its files go into the bucket and leave their node's disk.
+
+    So it can wake on any node. `keep`: they stay on the node's disk.
+    """
     warm_workers: Annotated[int, Field(ge=0, le=64)] = 4
+    """Processes that wait on each node to become a sandbox; 50 MB each."""
     cache_max_bytes: int = 20 * GIB
+    """Bytes of archives kept on the node."""
     max_body_bytes: Annotated[int, Field(gt=0)] = 1 * MIB
+    """The largest JSON body of a request."""
     max_upload_bytes: Annotated[int, Field(gt=0)] = 16 * GIB
+    """The largest file or tar archive of a request."""
     exec_timeout_s: float = 3600.0
+    """Time limit of a command."""
     exec_output_bytes: int = 256 * MIB
+    """Limit of a command's output."""
     exec_memory_bytes: int = 4 * GIB
+    """Limit of the memory of all commands of a sandbox together."""
     exec_processes: int = 1024
+    """Limit of the processes of all commands of a sandbox together."""
     backup_pause_s: float = 600.0
+    """Time limit for the pause of a sandbox's commands during a backup."""
     backup_max_inodes: int = 5_000_000
+    """Limit of the files and directories in a backup."""
     backup_max_bytes: int = 256 * GIB
+    """Limit of the bytes in a backup, before compression."""
     part_bytes: int = 16 * MIB
+    """Size of the parts of a transfer."""
     transfer_concurrency: int = 4
+    """Parts of a transfer that are on their way at once."""
 
     @model_validator(mode="after")
     def _one_key_per_tenant(self) -> Self:

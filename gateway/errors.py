@@ -34,7 +34,10 @@ class MethodNotAllowedError(HoldfastError):
 
 
 class RequestTimeoutError(HoldfastError):
-    """The client began to send a body and then stopped, or took too long; nothing was changed."""
+    """The headers or the body of a request stopped coming, or came too slowly; nothing was changed.
+
+    A JSON body may take a minute, a file or an archive six hours.
+    """
 
     code = "REQUEST_TIMEOUT"
 
