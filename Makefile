@@ -10,8 +10,8 @@ SOAK_S ?= 300
 SOAK_SEED ?=
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
-.PHONY: demo unit test coverage soak test-in-container check lint types imports setup install system system-for-tests bench lock format \
-  clean
+.PHONY: demo unit test coverage soak test-in-container check lint types imports docs setup install system system-for-tests bench lock \
+  format clean
 
 demo: setup ## run the main job on real input
 	$(BIN)/python examples/demo.py
@@ -36,7 +36,7 @@ soak: setup ## random calls under random kills: SOAK_S for each mount driver tha
 test-in-container: setup ## the acceptance tests once more, in a container with the fewest privileges
 	$(BIN)/python -m tests.support.in_container tests/acceptance
 
-check: lint types imports test test-in-container ## what CI runs
+check: lint types imports docs test test-in-container ## what CI runs
 
 lint: $(INSTALLED_FOR_DEVELOPERS)
 	$(BIN)/ruff format --check .
@@ -48,7 +48,10 @@ types: $(INSTALLED_FOR_DEVELOPERS)
 imports: $(INSTALLED_FOR_DEVELOPERS)
 	$(BIN)/lint-imports --no-cache
 
-bench: setup ## the figures of DESIGN.md, on this machine
+docs: $(INSTALLED_FOR_DEVELOPERS) ## the documents as a site, in build/docs; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+bench: setup ## the figures of docs/design, on this machine
 	$(BIN)/python examples/bench.py
 
 setup: system-for-tests $(INSTALLED_FOR_DEVELOPERS) ## what a developer needs

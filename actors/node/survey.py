@@ -4,7 +4,7 @@ The exit status of mksquashfs proves nothing about what it has read. So this wal
 the count is compared with the archive's own afterwards. The walk also refuses a tree that would fill the disk or never
 end, applies the exclude patterns, and counts what an archive cannot keep.
 
-ATTRIBUTES.md says what becomes of each attribute.
+docs/reference/attributes.md says what becomes of each attribute.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The steps of the backup and restore protocols, in order. A process may die before or after any step: nothing is lost.
 
-`tests/faults` kills an actor before and after each step here, and DESIGN.md says what each step leaves.
+`tests/faults` kills an actor before and after each step here, and docs/design says what each step leaves.
 """
 
 from __future__ import annotations

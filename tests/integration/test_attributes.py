@@ -1,4 +1,4 @@
-"""Every cell of the table in ATTRIBUTES.md, compared with what really happens, on every mount driver."""
+"""Every cell of the table in docs/reference/attributes.md, compared with what really happens, on every mount driver."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Row:
 def rows() -> Mapping[str, Row]:
     """Parses the document's table."""
     found = {}
-    for line in (PROJECT / "ATTRIBUTES.md").read_text().splitlines():
+    for line in (PROJECT / "docs" / "reference" / "attributes.md").read_text().splitlines():
         if line.startswith("| ") and not line.startswith("| Attribute"):
             match = _ROW.fullmatch(line)
             assert match is not None, f"not a row: {line}"

@@ -1,6 +1,6 @@
 """The attributes that files and directories can have: how to set each one, and how to read it back.
 
-Each has the name of its row in ATTRIBUTES.md, and each permitted change has the name in the row's cells.
+Each has the name of its row in docs/reference/attributes.md, and each permitted change has the name in the row's cells.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HOLE_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """One row of ATTRIBUTES.md.
+    """One row of docs/reference/attributes.md.
 
     `make` sets the attribute and `look` reads it. Both get a folder made for it, or the backed-up directory itself if
     `is_of_root`.

@@ -1,4 +1,4 @@
-"""Tests that the documents name only files and tests that exist."""
+"""Tests that the documents name only files, tests and pages that exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[3]
-DOCUMENTS = tuple(sorted(PROJECT.glob("*.md")))
+DOCUMENTS = tuple(sorted((*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md"))))
 PACKAGES = ("", "actors", "actors/node", "gateway", "gateway/embedded", "storage", "tests/acceptance")
 
 
@@ -17,7 +17,7 @@ def code() -> Iterator[str]:
     """Each text between backticks in a document, with the document's name."""
     for document in DOCUMENTS:
         for span in re.findall(r"`([^`\n]+)`", document.read_text()):
-            yield f"{document.name}: {span}"
+            yield f"{document.relative_to(PROJECT)}: {span}"
 
 
 def named(pattern: str) -> list[str]:
@@ -41,6 +41,12 @@ def test_every_test_that_a_document_names_exists(span: str, tests: set[str]) -> 
 def test_every_file_that_a_document_names_exists(span: str) -> None:
     name = span.partition(": ")[2]
     assert any((PROJECT / package / name).exists() for package in PACKAGES)
+
+
+@pytest.mark.parametrize("document", sorted(PROJECT.glob("*.md")), ids=lambda document: document.name)
+def test_every_link_of_a_document_beside_the_site_leads_to_a_file(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+        assert (PROJECT / target).is_file(), target
 
 
 def test_the_documents_name_tests_and_files() -> None:
