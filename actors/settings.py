@@ -58,7 +58,7 @@ _SETTING_OF = {
 
 
 class Settings(BaseSettings):
-    """The environment, validated. The README's table describes every field."""
+    """The environment, validated. The reference of the settings is made of these fields and their docstrings."""
 
     model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore", env_ignore_empty=True)
 

@@ -147,7 +147,7 @@ class CorruptMetadataError(DocumentError):
     """A metadata or state document is damaged, or is another backup's or sandbox's."""
 
     summary = "The document cannot be read"
-    default_hint = "`holdfast gc` names every document that is damaged, and the README says what to do about each."
+    default_hint = "`holdfast gc` names every damaged document; docs/design/ownership.md says what to do about each."
 
 
 class NewerDocumentError(DocumentError):

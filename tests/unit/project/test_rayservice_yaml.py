@@ -13,12 +13,12 @@ from ray.serve.schema import ServeDeploySchema
 
 from actors.rpc.runtime import SLOTS
 from actors.settings import SECRET_SETTINGS, Settings
+from docs.generator.settings import variables
 from gateway.embedded.ray_head import PRELOADED
 from gateway.serve_app import application
 from tests.support import rayservice
 from tests.support.container import FEWEST
 from tests.unit.project.test_cluster_yaml import ROOT
-from tests.unit.project.test_readme import setting_names
 
 FAST_CHECKS = {
     "RAY_health_check_period_ms": "500",
@@ -86,7 +86,7 @@ def test_neither_the_head_nor_a_gateway_runs_tasks(groups: dict[str, dict[str, A
 
 def test_every_variable_is_a_setting_of_ours_or_of_ray(groups: dict[str, dict[str, Any]]) -> None:
     names = {row["name"] for group in groups.values() for row in environment(group)}
-    assert {name for name in names if not name.startswith("RAY_")} <= set(setting_names(Settings))
+    assert {name for name in names if not name.startswith("RAY_")} <= set(variables().values())
 
 
 def test_the_gateways_have_every_required_setting(groups: dict[str, dict[str, Any]]) -> None:

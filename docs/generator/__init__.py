@@ -1,0 +1,1 @@
+"""The parts of the documentation that are made from the code while the site is built, so that they never go stale."""
