@@ -86,15 +86,22 @@ class Sleep:
         with self.tree_lock.repairing():
             self.teardown.unmount_for_good()
             try:
-                self.ownership.sleep(checkpoints)
-            except StorageError as e:
-                log.warning("sleep_not_written", sandbox=self.sandbox, detail=str(e))
-                raise StorageUnavailableError(
-                    "The bucket could not be told that the sandbox sleeps.", context={"outcome": "unknown"}
-                ) from None
-            self.teardown.remove_files()
+                self._write(checkpoints)
+                self.teardown.remove_files()
+            except BaseException:
+                self.resources.release()
+                raise
             self.resources.release(for_good=True)
         self.ownership.clear_sleep()
+
+    def _write(self, checkpoints: Sequence[Checkpoint]) -> None:
+        try:
+            self.ownership.sleep(checkpoints)
+        except StorageError as e:
+            log.warning("sleep_not_written", sandbox=self.sandbox, detail=str(e))
+            raise StorageUnavailableError(
+                "The bucket could not be told that the sandbox sleeps.", context={"outcome": "unknown"}
+            ) from None
 
     def hand_over(self) -> None:
         """Moves the sandbox into the bucket, even if commands run, so that it can wake on another node. Repeatable.

@@ -30,7 +30,7 @@ from storage.s3 import S3ObjectStore
 from storage.store import ObjectStore
 from tests.support.faulty_store import FaultyStore
 from tests.support.held_store import AwayStore, HeldStore
-from tests.support.mount_leaks import wait_until
+from tests.support.mount_leaks import open_files, wait_until
 from tests.support.node_pair import Pair, pair
 from tests.support.s3 import moto_s3
 from tests.support.sandboxes import (
@@ -680,6 +680,24 @@ def test_a_sandbox_that_cannot_go_to_sleep_stays_as_it_is(nodes: Pair) -> None:
     box.close()
     assert sh(nodes.on_a(), "cat file") == "2\n"
     assert wait_until(lambda: nodes.state.node == nodes.a.layout.identity())
+
+
+def test_a_sandbox_that_could_not_go_to_sleep_holds_nothing_of_its_node(nodes: Pair) -> None:
+    away = AwayStore(nodes.store)
+    box = nodes.on_a(catalog=nodes.a.catalog(away))
+    sh(box, "echo 1 > file")
+    in_bed = box.back_up_for_sleep()
+
+    def held() -> list[str]:
+        return [file for file in open_files() if file.startswith(str(nodes.a.layout.root))]
+
+    assert held(), "its lock, and the owner of its user namespace"
+    away.is_away = True
+    with pytest.raises(StorageUnavailableError):
+        box.sleep(in_bed)
+    assert held() == []
+    away.is_away = False
+    assert sh(box, "cat file") == "1\n"
 
 
 def test_only_an_awake_sandbox_can_go_to_sleep(nodes: Pair) -> None:
