@@ -1,7 +1,4 @@
-"""One service for the session, watched from its start to its end; a fresh sandbox for each test.
-
-In a parallel session, one worker runs all tests of this service, and each other file stays in one worker.
-"""
+"""One service for the session, watched from its start to its end; a fresh sandbox for each test."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import httpx
 import pytest
 
 from tests.acceptance.http_box import HttpBox
+from tests.support.by_service import OWN_SERVICES
 from tests.support.service import CommandLines, Service, running
 
 OTHER_TENANT = "other"
@@ -20,16 +18,9 @@ OTHER_KEY = "key-of-other-tenant-000"
 API_KEY = "key-of-default-tenant-000"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups the tests by their service for a parallel session, and runs the search for secrets last.
-
-    It looks at everything that the other tests have left.
-    """
+    """Run the search for secrets last: it looks at everything that the other tests have left."""
     items.sort(key=lambda item: item.path.name == "test_secrets.py")
-    for item in items:
-        shared = "service" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("service" if shared else item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +33,9 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandL
 
 
 @pytest.fixture(scope="session")
-def service(command_lines: CommandLines) -> Service:
+def service(command_lines: CommandLines, request: pytest.FixtureRequest) -> Service:
+    users = {item.path.stem for item in request.session.items if "service" in getattr(item, "fixturenames", ())}
+    assert not users & OWN_SERVICES, "a parallel session would start the shared service twice"
     return command_lines.service
 
 

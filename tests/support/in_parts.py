@@ -27,13 +27,13 @@ class Part:
     Attributes:
         marks: the expression of markers that selects them.
         workers: number of processes that they are spread over; 0 means that they run one after the other in pytest's.
-        distribution: pytest-xdist's way to spread them.
+        distribution: options of pytest-xdist that say how to spread them.
     """
 
     name: str
     marks: str
     workers: int = 0
-    distribution: str = "no"
+    distribution: tuple[str, ...] = ()
 
     def argv(self, python: Sequence[str]) -> list[str]:
         """The command that runs the part. `python` starts Python in a process of the part.
@@ -42,12 +42,12 @@ class Part:
         """
         workers = ["--tx", f"{self.workers}*popen//python={shlex.join(python)}"] if self.workers else []
         marks = f"not soak and {self.marks}"
-        return [sys.executable, "-m", "pytest", "-m", marks, "--dist", self.distribution, *workers]
+        return [sys.executable, "-m", "pytest", "-m", marks, *workers, *self.distribution]
 
 
 PARTS = (
-    Part("most tests", "not acceptance and not alone", 2 * _CPUS, "worksteal"),
-    Part("acceptance", "acceptance and not alone", _CPUS, "loadgroup"),
+    Part("most tests", "not acceptance and not alone", 2 * _CPUS, ("--dist", "worksteal")),
+    Part("acceptance", "acceptance and not alone", _CPUS, ("--dist", "loadfile", "-p", "tests.support.by_service")),
     Part("alone", "alone"),
 )
 """In this order. Most tests wait for tools and servers half of the time, so there are two processes for a processor."""
