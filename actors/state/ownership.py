@@ -22,7 +22,7 @@ from actors.state.location import Origin
 from actors.state.node_record import Record
 from actors.state.patience import answered_in_moments
 from actors.state.remaking import remade_state
-from actors.state.sleep_backups import SleepBackups
+from actors.state.sleep_cleanup import SleepCleanup
 from actors.state.unsettled import UnsettledBackups
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import CorruptMetadataError, DocumentError, StorageError, StoreUnavailableError
@@ -57,7 +57,7 @@ class Ownership:
         """The sandbox's life in this actor. Everything but waking it moves it here; the sandbox itself wakes."""
         durable = DurableState(catalog, tenant, sandbox, place, self.life) if catalog is not None else None
         self._durable = durable
-        self._sleep_backups = SleepBackups(catalog, tenant, sandbox) if catalog is not None else None
+        self._sleep_cleanup = SleepCleanup(catalog, tenant, sandbox) if catalog is not None else None
         self._unsettled = UnsettledBackups(catalog, tenant, sandbox, record) if catalog is not None else None
         self._found: StateRead | None = None
         """The state that `locate` read or `suppose` was given, until an epoch is claimed with it."""
@@ -337,8 +337,8 @@ class Ownership:
 
     def clear_sleep(self) -> None:
         """Deletes backups that were made for a sleep, and that the sandbox is not recovered from any more."""
-        if self._durable is not None and self._sleep_backups is not None:
-            self._sleep_backups.clear(self._durable)
+        if self._durable is not None and self._sleep_cleanup is not None:
+            self._sleep_cleanup.clear(self._durable)
 
     def check_forgettable(self) -> None:
         """Checks that the state can be deleted, before anything else of the sandbox is.
@@ -371,14 +371,14 @@ class Ownership:
             SupersededError: another actor has taken over; nothing was done.
             StorageError: call again.
         """
-        if self._durable is None or self._unsettled is None or self._sleep_backups is None:
+        if self._durable is None or self._unsettled is None or self._sleep_cleanup is None:
             self.life.move(Life.DESTROYED)
             return
         with self._durable.turn():
             self.life.move(Life.DESTROYED)
             self._found = None
             self._unsettled.inherit(())
-            self._durable.forget(self._sleep_backups.delete_all)
+            self._durable.forget(self._sleep_cleanup.delete_all)
 
 
 def _found_or_damaged(durable: DurableState) -> StateRead | DocumentError:

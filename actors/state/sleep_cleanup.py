@@ -1,4 +1,4 @@
-"""The backups that were made for a sandbox's sleep in the bucket: the sandbox's own, to be deleted with it."""
+"""The deletion of backups that were made for a sleep in the bucket: the sandbox's own, which go with it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from storage.metadata import SandboxState
 from storage.time_limit import within_moments
 
 
-class SleepBackups:
-    """The backups for the sleeps of one sandbox."""
+class SleepCleanup:
+    """Deletes backups for the sleeps of one sandbox, once nothing needs them."""
 
     def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str) -> None:
         self._catalog = catalog
