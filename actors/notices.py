@@ -20,11 +20,11 @@ logger = logging.getLogger("holdfast")
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Notice that a sandbox was recovered. Call `told` to confirm that the caller has it; it returns at once."""
+    """Notice that a sandbox was recovered. Call `acknowledge` once the caller has it; it returns at once."""
 
     sandbox: str
     recovery: Recovery
-    told: Callable[[], None]
+    acknowledge: Callable[[], None]
 
 
 _collected: ContextVar[list[Notice] | None] = ContextVar("holdfast_notices", default=None)
@@ -54,4 +54,4 @@ def hear(notice: Notice) -> None:
         came_back or "nothing",
         ", ".join(notice.recovery.lost) or "nothing that is known of",
     )
-    notice.told()
+    notice.acknowledge()

@@ -38,4 +38,4 @@ class RecoveryNotices:
         with collecting() as heard:
             await self._app(scope, receive, noticed)
         for notice in carried:
-            notice.told()
+            notice.acknowledge()

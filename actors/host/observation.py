@@ -20,7 +20,7 @@ from actors.request_ids import ARGUMENT
 
 REPORT_EVERY_S = 5.0
 _OF_THE_SERVICE = ("close_all", "is_lost", "metrics", "report")
-_OF_SANDBOXES = ("close", "close_door", "hand_over", "leave", "notice", "ping", "relabel", "told", "usage")
+_OF_SANDBOXES = ("acknowledge", "close", "close_door", "hand_over", "leave", "notice", "ping", "relabel", "usage")
 _HOUSEKEEPING = frozenset((*_OF_THE_SERVICE, *_OF_SANDBOXES))
 """Methods that serve no user's call, and so are not counted."""
 

@@ -173,8 +173,8 @@ class ActorRef:
             return
         if recovery is not None:
             at, self.heard = recovery.at, recovery
-            told = Call(lambda: self.call_if_alive(lambda actor: actor.told.remote(at), None))
-            hear(Notice(self.name.rpartition(":")[2], recovery, told=lambda: submit(told)))
+            acknowledgement = Call(lambda: self.call_if_alive(lambda actor: actor.acknowledge.remote(at), None))
+            hear(Notice(self.name.rpartition(":")[2], recovery, acknowledge=lambda: submit(acknowledgement)))
 
     def _admit(self, handle: Any, lane: str, deadline: float) -> Steps[tuple[int, bool]]:
         """Waits for admission. Returns the actor's number of restarts, and whether it may have a recovery to report.

@@ -242,9 +242,9 @@ class SandboxHost:
         return self._life.answer(lambda box: box.notice())
 
     @ray.method(concurrency_group="labels")
-    def told(self, at: datetime) -> None:
+    def acknowledge(self, at: datetime) -> None:
         """Notes that a caller knows of the recovery that began at this time."""
-        self._life.answer(lambda box: box.ownership.told(at))
+        self._life.answer(lambda box: box.ownership.acknowledge(at))
 
     @ray.method(concurrency_group="labels")
     def relabel(self) -> None:

@@ -86,7 +86,7 @@ class Mending:
             return {}
         fetch = self._fetch()
         for entry in damaged:
-            self._tell(entry)
+            self._report(entry)
         causes: dict[str, str] = {}
         for entry in damaged:
             try:
@@ -100,7 +100,7 @@ class Mending:
                 log.error("archive_not_replaced", dir=entry.dir, backup=entry.backup_id, cause=causes[entry.dir])
         return causes
 
-    def _tell(self, entry: Entry) -> None:
+    def _report(self, entry: Entry) -> None:
         dir_, backup_id, node = entry.dir, entry.backup_id, self._node
         self._ownership.report(lambda state: happened(state, DAMAGED, dir=dir_, backup_id=backup_id, node=node))
 

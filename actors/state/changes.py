@@ -33,7 +33,7 @@ def taken_up(state: SandboxState, record: Record, *, node: str, unsaved: Sequenc
     """
     restored = restored_in(record)
     rows = sorted(zip(restored, latest_entries(record), strict=True), key=lambda pair: pair[0].restored_at)
-    for entry in [entry for row, entry in rows if not _is_told(state, row)]:  # not reported by the previous actor
+    for entry in [entry for row, entry in rows if not _is_reported(state, row)]:  # not reported by the previous actor
         state = with_checkpoint(state, checkpoint_in(entry))
     created_at = min(state.created_at, record.created_at)
     state = state.model_copy(update={"restored": restored, "created_at": created_at})
@@ -78,7 +78,7 @@ def latest_entries(record: Record) -> tuple[Entry, ...]:
     return record.entries[-MAX_ROWS:]
 
 
-def _is_told(state: SandboxState, row: RestoredDirectory) -> bool:
+def _is_reported(state: SandboxState, row: RestoredDirectory) -> bool:
     """Tells whether the state's checkpoints take a restore into account."""
     slept_at = next((event.at for event in reversed(state.events) if event.kind == "slept"), None)
     if state.node is None and slept_at is not None:  # a sleep makes checkpoints of everything
@@ -100,8 +100,8 @@ def after_restore(state: SandboxState, record: Record, entry: Entry) -> SandboxS
     """The state of a sandbox in which `entry` was restored. The record may be newer than that restore."""
     if entry in record.entries:
         rows = zip(restored_in(record), latest_entries(record), strict=True)
-        told = [row for row, other in rows if other == entry or _is_told(state, row)]
-        state = with_checkpoint(state, checkpoint_in(entry)).model_copy(update={"restored": told})
+        reported = [row for row, other in rows if other == entry or _is_reported(state, row)]
+        state = with_checkpoint(state, checkpoint_in(entry)).model_copy(update={"restored": reported})
     return happened(state, "restored", dir=entry.dir, backup_id=entry.backup_id)
 
 

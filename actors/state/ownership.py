@@ -275,7 +275,7 @@ class Ownership:
         if state is not None and state.node is not None and self._lacks():  # otherwise the claim writes it
             self._catching_up.begin()
 
-    def told(self, at: datetime) -> None:
+    def acknowledge(self, at: datetime) -> None:
         """Notes that a caller was surely informed of the recovery of that instant: no other caller has to be."""
         self.report(lambda state: after_acknowledgement(state, at))
 

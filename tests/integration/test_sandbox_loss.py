@@ -178,7 +178,7 @@ def test_the_notice_of_a_loss_is_repeated_until_its_delivery_is_confirmed(nodes:
     again.sleep()
     woken = nodes.b.sandbox(nodes.name)
     assert woken.notice() == notice
-    woken.ownership.told(notice.at)
+    woken.ownership.acknowledge(notice.at)
     assert woken.notice() is None and not woken.may_have_news
     assert (told := woken.info().recovery) is not None and told.told and told.lost == ["/workspace"]
     woken.sleep()

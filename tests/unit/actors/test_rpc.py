@@ -322,17 +322,17 @@ def test_the_wait_for_a_moving_sandbox_is_bounded(monkeypatch: pytest.MonkeyPatc
 
 
 class Recovered(Actor):
-    """A fake actor that admits the call and has a recovery notice; it records which notices were reported as told."""
+    """A fake actor that admits the call and has a recovery notice; it records which notices were acknowledged."""
 
     def __init__(self, *answers: object, news: object = BACK, has_news: bool = True) -> None:
         super().__init__(*answers)
         self.admit = Method(("node", 0, has_news))
         self.notice = Method(news)
         self.heard: list[datetime] = []
-        self.told = self
+        self.acknowledge = self
 
     def remote(self, at: datetime) -> object:
-        """Records `actor.told.remote(at)`, whose result nobody awaits."""
+        """Records `actor.acknowledge.remote(at)`, whose result nobody awaits."""
         self.heard.append(at)
         return object()
 
@@ -348,7 +348,7 @@ def test_the_first_call_after_a_loss_gets_the_notice_whether_it_succeeds_or_not(
     (notice,) = heard
     assert (notice.sandbox, notice.recovery, reference.heard) == ("box", BACK, BACK)
     assert actor.heard == []
-    notice.told()
+    notice.acknowledge()
     assert actor.heard == [BACK.at]
 
 

@@ -24,9 +24,11 @@ class Told:
         self.times = 0
 
     def notice(self, *, lost: list[str], directories: list[RecoveredDirectory]) -> Notice:
-        return Notice("box", Recovery(at=AT, lost=lost, directories=directories, told=False), told=self._tell)
+        return Notice(
+            "box", Recovery(at=AT, lost=lost, directories=directories, told=False), acknowledge=self._acknowledge
+        )
 
-    def _tell(self) -> None:
+    def _acknowledge(self) -> None:
         self.times += 1
 
 
