@@ -52,7 +52,7 @@ def populate(root: Path) -> None:
 
 
 def apply(change: Change, root: Path) -> bool:
-    """Makes a change; returns False if it failed, since many make no sense in the current tree."""
+    """Makes a change; returns False if it failed, since many make no sense in the current tree. Never waits."""
     try:
         _apply(change, root / change.path, root / change.other)
     except (OSError, shutil.Error):
@@ -70,6 +70,8 @@ def described(root: Path, *, ignored: bytes | None = None) -> dict[bytes, Entry]
 
 
 def _apply(change: Change, path: Path, other: Path) -> None:
+    if change.kind in ("write", "rmtree") and path.is_fifo():
+        raise OSError(errno.EINVAL, "opening the pipe would wait for another process")
     match change.kind:
         case "write":
             path.write_text(f"written {change.number}")
