@@ -151,7 +151,7 @@ class EmbeddedS3:
             self._remove_leftovers()
             self._launch([setpriv, "--pdeathsig", "KILL", "--", rclone])
             S3ObjectStore(self.config, transfer=TransferConfig(attempts=2)).check()
-            probe = LivenessProbe(f"http://{self.config.host}/", hung_after_s=self._hung_after_s, on_hung=self._kill)
+            probe = LivenessProbe(self.config.host, hung_after_s=self._hung_after_s, on_hung=self._kill)
             self._probing = threading.Thread(
                 target=probe.run, args=(self._stopping,), name="embedded-s3-probe", daemon=True
             )

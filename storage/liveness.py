@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 import time
 from collections.abc import Callable
-
-import httpx
+from contextlib import closing
 
 
 class LivenessProbe:
@@ -15,27 +15,31 @@ class LivenessProbe:
     Any answer counts, also a refusal: the requests are not signed.
     """
 
-    def __init__(self, url: str, *, hung_after_s: float, on_hung: Callable[[], None]) -> None:
-        """`on_hung` is called from the thread of `run`, and again after each further `hung_after_s` of silence."""
-        self._url = url
+    def __init__(self, address: str, *, hung_after_s: float, on_hung: Callable[[], None]) -> None:
+        """`address` is the server's host and port.
+
+        `on_hung` is called from the thread of `run`, and again after each further `hung_after_s` of silence.
+        """
+        self._address = address
         self._hung_after_s = hung_after_s
+        self._pause_s = hung_after_s / 6
         self._on_hung = on_hung
 
     def run(self, stopping: threading.Event) -> None:
         """Asks until `stopping` is set."""
-        pause_s = self._hung_after_s / 6
         answered = time.monotonic()
-        with httpx.Client(trust_env=False, timeout=pause_s) as client:
-            while not stopping.wait(pause_s):
-                if self._answers(client):
-                    answered = time.monotonic()
-                elif time.monotonic() - answered >= self._hung_after_s:
-                    self._on_hung()
-                    answered = time.monotonic()
+        while not stopping.wait(self._pause_s):
+            if self._answers():
+                answered = time.monotonic()
+            elif time.monotonic() - answered >= self._hung_after_s:
+                self._on_hung()
+                answered = time.monotonic()
 
-    def _answers(self, client: httpx.Client) -> bool:
-        try:
-            client.head(self._url)
-        except httpx.TransportError:
-            return False
+    def _answers(self) -> bool:
+        with closing(http.client.HTTPConnection(self._address, timeout=self._pause_s)) as connection:
+            try:
+                connection.request("HEAD", "/")
+                connection.getresponse()
+            except (OSError, http.client.HTTPException):
+                return False
         return True
