@@ -17,7 +17,7 @@ DriverChoice = Literal["auto", "kernel", "mixed", "rootless", "fuse", "none"]
 OnSleep = Literal["keep", "backup"]
 """Place of a sleeping sandbox's files: kept on their node, or backed up to the bucket so that any node can wake it."""
 NODE_DATA_DIR = "HOLDFAST_NODE_DATA_DIR"
-"""In the environment of one node's `ray start`: that node's data folder, where it is not that of `holdfast serve`."""
+"""Environment variable of one node's `ray start`: names that node's data folder, if `holdfast serve` has another."""
 DEFAULT_UID = 61_184
 Uid = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -40,7 +40,7 @@ class ExecLimits(Frozen):
 
 
 class BackupLimits(Frozen):
-    """The limits of a tree to be archived, and of the time for which commands are paused meanwhile."""
+    """The limits of the tree that a backup archives, and of the time for which it pauses commands."""
 
     pause_s: Annotated[float, Field(gt=0)] = 600.0
     inodes: Annotated[int, Field(gt=0)] = 5_000_000
@@ -72,7 +72,7 @@ class SandboxConfig(Frozen):
     transfer: TransferConfig = TransferConfig()
     bucket: BucketConfig | None = None
     conditional_writes: bool | None = None
-    """True if the bucket supports them. The service finds out once. None: not known yet."""
+    """True if the bucket supports conditional writes. None until the service has found out."""
     missing_settings: tuple[str, ...] = ()
     signing_key: SecretStr
     old_signing_keys: tuple[SecretStr, ...] = ()

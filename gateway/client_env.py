@@ -1,4 +1,4 @@
-"""The file `client.env` of the data folder: the variables by which clients on this machine find its cluster.
+"""Reads `client.env`, the file in the data folder with the variables by which clients here find the cluster.
 
 `holdfast serve` writes it; the command line reads it.
 """
@@ -17,18 +17,18 @@ CLIENT_SETTINGS = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_E
 def read_client_env(data_dir: Path | None = None) -> None:
     """Adds the variables that `holdfast serve` wrote for its clients to the environment. Variables already set win.
 
-    Call it before Ray is imported, which reads these names once. It ignores a file that is absent or unreadable, and
-    one for another cluster than RAY_ADDRESS names, whose credentials would be wrong.
+    Call it before Ray is imported, which reads these names once. It ignores the file if it is missing or
+    unreadable, or if RAY_ADDRESS names another cluster, for which its credentials would be wrong.
 
     Raises:
-        InvalidRequestError: the folder was given, and is not there.
+        InvalidRequestError: `data_dir` is given and is no directory.
     """
     if data_dir is None:
         from actors.settings import read_settings
 
         data_dir = read_settings().data_dir
     elif not os.path.isdir(data_dir):
-        raise InvalidRequestError(f"{data_dir} is no directory that can be read.")
+        raise InvalidRequestError(f"{data_dir} is no directory, or cannot be reached.")
     try:
         text = (data_dir / CLIENT_ENV).read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError, PermissionError):

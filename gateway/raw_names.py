@@ -1,4 +1,4 @@
-"""Reader of JSON in which file names hold bytes that are not UTF-8, written as in listings: `\\udc80` to `\\udcff`.
+"""Reads JSON bodies whose file names have bytes that are not UTF-8, written as in listings: `\\udc80` to `\\udcff`.
 
 Python's json module writes and reads such text; pydantic's own reader refuses it.
 """
@@ -17,7 +17,7 @@ def with_raw_names(body: bytes) -> Any:
     """The document as Python values if it may hold such names, else None.
 
     Raises:
-        ValueError: the body is no JSON, or holds half of a surrogate pair that stands for no byte.
+        ValueError: the body is no JSON, or holds half of a surrogate pair outside `\\udc80` to `\\udcff`.
         RecursionError: the body is nested too deeply.
     """
     if not _RAW_BYTE.search(body):

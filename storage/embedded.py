@@ -1,4 +1,4 @@
-"""A small S3 server of our own, for a node without a bucket: `rclone serve s3` over a folder.
+"""The embedded store: `holdfast serve` starts `rclone serve s3` over a folder if no bucket is configured.
 
 rclone 1.75 behaves as follows, found by experiment and checked by the contract tests:
 
@@ -6,11 +6,11 @@ rclone 1.75 behaves as follows, found by experiment and checked by the contract 
   skewed clock) and their signed headers, and Content-MD5. It keeps objects over restarts without any VFS cache.
 * It ignores If-Match and If-None-Match on reads and writes.
 * It answers a ranged GET with 200 instead of 206, with the right Content-Range and body.
-* It answers a completion with the ETag md5(md5s)-N, and HEAD gives the MD5 of the whole from then on.
+* It answers the completion of a multipart upload with the ETag md5(md5s)-N. HEAD gives the MD5 of the whole object.
 * A part that arrives damaged ends its whole multipart upload (NoSuchUpload), and so does a completion with a wrong
   ETag. Unfinished uploads are kept in memory: a restart forgets them, and leaves their hidden temporary files.
 * It answers a listing of uploads with NoSuchUpload until one was begun. Keys "a" and "a/b" exclude each other (500).
-* It has no lifecycle rules: it answers reading them with a listing and writing them with BucketAlreadyExists.
+* It has no lifecycle rules: a request to read them gets a listing, and one to write them BucketAlreadyExists.
 * It logs the key pair at DEBUG, and does not see at once what is put into its folder by hand.
 
 A server that ends without being stopped, or runs without answering, is started again, on its port and with its keys.
@@ -59,10 +59,10 @@ class RestartLog(Protocol):
 
 
 class EmbeddedS3:
-    """An S3 server on 127.0.0.1 that keeps one bucket under `folder`. It is restarted when it ends, and dies with us.
+    """An S3 server on 127.0.0.1 that keeps one bucket under `folder`. It is restarted when it ends.
 
-    The kernel kills the server when the thread that forked it ends. So a thread of its own forks it, waits for it to
-    end, and forks the next one.
+    The kernel kills the server when the thread that forked it ends, as at the end of this process. So one thread forks
+    it, waits for its end, and forks the next one.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class EmbeddedS3:
             bucket: the name of the one bucket.
             port: the port to listen on; 0 takes a free one at `start`, and keeps it until `stop`.
             log: gets an event for each end and each restart.
-            hung_after_s: a server that has answered nothing for this long is killed, in seconds.
+            hung_after_s: the seconds without an answer after which the server is killed.
 
         Raises:
             ValueError: a key that rclone cannot take; the message does not contain it.
@@ -112,7 +112,7 @@ class EmbeddedS3:
 
     @property
     def config(self) -> BucketConfig:
-        """The settings that open the bucket, from the start to the stop: a restart changes nothing of them."""
+        """The settings that open the bucket, from `start` to `stop`. A restart of the server does not change them."""
         if self._held_port is None:
             raise StoreUnavailableError("embedded server", bucket=self._bucket, detail="it is not running")
         return BucketConfig(
@@ -193,9 +193,9 @@ class EmbeddedS3:
         return holder
 
     def _remove_leftovers(self) -> None:
-        """Removes unconfirmed uploads of a server that was killed, and folders without objects; no server may run.
+        """Removes unfinished uploads of a killed server, and folders without objects. Call it while no server runs.
 
-        A write that finds the disk full leaves the folders of its key, and rclone lists them as prefixes.
+        A write that fails on a full disk leaves the folders of its key, and rclone lists them as prefixes.
         """
         bucket = self._folder / self._bucket
         for leftover in bucket.rglob(".rclone_temp_*"):

@@ -1,4 +1,4 @@
-"""Finds out whether an HTTP server on this machine still answers. A process can live on and answer nothing."""
+"""Watches whether the embedded store still answers HTTP. A server can hang although its process runs."""
 
 from __future__ import annotations
 

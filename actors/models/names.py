@@ -1,4 +1,4 @@
-"""The names of sandboxes, tenants and labels, and the pages of lists of them."""
+"""Models of the names and labels that a request may contain, and of one page of the list of sandboxes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _identifier(value: str) -> str:
 
 def _labels(value: dict[str, str]) -> dict[str, str]:
     if len(value) > MAX_LABELS:
-        raise ValueError(f"must be at most {MAX_LABELS} labels")
+        raise ValueError(f"a sandbox may have at most {MAX_LABELS} labels")
     if not all(_LABEL_KEY.fullmatch(key) for key in value):
         raise ValueError("a label's key must be 1 to 63 characters of a-z, A-Z, 0-9, '.', '_', '/' and '-'")
     if not all(len(text) <= MAX_LABEL_LENGTH and text.isprintable() for text in value.values()):
@@ -35,7 +35,7 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
 
 
 SANDBOX_ID_SCHEMA = {"pattern": f"^{_ID_PATTERN.pattern}$"}
-"""The pattern of names in the descriptions of routes. The validator decides."""
+"""The pattern of names in the OpenAPI document. `_identifier` enforces it."""
 _LABELS_SCHEMA = {"propertyNames": {"pattern": f"^{_LABEL_KEY.pattern}$"}, "maxProperties": MAX_LABELS}
 
 SandboxId = Annotated[str, AfterValidator(_identifier), Field(json_schema_extra=SANDBOX_ID_SCHEMA)]
@@ -43,19 +43,19 @@ LabelValues = Annotated[dict[str, str], AfterValidator(_labels), Field(json_sche
 
 
 class TenantName(Model):
-    """Somebody to whom sandboxes and backups belong."""
+    """The name of a tenant, to whom sandboxes and backups belong."""
 
     tenant: SandboxId
 
 
 class Labels(RootModel[LabelValues]):
-    """All labels of a sandbox: what its owner wants to know it by. Keys may look like `team/service.name`."""
+    """All labels of a sandbox: keys and values that its owner chooses. A key may look like `team/service.name`."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
 
 class LabelChange(Model):
-    """Labels to set, and keys of labels to remove, beside which all others stay."""
+    """Labels to set, and keys of labels to remove. All other labels stay."""
 
     labels: LabelValues = {}
     removed: Annotated[list[str], Field(max_length=MAX_LABELS)] = []
@@ -68,7 +68,7 @@ class NewSandbox(Model):
 
 
 class PageOptions(Model):
-    """The part of a list that is wanted: its first rows, or those after the page that gave `cursor`."""
+    """The page of a list to return: the first one, or the one after the page that gave `cursor`."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 100
     cursor: Annotated[str, Field(max_length=MAX_CURSOR_LENGTH)] | None = None

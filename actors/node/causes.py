@@ -1,4 +1,4 @@
-"""Explains a failure of the node by its surroundings (container, privileges, kernel), and names the fix.
+"""Finds the cause of an error message of the node's tools (container, privileges, kernel), and names the fix.
 
 `_ROWS` is the table of known causes. A row has words of the error message, a condition on the surroundings, the cause
 and the fix: an option of `docker run`, a line of a pod's manifest, or a command on a machine. The first row that fits
@@ -90,7 +90,7 @@ NO_LOOP = Cause(
     option("--privileged -v /dev:/dev", "privileged: true, and a hostPath of /dev", "modprobe loop"),
 )
 _PROC = Cause(
-    "the container's /proc is covered in parts, so the kernel lets no new one be mounted",
+    "parts of the container's /proc are masked, so the kernel refuses to mount a new one",
     option(
         "--security-opt systempaths=unconfined",
         "securityContext.procMount: Unmasked with hostUsers: false, or privileged: true",
@@ -118,7 +118,7 @@ _DATA_FOLDER = Cause(
 )
 _NO_NAMESPACES = Cause("user namespaces are switched off on this machine", "sysctl user.max_user_namespaces=65536")
 _NESTED = Cause(
-    "the kernel mounts no squashfs, and no such overlay, in a user namespace",
+    "the kernel mounts neither squashfs nor such an overlay in a user namespace",
     "nothing to change: the driver `rootless` is the one for user namespaces",
 )
 _UNMAPPED = Cause(
@@ -166,7 +166,7 @@ def explain(failure: str, here: Surroundings) -> Cause | None:
 
 
 def foreseen(here: Surroundings) -> list[tuple[str, Cause]]:
-    """All obstacles that the surroundings alone show, as names and causes. For a process that cannot try them."""
+    """Names and causes of all obstacles that the surroundings show. For a process that is not root and cannot try."""
     said = [
         (here.masked_proc, "proc", _PROC),
         (here.cgroup != "rw", "cgroup", cgroup_cause(here)),

@@ -1,10 +1,10 @@
-"""The last steps before a sandbox's command: its signals are reset, and a marker line tells that its box is built.
+"""Wraps a sandbox's command in `env`, which resets signals and writes a marker, and splits its stderr at the marker.
 
 Ray's workers block signals, and the process that started Ray may have ignored others; every child process inherits
-both. A command gets what programs expect: no signal blocked, and every disposition the default.
+both. A command starts as programs expect: no signal is blocked or ignored.
 
-The marker is a line on standard error that only the first `env` writes. The bytes before it come from the box, most
-often the reason why it could not be built; the bytes after it come from the command.
+The marker is a line on standard error that only the first `env` writes. The bytes before it come from the box. If the
+marker never comes, they are most often the reason why the box could not be built. The command writes the bytes after.
 
 Source: env(1) of coreutils 9.1 (`--default-signal` also unblocks; `--list-signal-handling` writes the line).
 """
@@ -14,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _ENV = "/usr/bin/env"
-"""An absolute path, like `_NICE`: PATH is the command's by then, and may be empty."""
+"""An absolute path, like `_NICE`: the command's own PATH is set by then, and may be empty."""
 _NICE = "/usr/bin/nice"
 _SIGN = b"WINCH      (28): IGNORE\n"
 _SIGNED = [_ENV, "--default-signal", "--ignore-signal=WINCH", "--list-signal-handling"]
 _DEFAULT_SIGNALS = [_ENV, "--default-signal", "--"]
 _AT_MOST_BYTES = 64 * 1024
-"""Limit for the bytes held back before the marker. A box writes less; a library that the caller has loaded into `env`
-may write more."""
+"""Limit for the bytes held back before the marker. A box writes less; a library that the
+command's environment preloads into `env` may write more."""
 
 
 def opened(argv: Sequence[str]) -> list[str]:
-    """The argv that writes the marker, resets the signals and becomes `argv`.
+    """The argv that writes the marker, resets the signals and then executes `argv`.
 
     Its exit status is 127 or 126, as a shell's, if `argv` cannot be executed. `env` would take a name with "=" for a
     variable, so `nice` with an adjustment of 0 executes such a name.

@@ -2,17 +2,17 @@
 
 It closes what namespaces and dropped capabilities leave open: system calls that reach large, rarely used
 parts of the kernel, and terminal injection. It is a deny list, because a sandbox runs arbitrary programs; it adds
-to the namespaces and does not replace them. Refused calls fail with EPERM. Two fail with ENOSYS, so that programs do
-without: `clone3`, whose flags a filter cannot see (libc falls back to `clone`), and `io_setup`, since one process could
-take all the requests that the whole machine may have (fs.aio-max-nr).
+to the namespaces and does not replace them. Refused calls fail with EPERM. Two fail with ENOSYS, so that programs
+fall back to others: `clone3`, because a filter cannot see its flags (libc then calls `clone`), and `io_setup`, because
+one process could use up the machine's limit of requests (fs.aio-max-nr).
 
-The families of sockets are an allow list. Programs need few of them, each other one is a part of the kernel, and some
-are not confined by a network namespace (AF_VSOCK reaches the host of a virtual machine). The others fail with
+The families of sockets are an allow list. Programs need few of them. Each other family adds kernel code that a command
+can reach, and some escape the network namespace (AF_VSOCK reaches the host of a virtual machine). They fail with
 EAFNOSUPPORT, as on a kernel without them.
 
-The kernel refuses devices to the owner of the box's user namespace anyway, except for one: 0:0, the overlay's whiteout,
-which the next restore would take for a deleted file. Only mknod and a flag of renameat2 make it: mknod of any device
-fails with EPERM, and the flag with EINVAL.
+In the box's user namespace the kernel lets a command make only one device: 0:0, the overlay's whiteout, which the next
+restore would take for a deleted file. Only mknod and a flag of renameat2 make it. So mknod of any device fails with
+EPERM, and the flag with EINVAL.
 
 Source: seccomp(2), linux/bpf_common.h, linux/audit.h, the system call tables of x86-64 and arm64; do_mknodat and
 vfs_mknod in fs/namei.c; address_families(7); io_setup(2).
@@ -163,7 +163,7 @@ def program(machine: str | None = None) -> bytes:
 
 
 def _when(number: int | None, block: list[bytes]) -> list[bytes]:
-    """The block for one system call, which ends with a verdict; None for one that the machine does not have."""
+    """The block for one system call, which ends with a verdict. Empty if the machine has no such call (None)."""
     return [] if number is None else [_op(_JEQ, number, 0, len(block)), *block]
 
 

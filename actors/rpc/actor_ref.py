@@ -1,7 +1,7 @@
 """A reference to a named actor: finds it, creates it, and sends a call again when it was not executed.
 
-On a busy machine Ray may learn late that an actor has left, and a call then fails as if the actor had crashed. The
-caller pings the actor to find out. Ray's count of its restarts tells an actor that left from one that crashed before.
+On a busy machine Ray may learn late that an actor has left (ended on purpose). A call then fails as if it had
+crashed, so the caller pings the actor. If Ray's count of its restarts has grown, it had crashed before it left.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ActorRef:
 
         `repeatable` says that every call may be sent again, executed or not.
 
-        `retry_s` is the time limit for waiting for an actor that is being restarted, and for retries at leaving actors.
+        `retry_s` is the time limit for waiting for an actor that is being restarted, and for retries after one left.
         """
         self.name = name
         self._create = create
@@ -95,7 +95,7 @@ class ActorRef:
         return handle
 
     def _found_or_made(self, lane: str | None, cached_backup_id: str | None) -> Steps[tuple[Any, int | None]]:
-        """Returns the actor's handle, and its number of restarts if it was created for this call and admitted it."""
+        """Returns the actor's handle, and its number of restarts if it was made and has admitted the call."""
         handle = _handles.get(self.name) or (yield self.find)
         if handle is not None:
             return handle, None
@@ -123,7 +123,7 @@ class ActorRef:
         return (yield from self._until_served(once, lane, cached_backup_id))
 
     def stream(self, send: Callable[[Any], Any], *, lane: str) -> Steps[tuple[Any, list[Any], bool]]:
-        """Starts a call that yields, up to its first item. Returns (remaining refs, first items, whether it ended)."""
+        """Starts a stream and waits for its first item. Returns (remaining refs, first items, whether it ended)."""
 
         def once(handle: Any) -> Steps[tuple[Any, list[Any], bool]]:
             refs = send(carrying(handle))

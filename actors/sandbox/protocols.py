@@ -1,6 +1,6 @@
-"""Makes the protocols of a sandbox's backups and restores, each with the parts that it needs.
+"""Makes the objects that create, restore and fetch a sandbox's backups, each with the parts that it needs.
 
-Their modules are imported late: commands and files do not need them.
+Their modules are imported at the first use, since commands and file transfers do not need them.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Protocols:
         )
 
     def restoration(self, *, is_held: bool = False) -> BackupRestoration:
-        """The protocol of restoring a backup. It stops what runs in the sandbox, for the swap.
+        """The protocol of restoring a backup. It stops what runs in the sandbox before the swap.
 
-        `is_held` means that the caller holds the tree lock, and that nothing runs because the tree is not whole.
+        `is_held` means that the caller holds the tree lock, and that nothing runs because parts of the tree are lost.
         """
         from actors.sandbox.restore import BackupRestoration
 

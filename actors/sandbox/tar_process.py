@@ -1,6 +1,6 @@
-"""The tar processes of a sandbox: their command lines, their verdicts on archives, and what they print.
+"""The tar commands that pack and unpack a sandbox's files, and the meaning of what tar prints.
 
-They run in a box, as a command of the sandbox: paused and stopped like any other.
+They run in a box, like the sandbox's commands, and are paused and stopped with them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PACKING = ("tar", "--create", "--file=-", "--format=posix", _PAX, *_XATTRS, "--s
 _HARMLESS = re.compile(
     rb": Warning: Cannot (\w*listxattr\w*: Operation not supported|\w*xattr\w*: No such file or directory)$"
 )
-"""Warnings about attributes: of a file system that holds none, and of a file that went before they were listed."""
+"""Warnings about extended attributes: the file system has none, or the file was deleted before they were listed."""
 _OF_A_LIVE_TREE = (b": file changed as we read it", b": File removed before we read it")
 _CUT_OFF = re.compile(rb"^tar: Unexpected EOF in archive$", re.MULTILINE)
 _DISK_FULL = re.compile(rb": (No space left on device|Disk quota exceeded|Wrote only \d+ of \d+ bytes)$", re.MULTILINE)
@@ -210,7 +210,7 @@ class Complaints:
         return sentence.search(self.said()) is not None
 
     def of_attributes(self) -> bool:
-        """True if tar could not set an attribute, in which case it still exits with 0; or if its output was cut off."""
+        """True if tar could not set an attribute (it still exits with 0), or if its output was too long to keep."""
         self._reader.join(5)
         return b"Cannot set '" in self._said or len(self._said) == _MAX_COMPLAINTS_BYTES
 

@@ -5,7 +5,7 @@ claims the next epoch (a fencing token) before it writes anything durable. An ac
 own has been replaced: it must write nothing any more (`SupersededError`), and has to end.
 
 Where the bucket has no conditional writes, the actor reads the epoch before each write instead (`StateDocument`).
-Two actors that write in the same instant are then not told apart.
+Then an actor does not notice another one that writes at the same instant.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_EVENTS = 100
 MAX_ROWS = 128
 """Largest number of directories in the state: its JSON is then small enough to be read, even with the longest paths."""
 STATE_REPLACED = "state_replaced"
-"""The event of a damaged state that the actor replaced, by what it wrote last or by what the node's record says."""
+"""The event for a damaged state that the actor replaced by what it last wrote, or by what the node's record says."""
 
 _TRIES = 8
 
@@ -54,7 +54,7 @@ class StateRead:
 
 
 class StateDocument:
-    """The bucket's document of one sandbox. All who change it do so by `update`. Thread-safe."""
+    """The bucket's document of one sandbox. All changes to it go through `update`. Thread-safe."""
 
     def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str) -> None:
         self._catalog = catalog
@@ -73,7 +73,7 @@ class StateDocument:
         known: StateRead | None = None,
         read: Callable[[], StoredState | None] | None = None,
     ) -> StoredState:
-        """Changes the state by compare-and-swap, again if others have written it meanwhile; returns what is written.
+        """Changes the state by compare-and-swap, and again if others wrote it meanwhile. Returns what was written.
 
         Where the bucket has no conditional writes, the state is read and checked right before it is written.
 
@@ -84,7 +84,7 @@ class StateDocument:
             read: reads the state, instead of `find`.
 
         Raises:
-            PreconditionFailedError: others write it all the time; nothing was written.
+            PreconditionFailedError: others kept writing it; nothing was written.
             StoreUnavailableError: it is unknown whether it was written.
         """
         read = read or self.find
@@ -98,10 +98,10 @@ class StateDocument:
                 return StoredState(wanted, self._catalog.write_state(wanted, replacing=base.etag if base else None))
             except PreconditionFailedError:
                 known = StateRead(read())
-        raise PreconditionFailedError("update", detail="the state changes all the time")
+        raise PreconditionFailedError("update", detail="others kept changing the state")
 
     def replace_damaged(self, state: SandboxState) -> StoredState:
-        """Replaces a damaged state, and keeps a copy of that aside. Raises StorageError."""
+        """Replaces a damaged state, and keeps a copy of the damaged one. Raises StorageError."""
         etag = self._catalog.set_aside_state(self._tenant, self._sandbox)
         log.error("damaged_state_replaced", sandbox=self._sandbox)
         return StoredState(state, self._catalog.write_state(state, replacing=etag))
@@ -115,7 +115,7 @@ class DurableState:
     """The state document under one actor's epoch. Thread-safe: writes happen one at a time, in order."""
 
     def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef, life: LifeCycle) -> None:
-        """`life` learns that the sandbox was superseded."""
+        """`life` is told if another actor has taken over the sandbox."""
         self._document = StateDocument(catalog, tenant, sandbox)
         self._life = life
         self._bucket = catalog.store.bucket
@@ -151,13 +151,13 @@ class DurableState:
         return self._document.find()
 
     def replace_damaged(self, state: SandboxState) -> StoredState:
-        """Replaces the bucket's damaged state, and keeps a copy of that aside. Raises StorageError."""
+        """Replaces the bucket's damaged state, and keeps a copy of the damaged one. Raises StorageError."""
         return self._document.replace_damaged(state)
 
     def turn(self) -> AbstractContextManager[None]:
         """Keeps other threads from the state within the block. The thread that has the turn may take it again.
 
-        Raises StoreUnavailableError if the caller has a time limit, and others wait for the bucket for longer.
+        Raises StoreUnavailableError if the caller has a time limit, and another thread holds the turn beyond it.
         """
         return held(self._lock, "update", bucket=self._bucket)
 

@@ -1,4 +1,4 @@
-"""`holdfast list`, `inspect` and `delete`: sandboxes and backups."""
+"""The commands `holdfast list`, `inspect` and `delete`, for sandboxes and backups."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def delete(
     box: Annotated[str | None, typer.Argument(metavar="[BOX]", help="The sandbox; its backups stay.")] = None,
     backup: Annotated[str | None, typer.Option(metavar="ID", help="Delete this backup instead.")] = None,
     damaged: Annotated[
-        bool, typer.Option("--damaged", help="The backup is one that `gc` calls tampered or unreadable, of any tenant.")
+        bool, typer.Option("--damaged", help="`gc` reports the backup, of any tenant, as tampered or unreadable.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:

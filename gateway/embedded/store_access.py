@@ -1,4 +1,4 @@
-"""The embedded store's address and keys, for S3 clients: the AWS command line, boto3, rclone and others."""
+"""Writes a file with the embedded store's address and keys, for S3 clients such as the AWS command line and boto3."""
 
 from __future__ import annotations
 
