@@ -8,6 +8,7 @@ INSTALLED_FOR_DEVELOPERS := $(VENV)/.installed-for-developers
 TESTS ?= tests
 SOAK_S ?= 300
 SOAK_SEED ?=
+BENCH ?=
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
 .PHONY: demo unit test coverage soak test-in-container check lint types imports docs setup install system system-for-tests bench lock \
@@ -51,8 +52,8 @@ imports: $(INSTALLED_FOR_DEVELOPERS)
 docs: $(INSTALLED_FOR_DEVELOPERS) ## the documents as a site, in build/docs; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-bench: setup ## the figures of docs/design, on this machine
-	$(BIN)/python examples/bench.py
+bench: setup ## Holdfast beside other tools, on this machine; BENCH=--quick takes two minutes
+	PYTHONPATH=examples $(BIN)/python -m bench $(BENCH)
 
 setup: system-for-tests $(INSTALLED_FOR_DEVELOPERS) ## what a developer needs
 
