@@ -123,5 +123,5 @@ def refuses_what_needs_room(client: httpx.Client) -> None:
 
 def in_good_order(service: Service) -> None:
     """Checks that the service has ended by itself, and has logged nothing that looks like a crash."""
-    assert service.process.returncode == 0
+    assert service.process.returncode == 0, f"{service.stdout.read_text()}\n{service.stderr.read_text()}"[-5000:]
     assert "Traceback" not in service.stderr.read_text()
