@@ -25,6 +25,7 @@ _LEFT_OUT = {
     "test_container_matrix.py": "it makes containers, which takes the privileges of a machine",
     "test_image.py": "likewise; and it builds the image, which is the same everywhere",
     "test_fuzz.py": "it asks the gateway, which is the same everywhere, a thousand times",
+    "test_full_disk.py": "it fills disks of its own, which are the same everywhere",
     "test_stop.py": "it waits for what hangs, for minutes, in a way that is the same everywhere",
 }
 """Modules of the acceptance tests that do not run in the container too, and why."""
