@@ -25,7 +25,7 @@ from bench.processes import Peak, cpu_s, named, pss_mb
 from bench.samples import Contestant, Row, interleaved
 from bench.sdk import SdkPipeline
 from bench.service import BUCKET, Holdfast, running
-from bench.workloads import Workload, change, workloads
+from bench.workloads import Workload, change, random_bytes, workloads
 
 FORKS = 10
 RESTIC_BUCKET = "restic"
@@ -48,16 +48,14 @@ def main() -> int:
         running(Path(name) / "data") as holdfast,
         closing(Bench(holdfast, Path(name), rounds=2 if given.quick else 5)) as bench,
     ):
-        for workload in workloads(bench.folder("workloads"), quick=given.quick):
-            if given.only not in (None, workload.name):
-                continue
-            console.print(f"[dim]{workload.name}: {workload.description}[/dim]")
+        for workload in workloads(bench.folder("workloads"), quick=given.quick, only=given.only):
             figures.append((f"workload: {workload.name}", workload.description))
+            console.print(f"[dim]{figures[-1][0]}, {figures[-1][1]}[/dim]")
             rows += bench.rows(workload)
         rows += bench.calls()
         rows.append(first_calls.with_a_waiting_worker(holdfast, rounds=2 if given.quick else 10))
         rows += bench.large_file(size_mib=32 if given.quick else 256)
-        figures += bench.memory(boxes=5 if given.quick else 40)
+        figures += bench.memory(boxes=5, size_mib=50) if given.quick else bench.memory(boxes=40, size_mib=500)
         rows.append(first_calls.without_a_worker(Path(name) / "cold", rounds=2 if given.quick else 10))
     report.show(rows, figures)
     report.write(given.out, rows, figures, described)
@@ -95,14 +93,18 @@ class Bench:
         """Measures one directory: backups, restores, and forks."""
         holdfast, folder = self._holdfast, workload.folder
         box = holdfast.with_files(folder)
-        backup = holdfast.back_up(box)
+        backup, sdk_backup = holdfast.back_up(box), self._sdk.back_up(folder)
         yield self._create(workload, box)
-        yield from self._restore(workload, backup)
-        if any(folder.iterdir()):
+        yield from self._restore(workload, backup, sdk_backup)
+        if not workload.is_empty:
             yield self._create_again(workload, box)
             yield self._create_again_over_an_overlay(workload, backup)
-        yield self._fork(workload, backup)
+        yield self._fork(workload, backup, sdk_backup)
         holdfast.destroy(box)
+
+    def _restic_for(self, workload: Workload) -> Restic | None:
+        """The repository of restic, which refuses empty directories; None if it is not installed."""
+        return None if workload.is_empty else self._restic
 
     def _interleaved(self, row: Row, contestants: dict[str, Contestant]) -> Row:
         console.print(f"[dim]  {row.what}[/dim]")
@@ -116,8 +118,8 @@ class Bench:
             "tar | zstd, not sent": Contestant(lambda: tar_and_zstd(folder, archive)),
             "only reading": Contestant(lambda: read_everything(folder)),
         }
-        if self._restic is not None and any(folder.iterdir()):  # restic refuses an empty directory
-            contestants["restic"] = Contestant(lambda: self._restic.back_up(folder))
+        if restic := self._restic_for(workload):
+            contestants["restic"] = Contestant(lambda: restic.back_up(folder))
         return self._interleaved(Row(workload.name, "create", "sdk", reach=0.6), contestants)
 
     def _create_again(self, workload: Workload, box: str) -> Row:
@@ -130,10 +132,8 @@ class Bench:
             ),
             "holdfast": Contestant(lambda: self._holdfast.back_up(box), before=lambda: change(workspace)),
         }
-        if self._restic is not None:
-            contestants["restic"] = Contestant(
-                lambda: self._restic.back_up_again(folder), before=lambda: change(folder)
-            )
+        if restic := self._restic_for(workload):
+            contestants["restic"] = Contestant(lambda: restic.back_up_again(folder), before=lambda: change(folder))
         row = Row(workload.name, "create again, 1 MB changed", "holdfast, all new", reach=0.25)
         return self._interleaved(row, contestants)
 
@@ -155,13 +155,13 @@ class Bench:
         row = Row(workload.name, "create again over a restored overlay", "sdk", reach=0.06)
         return self._interleaved(row, contestants)
 
-    def _restore(self, workload: Workload, backup: dict[str, object]) -> Iterator[Row]:
-        holdfast, sdk_backup = self._holdfast, self._sdk.back_up(workload.folder)
+    def _restore(self, workload: Workload, backup: dict[str, object], sdk_backup: str) -> Iterator[Row]:
+        holdfast = self._holdfast
         box = holdfast.new_name()
         sdk = Contestant(lambda: self._sdk.restore(sdk_backup), after=self._sdk.remove_restored)
         cold = {"sdk": sdk, "holdfast": Contestant(lambda: holdfast.restore(box, backup), before=holdfast.empty_cache)}
-        if self._restic is not None and any(workload.folder.iterdir()):
-            cold["restic"] = Contestant(lambda: self._restic.restore())
+        if restic := self._restic_for(workload):
+            cold["restic"] = Contestant(restic.restore)
         yield self._interleaved(Row(workload.name, "restore, archive not on the node", "sdk", reach=0.7), cold)
         again = {"sdk": sdk, "holdfast": Contestant(lambda: holdfast.restore(box, backup))}
         yield self._interleaved(Row(workload.name, "restore, archive on the node", "sdk"), again)
@@ -177,9 +177,9 @@ class Bench:
         yield self._interleaved(Row(workload.name, "restore, then read everything", "sdk", reach=0.2), reading)
         holdfast.destroy(box)
 
-    def _fork(self, workload: Workload, backup: dict[str, object]) -> Row:
+    def _fork(self, workload: Workload, backup: dict[str, object], sdk_backup: str) -> Row:
         """A checkpoint restored into other sandboxes; beside the SDK's restore, which is all that it can do."""
-        holdfast, sdk_backup = self._holdfast, self._sdk.back_up(workload.folder)
+        holdfast = self._holdfast
         awake, made = holdfast.new_name(), list[str]()
         holdfast.execute(awake, "true")
 
@@ -239,7 +239,7 @@ class Bench:
         yield self._interleaved(Row(f"{size_mib} MiB", "fetch a file", "raw GET"), fetched)
         holdfast.destroy(box)
 
-    def memory(self, *, boxes: int) -> Iterator[tuple[str, str]]:
+    def memory(self, *, boxes: int, size_mib: int) -> Iterator[tuple[str, str]]:
         """Measures idle sandboxes, and the memory that one backup and one restore need beyond them."""
         holdfast = self._holdfast
         names = [holdfast.new_name() for _ in range(boxes)]
@@ -249,7 +249,8 @@ class Bench:
         used_s = _idle_cpu(actors)
         yield f"memory of an awake idle sandbox, of {boxes}", f"{sum(map(pss_mb, actors)) / len(actors):.1f} MB (PSS)"
         yield "processor time of an awake idle sandbox", f"{1000 * used_s / len(actors):.1f} ms a second"
-        folder = next(self._scratch.glob("workloads/random-*"))
+        folder = self.folder("memory")
+        random_bytes(folder, size_mib=size_mib)
         box = holdfast.with_files(folder)
         with Peak() as backing_up:
             backup = holdfast.back_up(box)

@@ -1,4 +1,4 @@
-"""How long a new sandbox takes to serve its first call, beside a Ray actor that does nothing."""
+"""Measures the first call of a new sandbox, beside a Ray actor that does nothing."""
 
 from __future__ import annotations
 

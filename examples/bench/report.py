@@ -24,13 +24,12 @@ def machine() -> dict[str, str]:
     cpuinfo = Path("/proc/cpuinfo").read_text()
     model = next(line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name"))
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    tools = {tool: version(command) for tool, command in _VERSIONS.items()}
     return {
         "processors": f"{len(os.sched_getaffinity(0))} of {model}",
         "memory": f"{memory_gib:.0f} GiB",
         "kernel": platform.release(),
         "load before": f"{os.getloadavg()[0]:.1f}",
-        **{tool: said for tool, said in tools.items() if said},
+        **{tool: version(command) for tool, command in _VERSIONS.items()},
     }
 
 
@@ -43,11 +42,11 @@ _VERSIONS = {
 
 
 def version(command: Sequence[str]) -> str:
-    """The first line that a tool says of itself; empty if it is not installed."""
+    """The first line that a tool says of itself."""
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return ""
+        return "not installed"
     return next(iter((said.stdout or said.stderr).splitlines()), "")
 
 

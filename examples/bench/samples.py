@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """What is timed: `run`, each time after `before` and followed by `after`, whose time does not count.
-
-    `run` returns the number of bytes that it added to the store, or None.
-    """
+    """A piece of work to time: `run`. Before each run comes `before`, after it `after`; their time does not count."""
 
     run: Callable[[], object]
     before: Callable[[], object] = lambda: None

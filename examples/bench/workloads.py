@@ -21,14 +21,22 @@ class Workload:
     folder: Path
 
     @property
+    def is_empty(self) -> bool:
+        """True if nothing is in the directory."""
+        return not any(self.folder.iterdir())
+
+    @property
     def description(self) -> str:
         """Number of files, and their bytes in MB."""
         sizes = [path.lstat().st_size for path in self.folder.rglob("*") if path.is_file()]
         return f"{len(sizes):,} files, {sum(sizes) / 1e6:.0f} MB"
 
 
-def workloads(folder: Path, *, quick: bool) -> Iterator[Workload]:
-    """Makes one directory after the other below `folder`. With `quick`, they are about ten times smaller."""
+def workloads(folder: Path, *, quick: bool, only: str | None = None) -> Iterator[Workload]:
+    """Makes one directory after the other below `folder`; with `only`, just the one of that name.
+
+    With `quick`, they are about ten times smaller.
+    """
     makers: dict[str, Callable[[Path], None]] = {
         "Python environment": lambda to: python_environment(to, files=3_000 if quick else 33_000),
         "random bytes": lambda to: random_bytes(to, size_mib=50 if quick else 500),
@@ -37,6 +45,8 @@ def workloads(folder: Path, *, quick: bool) -> Iterator[Workload]:
         "empty directory": lambda to: None,
     }
     for name, make in makers.items():
+        if only not in (None, name):
+            continue
         made = folder / name.replace(" ", "-")
         made.mkdir()
         make(made)
