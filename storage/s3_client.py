@@ -29,6 +29,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 
+from storage.attempts import pauses
 from storage.config import BucketConfig, TransferConfig
 from storage.errors import StoreUnavailableError
 from storage.time_limit import MOMENTS_S, left_s
@@ -142,7 +143,7 @@ def until_whole(read: Callable[[], T], transfer: TransferConfig) -> T:
     """
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(transfer.attempts),
-        wait=tenacity.wait_random_exponential(multiplier=transfer.backoff_initial_s, max=transfer.backoff_max_s),
+        wait=pauses(transfer),
         retry=tenacity.retry_if_exception_type(AnswerCutShortError),
         reraise=True,
     )

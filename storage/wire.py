@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 import httpx
 import tenacity
 
+from storage.attempts import pauses
 from storage.config import TransferConfig
 from storage.errors import IntegrityError, StorageError, StoreUnavailableError, TransferCancelledError
 from storage.store import SignedRequest
@@ -151,9 +152,7 @@ class Wire:
                 meter.undo()
                 raise
 
-        jitter = tenacity.wait_random_exponential(
-            multiplier=self._config.backoff_initial_s, max=self._config.backoff_max_s
-        )
+        jitter = pauses(self._config)
 
         def pause_s(state: tenacity.RetryCallState) -> float:
             asked = getattr(_error(state), "retry_after_s", None)

@@ -193,9 +193,8 @@ def start_service(config: SandboxConfig) -> None:
 
 def stop_service() -> int:
     """Closes every sandbox of the cluster this process has joined; returns the number that could not be closed."""
-    try:
-        actor: Any = ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)
-    except ValueError:
+    actor = RayRuntime().find(SERVICE_NAME)
+    if actor is None:
         return 0
     failed: Any = ray.get(actor.close_all.remote(), timeout=120)
     return int(failed)
