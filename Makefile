@@ -11,8 +11,8 @@ SOAK_SEED ?=
 BENCH ?=
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url
 
-.PHONY: demo unit test coverage soak test-in-container check lint types imports docs setup install system system-for-tests bench lock \
-  format clean
+.PHONY: demo unit test coverage soak test-in-container check lint types imports docs bench setup install system \
+  system-for-tests lock format clean
 
 demo: setup ## run the main job on real input
 	$(BIN)/python examples/demo.py

@@ -1,5 +1,7 @@
-"""The time limit of a caller that cannot wait long for the bucket. It bounds the requests that its thread makes, and
-its wait for the requests of others."""
+"""The time limit of a caller that cannot wait long for the bucket.
+
+It bounds the requests that the caller's thread makes, and its wait for the requests of others.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _ALWAYS_S = 0.5
 
 
 class SizeCounts:
-    """How many files of a tree have about the same size. Takes 1 MiB, whatever the number of files."""
+    """Counts the files of a tree by size, in buckets. Takes 1 MiB, whatever the number of files."""
 
     def __init__(self) -> None:
         self._files = array("Q", bytes(8 * _BUCKETS))

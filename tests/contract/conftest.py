@@ -22,7 +22,7 @@ class Place:
     name: str
     store: ObjectStore
     server: BucketConfig | None
-    """How the server of the store is reached; None if it has none."""
+    """The settings that open the store on its server; None if it has none."""
     prefix: str
     conditional_writes: bool
     conditional_reads: bool
@@ -35,7 +35,7 @@ class Place:
 
     @property
     def config(self) -> BucketConfig:
-        """How the server is reached, in a test that needs one."""
+        """The settings of the server, for a test that needs one."""
         assert self.server is not None
         return self.server
 

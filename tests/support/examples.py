@@ -24,7 +24,7 @@ NOT_RUN: Mapping[str, str] = {
     "systemd-run": "it needs systemd as the first process",
     "holdfast lifecycle": "the embedded store has no lifecycle rules",
 }
-"""How the first command of a block that no test runs begins, and why none does. Such blocks are checked unrun."""
+"""The beginning of the first command of each block that no test runs, and the reason. Such blocks are checked unrun."""
 
 
 @dataclass(frozen=True, slots=True)
