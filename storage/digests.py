@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -66,3 +67,10 @@ def multipart_etag(parts: Iterable[PartDigest]) -> str:
     """The ETag that S3, R2 and moto give a multipart object: the MD5 of the parts' MD5s, and their number."""
     md5s = [bytes.fromhex(part.md5) for part in parts]
     return f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"
+
+
+def is_of_etag(data: bytes, etag: str) -> bool:
+    """False if `etag` is empty, or has the form of an MD5 and is not that of `data`. Other forms tell nothing."""
+    if not re.fullmatch("[0-9a-f]{32}", etag):
+        return etag != ""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest() == etag

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+from storage import digests
 from storage.config import BucketConfig, TransferConfig
 from storage.errors import (
     IntegrityError,
@@ -39,6 +40,11 @@ _PROBE_PREFIX = "holdfast-probe/"
 _NO_LIFECYCLE = {"NotImplemented", "MethodNotAllowed", "UnsupportedOperation", "BucketAlreadyExists"}
 
 
+def _etag_is_digest(answer: Mapping[str, Any]) -> bool:
+    """False if the store encrypts in a way that makes the ETag no function of the content."""
+    return not (answer.get("ServerSideEncryption", "").startswith("aws:kms") or "SSECustomerAlgorithm" in answer)
+
+
 class S3ObjectStore:
     """One bucket of an S3 service. Thread-safe; not picklable: send the `BucketConfig` instead."""
 
@@ -50,6 +56,8 @@ class S3ObjectStore:
         self._transfer = transfer or TransferConfig()
         self._probe_lock = threading.Lock()
         self._conditional = conditional_writes
+        # False once an object has the same content and the same other ETag at every attempt.
+        self._etags_are_digests = True
 
     @property
     def _client(self) -> S3Client:
@@ -93,12 +101,28 @@ class S3ObjectStore:
             self._client.head_bucket(Bucket=self.bucket)
 
     def get(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
-        from storage.s3_client import until_whole
+        from storage.s3_client import TornReadError, until_whole
 
-        return until_whole(lambda: self._get(key, max_bytes), self._transfer)
+        torn: list[Stored] = []
 
-    def _get(self, key: str, max_bytes: int) -> Stored:
-        from storage.s3_client import BROKEN_OFF, AnswerCutShortError
+        def read() -> Stored:
+            stored, etag_is_digest = self._get(key, max_bytes)
+            if not (self._etags_are_digests and etag_is_digest) or digests.is_of_etag(stored.data, stored.etag):
+                return stored
+            torn.append(stored)
+            raise TornReadError("get", bucket=self.bucket, key=key, detail="the content is not that of its ETag")
+
+        try:
+            return until_whole(read, self._transfer)
+        except TornReadError:
+            if len(torn) < self._transfer.attempts or any(stored != torn[0] for stored in torn):
+                raise
+            self._etags_are_digests = False
+            return torn[0]
+
+    def _get(self, key: str, max_bytes: int) -> tuple[Stored, bool]:
+        """Reads an object once. The second value is False if the ETag is no function of the content."""
+        from storage.s3_client import BROKEN_OFF, TornReadError
 
         with self._translated("get", key):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
@@ -113,8 +137,8 @@ class S3ObjectStore:
             detail = f"larger than {max_bytes} bytes"
             raise IntegrityError("get", bucket=self.bucket, key=key, detail=detail)
         if len(data) != answer["ContentLength"]:
-            raise AnswerCutShortError("get", bucket=self.bucket, key=key, detail="the answer was cut short")
-        return Stored(data, etag)
+            raise TornReadError("get", bucket=self.bucket, key=key, detail="the answer was cut short")
+        return Stored(data, etag), _etag_is_digest(answer)
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         request: PutObjectRequestTypeDef = {"Bucket": self.bucket, "Key": key, "Body": data}
@@ -134,8 +158,7 @@ class S3ObjectStore:
         with self._translated("head", key):
             answer = self._client.head_object(Bucket=self.bucket, Key=key)
         etag = self._etag(answer, "head", key)
-        opaque = answer.get("ServerSideEncryption", "").startswith("aws:kms") or "SSECustomerAlgorithm" in answer
-        return Head(answer["ContentLength"], etag, answer["LastModified"], not opaque)
+        return Head(answer["ContentLength"], etag, answer["LastModified"], _etag_is_digest(answer))
 
     def delete(self, key: str) -> None:
         try:

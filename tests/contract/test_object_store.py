@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from storage.errors import (
 )
 from storage.lifecycle import LifecycleStatus, inspect, install, remove
 from storage.s3 import S3ObjectStore
-from storage.store import SignedRequest
+from storage.store import SignedRequest, Stored
 from tests.contract.conftest import Place
 from tests.support.s3 import FAST, IMPATIENT, fault_proxy
 
@@ -403,6 +404,52 @@ def test_an_object_is_read_again_while_its_answer_ends_too_early(place: Place, w
         proxy.script("api", f"{word} " * FAST.attempts)
         with pytest.raises(StoreUnavailableError, match="cut short"):
             store.get(key)
+
+
+@pytest.mark.parametrize("word", ["flip", "no-etag"])
+def test_an_object_is_read_again_while_its_content_is_not_that_of_its_etag(place: Place, word: str) -> None:
+    key, data = place.key("file"), bytes(range(256)) * 64
+    etag = place.store.put(key, data)
+    with fault_proxy(place.config) as (proxy, config):
+        store = S3ObjectStore(config, transfer=FAST)
+        proxy.script("api", f"{word} " * (FAST.attempts - 1))
+        assert store.get(key) == Stored(data, etag)
+        assert len(proxy.seen) == FAST.attempts
+
+
+def test_a_content_that_differs_at_every_attempt_counts_as_no_answer(place: Place) -> None:
+    key = place.key("file")
+    place.store.put(key, bytes(1000))
+    with fault_proxy(place.config) as (proxy, config):
+        store = S3ObjectStore(config, transfer=FAST)
+        proxy.script("api", "flip " * (FAST.attempts - 1) + "no-etag")
+        with pytest.raises(StoreUnavailableError, match="not that of its ETag"):
+            store.get(key)
+
+
+def test_etags_that_are_no_digests_of_the_content_are_found_out_once(place: Place) -> None:
+    key = place.key("file")
+    etag = place.store.put(key, bytes(1000))
+    with fault_proxy(place.config) as (proxy, config):
+        store = S3ObjectStore(config, transfer=FAST)
+        proxy.script("api", "flip " * (FAST.attempts + 1))  # the same content each time, beside the other's ETag
+        first = store.get(key)
+        assert first.etag == etag and first.data != bytes(1000)
+        assert store.get(key) == first
+        assert len(proxy.seen) == FAST.attempts + 1
+
+
+def test_an_object_that_is_replaced_while_it_is_read_has_one_of_its_contents(place: Place) -> None:
+    key, contents = place.key("file"), [bytes([n]) * (1000 + 400 * n) for n in range(4)]
+    place.store.put(key, contents[0])
+    patient = S3ObjectStore(place.config, transfer=IMPATIENT)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(lambda: [patient.get(key) for _ in range(300)])
+        turns = itertools.cycle(contents)
+        while not reading.done():
+            place.store.put(key, next(turns))
+    digests = {hashlib.md5(content).hexdigest(): content for content in contents}
+    assert all(digests[stored.etag] == stored.data for stored in reading.result())
 
 
 def test_an_answer_that_stops_half_way_counts_as_no_answer(place: Place) -> None:

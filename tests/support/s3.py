@@ -113,7 +113,8 @@ class FaultProxy:
     reset-body (after 64 KiB of the request), stall (no answer).
     Words for forwarded requests: ok, flip-request (one bit of the request's body), lost (the answer is dropped),
     truncate (half of the body, then the end), reset-answer (the same, then a reset), stall-answer (the same, then
-    silence), flip (one bit of the body), whole (200 and the whole object), wrong-range (206 and another range), short.
+    silence), flip (one bit of the body), no-etag (an empty one), whole (200 and the whole object), wrong-range (206
+    and another range), short.
     """
 
     port: int
@@ -223,6 +224,8 @@ def fault_proxy(upstream: BucketConfig) -> Iterator[tuple[FaultProxy, BucketConf
             status = response.status
             if word == "flip":
                 data = _flipped(data)
+            elif word == "no-etag":
+                answer = [(n, '""' if n.lower() == "etag" else v) for n, v in answer]
             elif word == "short":
                 data = data[:-1]
             elif word == "wrong-range":
