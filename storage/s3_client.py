@@ -32,6 +32,7 @@ from botocore.parsers import ResponseParserError
 from storage.attempts import pauses
 from storage.config import BucketConfig, TransferConfig
 from storage.errors import StoreUnavailableError
+from storage.s3_model import S3ModelFiles
 from storage.time_limit import MOMENTS_S, left_s
 from storage.translate import client_error, raised
 
@@ -61,6 +62,7 @@ def _session() -> boto3.Session:
     """
     nowhere = {"profile": None, "config_file": os.devnull, "credentials_file": os.devnull}
     core = botocore.session.Session(session_vars={name: (None, None, value, None) for name, value in nowhere.items()})
+    core.get_component("data_loader").file_loader = S3ModelFiles()
     return boto3.Session(botocore_session=core)
 
 
