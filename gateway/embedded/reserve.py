@@ -21,7 +21,8 @@ _INODES = 256
 """Number of reserved inodes. Ray makes some 150 files and sockets (measured)."""
 _SHARE = 4
 """Divisor: the reserve takes at most a quarter of the free room."""
-_MARGIN_BYTES = 256 * 1024
+_MARGIN_BYTES = 1024 * 1024
+"""Room that a start leaves: Ray writes the first lines of some logs only later."""
 _LOOK_S = 30.0
 
 
