@@ -38,6 +38,10 @@ from actors.models import (
     RestoreBackupResult,
     RestoreMode,
     RestoreOptions,
+    Retention,
+    RetentionChange,
+    RetentionReport,
+    RetentionRun,
     SandboxEvent,
     SandboxInfo,
     listed,
@@ -191,6 +195,47 @@ class Sandbox:
     def change_labels(self, labels: Mapping[str, str] | None = None, *, removed: Sequence[str] = ()) -> dict[str, str]:
         """Sets some labels and removes others; returns all labels after the change. Does not wake it."""
         return self.calls.change_labels(labels, removed=removed).result()
+
+    def retention(self) -> Retention:
+        """The sandbox's retention policy; an empty one if none was set. Does not wake it."""
+        return self.calls.retention().result()
+
+    def set_retention(
+        self, *, keep_last: int | None = None, keep_daily: int | None = None, pinned: Sequence[str] = ()
+    ) -> Retention:
+        """Replaces the retention policy; without arguments, all backups are kept. Does not wake the sandbox.
+
+        The policy is applied after each backup and by every `gc`, or at once with `apply_retention`.
+
+        Args:
+            keep_last: so many of the newest backups of each directory are kept.
+            keep_daily: the newest backup of each day (UTC), for so many of the latest days that have one.
+            pinned: ids of backups that are kept whatever the numbers are.
+        """
+        values = {"keep_last": keep_last, "keep_daily": keep_daily, "pinned": listed("pinned", pinned)}
+        return self.calls.set_retention(validated(Retention, values)).result()
+
+    def change_retention(
+        self,
+        *,
+        keep_last: int | None = None,
+        keep_daily: int | None = None,
+        pin: Sequence[str] = (),
+        unpin: Sequence[str] = (),
+    ) -> Retention:
+        """Changes what is given of the retention policy, and keeps the rest of it; returns the new policy."""
+        values = {
+            "keep_last": keep_last,
+            "keep_daily": keep_daily,
+            "pin": listed("pin", pin),
+            "unpin": listed("unpin", unpin),
+        }
+        return self.calls.change_retention(validated(RetentionChange, values)).result()
+
+    def apply_retention(self, *, dry_run: bool = False, policy: Retention | None = None) -> RetentionReport:
+        """Deletes the backups that the policy does not keep. A dry run only says so, and takes a policy to try."""
+        options = validated(RetentionRun, {"dry_run": dry_run, "policy": policy})
+        return self.calls.apply_retention(options).result()
 
     def cancel(self) -> bool:
         """Cancels the running backup or restore; see `SandboxCalls.cancel`."""

@@ -44,6 +44,7 @@ DOWNLOADED_BYTES = Metric("holdfast_downloaded_bytes", "Bytes of the archives th
 CACHE_LOOKUPS = Metric("holdfast_cache_lookups", "Archives that restores asked the node's cache for", ("result",))
 WAKES = Metric("holdfast_wakes", "Sandboxes that were taken up by an actor", ("origin",))
 SLEEPS = Metric("holdfast_sleeps", "Sandboxes that gave their process back because nobody called")
+DELETED_BACKUPS = Metric("holdfast_deleted_backups", "Backups that the service deleted by itself", ("reason",))
 METRICS = (
     CALLS,
     CALL_SECONDS,
@@ -54,6 +55,7 @@ METRICS = (
     CACHE_LOOKUPS,
     WAKES,
     SLEEPS,
+    DELETED_BACKUPS,
 )
 
 SUM = "sum"

@@ -29,7 +29,7 @@ from gateway.config import GatewayConfig
 from gateway.errors import ErrorDocument
 from gateway.metrics import HttpMetrics
 from gateway.recovery import RecoveryNotices
-from gateway.routes import backups, commands, files, sandboxes, service
+from gateway.routes import backups, commands, files, retention, sandboxes, service
 from gateway.routes.request import KEY_REQUIRED
 from gateway.routes.understood import UNDERSTOOD
 from gateway.shares import Shares
@@ -87,7 +87,7 @@ def create_app(config: GatewayConfig, *, cluster: Cluster | None = None, log: An
     app.state.cluster = cluster
     app.state.metrics = metrics
     app.include_router(service.router, dependencies=[UNDERSTOOD])
-    for module in (sandboxes, commands, files, backups):
+    for module in (sandboxes, commands, files, backups, retention):
         app.include_router(module.router, dependencies=[KEY_REQUIRED, UNDERSTOOD])
     return app
 

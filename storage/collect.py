@@ -37,6 +37,7 @@ class CollectionReport:
     `stale_index_entries` include idempotency keys whose backups are gone, or whose claims are damaged. `tampered`,
     `unreadable` (backups, states and claims that are damaged, or of a later release) and `without_archive` need a
     person: nothing of them was touched. Nor was anything of `unsigned`, the backups of other programs.
+    `with_retention` are the sandboxes that have a retention policy, each with its tenant.
     """
 
     dry_run: bool
@@ -49,6 +50,7 @@ class CollectionReport:
     unsigned: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     without_archive: tuple[str, ...] = ()
+    with_retention: tuple[tuple[str, str], ...] = ()
     freed_bytes: int = 0
 
 
@@ -73,6 +75,7 @@ class _Collection:
     unsigned: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     without_archive: list[str] = field(default_factory=list)
+    with_retention: list[tuple[str, str]] = field(default_factory=list)
     live: list[BackupRecord] = field(default_factory=list)
     fenced: dict[str, tuple[Listed, Listed | None]] = field(default_factory=dict)
     listed: set[str] = field(default_factory=set)
@@ -197,7 +200,9 @@ class _Collection:
     def _look_at_state(self, key: str, tenant: str, sandbox: str) -> None:
         """Reports a state that cannot be read. The node with the sandbox's files writes it anew at the next call."""
         try:
-            self.catalog.find_state(tenant, sandbox)
+            found = self.catalog.find_state(tenant, sandbox)
+            if found is not None and found.state.retention is not None:
+                self.with_retention.append((tenant, sandbox))
         except DocumentError as e:
             logger.warning("%s", e)
             self.unreadable.append(key)
@@ -245,6 +250,7 @@ class _Collection:
             unsigned=tuple(self.unsigned),
             unreadable=tuple(self.unreadable),
             without_archive=tuple(self.without_archive),
+            with_retention=tuple(self.with_retention),
             freed_bytes=self.freed_bytes,
         )
 

@@ -274,6 +274,14 @@ class Event(Document):
     node: Annotated[str, Field(max_length=64)] | None = None
 
 
+class Retention(Document):
+    """The policy by which a sandbox's backups are kept; all others are deleted, if it has a number."""
+
+    keep_last: Annotated[int, Field(ge=1)] | None = None
+    keep_daily: Annotated[int, Field(ge=1)] | None = None
+    pinned: list[BackupId] = []
+
+
 class SandboxState(Document):
     """A sandbox's state document: what has to outlive its actor.
 
@@ -283,7 +291,7 @@ class SandboxState(Document):
     any more. `pending` are backups that an actor has begun to upload. `sleep_backups` are those that the service has
     made to put the sandbox to sleep, pending ones among them, and has to delete. `unsaved` are the writable roots that
     held anything which is in no checkpoint when the actor last looked; absent if it never looked. `events` are the
-    latest, oldest first.
+    latest, oldest first. `retention` is the policy by which its backups are kept; absent if all are.
     """
 
     version: Annotated[int, AfterValidator(_known_version)] = VERSION
@@ -303,6 +311,7 @@ class SandboxState(Document):
     unsaved: list[Directory] | None = None
     recovery: Recovery | None = None
     events: list[Event] = []
+    retention: Retention | None = None
 
 
 class Claim(Document):

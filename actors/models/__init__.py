@@ -89,6 +89,14 @@ from actors.models.paths import (
     is_writable,
     writable_path,
 )
+from actors.models.retention import (
+    KeepReason,
+    RetainedBackup,
+    Retention,
+    RetentionChange,
+    RetentionReport,
+    RetentionRun,
+)
 from actors.models.sandboxes import (
     CommandLimits,
     DirectoryStatus,
@@ -144,6 +152,7 @@ __all__ = [
     "ForgetResult",
     "GcReport",
     "IdempotencyKey",
+    "KeepReason",
     "LabelChange",
     "LabelValues",
     "Labels",
@@ -164,6 +173,11 @@ __all__ = [
     "RestoreMode",
     "RestoreOptions",
     "RestoredDirectory",
+    "RetainedBackup",
+    "Retention",
+    "RetentionChange",
+    "RetentionReport",
+    "RetentionRun",
     "SandboxEvent",
     "SandboxId",
     "SandboxInfo",

@@ -30,6 +30,11 @@ class GcReport(Model):
 
     dry_run: bool
     expired_backups: list[str] = []
+    retired_backups: list[str] = Field([], description="backups that the retention policy of their sandbox let go")
+    retention_failed: list[str] = Field(
+        [],
+        description="sandboxes (`tenant/sandbox`) whose policy could not be applied to the end; tried again next time",
+    )
     orphaned_archives: list[str] = []
     stale_uploads: Count = 0
     stale_index_entries: Count = 0

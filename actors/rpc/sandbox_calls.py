@@ -27,6 +27,10 @@ from actors.models import (
     PageOptions,
     RestoreBackupResult,
     RestoreOptions,
+    Retention,
+    RetentionChange,
+    RetentionReport,
+    RetentionRun,
     SandboxId,
     SandboxInfo,
     exclude_patterns,
@@ -257,6 +261,37 @@ class SandboxCalls:
             return labels
 
         return Call(steps)
+
+    def retention(self) -> Call[Retention]:
+        """The retention policy of the sandbox; an empty one if none was set. Does not wake it."""
+        return Call(lambda: self.service.actor.call(lambda service: service.retention.remote(self.tenant, self.id)))
+
+    def set_retention(self, policy: Retention) -> Call[Retention]:
+        """Replaces the retention policy; returns it. Does not wake the sandbox, but creates it. Deletes nothing yet.
+
+        Raises:
+            BackupNotFoundError: a backup that is newly pinned is none of this sandbox; nothing was changed.
+            InvalidRequestError: it was made for a sleep; nothing was changed.
+        """
+        return Call(
+            lambda: self.service.actor.call(lambda service: service.set_retention.remote(self.tenant, self.id, policy))
+        )
+
+    def change_retention(self, change: RetentionChange) -> Call[Retention]:
+        """Changes the retention policy; returns the new one. Raises as `set_retention`."""
+        return Call(
+            lambda: self.service.actor.call(
+                lambda service: service.change_retention.remote(self.tenant, self.id, change)
+            )
+        )
+
+    def apply_retention(self, options: RetentionRun) -> Call[RetentionReport]:
+        """Deletes the backups that the policy does not keep, or says which these are. Repeatable. Does not wake it."""
+        return Call(
+            lambda: self.service.actor.call(
+                lambda service: service.apply_retention.remote(self.tenant, self.id, options)
+            )
+        )
 
     def backups(self, *, limit: int = 100, cursor: str | None = None) -> Call[BackupPage]:
         """One page of the sandbox's backups, newest first. Neither wakes nor creates it."""

@@ -38,6 +38,17 @@ def is_node_lost(identity: str, cluster_node: str | None) -> bool:
         return False
 
 
+def note_backup(tenant: str, sandbox_id: str) -> None:
+    """Tells the service that a backup was made, and that the sandbox has a retention policy. Waits for no answer.
+
+    A message that is lost does no harm: the policy is applied after the next backup, and by each collection.
+    """
+    try:
+        _service().backup_made.remote(tenant, sandbox_id)
+    except (ValueError, RayError) as e:
+        log.warning("retention_not_asked_for", sandbox=sandbox_id, error=type(e).__name__)
+
+
 def _service() -> Any:
     """The handle of the service's actor. Raises ValueError if there is none."""
     return ray.get_actor(SERVICE_NAME, namespace=NAMESPACE)

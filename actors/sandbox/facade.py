@@ -65,12 +65,13 @@ class LocalSandbox:
         catalog: BackupCatalog | None,
         cluster_node: str | None = None,
         is_lost: Callable[[str, str | None], bool] = lambda identity, cluster_node: False,
+        on_backup: Callable[[], None] = lambda: None,
         meter: Meter = UNMETERED,
     ) -> None:
         """`catalog` is None while no bucket is configured: everything but backup and restore works.
 
         `cluster_node` is Ray's id of this node. `is_lost` takes another node's identity and Ray's id of it, and tells
-        whether that node is gone for good.
+        whether that node is gone for good. `on_backup` is called after a backup if there is a retention policy.
         """
         self.id = sandbox_id
         self.tenant = tenant
@@ -152,6 +153,7 @@ class LocalSandbox:
             ownership=ownership,
             recovery=recovery,
             look=look,
+            on_backup=on_backup,
         )
         self._work = Work(
             sandbox=sandbox_id,

@@ -24,7 +24,7 @@ from actors.host.observation import Watch, observed
 from actors.logs import configure_logging, log
 from actors.rpc.cluster import times_restarted
 from actors.rpc.names import EXEC, FILES, MAILBOX, READS
-from actors.rpc.service_actor import is_node_lost, report_to_service
+from actors.rpc.service_actor import is_node_lost, note_backup, report_to_service
 from actors.sandbox.activity import Usage
 from actors.sandbox.actor_life import ActorLife
 from actors.sandbox.admission import THREADS
@@ -108,6 +108,7 @@ class SandboxHost:
                 catalog=open_catalog(config),
                 cluster_node=ray.get_runtime_context().get_node_id(),
                 is_lost=is_node_lost,
+                on_backup=lambda: note_backup(tenant, sandbox_id),
                 meter=self.watch.tally,
             )
         except (NodeError, OSError) as e:

@@ -44,6 +44,8 @@ class Mailbox:
     recovery: SandboxRecovery
     look: Callable[[], None]
     """Notes which files are in no backup."""
+    on_backup: Callable[[], None]
+    """Called after a backup if the sandbox has a retention policy."""
 
     def create_backup(self, options: BackupOptions, *, idempotency_key: str | None = None) -> DirectoryBackup:
         """See `SandboxCalls.create_backup`."""
@@ -52,6 +54,9 @@ class Mailbox:
         with self.operations.run(OperationKind.BACKUP, options.dir) as progress:
             handle = creation.create(options, progress, idempotency_key=idempotency_key)
         self.look()
+        state = self.ownership.state
+        if state is not None and state.retention is not None:
+            self.on_backup()
         return handle
 
     def restore_backup(self, options: RestoreOptions) -> RestoreBackupResult:

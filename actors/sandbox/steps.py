@@ -1,6 +1,6 @@
-"""The steps of the backup and restore protocols, in order. A process may die before or after any step: nothing is lost.
+"""The steps of the protocols, in order. A process may die before or after any step: nothing is lost.
 
-`tests/faults` kills an actor before and after each step here, and docs/design says what each step leaves.
+`tests/faults` kills a process before and after each step here, and docs/design says what each step leaves.
 """
 
 from __future__ import annotations
@@ -37,7 +37,15 @@ class RestoreStep(StrEnum):
     REPORT = "report"
 
 
-Step = CreateStep | RestoreStep
+class RetentionStep(StrEnum):
+    """The steps of a run of retention. The last two are taken for each batch of backups."""
+
+    DECIDE = "decide"
+    CHECK = "check"
+    DELETE = "delete"
+
+
+Step = CreateStep | RestoreStep | RetentionStep
 _log = logging.getLogger(__name__)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from actors.bucket import configured, open_catalog
 from actors.config import SandboxConfig
-from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError, SandboxNotFoundError
+from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError
 from actors.faults import damaged, reading
 from actors.logs import log
+from actors.metrics import UNMETERED, Meter
 from actors.models import (
     BackupInfo,
     BackupPage,
@@ -34,18 +35,18 @@ from actors.models import (
     TenantName,
     validated,
 )
+from actors.service.collection import BucketCollection
 from actors.service.doctor import checks
+from actors.service.retention import SandboxRetention
+from actors.service.states import reading_state, state_of
 from actors.state.api_views import public_event, public_recovery, public_restored
 from actors.state.document import StateRead
 from actors.state.labels import relabelled
-from actors.state.location import DAMAGED_HINT
 from actors.state.patience import answered_in_moments
 from storage import lifecycle
 from storage.catalog import BackupCatalog, StoredState, UnusableBackup
-from storage.collect import collect
 from storage.config import TransferConfig
 from storage.errors import (
-    CorruptMetadataError,
     DocumentError,
     NewerDocumentError,
     StorageError,
@@ -64,8 +65,6 @@ _STATUS: dict[type[DocumentError], BackupStatus] = {
 }
 _LOG = Path("/proc/self/fd/2")
 _BRIEF = TransferConfig(attempts=1, connect_timeout_s=1.0, idle_timeout_s=2.0)
-GRACE_S = 86_400.0
-"""Minimum age of an archive without metadata that counts as abandoned: longer than the longest upload."""
 
 
 class Service:
@@ -77,9 +76,12 @@ class Service:
         catalog: BackupCatalog | None,
         *,
         awake: Callable[[str, Collection[str]], Collection[str]],
+        meter: Meter = UNMETERED,
     ) -> None:
         """`awake` returns those of a tenant's sandboxes that have an actor."""
         self._config = config
+        self.retention = SandboxRetention(self._configured, self.delete_backup, meter=meter)
+        self._collection = BucketCollection(self._configured, self.retention, meter)
         self._catalog = catalog
         self._awake = awake
         self.has_conditional_writes: bool | None = None
@@ -157,7 +159,7 @@ class Service:
     def set_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str]) -> dict[str, str]:
         """Replaces the sandbox's labels with these; returns them. Raises like `relabelled`."""
         wanted = validated(NewSandbox, {"labels": dict(labels)}).labels
-        with _reading_state():
+        with reading_state():
             return relabelled(self._configured(), tenant, sandbox_id, lambda _: wanted)
 
     def change_labels(
@@ -171,14 +173,16 @@ class Service:
             kept = {key: value for key, value in old.items() if key not in gone}
             return validated(NewSandbox, {"labels": kept | wanted.labels}).labels
 
-        with _reading_state():
+        with reading_state():
             return relabelled(self._configured(), tenant, sandbox_id, change)
 
     def events(self, tenant: str, sandbox_id: str, limit: int) -> EventList:
         """Returns a sandbox's latest events, newest first. Does not wake it. Raises SandboxNotFoundError."""
         size = validated(PageOptions, {"limit": limit}).limit
         return EventList(
-            events=[public_event(event) for event in reversed(self._state(tenant, sandbox_id).events)][:size]
+            events=[public_event(event) for event in reversed(state_of(self._catalog, tenant, sandbox_id).events)][
+                :size
+            ]
         )
 
     def sandboxes(self, tenant: str, limit: int, cursor: str | None) -> SandboxPage:
@@ -205,7 +209,7 @@ class Service:
 
     def describe(self, tenant: str, sandbox_id: str) -> SandboxInfo:
         """Describes a sandbox that is not awake, from its state. Raises SandboxNotFoundError."""
-        state = self._state(tenant, sandbox_id)
+        state = state_of(self._catalog, tenant, sandbox_id)
         return SandboxInfo(
             id=sandbox_id,
             running=False,
@@ -216,16 +220,6 @@ class Service:
             recovery=public_recovery(state.recovery),
             restored=[public_restored(row) for row in state.restored],
         )
-
-    def _state(self, tenant: str, sandbox_id: str) -> SandboxState:
-        """Reads a sandbox's state. Raises SandboxNotFoundError."""
-        found = None
-        if self._catalog is not None:
-            with _reading_state():
-                found = self._catalog.find_state(tenant, sandbox_id)
-        if found is None:
-            raise SandboxNotFoundError("There is no such sandbox.", context={"sandbox": sandbox_id})
-        return found.state
 
     def backups(self, tenant: str, sandbox_id: str, limit: int, cursor: str | None) -> BackupPage:
         """Returns one page of a sandbox's backups, newest first."""
@@ -294,23 +288,8 @@ class Service:
         )
 
     def collect(self, dry_run: bool) -> GcReport:
-        """Deletes expired backups, and objects that nobody owns."""
-        catalog = self._configured()
-        with reading("bucket"):
-            found = collect(catalog, now=datetime.now(UTC), grace_s=GRACE_S, dry_run=dry_run)
-        return GcReport(
-            dry_run=dry_run,
-            expired_backups=list(found.expired_backups),
-            orphaned_archives=list(found.orphaned_archives),
-            stale_uploads=len(found.stale_uploads),
-            stale_index_entries=len(found.stale_index_entries),
-            rebuilt_index_entries=len(found.rebuilt_index_entries),
-            tampered=list(found.tampered),
-            unsigned=list(found.unsigned),
-            unreadable=list(found.unreadable),
-            without_archive=list(found.without_archive),
-            freed_bytes=found.freed_bytes,
-        )
+        """Deletes expired backups, objects that nobody owns, and the backups that no policy keeps."""
+        return self._collection.collect(dry_run=dry_run)
 
     def lifecycle(self, expire_days: int | None) -> LifecycleReport:
         """Shows the bucket's lifecycle rules, or installs them."""
@@ -373,16 +352,6 @@ class Service:
 def is_log_disk_full() -> bool:
     """Tells whether the disk with this process's log is full. All of Ray's files on this node are on it."""
     return _LOG.is_file() and lacks_room(_LOG, 0)
-
-
-@contextmanager
-def _reading_state() -> Iterator[None]:
-    """Converts errors like `reading`. The error of a damaged state says how the sandbox gets a sound one."""
-    with reading("sandbox"):
-        try:
-            yield
-        except CorruptMetadataError as e:
-            raise damaged(e, hint=f"Run a command in the sandbox: that writes the state anew. {DAMAGED_HINT}") from None
 
 
 @contextmanager

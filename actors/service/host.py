@@ -16,6 +16,7 @@ from actors.host.loops import keep_on
 from actors.host.observation import Watch, observed
 from actors.logs import configure_logging
 from actors.metrics import Counts
+from actors.models import Retention, RetentionChange, RetentionRun
 from actors.node.memory import Rank, give_rank
 from actors.rpc.names import NAMESPACE, SERVICE_NAME
 from actors.rpc.ray_runtime import RayRuntime, on_node
@@ -27,10 +28,11 @@ from actors.service.facade import Service
 from actors.service.housekeeping import HOUSEKEEPING_S, Housekeeping, SandboxCount
 from actors.service.node_host import make_node_host
 from actors.service.placement import Nodes
+from actors.service.retention import RetentionQueue
 from actors.service.spawner import Spawner
 from actors.service.warm_workers import WarmWorkers
 
-_SERVICE_LANES = {"spawn": 64, "collect": 2, "adopt": 4, "metrics": 2, "report": 2, "lost": 8}
+_SERVICE_LANES = {"spawn": 64, "collect": 2, "adopt": 4, "metrics": 2, "report": 2, "lost": 8, "retention": 4}
 """Threads by lane, so that slow calls (a full cluster, a large bucket) delay no others, least of all urgent ones."""
 _SERVICE_THREADS = 32
 
@@ -51,7 +53,14 @@ class ServiceHost:
         self.watch = Watch()
         self._config = config
         runtime = self._runtime = RayRuntime()
-        self._service = Service(config, open_catalog(config), awake=lambda tenant, ids: awake_of(runtime, tenant, ids))
+        self._service = Service(
+            config,
+            open_catalog(config),
+            awake=lambda tenant, ids: awake_of(runtime, tenant, ids),
+            meter=self.watch.tally,
+        )
+        self._retention = self._service.retention
+        self._retained = RetentionQueue(lambda tenant, name: self._retention.run(tenant, name, RetentionRun()))
         self._nodes = Nodes(runtime, lambda node_id: make_node_host(node_id, config))
         warm = WarmWorkers(runtime, config.warm_workers)
         self._spawner = Spawner(runtime, self._service, self._nodes, warm, self._make)
@@ -66,6 +75,7 @@ class ServiceHost:
         evictor = Evictor(runtime, config.sleep_after_s)
         keep_on(house.step, name="housekeeping", failed="nodes_not_attended", retry_s=HOUSEKEEPING_S)
         keep_on(self._count.step, name="count", failed="sandboxes_not_counted", retry_s=HOUSEKEEPING_S)
+        keep_on(self._retained.step, name="retention", failed="retention_failed", retry_s=HOUSEKEEPING_S)
         keep_on(evictor.step, name="evictor", failed="idle_sandboxes_not_asked", retry_s=evictor.pause_s)
 
     @ray.method(concurrency_group="spawn")
@@ -161,6 +171,24 @@ class ServiceHost:
 
     def change_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str], removed: Sequence[str]) -> Any:
         return guarded(lambda: self._service.change_labels(tenant, sandbox_id, labels, removed))
+
+    def retention(self, tenant: str, sandbox_id: str) -> Any:
+        return guarded(lambda: self._retention.policy(tenant, sandbox_id))
+
+    def set_retention(self, tenant: str, sandbox_id: str, wanted: Retention) -> Any:
+        return guarded(lambda: self._retention.set(tenant, sandbox_id, wanted))
+
+    def change_retention(self, tenant: str, sandbox_id: str, change: RetentionChange) -> Any:
+        return guarded(lambda: self._retention.change(tenant, sandbox_id, change))
+
+    @ray.method(concurrency_group="retention")
+    def apply_retention(self, tenant: str, sandbox_id: str, options: RetentionRun) -> Any:
+        return guarded(lambda: self._retention.run(tenant, sandbox_id, options))
+
+    @ray.method(concurrency_group="report")
+    def backup_made(self, tenant: str, sandbox_id: str) -> None:
+        """Notes a backup of a sandbox with a retention policy, which is then applied in the background."""
+        self._retained.add(tenant, sandbox_id)
 
     @ray.method(concurrency_group="report")
     def report(self, counts: Counts) -> None:

@@ -32,6 +32,8 @@ MAX_ROWS = 128
 """Largest number of directories in the state: its JSON is then small enough to be read, even with the longest paths."""
 STATE_REPLACED = "state_replaced"
 """The event for a damaged state that the actor replaced by what it last wrote, or by what the node's record says."""
+OTHERS = ("labels", "retention")
+"""The fields that the service changes beside the actor, which adopts them."""
 
 _TRIES = 8
 
@@ -221,7 +223,7 @@ class DurableState:
                 self._write()
             except StorageError:
                 if not keep:
-                    self._wanted = before.model_copy(update={"labels": self._wanted.labels})
+                    self._wanted = before.model_copy(update=_of_others(self._wanted))
                 raise
             self._is_unwritten = False
             self.is_here = self._wanted.node is not None
@@ -246,7 +248,10 @@ class DurableState:
                 self._lock.release()
 
     def check(self) -> None:
-        """Adopts the bucket's labels. Raises SupersededError if another actor has claimed an epoch; StorageError."""
+        """Adopts what others changed in the bucket.
+
+        Raises SupersededError if another actor has claimed an epoch; StorageError.
+        """
         with self.turn():
             if self._written is None:
                 raise SupersededError
@@ -307,12 +312,16 @@ class DurableState:
             return replaced
 
     def _adopt(self, found: StoredState | None) -> None:
-        """Continues from the bucket's state if it is of our epoch. Others change nothing but labels."""
+        """Continues from the bucket's state if it is of our epoch. Others change nothing but `OTHERS`."""
         assert self._written is not None and self._wanted is not None
         if found is None or found.state.epoch != self._written.state.epoch:
             self.give_way()
         self._written = found
-        self._wanted = self._wanted.model_copy(update={"labels": found.state.labels})
+        self._wanted = self._wanted.model_copy(update=_of_others(found.state))
+
+
+def _of_others(state: SandboxState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in OTHERS}
 
 
 def _epoch(stored: StoredState | None) -> int:

@@ -37,6 +37,7 @@ COMMANDS = {
     "inspect": ("gateway.cli.inventory", "inspect", "Show everything that is known of a sandbox or a backup."),
     "events": ("gateway.cli.history", "events", "Show what happened to a sandbox lately, newest first."),
     "label": ("gateway.cli.history", "label", "Set and remove labels of a sandbox."),
+    "retention": ("gateway.cli.retention", "retention", "Show or change which backups of a sandbox are kept."),
     "delete": ("gateway.cli.inventory", "delete", "Delete a sandbox with its files, or a backup."),
     "gc": ("gateway.cli.operations", "collect", "Remove expired and orphaned objects from the bucket."),
     "lifecycle": ("gateway.cli.operations", "lifecycle", "Show the bucket's lifecycle rules, or install them."),

@@ -34,6 +34,7 @@ COMMANDS = [
     "inspect",
     "events",
     "label",
+    "retention",
     "delete",
     "gc",
     "lifecycle",

@@ -33,6 +33,7 @@ from actors.models import (
     ForgetOptions,
     ForgetResult,
     GcReport,
+    KeepReason,
     Operation,
     OperationKind,
     Output,
@@ -40,6 +41,11 @@ from actors.models import (
     RecoveredDirectory,
     RestoreBackupResult,
     RestoreOptions,
+    RetainedBackup,
+    Retention,
+    RetentionChange,
+    RetentionReport,
+    RetentionRun,
     SandboxEvent,
     SandboxInfo,
     SandboxPage,
@@ -130,6 +136,7 @@ class MemorySandbox:
     asleep: bool = False
     asked: list[Any] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
+    policy: Retention = field(default_factory=Retention)
     missing: list[RecoveredDirectory] = field(default_factory=list)
     happened: list[SandboxEvent] = field(default_factory=list)
     streams: list[MemoryStream[Any]] = field(default_factory=list)
@@ -275,6 +282,36 @@ class MemorySandbox:
     ) -> Later[dict[str, str]]:
         kept = {key: value for key, value in self.labels.items() if key not in removed}
         return self.set_labels(kept | dict(labels or {}))
+
+    def retention(self) -> Later[Retention]:
+        return Later(lambda: self.policy)
+
+    def set_retention(self, policy: Retention) -> Later[Retention]:
+        def act() -> Retention:
+            for backup_id in policy.pinned:
+                self.tenant.found(backup_id)
+            self.used = True
+            self.policy = policy
+            return policy
+
+        return Later(act)
+
+    def change_retention(self, change: RetentionChange) -> Later[Retention]:
+        return self.set_retention(Retention(**change.made_to(self.policy)))
+
+    def apply_retention(self, options: RetentionRun) -> Later[RetentionReport]:
+        def act() -> RetentionReport:
+            self.asked.append(options)
+            policy = options.policy or self.policy
+            rows = [RetainedBackup(id=b.id, dir=b.dir, created_at=NOW) for b in self.tenant.backups.values()]
+            most = policy.keep_last or len(rows)
+            kept = [row.model_copy(update={"reasons": [KeepReason.LAST]}) for row in rows[:most]]
+            gone = [each for each in policy.pinned if each not in self.tenant.backups]
+            return RetentionReport(
+                dry_run=options.dry_run, policy=policy, kept=kept, deleted=rows[most:], missing_pins=gone
+            )
+
+        return Later(act)
 
     def backups(self, *, limit: int = 100, cursor: str | None = None) -> Later[BackupPage]:
         return Later(

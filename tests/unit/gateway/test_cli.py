@@ -407,3 +407,33 @@ def test_forget_names_the_directories_and_their_backups(
     assert run(cluster, "forget", "box", "/tmp", "--json") == 1
     assert json.loads(capsys.readouterr().out)["code"] == "INVALID_REQUEST"
     assert run(cluster, "forget", "box") == 2
+
+
+def test_retention_changes_what_is_given_and_shows_the_rest(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
+    made = []
+    for _ in range(2):
+        assert run(cluster, "backup", "box", "/workspace") == 0
+        made.append(capsys.readouterr().out.strip())
+    assert run(cluster, "retention", "box") == 0
+    assert capsys.readouterr().out == "all backups are kept until they expire\n"
+    assert run(cluster, "retention", "box", "--keep-last", "1", "--pin", made[0]) == 0
+    assert run(cluster, "retention", "box", "--keep-daily", "7", "--unpin", made[0], "--pin", made[1]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == ["keep last: 1", "keep daily: 7", f"pinned: {made[1]}"]
+    assert run(cluster, "retention", "box", "--keep-last", "1", "--dry-run") == 0
+    assert [line.split("\t")[::3] for line in capsys.readouterr().out.splitlines()] == [
+        [made[0], "last"],
+        [made[1], "would be deleted"],
+    ]
+    assert run(cluster, "retention", "box", "--apply", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["deleted"][0]["id"] == made[1]
+    del cluster.tenant("default").backups[made[1]]
+    assert run(cluster, "retention", "box", "--apply") == 0
+    assert f"no such backup: {made[1]}" in capsys.readouterr().err
+    assert run(cluster, "retention", "box", "--off", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"pinned": []}
+    for wrong in (["--off", "--keep-last", "1"], ["--dry-run", "--apply"]):
+        assert run(cluster, "retention", "box", *wrong) == 2
+    assert run(cluster, "retention", "box", "--keep-last", "0", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["code"] == "INVALID_REQUEST"

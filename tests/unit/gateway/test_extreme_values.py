@@ -22,6 +22,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/sandbox/{id}/restore": {"dir": "/workspace", "id": ID},
     "/v1/sandbox/{id}/forget": {"dir": "/workspace"},
     "/v1/sandbox/{id}/labels": {"a": "b"},
+    "/v1/sandbox/{id}/retention": {"keep_last": 3},
+    "/v1/sandbox/{id}/retention/apply": {"dry_run": True},
     "/v1/sandbox": {},
 }
 """A valid body for each route that takes one."""

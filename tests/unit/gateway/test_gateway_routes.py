@@ -264,3 +264,36 @@ def test_a_directory_for_backups_must_have_a_utf8_name(gateway: Gateway, action:
         body["id"] = "00000000-0000-4000-8000-000000000000"
     answer = gateway.request("POST", f"/v1/sandbox/box/{action}", content=json.dumps(body).encode())
     assert answer.status_code in (400, 422) and "UTF-8" in answer.json()["error"]
+
+
+def test_a_retention_policy_is_replaced_tried_and_removed(gateway: Gateway) -> None:
+    path = "/v1/sandbox/box/retention"
+    made = [gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"}).json()["id"] for _ in "ab"]
+    policy = {"keep_last": 1, "pinned": [made[0]]}
+    assert gateway.request("PUT", path, json=policy).json() == policy
+    assert gateway.request("GET", path).json() == policy
+    tried = gateway.request("POST", f"{path}/apply", json={"dry_run": True, "policy": {"keep_last": 1}}).json()
+    assert (tried["dry_run"], [row["id"] for row in tried["kept"]]) == (True, made[:1])
+    assert [row["id"] for row in gateway.request("POST", f"{path}/apply").json()["deleted"]] == made[1:]
+    assert gateway.request("DELETE", path).status_code == 204
+    assert gateway.request("GET", path).json() == {"pinned": []}
+    unknown = {"keep_last": 1, "pinned": ["7f8b6a0e-5c1d-4a52-9d1e-2b7f4f3f9a10"]}
+    assert gateway.request("PUT", path, json=unknown).json()["code"] == "BACKUP_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("method", "route", "body"),
+    [
+        ("PUT", "", {"keep_last": 0}),
+        ("PUT", "", {"keep_daily": -1}),
+        ("PUT", "", {"keep_last": "3"}),
+        ("PUT", "", {"keep_last": 10_001}),
+        ("PUT", "", {"keep_weekly": 3}),
+        ("PUT", "", {"pinned": ["nonsense"]}),
+        ("POST", "/apply", {"policy": {"keep_last": 1}}),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(gateway: Gateway, method: str, route: str, body: object) -> None:
+    response = gateway.request(method, f"/v1/sandbox/box/retention{route}", json=body)
+    assert (response.status_code, response.json()["code"]) == (422, "INVALID_REQUEST")
+    assert gateway.cluster.sandbox("default", "box").asked == []
