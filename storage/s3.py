@@ -160,6 +160,16 @@ class S3ObjectStore:
         etag = self._etag(answer, "head", key)
         return Head(answer["ContentLength"], etag, answer["LastModified"], _etag_is_digest(answer))
 
+    def copy(self, source: str, target: str, *, if_match: str) -> str:
+        with full_told(self, "copy", target, 0), self._translated("copy", source):
+            answer = self._client.copy_object(
+                Bucket=self.bucket,
+                Key=target,
+                CopySource={"Bucket": self.bucket, "Key": source},
+                CopySourceIfMatch=f'"{if_match}"',
+            )
+        return self._etag(self._told(answer, "CopyObjectResult", "copy", source), "copy", source)
+
     def delete(self, key: str) -> None:
         try:
             with self._translated("delete", key):

@@ -124,6 +124,18 @@ class ObjectStore(Protocol):
             ObjectMissingError: permanent.
         """
 
+    def copy(self, source: str, target: str, *, if_match: str) -> str:
+        """Copies the state `if_match` of an object within the store, and returns the copy's ETag. Atomic.
+
+        Some stores ignore `if_match`. The ETag of an object that was uploaded in parts need not
+        be that of its copy. Stores take 5 GB at most: Source: Amazon S3 API reference, "CopyObject". No answer is
+        proof: `head` tells what is at `target`.
+
+        Raises:
+            ObjectMissingError: there is no object at `source`; permanent.
+            PreconditionFailedError: it is in another state; permanent.
+        """
+
     def delete(self, key: str) -> None:
         """Removes an object. Idempotent: success if it does not exist."""
 
