@@ -166,7 +166,7 @@ class Archiver:
         content = work / "content"
         content.mkdir()
         for path in (content, archive):
-            os.chown(path, self._box.uid, self._box.uid)
+            os.chown(path, self._box.user, self._box.user)
         alone = replace(self._box, binds=(), network=False)
         self._check_unpacked_size(archive, alone, cancelled)
         binds = (Bind(archive, "/archive"), Bind(content, "/content", writable=True))
@@ -227,7 +227,7 @@ class Archiver:
     ) -> Path:
         out = spool / "out"
         out.mkdir(mode=0o700)
-        os.chown(out, box.uid, box.uid)
+        os.chown(out, box.user, box.user)
         lines, words = squashfs.exclude_lines(found.excluded)
         if lines or words:
             (out / "excludes").write_bytes(lines)

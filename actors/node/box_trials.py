@@ -76,9 +76,9 @@ def tried_boxes(uid: int, *, network: bool) -> Iterator[TriedBox]:
         for name, mode in (("closed", 0), ("archive", 0o400)):
             (own / name).write_text(name)
             (own / name).chmod(mode)
-        for path in (own, own / "closed", own / "archive"):
-            os.chown(path, uid, uid)
         namespace = stack.enter_context(closing(UserNamespace(Path(folder, "owners"), uid)))
+        for path in (own, own / "closed", own / "archive"):
+            os.chown(path, namespace.user, namespace.user)
         for trial in box_trials(network=network):
             yield TriedBox(trial, _obstacle(trial, uid, own, namespace))
 

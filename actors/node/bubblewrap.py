@@ -13,7 +13,8 @@ Identities:
     reader    uid 0 inside, the sandbox's uid outside. May read files of any mode, but only this sandbox's,
               because no other user is mapped. For mksquashfs and tar.
     keeper    outer box only: real root with only the capabilities over files, and only the system's files and
-              the bound folders in sight. For unsquashfs of archives that this service has made.
+              the bound folders in sight. For unsquashfs of archives that this service has made. If the sandbox has
+              a user of its own, it is root of the sandbox's user namespace instead, which maps the files' owners.
 
 Source: bwrap(1) 0.8, which leaves the security policy to its caller.
 """
@@ -95,7 +96,12 @@ class Box:
     binds: tuple[Bind, ...]
     network: bool = False
     user_namespace: UserNamespace | None = None
-    """The user namespace for every identity but the keeper; None is the node's own."""
+    """The sandbox's user namespace; None is the node's own. The keeper enters it only to give files to an own user."""
+
+    @property
+    def user(self) -> int:
+        """The user that its processes run as, as the node sees it, except for the keeper. In the box it is `uid`."""
+        return self.uid if self.user_namespace is None else self.user_namespace.user
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -202,15 +208,25 @@ def inner(
     return [*args, "--remount-ro", "/", "--chdir", cwd, "--seccomp", str(fds["seccomp"])]
 
 
-def keeper(binds: Sequence[Bind], *, cwd: str) -> list[str]:
+def keeping_in(user_namespace: int) -> list[str]:
+    """The command that enters a user namespace as its root, with the keeper's capabilities, and executes its arguments.
+
+    There the keeper gives a file to the sandboxes' user, and so to the sandbox's own one.
+    """
+    kept = ",".join(f"+{capability.removeprefix('CAP_').lower()}" for capability in _KEEPER_CAPS)
+    return [*entering(user_namespace), "setpriv", f"--bounding-set=-all,{kept}", "--"]
+
+
+def keeper(binds: Sequence[Bind], *, cwd: str, enters: bool = False) -> list[str]:
     """The keeper's options, for its `--args` descriptor. Its network namespace comes from `_ALONE`.
 
+    `enters` gives it the capability to enter a user namespace, which `keeping_in` drops again.
     The command itself is the first process of the pid namespace: it is a tool of ours that starts no children.
     """
     args = ["--die-with-parent", "--new-session", "--as-pid-1"]
     args += [f"--unshare-{namespace}" for namespace in ("ipc", "pid", "uts", "cgroup")]
     args += ["--cap-drop", "ALL"]
-    for capability in _KEEPER_CAPS:
+    for capability in (*_KEEPER_CAPS, *(("CAP_SYS_ADMIN",) if enters else ())):
         args += ["--cap-add", capability]
     args += [*_system(), "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
     for bind in binds:
@@ -249,11 +265,13 @@ def boxed(
     """
     every = (*box.binds, *binds)
     if identity is Identity.KEEPER:
+        owners = None if box.user_namespace is None else box.user_namespace.mapping()
         with _status_pipe(with_status) as (status, told):
-            options = [*keeper(every, cwd=cwd), *_told_to(told)]
+            options = [*keeper(every, cwd=cwd, enters=owners is not None), *_told_to(told)]
             with _memory_files({"keeper": _packed(options)}) as fds:
-                argv = [*_ALONE, "bwrap", "--args", str(fds["keeper"]), "--", *command]
-                yield Boxed(argv, _passed([told], fds), status)
+                entered = [] if owners is None else keeping_in(owners)
+                argv = [*_ALONE, "bwrap", "--args", str(fds["keeper"]), "--", *entered, *command]
+                yield Boxed(argv, _passed([told, owners], fds), status)
         return
     files = {
         "seccomp": seccomp.program(),

@@ -16,6 +16,7 @@ from actors.node.cgroup import Cgroup, Limits
 from actors.node.driver_choice import Verdict, advice, available, verdict
 from actors.node.drivers import Driver, Setting
 from actors.node.errors import NodeError
+from actors.node.idmapped import View, obstacle
 from actors.node.surroundings import Surroundings
 from actors.node.user_namespace import OWNERS, UserNamespace
 
@@ -74,7 +75,7 @@ def examine(
         findings += [Finding(name, ok=False, required=False, detail=c.why, fix=c.fix) for name, c in foreseen(here)]
     if all(finding.ok for finding in tools if finding.required):
         findings += [*_boxes(uid, here, network=network), *_user_limits(uid, here), *_cgroup(here)]
-        findings += _drivers(data_dir, here, driver, thorough=thorough)
+        findings += _drivers(data_dir, uid, here, driver, thorough=thorough)
     return findings
 
 
@@ -189,13 +190,47 @@ def _limits(limits: Limits) -> Finding:
     return Finding("limits", ok=False, required=False, detail=f"not all in force: {limits.obstacle}", fix=fix)
 
 
-def _drivers(data_dir: Path, here: Surroundings, setting: Setting, *, thorough: bool) -> list[Finding]:
+def _drivers(data_dir: Path, uid: int, here: Surroundings, setting: Setting, *, thorough: bool) -> list[Finding]:
     folder = data_dir / "node" / "driver"
     verdicts = available(folder) if thorough else _until_one_is_offered(folder, setting)
     findings = [line for driver, found in verdicts.items() for line in _driver(driver, found, here, setting)]
     is_full = any(found.obstacle and explain(found.obstacle, here) is FULL for found in verdicts.values())
-    offered = [driver for driver, found in verdicts.items() if found.reason is None]
-    return [*findings, _restores(setting, offered, is_full=is_full)]
+    offered = [driver for driver, found in verdicts.items() if found.reason is None and setting in ("auto", driver)]
+    findings.append(_restores(setting, offered, is_full=is_full))
+    return [*findings, *_own_users(folder, uid, here, offered[0] if offered else None)]
+
+
+def _own_users(folder: Path, uid: int, here: Surroundings, driver: Driver | None) -> list[Finding]:
+    """The finding on the users that sandboxes run as, for the node's driver, if it has one."""
+    if not here.root:
+        return []
+    name = "own users"
+    try:
+        reason = obstacle(driver, os.uname().release) or _refusal(folder, uid)
+    except (NodeError, OSError) as e:
+        reason = brief(str(e))
+    if reason is None:
+        return [Finding(name, ok=True, required=False, detail="each awake sandbox runs as a user of its own")]
+    fix = (
+        "Linux 6.2, the driver kernel, a data folder on ext4 or xfs, CAP_SYS_ADMIN outside of a user namespace, and"
+        f" the users {OWNERS[0]} to {OWNERS[-1]}"
+    )
+    why = f"all share one, and its limits on files in flight, pipes and epoll: {reason}"
+    return [Finding(name, ok=False, required=False, detail=why, fix=fix)]
+
+
+def _refusal(folder: Path, uid: int) -> str | None:
+    """Shows a folder in `folder`, or beside it, as another user's. Returns the reason why that is refused, if it is."""
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    with (
+        TemporaryDirectory(prefix=".view-", dir=there) as shown,
+        TemporaryDirectory(prefix="holdfast-doctor-") as owners,
+        closing(UserNamespace(Path(owners), uid)) as namespace,
+    ):
+        view = View(Path(shown), namespace)
+        view.mount()
+        view.unmount()
+        return namespace.sharing
 
 
 def _until_one_is_offered(folder: Path, setting: Setting) -> dict[Driver, Verdict]:
@@ -223,9 +258,8 @@ def _restores(setting: Setting, offered: list[Driver], *, is_full: bool) -> Find
     """The finding on restores: as overlays, or as copies if no driver is offered, which is not an error."""
     if setting == "none":
         return Finding(RESTORES, ok=True, required=False, detail="as copies only, as HOLDFAST_DRIVER=none says")
-    chosen = [driver for driver in offered if setting in ("auto", driver)]
-    if chosen:
-        return Finding(RESTORES, ok=True, required=False, detail=f"as overlays, with the driver {chosen[0]}")
+    if offered:
+        return Finding(RESTORES, ok=True, required=False, detail=f"as overlays, with the driver {offered[0]}")
     if is_full:
         return Finding(RESTORES, ok=False, required=False, detail=f"as copies only: {FULL.why}", fix=FULL.fix)
     return Finding(

@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Literal
 
 LOWER, UPPER, WORK, MERGED = "lower", "upper", "work", "merged"
+IDMAPPED_LOWER, IDMAPPED_LAYER = "idmapped/lower", "idmapped/layer"
 
 _FLAGS = "nosuid,nodev"
 _DIRECTORIES = f"lowerdir={LOWER},upperdir={UPPER},workdir={WORK}"
+_IDMAPPED = f"lowerdir={IDMAPPED_LOWER},upperdir={IDMAPPED_LAYER}/{UPPER},workdir={IDMAPPED_LAYER}/{WORK}"
 
 
 class Limit(StrEnum):
@@ -112,9 +114,9 @@ def kernel_squashfs(archive: Path, point: Path) -> list[str]:
     return ["mount", "-t", "squashfs", "-o", f"loop,ro,{_FLAGS}", str(archive), str(point)]
 
 
-def kernel_overlay(driver: Driver) -> list[str]:
-    """The `mount` command for the overlay, to be run in the layer's folder."""
-    options = f"{_FLAGS},{_DIRECTORIES},{driver.overlay_options}"
+def kernel_overlay(driver: Driver, *, idmapped: bool = False) -> list[str]:
+    """The `mount` command for the overlay, to be run in the layer's folder. `idmapped` means over idmapped clones."""
+    options = f"{_FLAGS},{_IDMAPPED if idmapped else _DIRECTORIES},{driver.overlay_options}"
     return ["mount", "-t", "overlay", "-o", options, "overlay", MERGED]
 
 

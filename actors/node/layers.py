@@ -39,6 +39,7 @@ from actors.node.lowers import Lowers
 from actors.node.records import TwinFile
 from actors.node.removal import remove_tree
 from actors.node.stacks import READY_S, Stack
+from actors.node.user_namespace import UserNamespace
 
 _RECORD = "layer.json"
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -86,6 +87,8 @@ class Layers:
         on_lost: called, in a thread of its own, after a daemon of a layer has died and the layer is no longer
             mounted. It ends the processes that use the layer, removes its bind mounts, and calls `revive`.
         is_trial: True if the caller expects failures and reports them. Else they are logged.
+        user_namespace: the sandbox's. If it gives the sandbox a user of its own, the layers show their files as that
+            user's; only with the driver `kernel`.
     """
 
     def __init__(
@@ -96,12 +99,14 @@ class Layers:
         driver: Driver | None,
         on_lost: Callable[[Layer], None],
         is_trial: bool = False,
+        user_namespace: UserNamespace | None = None,
     ) -> None:
         self._root = Path(os.path.realpath(root))
         self._lowers = Lowers(Path(os.path.realpath(lowers)))
         self._offered = driver
         self._on_lost = on_lost
         self._is_trial = is_trial
+        self._user_namespace = user_namespace
         self._daemons = daemons.of_this_process()
         self._stacks: dict[str, Stack] = {}
 
@@ -153,7 +158,8 @@ class Layers:
     def open(self, layer_id: str, archive: Path, sha256: str) -> Layer:
         """Mounts an existing layer again, with all its writes: after a restart, a crash or `close`.
 
-        A kernel mount that has outlived its actor is adopted if it answers. FUSE mounts are always made anew.
+        A kernel mount that has outlived its actor is adopted if it answers. FUSE mounts, and those that map owners,
+        are always made anew.
 
         Raises:
             LayerMismatchError: the layer was made with another archive, driver or options; nothing was changed.
@@ -275,7 +281,11 @@ class Layers:
             lowers=self._lowers,
             daemons=self._daemons,
             on_lost=lambda: self._on_lost(layer),
+            mapping=self._mapping,
         )
+
+    def _mapping(self) -> int | None:
+        return None if self._user_namespace is None else self._user_namespace.mapping()
 
     def _mount(self, layer: Layer, *, converting: bool = False) -> None:
         if layer.id in self._stacks:
@@ -301,12 +311,13 @@ class Layers:
         self._stacks[layer.id] = stack
 
     def _adoptable(self, layer: Layer) -> bool:
-        if self.driver is not Driver.KERNEL:
+        if self.driver is not Driver.KERNEL or self._mapping() is not None:
             return False
         mount = mountinfo.find(layer.merged)
         return (
             mount is not None
             and mount.fs_type == "overlay"
+            and f"upperdir={UPPER}" in mount.super_options  # it shows the files as their owner's
             and mountinfo.probe(layer.merged, timeout_s=READY_S) is None
         )
 

@@ -17,7 +17,7 @@ from enum import Enum, auto
 from pathlib import Path
 
 from actors.logs import log
-from actors.node import drivers, mountinfo, mounting
+from actors.node import drivers, idmapped, mountinfo, mounting
 from actors.node.daemons import Daemon, Daemons
 from actors.node.drivers import LOWER, MERGED, WORK, Driver
 from actors.node.errors import MountBusyError, MountError, NoRoomToMountError, ToolError
@@ -39,12 +39,21 @@ class Stack:
     """Mounts and unmounts a layer's folder. Not thread-safe, except for the deaths of daemons."""
 
     def __init__(
-        self, folder: Path, *, driver: Driver, lowers: Lowers, daemons: Daemons, on_lost: Callable[[], None]
+        self,
+        folder: Path,
+        *,
+        driver: Driver,
+        lowers: Lowers,
+        daemons: Daemons,
+        on_lost: Callable[[], None],
+        mapping: Callable[[], int | None],
     ) -> None:
+        """`mapping` returns a descriptor of the user namespace for idmapped mounts; None for mounts without."""
         self._driver = driver
         self._lowers = lowers
         self._daemons = daemons
         self._on_lost = on_lost
+        self._mapping = mapping
         self._folder = folder
         self._lower = folder / LOWER
         self._merged = folder / MERGED
@@ -98,8 +107,14 @@ class Stack:
         except ToolError as e:
             raise MountError(e.message) from e
 
-    def _mount_overlay(self) -> None:
-        mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=READY_S)
+    def _mount_overlay(self, deadline_s: float = READY_S) -> None:
+        namespace = self._mapping()
+        if namespace is None:
+            mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=deadline_s)
+            return
+        with idmapped.layers(self._folder, namespace):
+            argv = drivers.kernel_overlay(self._driver, idmapped=True)
+            mounting.mount(argv, cwd=self._folder, deadline_s=deadline_s)
 
     def serve(self) -> None:
         """Proves that the merged directory answers; from then on a daemon's death is a loss.
@@ -175,7 +190,7 @@ class Stack:
         Linux, ovl_fill_super.
         """
         with contextlib.suppress(NoRoomToMountError):
-            mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=_left(deadline))
+            self._mount_overlay(_left(deadline))
         mounting.unmount(self._merged, deadline_s=_KILLED_S)
 
     def _resume(self, before: _State) -> None:

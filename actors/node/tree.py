@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from actors.node.errors import MountError, NoSpaceLeftError, PathError, PathMissingError, PathTypeError
+from actors.node.idmapped import View
 
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
@@ -74,21 +75,36 @@ class Row:
 class Tree:
     """The root of one sandbox, with its writable top folders."""
 
-    def __init__(self, root: Path, *, tops: tuple[str, ...], uid: int) -> None:
-        """`tops` are absolute paths inside the sandbox ("/workspace"); `uid` owns what is made in them."""
+    def __init__(self, root: Path, *, tops: tuple[str, ...], uid: int, view: View | None = None) -> None:
+        """`tops` are absolute paths inside the sandbox ("/workspace"); `uid` owns what is made in them.
+
+        With a view, what is made belongs to its owner there, and to `uid` on the disk.
+        """
         self.root = root
         self._tops = tops
-        self._uid = uid
+        self._own = uid
+        self._view = view
+
+    @property
+    def _uid(self) -> int:
+        return self._own if self._view is None else self._view.owner
 
     def prepare(self) -> None:
-        """Makes the top folders. Repeatable; changes nothing that exists and belongs to the sandbox."""
+        """Mounts the view, and makes the top folders. Repeatable; changes nothing that belongs to the sandbox."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._view is not None:
+            self._view.mount()
         for top in self._tops:
             path = self.root / top.lstrip("/")
             path.mkdir(parents=True, exist_ok=True, mode=0o755)
             if path.stat().st_uid != self._uid:  # new, or its maker was killed before this step
                 path.chmod(0o1777 if top in ("/tmp", "/var/tmp") else 0o755)
                 os.chown(path, self._uid, self._uid)
+
+    def release(self) -> None:
+        """Unmounts the view. Raises MountBusyError if something in it is in use, MountError."""
+        if self._view is not None:
+            self._view.unmount()
 
     @contextmanager
     def open(self, path: str, flags: int = os.O_RDONLY) -> Iterator[int]:

@@ -212,7 +212,7 @@ class Commands:
                 with boxed(self._box, argv, identity=identity, cwd=cwd, env=env, with_status=True) as ready:
                     assert ready.status is not None
                     entry = self._cgroup.entry([*limits, *ready.argv])
-                    child = process.start_for(self._box.uid, entry, pass_fds=ready.fds, stdin=stdin)
+                    child = process.start_for(self._box.user, entry, pass_fds=ready.fds, stdin=stdin)
             except CgroupError:
                 raise SandboxUnavailableError(
                     "The sandbox was just closed; try again.", context={"outcome": "not_executed"}

@@ -131,7 +131,7 @@ class Overlays:
         self.show(entries)
 
     def _hide_all(self) -> None:
-        if sweep(self._tree.root, deadline_s=_UNMOUNT_S):
+        if sweep(self._tree.root, deadline_s=_UNMOUNT_S, and_itself=False):
             raise MountBusyError("A restored directory is still in use.")
 
     @contextmanager

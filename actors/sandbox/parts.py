@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from actors.config import SandboxConfig
 from actors.errors import MountLostError
 from actors.logs import log
@@ -12,6 +14,7 @@ from actors.node.bubblewrap import Bind, Box
 from actors.node.cgroup import Cgroup
 from actors.node.drivers import Driver
 from actors.node.errors import NodeError
+from actors.node.idmapped import View, obstacle
 from actors.node.kept import KeptArchives
 from actors.node.layers import Layer, Layers
 from actors.node.survey import Limits
@@ -39,9 +42,13 @@ class Parts:
         layout = NodeLayout(config.node)
         folder = layout.box(tenant, sandbox)
         root, uid = folder / "root", config.node.sandbox_uid
+        record = folder / "sandbox.json"
+        driver = kept_driver(record, driver)
         user_namespace = UserNamespace(
             layout.namespace_owners,
             uid,
+            sharing=obstacle(driver, os.uname().release),
+            on_sharing=lambda reason: log.warning("user_shared", sandbox=sandbox, reason=reason),
             on_obstacle=lambda reason: log.warning("user_limits_shared", sandbox=sandbox, reason=reason),
         )
         box = Box(
@@ -53,7 +60,7 @@ class Parts:
         )
         self.node = layout.identity()
         self.spool = folder / "spool"
-        self.tree = Tree(root, tops=WRITABLE_ROOTS, uid=uid)
+        self.tree = Tree(root, tops=WRITABLE_ROOTS, uid=uid, view=View(root, user_namespace))
         self.cgroup = Cgroup(
             layout.sandbox_cgroup(tenant, sandbox),
             memory_bytes=config.exec.memory_bytes,
@@ -71,8 +78,9 @@ class Parts:
             limits=Limits(limits.inodes, limits.source_bytes, limits.hole_bytes, limits.depth),
             memory_bytes=limits.memory_bytes,
         )
-        record = folder / "sandbox.json"
-        self.layers = Layers(folder / "layers", layout.lowers, driver=kept_driver(record, driver), on_lost=self._revive)
+        self.layers = Layers(
+            folder / "layers", layout.lowers, driver=driver, on_lost=self._revive, user_namespace=user_namespace
+        )
         kept = KeptArchives(folder / "archives", self.verified)
         self.restored = RestoredDirectories(
             folder, self.tree, RestoredRecord(twin_file(record)), Overlays(self.tree, self.layers), kept

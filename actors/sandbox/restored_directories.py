@@ -235,6 +235,7 @@ class RestoredDirectories:
         """Unmounts everything and keeps every upper. Raises MountError if a mount is in use."""
         self._is_mounted = False
         self._overlays.close_all()
+        self._tree.release()
         self._kept.forget_mounts()
 
     def replace_by_layer(self, entry: Entry, layer: Layer) -> None:

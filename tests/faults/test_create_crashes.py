@@ -12,7 +12,6 @@ import pytest
 
 from actors.errors import BackupNotFoundError
 from actors.models import BackupOptions, DirectoryBackup
-from actors.node import mountinfo
 from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.steps import CreateStep, Step
 from storage.metadata import SandboxState
@@ -94,7 +93,7 @@ class Crashing:
         home = node.home("crashing")
         assert list((home / "spool").iterdir()) == []
         assert list(node.layout.cache.glob(".*.work")) == []
-        assert mountinfo.mounts_under(node.data_dir) == []
+        assert node.mounts() == []
         assert wait_until(lambda: node.processes() == {}), node.processes()
         assert self.state.pending == []
         assert list(node.catalog().store.list_uploads("backups/")) == []

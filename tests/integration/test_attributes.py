@@ -17,7 +17,7 @@ from actors.models import NotKept
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
 from tests.support.attributes import ATTRIBUTES, Attribute
-from tests.support.sandboxes import UID, Node, backup, hydrate, restore
+from tests.support.sandboxes import Node, backup, hydrate, restore
 from tests.support.service import PROJECT
 
 _ROW = re.compile(r"\| (.+?) \| (.+?) \| (.+?) \| (.+?) \| (?:`(\w+)` )?\|")
@@ -67,13 +67,13 @@ def place_of(root: Path, name: str) -> Path:
     return root if ATTRIBUTES[name].is_of_root else root / f"{list(ATTRIBUTES).index(name)}"
 
 
-def make(root: Path, names: Iterable[str]) -> dict[str, object]:
+def make(root: Path, owner: int, names: Iterable[str]) -> dict[str, object]:
     """Sets attributes on a directory and on folders in it; returns the visible value of each."""
-    os.chown(root, UID, UID)
+    os.chown(root, owner, owner)
     ordered = sorted(names, key=lambda name: ATTRIBUTES[name].is_of_root)
     for name in ordered:
         place_of(root, name).mkdir(exist_ok=True)
-        os.chown(place_of(root, name), UID, UID)
+        os.chown(place_of(root, name), owner, owner)
         ATTRIBUTES[name].make(place_of(root, name))
     return {name: ATTRIBUTES[name].look(place_of(root, name)) for name in ordered}
 
@@ -123,7 +123,7 @@ def test_a_backup_keeps_each_attribute_as_the_document_says(node: Node, mode: st
     root = work(node, box) / "all"
     root.mkdir()
     try:
-        before = make(root, [name for name in ROWS if cell(name) != "refused"])
+        before = make(root, node.owner(box), [name for name in ROWS if cell(name) != "refused"])
         handle = backup(box, "/workspace/all")
         restore(box, handle, "/workspace/again", mode)
         assert wrong_cells(before, work(node, box) / "again", cell) == {}
@@ -131,7 +131,7 @@ def test_a_backup_keeps_each_attribute_as_the_document_says(node: Node, mode: st
             if cell(name) == "refused":
                 refused = work(node, box) / f"refused {list(ROWS).index(name)}"
                 refused.mkdir()
-                make(refused, [name])
+                make(refused, node.owner(box), [name])
                 with pytest.raises(HoldfastError):
                     restore(box, backup(box, f"/workspace/{refused.name}"), "/workspace/none", mode)
                 assert not (work(node, box) / "none").exists()
@@ -147,7 +147,7 @@ def test_a_backup_counts_what_the_document_says(kernel_node: Node) -> None:
         root.mkdir()
         try:
             if row.copy != "refused":
-                make(root, [name])
+                make(root, kernel_node.owner(box), [name])
                 kept = kernel_node.catalog().get("default", backup(box, f"/workspace/{root.name}").id).not_kept
                 assert kept is not None
                 counted = {field for field, count in kept.model_dump().items() if count}
@@ -162,7 +162,7 @@ def test_persist_and_hydrate_keep_each_attribute_as_the_document_says(kernel_nod
     one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
     root = work(kernel_node, one)
     try:
-        before = make(root, [name for name, row in ROWS.items() if row.tar != "refused"])
+        before = make(root, kernel_node.owner(one), [name for name, row in ROWS.items() if row.tar != "refused"])
         hydrate(other, b"".join(one.persist(uuid.uuid4().hex)))
         assert wrong_cells(before, work(kernel_node, other), lambda name: ROWS[name].tar) == {}
     finally:
@@ -172,6 +172,6 @@ def test_persist_and_hydrate_keep_each_attribute_as_the_document_says(kernel_nod
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.tar == "refused"])
 def test_persist_or_hydrate_refuse_what_the_document_says(kernel_node: Node, name: str) -> None:
     one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
-    make(work(kernel_node, one), [name])
+    make(work(kernel_node, one), kernel_node.owner(one), [name])
     with pytest.raises(HoldfastError):
         hydrate(other, b"".join(one.persist(uuid.uuid4().hex)))

@@ -17,7 +17,15 @@ pytestmark = pytest.mark.alone
 HOARD = Path(__file__).parents[1] / "support" / "hoard.py"
 OF_THE_MACHINE = {"network-buffers": 1000, "asynchronous-io": 1, "terminals": 64}
 
-OF_A_USER = ("inotify-instances", "inotify-watches", "timers", "message-queues", "locked-memory")
+OF_A_USER = (
+    "inotify-instances",
+    "inotify-watches",
+    "timers",
+    "message-queues",
+    "locked-memory",
+    "pipes",
+    "files-in-flight",
+)
 ALL = 10**9
 
 

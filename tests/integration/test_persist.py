@@ -22,7 +22,7 @@ from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.tar_process import Complaints
 from tests.support.mount_leaks import wait_until
 from tests.support.random_trees import random_tree
-from tests.support.sandboxes import UID, Background, Node, backup, code_of, hydrate, restore, run, sh, write
+from tests.support.sandboxes import Background, Node, backup, code_of, hydrate, restore, run, sh, write
 from tests.support.trees import Entry, fingerprint, make_interesting_tree
 
 XATTRS = ("--xattrs", "--xattrs-include=user.*")
@@ -62,8 +62,9 @@ def times_ns(folder: Path) -> dict[str, int]:
 def test_an_interesting_tree_is_carried_over_exactly(kernel_node: Node, tmp_path: Path) -> None:
     one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
     root = work(kernel_node, one)
+    owner = kernel_node.owner(one)
     root.rmdir()
-    make_interesting_tree(root, UID)
+    make_interesting_tree(root, owner)
     tar = persisted(one)
     expected = fingerprint(root)
     assert without_owners(fingerprint(unpacked_by_tar(tar, tmp_path / "unpacked"))) == without_owners(expected)
@@ -75,7 +76,7 @@ def test_an_interesting_tree_is_carried_over_exactly(kernel_node: Node, tmp_path
 def test_any_tree_is_carried_over_as_gnu_tar_does(kernel_node: Node, tmp_path: Path, seed: int) -> None:
     one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
     rng, root = random.Random(seed), work(kernel_node, one)
-    random_tree(root, rng, outside=tmp_path, kinds=("file", "symlink", "fifo"))
+    random_tree(root, rng, outside=kernel_node.tree(one) / "tmp", kinds=("file", "symlink", "fifo"))
     for path in root.rglob("*"):
         if rng.random() < 0.5 and not path.is_symlink() and not path.is_fifo():
             os.setxattr(path, f"user.{rng.randrange(100)}", rng.randbytes(rng.randrange(100)))
@@ -126,7 +127,7 @@ def test_an_archive_of_any_format_is_unpacked(kernel_node: Node, tmp_path: Path,
 
 def test_equal_trees_give_equal_tar_archives(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
-    make_interesting_tree(work(kernel_node, box) / "tree", UID)
+    make_interesting_tree(work(kernel_node, box) / "tree", kernel_node.owner(box))
     first = persisted(box)
     run(box, "cat", "/workspace/tree/large")
     assert persisted(box) == first
@@ -157,7 +158,7 @@ def test_a_hole_of_many_gigabytes_is_carried_over_quickly(kernel_node: Node) -> 
     one, other = kernel_node.sandbox("one"), kernel_node.sandbox("other")
     sparse = work(kernel_node, one) / "sparse"
     sparse.touch()
-    os.chown(sparse, UID, UID)
+    os.chown(sparse, kernel_node.owner(one), kernel_node.owner(one))
     os.truncate(sparse, 2**36)
     hydrate(other, persisted(one))
     found = (work(kernel_node, other) / "sparse").stat()
@@ -215,7 +216,7 @@ def test_persist_excludes_the_same_files_as_a_backup(
         path = os.path.join(os.fsencode(root), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         Path(os.fsdecode(path)).write_bytes(name)
-    subprocess.run(["chown", "-R", f"{UID}:{UID}", root], check=True)
+    subprocess.run(["chown", "-R", f"--reference={root}", root], check=True)
     restore(other, backup(one, excludes=list(excludes)))
     expected = without_owners(fingerprint(work(kernel_node, other)))
     found = without_owners(fingerprint(unpacked_by_tar(persisted(one, *excludes), tmp_path / "unpacked")))
@@ -372,11 +373,12 @@ def test_a_restore_ends_a_running_hydrate(kernel_node: Node, tmp_path: Path, end
 
 def test_a_full_disk_is_named_whatever_a_member_is_called(kernel_node: Node, tmp_path: Path) -> None:
     box, source = kernel_node.sandbox(), tmp_path / "source"
+    owner = kernel_node.owner(box)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", work(kernel_node, box)], check=True)
     try:
         source.mkdir()
         (source / ("n" * 250)).write_bytes(bytes(2_000_000))
-        os.chown(work(kernel_node, box), UID, UID)
+        os.chown(work(kernel_node, box), owner, owner)
         with pytest.raises(NoSpaceError):
             hydrate(box, packed_by_tar(source))
         with pytest.raises(InvalidRequestError):

@@ -31,7 +31,7 @@ MODES = list(RestoreMode)
 def test_the_interesting_tree_comes_back_byte_for_byte(node: Node, mode: RestoreMode) -> None:
     box = node.sandbox()
     tree = node.tree(box) / "workspace" / "tree"
-    make_interesting_tree(tree, UID, max_name_bytes=node.driver.max_name_bytes)
+    make_interesting_tree(tree, node.owner(box), max_name_bytes=node.driver.max_name_bytes)
     expected = fingerprint(tree)
     handle = backup(box, "/workspace/tree")
     sh(box, "chmod -R u+rwx tree; find tree -mindepth 1 -delete; echo new > tree/new; touch tree/plain")
@@ -76,7 +76,7 @@ def test_alternating_modes_leave_one_content_and_no_old_layer(node: Node) -> Non
         assert [(entry.dir, entry.mode) for entry in box.info().restored] == [("/workspace", mode)]
     assert os.listdir(node.home("box") / "layers") == []
     assert os.listdir(node.home("box") / "archives") == []
-    assert mountinfo.mounts_under(node.data_dir) == []
+    assert node.mounts() == []
     assert sh(box, "ls -A") == "extra\nfile\n"
 
 

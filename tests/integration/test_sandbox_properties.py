@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors.node.drivers import Driver, Limit
-from tests.support.sandboxes import UID, Node, backup, restore
+from tests.support.sandboxes import Node, backup, restore
 from tests.support.trees import fingerprint
 
 NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: not {0, 0x2F} & set(name) and name not in (b".", b".."))
@@ -32,7 +32,7 @@ TREES = st.recursive(
 )
 
 
-def make(path: bytes, tree: dict[bytes, tuple[object, ...]], linkable: list[bytes]) -> None:
+def make(path: bytes, tree: dict[bytes, tuple[object, ...]], linkable: list[bytes], owner: int) -> None:
     """`linkable` are the names so far that can be hard-linked: all but those of directories."""
     for name, (kind, *rest) in tree.items():
         place = os.path.join(path, name)
@@ -53,9 +53,9 @@ def make(path: bytes, tree: dict[bytes, tuple[object, ...]], linkable: list[byte
                     os.link(linkable[which % len(linkable)], place, follow_symlinks=False)
             case "folder", [dict() as below, int() as mode]:
                 os.mkdir(place)
-                make(place, below, linkable)
+                make(place, below, linkable, owner)
         if os.path.lexists(place):
-            os.chown(place, UID, UID, follow_symlinks=False)
+            os.chown(place, owner, owner, follow_symlinks=False)
             if kind != "folder":
                 linkable.append(place)
             if kind in ("file", "fifo", "folder"):
@@ -87,9 +87,9 @@ def test_any_tree_comes_back_from_its_backup(node: Node, tree: dict[bytes, tuple
     box = node.sandbox("properties")
     root = node.tree(box) / "workspace" / "tree"
     root.mkdir()
-    os.chown(root, UID, UID)
+    os.chown(root, node.owner(box), node.owner(box))
     try:
-        make(os.fsencode(root), tree, [])
+        make(os.fsencode(root), tree, [], node.owner(box))
         expected = fingerprint(root)
         handle = backup(box, "/workspace/tree")
         for mode in ("overlay", "copy"):

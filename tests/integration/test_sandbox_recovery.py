@@ -34,7 +34,6 @@ from tests.support.mount_leaks import open_files, wait_until
 from tests.support.node_pair import Pair, pair
 from tests.support.s3 import moto_s3
 from tests.support.sandboxes import (
-    UID,
     Background,
     Crashed,
     Node,
@@ -417,7 +416,7 @@ def left_on(node: Node) -> tuple[list[str], Sequence[object]]:
 
 def furnished(box: LocalSandbox, node: Node) -> dict[str, dict[bytes, Entry]]:
     """Fills a sandbox with everything that a backup can keep; returns its content."""
-    make_interesting_tree(node.tree(box) / "workspace" / "tree", UID, max_name_bytes=200)
+    make_interesting_tree(node.tree(box) / "workspace" / "tree", node.owner(box), max_name_bytes=200)
     sh(
         box,
         "mkdir sub; echo 1 > sub/file; chmod 2710 sub; chmod 640 sub/file; echo x > one; echo x > two; echo x > six",

@@ -69,12 +69,12 @@ def test_the_commands_of_one_sandbox_share_its_limit(boxes: tuple[Box, Box], kin
         assert left < taken
 
 
-def test_files_belong_to_the_sandboxes_user_and_no_namespace_descriptor_is_inherited(
+def test_files_belong_to_the_sandboxs_own_user_and_no_namespace_descriptor_is_inherited(
     tmp_path: Path, boxes: tuple[Box, Box]
 ) -> None:
-    work = tmp_path / "work"
+    work, user = tmp_path / "work", boxes[0].user
     work.mkdir()
-    os.chown(work, UID, UID)
+    os.chown(work, user, user)
     binds = (Bind(work, "/workspace", writable=True),)
     script = "umask 0; touch /workspace/made; id -u; ls /proc/self/fd | wc -l"
     for identity, uid in ((Identity.COMMAND, "1000"), (Identity.READER, "0")):
@@ -82,7 +82,7 @@ def test_files_belong_to_the_sandboxes_user_and_no_namespace_descriptor_is_inher
             ended = process.run(ready.argv, timeout_s=20, pass_fds=ready.fds)
         assert ended.stdout.decode().split() == [uid, "4"]  # 0 to 2, and that of the listed folder
         made = work / "made"
-        assert (made.stat().st_uid, made.stat().st_gid) == (UID, UID)
+        assert (made.stat().st_uid, made.stat().st_gid) == (user, user)
         made.unlink()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from actors.errors import HoldfastError
 from actors.sandbox.facade import LocalSandbox
-from tests.support.sandboxes import UID, Node, run, sh, write
+from tests.support.sandboxes import Node, run, sh, write
 from tests.support.trees import Entry, fingerprint
 
 FOLDERS = ("", "f", "f/g", "a folder")
@@ -31,7 +31,7 @@ def random_links(root: Path, rng: random.Random) -> None:
                 (root / folder / name).write_bytes(b"old")
             else:
                 (root / folder / name).symlink_to(rng.choice(WAYS) + rng.choice(ENDS))
-    subprocess.run(["chown", "-hR", f"{UID}:{UID}", root], check=True)
+    subprocess.run(["chown", "-hR", f"--reference={root}", root], check=True)
 
 
 def places(root: Path) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.sandboxes import UID
+from tests.support.trees import of_all_sandboxes
 
 Look = Callable[[Path], object]
 Change = Callable[[Any, Any], bool]
@@ -46,7 +47,8 @@ class Attribute:
 
 
 def _own(place: Path) -> Path:
-    os.chown(place, UID, UID, follow_symlinks=False)
+    owner = place.parent.stat().st_uid
+    os.chown(place, owner, owner, follow_symlinks=False)
     return place
 
 
@@ -189,6 +191,10 @@ def _of_others(folder: Path) -> None:
     os.chown(folder / "of another", 12_345, 54_321)
 
 
+def _owners(place: Path) -> tuple[int, int]:
+    return of_all_sandboxes(place.stat().st_uid), of_all_sandboxes(place.stat().st_gid)
+
+
 def _set(place: Path, **attributes: bytes) -> Path:
     for name, value in attributes.items():
         os.setxattr(place, name.replace("_", ".", 1), value, follow_symlinks=False)
@@ -213,7 +219,7 @@ def _deep(folder: Path, *, names: str, depth: int) -> None:
     root = os.open(folder, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir(names, dir_fd=root)
-        os.chown(names, UID, UID, dir_fd=root)
+        os.chown(names, os.fstat(root).st_uid, os.fstat(root).st_uid, dir_fd=root)
         below = os.open(names, os.O_RDONLY, dir_fd=root)
         os.close(root)
         root = below
@@ -292,7 +298,7 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     ),
     "owner and group": Attribute(
         _of_others,
-        lambda at: {path.name: (path.stat().st_uid, path.stat().st_gid) for path in sorted(at.iterdir())},
+        lambda at: {path.name: _owners(path) for path in sorted(at.iterdir())},
         changes={"the sandbox's user and group": _each(lambda _: (UID, UID))},
     ),
     "modification time, in whole seconds": Attribute(

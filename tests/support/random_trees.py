@@ -9,8 +9,6 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.support.sandboxes import UID
-
 
 def socket_at(place: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
@@ -43,4 +41,4 @@ def random_tree(root: Path, rng: random.Random, *, outside: Path, kinds: Sequenc
             folder = rng.choice([*folders, outside])
             os.link(place, folder / f"{number}-{more}{rng.choice(['', '.x'])}", follow_symlinks=False)
         os.utime(place, ns=(rng.randrange(2**62), rng.randrange(2**62)), follow_symlinks=False)
-        os.chown(place, UID, UID, follow_symlinks=False)
+        os.chown(place, root.stat().st_uid, root.stat().st_gid, follow_symlinks=False)

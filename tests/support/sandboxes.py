@@ -29,9 +29,11 @@ from actors.models import (
     RestoreMode,
     RestoreOptions,
 )
+from actors.node import mountinfo
 from actors.node.cgroup import Cgroup
 from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
+from actors.node.mountinfo import Mount
 from actors.node_layout import NodeLayout
 from actors.sandbox.facade import LocalSandbox
 from storage.catalog import BackupCatalog
@@ -98,6 +100,15 @@ class Node:
     def tree(self, sandbox: LocalSandbox) -> Path:
         """The root of a sandbox's tree on the node."""
         return self.home(sandbox.id, sandbox.tenant) / "root"
+
+    def owner(self, sandbox: LocalSandbox) -> int:
+        """The user who owns an awake sandbox's files where the node sees them: its own, or that of all sandboxes."""
+        return (self.tree(sandbox) / "workspace").stat().st_uid
+
+    def mounts(self) -> list[Mount]:
+        """The mounts below the data folder, except the views of awake sandboxes' folders."""
+        found = mountinfo.mounts_under(self.data_dir)
+        return [mount for mount in found if mount.fs_type == "overlay" or mount.point.name != "root"]
 
     def catalog(self, store: ObjectStore | None = None) -> BackupCatalog:
         """The bucket's catalog, over `store` if given."""

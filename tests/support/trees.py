@@ -9,6 +9,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.config import DEFAULT_UID
+from actors.node.user_namespace import OWNERS
+
 MINUTES_OF_READING = 60 * 2**30
 """Size of a hole that takes no disk space, but takes mksquashfs minutes, because it reads every zero."""
 _LONG_AGO_S = 1_000_000_000
@@ -17,7 +20,10 @@ _DEPTH = 150
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The compared properties of one name. `links` are all names of the same file; times are in whole seconds."""
+    """The compared properties of one name. `links` are all names of the same file; times are in whole seconds.
+
+    An awake sandbox's own user counts as the user of all sandboxes.
+    """
 
     kind: int
     mode: int
@@ -132,8 +138,8 @@ def _entry(path: bytes, status: os.stat_result, links: tuple[bytes, ...]) -> Ent
     return Entry(
         kind=stat.S_IFMT(status.st_mode),
         mode=stat.S_IMODE(status.st_mode),
-        uid=status.st_uid,
-        gid=status.st_gid,
+        uid=of_all_sandboxes(status.st_uid),
+        gid=of_all_sandboxes(status.st_gid),
         mtime_s=status.st_mtime_ns // 1_000_000_000,
         size=status.st_size if regular else None,
         sha256=_hash(path) if regular else None,
@@ -141,6 +147,11 @@ def _entry(path: bytes, status: os.stat_result, links: tuple[bytes, ...]) -> Ent
         links=links,
         xattrs=tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in _user_xattrs(path)),
     )
+
+
+def of_all_sandboxes(user: int) -> int:
+    """The user of all sandboxes for the own user of one that is awake; any other user as it is."""
+    return DEFAULT_UID if user in OWNERS else user
 
 
 def _user_xattrs(path: bytes) -> list[str]:

@@ -24,6 +24,13 @@ def test_kernel_overlay_names_no_path_of_the_node() -> None:
     ]  # fmt: skip
 
 
+def test_an_overlay_over_idmapped_clones_finds_them_in_the_layers_folder() -> None:
+    assert drivers.kernel_overlay(Driver.KERNEL, idmapped=True)[4] == (
+        "nosuid,nodev,lowerdir=idmapped/lower,upperdir=idmapped/layer/upper,workdir=idmapped/layer/work,"
+        "redirect_dir=on,index=on,xino=on"
+    )
+
+
 def test_fuse_squashfs_stays_in_the_foreground_and_dies_with_its_parent() -> None:
     assert drivers.fuse_squashfs(ARCHIVE) == [
         "setpriv", "--pdeathsig", "KILL",

@@ -193,6 +193,12 @@ def test_a_reader_and_a_keeper_have_only_the_capabilities_that_they_need() -> No
     assert added(reader) == {"CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE", "CAP_FOWNER"}
     assert added(keeper) == {"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD"}
     assert keeper[keeper.index("/n") - 1 : keeper.index("/n") + 2] == ["--ro-bind", "/n", "/p"]
+    entering = bubblewrap.keeper([], cwd="/", enters=True)
+    assert added(entering) == added(keeper) | {"CAP_SYS_ADMIN"}
+    assert bubblewrap.keeping_in(5) == [
+        "nsenter", "--user=/proc/self/fd/5", "--",
+        "setpriv", "--bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+mknod", "--",
+    ]  # fmt: skip
 
 
 def test_only_commands_get_the_network_and_only_if_it_is_allowed() -> None:
