@@ -21,6 +21,7 @@ from actors.errors import InvalidBackupConfigError, InvalidRequestError
 from actors.models import (
     DEFAULT_TENANT,
     DEFAULT_TTL_S,
+    MAX_PAGE,
     MAX_TIMEOUT_MS,
     TRANSFER_BYTES,
     BackupInfo,
@@ -31,6 +32,7 @@ from actors.models import (
     ExecRequest,
     ExecResult,
     Exit,
+    FileChange,
     FileEntry,
     ForgetOptions,
     ForgetResult,
@@ -171,6 +173,19 @@ class Sandbox:
     def list_files(self, path: str = "/workspace") -> list[FileEntry]:
         """The entries of a directory, sorted by name."""
         return self.calls.list_files(path).result()
+
+    def changes_since(self, backup: DirectoryBackup, *, dir: str | None = None) -> Iterator[FileChange]:
+        """What has changed since a backup in the directory that was backed up, or in `dir`, in the order of the paths.
+
+        A file of the same size and time of change is taken for unchanged.
+        """
+        cursor: str | None = None
+        while True:
+            page = self.calls.changes_since(backup.id, dir=dir, limit=MAX_PAGE, cursor=cursor).result()
+            yield from page.changes
+            cursor = page.cursor
+            if cursor is None:
+                return
 
     def persist(self, *, excludes: Sequence[str] = ()) -> Iterator[bytes]:
         """A tar archive of /workspace, piece by piece. `excludes` are patterns as in a .gitignore file."""

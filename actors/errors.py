@@ -9,6 +9,7 @@
     ├── BackupExpiredError              the backup's time to live is over
     ├── BackupCreateError               the archive could not be made or stored; nothing is left of it
     ├── BackupRestoreError              the restore failed; the directory is as it was
+    ├── BackupNotListedError            the backup's files cannot be listed
     ├── OperationCancelledError         somebody cancelled the operation; nothing was changed
     ├── SandboxNotFoundError            a read of a sandbox that was never used
     ├── FileNotFoundInSandboxError      no such file
@@ -130,6 +131,12 @@ class BackupRestoreError(HoldfastError):
     """The backup could not be restored; the directory is as it was before. `context.reason` says why."""
 
     code = "BACKUP_RESTORE_FAILED"
+
+
+class BackupNotListedError(HoldfastError):
+    """The backup's files cannot be listed: it has no listing, and its archive is none that can be read in place."""
+
+    code = "BACKUP_NOT_LISTED"
 
 
 class OperationCancelledError(HoldfastError):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from actors.errors import (
     BackupCreateError,
     BackupNotFoundError,
+    BackupNotListedError,
     BackupRestoreError,
     DocumentDamagedError,
     HoldfastError,
@@ -54,6 +55,7 @@ from storage.errors import (
     InvalidCursorError,
     LifecycleUnsupportedError,
     NewerDocumentError,
+    NotListedError,
     ObjectMissingError,
     PreconditionFailedError,
     StorageError,
@@ -78,6 +80,7 @@ REASONS: dict[type[Exception], tuple[str, str]] = {
     TamperedMetadataError: ("TAMPERED_METADATA", "the backup's metadata is not what this service has signed"),
     UnsignedMetadataError: ("UNSIGNED_METADATA", "nobody has signed the backup's metadata"),
     DocumentError: ("CORRUPT_METADATA", "a document in the bucket cannot be used"),
+    NotListedError: ("NOT_LISTED", "the backup's files cannot be listed"),
     StorageError: ("STORAGE_FAILED", "the bucket failed"),
     BoxError: ("BOX_FAILED", "no box could be built on the node"),
     ToolMissingError: ("TOOL_MISSING", "a tool is not installed on the node"),
@@ -192,6 +195,9 @@ def reading(what: str) -> Iterator[None]:
         raise BackupNotFoundError(f"There is no {what}.") from None
     except InvalidCursorError:
         raise InvalidRequestError("The cursor is not one that this service gave out.") from None
+    except NotListedError as e:
+        log.warning("backup_not_listed", detail=_loggable(e))
+        raise BackupNotListedError(f"The backup's files cannot be listed: {e.detail}.", hint=e.hint) from None
     except LifecycleUnsupportedError as e:
         raise InvalidRequestError("The store has no lifecycle rules.", hint=e.hint) from None
     except StoreFullError as e:

@@ -19,6 +19,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "SANDBOX_NOT_FOUND": 404,
         "METHOD_NOT_ALLOWED": 405,
         "REQUEST_TIMEOUT": 408,
+        "BACKUP_NOT_LISTED": 409,
         "DOCUMENT_DAMAGED": 409,
         "NOT_A_REGULAR_FILE": 409,
         "OPERATION_CANCELLED": 409,

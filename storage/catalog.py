@@ -345,6 +345,7 @@ class BackupCatalog:
             entries = self.entries_of(backup_id)
         self.store.delete(keys.metadata(backup_id))
         self.store.delete(keys.archive(backup_id))
+        self.store.delete(keys.listing(backup_id))
         for entry in entries:
             self.store.delete(entry.key)
         return True
@@ -368,6 +369,7 @@ class BackupCatalog:
         """Removes everything of one backup, in the order that keeps "metadata means archive" true. Idempotent."""
         self.store.delete(keys.metadata(record.id))
         self.store.delete(keys.archive(record.id))
+        self.store.delete(keys.listing(record.id))
         if record.sandbox is not None:
             self.store.delete(keys.index_entry(record.owner, record.sandbox, record.created_at, record.id))
 
@@ -375,8 +377,8 @@ class BackupCatalog:
         """Finds out whether a backup that an actor began was committed; if not, it never will be. Idempotent.
 
         Returns the record of a committed backup, which is listed from then on. Otherwise returns None, and removes what
-        there is of the archive. Where the store has no conditional writes, an actor that is still alive and about to
-        write the metadata can still commit.
+        there is of the archive and the listing. Where the store has no conditional writes, an actor that is still alive
+        and about to write the metadata can still commit.
 
         Raises:
             DocumentError: there is metadata that cannot be used; permanent, and nothing was removed.
@@ -390,7 +392,7 @@ class BackupCatalog:
         try:
             record = self.read_signed(backup_id)
         except ObjectMissingError:
-            self._remove_archive(backup_id)
+            self._remove_uncommitted(backup_id)
             return None
         self.write_index_entry(record)  # its actor may have died right before it wrote the entry
         return record
@@ -402,13 +404,13 @@ class BackupCatalog:
             StorageError: something may be left; `settle` it later.
         """
         self.store.delete(keys.metadata(backup_id))
-        self._remove_archive(backup_id)
+        self._remove_uncommitted(backup_id)
 
-    def _remove_archive(self, backup_id: str) -> None:
-        key = keys.archive(backup_id)
-        for upload in self.store.list_uploads(key):
-            self.store.abort_upload(upload.key, upload.upload_id)
-        self.store.delete(key)
+    def _remove_uncommitted(self, backup_id: str) -> None:
+        for key in (keys.archive(backup_id), keys.listing(backup_id)):
+            for upload in self.store.list_uploads(key):
+                self.store.abort_upload(upload.key, upload.upload_id)
+            self.store.delete(key)
 
     def find_claim(self, tenant: str, sandbox: str, idempotency_key: str) -> StoredClaim | None:
         """The backup that the key stands for, which need not be committed or exist; None if the key was never used.

@@ -56,8 +56,14 @@ class CollectionReport:
 
 @dataclass(slots=True)
 class _Backup:
-    archive: Listed | None = None
     metadata: Listed | None = None
+    archive: Listed | None = None
+    listing: Listed | None = None
+
+    @property
+    def parts(self) -> list[Listed]:
+        """The objects that belong to nobody if there is no metadata."""
+        return [part for part in (self.archive, self.listing) if part is not None]
 
 
 @dataclass(slots=True)
@@ -77,7 +83,7 @@ class _Collection:
     without_archive: list[str] = field(default_factory=list)
     with_retention: list[tuple[str, str]] = field(default_factory=list)
     live: list[BackupRecord] = field(default_factory=list)
-    fenced: dict[str, tuple[Listed, Listed | None]] = field(default_factory=dict)
+    fenced: dict[str, tuple[Listed, list[Listed]]] = field(default_factory=dict)
     listed: set[str] = field(default_factory=set)
     """The ids of the backups that the index lists."""
     freed_bytes: int = 0
@@ -96,19 +102,21 @@ class _Collection:
                 backup = backups.setdefault(found.backup_id, _Backup())
                 if found.is_metadata:
                     backup.metadata = row
+                elif found.is_listing:
+                    backup.listing = row
                 else:
                     backup.archive = row
         for backup_id, backup in backups.items():
             if backup.metadata is not None:
-                self._collect_committed(backup_id, backup.metadata, backup.archive)
-            elif backup.archive is not None:
-                self._collect_orphan(backup_id, backup.archive)
+                self._collect_committed(backup_id, backup.metadata, backup)
+            else:
+                self._collect_orphan(backup_id, backup.parts)
 
-    def _collect_committed(self, backup_id: str, metadata: Listed, archive: Listed | None) -> None:
+    def _collect_committed(self, backup_id: str, metadata: Listed, backup: _Backup) -> None:
         try:
             record = self.catalog.read_signed(backup_id)
         except ObjectMissingError:  # deleted since the listing, or fenced off
-            self.fenced[backup_id] = (metadata, archive)
+            self.fenced[backup_id] = (metadata, backup.parts)
             return
         except UnsignedMetadataError:
             self.unsigned.append(backup_id)
@@ -119,43 +127,46 @@ class _Collection:
             return
         if not (record.is_expired(self.now, buffer_s=0) and self.is_old(metadata.last_modified)):
             self.live.append(record)
-            if archive is None and self.is_old(metadata.last_modified):
+            if backup.archive is None and self.is_old(metadata.last_modified):
                 self.without_archive.append(backup_id)
             return
         if not self.dry_run:
             self.catalog.discard(record)
         self.expired.append(backup_id)
-        self.freed_bytes += metadata.size_bytes + (archive.size_bytes if archive else 0)
+        self.freed_bytes += metadata.size_bytes + sum(part.size_bytes for part in backup.parts)
 
     def collect_fenced(self) -> None:
         """Removes old fences and what is left of their backups.
 
         A backup that the index lists was committed, so the object in its metadata's place is not our fence.
         """
-        for backup_id, (metadata, archive) in self.fenced.items():
+        for backup_id, (metadata, parts) in self.fenced.items():
             if backup_id in self.listed:
                 self.unreadable.append(backup_id)
             else:
-                self._collect_fenced(backup_id, metadata, archive)
+                self._collect_fenced(backup_id, metadata, parts)
 
-    def _collect_fenced(self, backup_id: str, metadata: Listed, archive: Listed | None) -> None:
+    def _collect_fenced(self, backup_id: str, metadata: Listed, parts: list[Listed]) -> None:
         if not self.is_old(metadata.last_modified):
             return
-        if archive is not None:
-            self._collect_orphan_archive(backup_id, archive)
+        self._collect_parts(backup_id, parts)
         if not self.dry_run:  # the fence goes last: as long as it is there, nobody can commit the backup
             self.store.delete(metadata.key)
         self.freed_bytes += metadata.size_bytes
 
-    def _collect_orphan(self, backup_id: str, archive: Listed) -> None:
-        if self.is_old(archive.last_modified) and not self._is_committed(backup_id):
-            self._collect_orphan_archive(backup_id, archive)
+    def _collect_orphan(self, backup_id: str, parts: list[Listed]) -> None:
+        old = [part for part in parts if self.is_old(part.last_modified)]
+        if old and not self._is_committed(backup_id):
+            self._collect_parts(backup_id, old)
 
-    def _collect_orphan_archive(self, backup_id: str, archive: Listed) -> None:
-        if not self.dry_run:
-            self.store.delete(archive.key)
-        self.orphaned.append(backup_id)
-        self.freed_bytes += archive.size_bytes
+    def _collect_parts(self, backup_id: str, parts: list[Listed]) -> None:
+        """Removes the archive and the listing, or one of them, of a backup that is not committed."""
+        for part in parts:
+            if not self.dry_run:
+                self.store.delete(part.key)
+            self.freed_bytes += part.size_bytes
+        if parts:
+            self.orphaned.append(backup_id)
 
     def _is_committed(self, backup_id: str) -> bool:
         try:

@@ -15,6 +15,7 @@
     │   ├── TamperedMetadataError       none of our keys has signed its content
     │   └── UnsignedMetadataError       nobody has signed it
     ├── TransferCancelledError          somebody cancelled the transfer; nothing of it is left
+    ├── NotListedError                  a backup has no listing, and its archive cannot be listed
     ├── InvalidCursorError              a page was asked for with a cursor this package did not issue
     └── LifecycleUnsupportedError       the store has no lifecycle rules
 
@@ -178,6 +179,13 @@ class TransferCancelledError(StorageError):
     """The transfer was cancelled before it was complete; nothing of it was kept."""
 
     summary = "The transfer was cancelled"
+
+
+class NotListedError(StorageError):
+    """A backup has no listing of its files, and its archive's own tables cannot be read in place of one."""
+
+    summary = "The backup's files cannot be listed"
+    default_hint = "Restore the backup to see what is in it."
 
 
 class InvalidCursorError(StorageError):

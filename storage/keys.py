@@ -2,6 +2,7 @@
 
     backups/<backup id>/data.sqsh                       the archive
     backups/<backup id>/meta.json                       its metadata
+    backups/<backup id>/files.list                      the listing of its files
     sandboxes/<sandbox>/backups/<descending stamp>-<backup id>      index entry
     sandboxes/<sandbox>/keys/<SHA-256 of the key>       claim: the backup that an idempotency key stands for
     sandboxes/<sandbox>/state.json                      the sandbox's durable state
@@ -49,7 +50,7 @@ _LAYER_PATTERN = re.compile(
     rf"tenants/(?P<tenant>{_NAME})/layers/(?P<sha256>{_SHA256})"
     rf"(?:\.sqsh|/refs/(?P<backup>{_UUID})|/dying/(?P<run>{_UUID}))"
 )
-_BACKUP_PATTERN = re.compile(rf"backups/(?P<backup>{_UUID})/(?P<file>data\.sqsh|meta\.json)")
+_BACKUP_PATTERN = re.compile(rf"backups/(?P<backup>{_UUID})/(?P<file>data\.sqsh|meta\.json|files\.list)")
 
 
 def _checked_name(kind: str, value: str) -> str:
@@ -72,6 +73,11 @@ def archive(backup_id: str) -> str:
 def metadata(backup_id: str) -> str:
     """The key of a backup's metadata."""
     return f"{BACKUPS_PREFIX}{_checked_id(backup_id)}/meta.json"
+
+
+def listing(backup_id: str) -> str:
+    """The key of the listing of a backup's files."""
+    return f"{BACKUPS_PREFIX}{_checked_id(backup_id)}/files.list"
 
 
 def layers_prefix(tenant: str) -> str:
@@ -207,6 +213,7 @@ class BackupObject:
     key: str
     backup_id: str
     is_metadata: bool
+    is_listing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +243,8 @@ def find_index_entry(key: str) -> IndexEntry | None:
 
 
 def find_backup_object(key: str) -> BackupObject | None:
-    """Reads the key of an archive or of metadata; None for any other key."""
+    """Reads the key of an archive, of metadata or of a listing; None for any other key."""
     found = _BACKUP_PATTERN.fullmatch(key)
-    return BackupObject(key, found["backup"], found["file"] == "meta.json") if found else None
+    if found is None:
+        return None
+    return BackupObject(key, found["backup"], found["file"] == "meta.json", found["file"] == "files.list")

@@ -174,6 +174,18 @@ class StoredLayer(Document):
         return ArchiveDigest(self.size_bytes, None, self.sha256, self.part_bytes, tuple(self.parts))
 
 
+class ListingDigest(Document):
+    """What the metadata has to say of the listing beside the archive (`storage.listing`).
+
+    Its last `index_bytes` are the index, which has this SHA-256, and says the SHA-256 of all the rest.
+    """
+
+    size_bytes: Count
+    index_bytes: Annotated[int, Field(gt=0, le=16 * 2**20)]
+    entries: Count
+    sha256: Sha256
+
+
 class BackupRecord(Document):
     """A backup's metadata. It is written last, so readable metadata means a complete backup.
 
@@ -215,6 +227,7 @@ class BackupRecord(Document):
     place: Directory | None = None
     layers: Annotated[list[StoredLayer], Field(min_length=2, max_length=MAX_LAYERS)] | None = None
     parent: BackupId | None = None
+    listing: ListingDigest | None = None
     signature: Annotated[str, Field(max_length=256)] | None = None
 
     @model_validator(mode="after")

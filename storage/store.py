@@ -106,6 +106,14 @@ class ObjectStore(Protocol):
             IntegrityError: it is larger than `max_bytes`.
         """
 
+    def get_range(self, key: str, *, start: int, size_bytes: int) -> Stored:
+        """Reads a piece of an object: exactly these bytes, of which there are one or more.
+
+        Raises:
+            ObjectMissingError: permanent.
+            IntegrityError: the object is too short to have them.
+        """
+
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         """Writes a small object and returns its ETag. Atomic; repeating an unconditional put is harmless.
 

@@ -15,7 +15,7 @@ from actors.node.boxed_tools import run_boxed
 from actors.node.bubblewrap import Bind, Box, Identity
 from actors.node.errors import ArchiveError
 from actors.node.removal import remove_tree
-from actors.node.survey import Limits, Survey, survey
+from actors.node.survey import Limits, Listed, Survey, survey
 from actors.node.tree import Tree
 from actors.node.unpacking import UnpackedSize, half_of_the_disk
 
@@ -58,6 +58,7 @@ class Archiver:
         gitignore: bool = False,
         timeout_s: float,
         cancelled: threading.Event,
+        listed: Listed | None = None,
         on_survey: Callable[[Survey], None] = lambda found: None,
         on_percent: Callable[[int], None] = lambda percent: None,
     ) -> PackedArchive:
@@ -65,6 +66,7 @@ class Archiver:
 
         Args:
             timeout_s: for the survey and the archive together, because commands are paused until both are done.
+            listed: see `survey`.
 
         Raises:
             PathError: the directory cannot be used; PathMissingError and PathTypeError say why.
@@ -85,6 +87,7 @@ class Archiver:
                 gitignore=self._tree if gitignore else None,
                 cancelled=cancelled,
                 timeout_s=timeout_s,
+                listed=listed,
             )
             on_survey(found)
             path = self._squash(

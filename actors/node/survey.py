@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,12 @@ _NO_FLAGS = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSY
 _FLAGS = 0x1 | 0x2 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x4000 | 0x10000 | 0x20000 | 0x100000 | 0x40000000
 """The flags of chattr(1) that say how a file is to be treated: s u S i a d A j D T V F. Those that say how the disk
 stores it are not counted, since a file system sets them by itself."""
+
+
+Listed = Callable[[bytes, os.stat_result, bytes], None]
+"""Takes an entry: its path relative to the root, what lstat(2) says of it, and the target of a symbolic link.
+
+The target is empty for what is no link, and for a link with several names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ def survey(
     gitignore: Tree | None = None,
     cancelled: threading.Event | None = None,
     timeout_s: float = math.inf,
+    listed: Listed | None = None,
 ) -> Survey:
     """Walks the tree below `root_fd` without leaving it.
 
@@ -92,12 +99,14 @@ def survey(
             to tracked files, too.
         gitignore: if given, what git ignores is left out, too; this is the sandbox's tree, in which the directory
             lies, and from which git's files are read.
+        listed: called with each entry that goes into the archive; a directory comes right before what is in it,
+            names in the order of their bytes.
 
     Raises:
         TreeError: a limit is exceeded (also the time limit), a directory cannot be read, or the tree changed meanwhile.
         PathError: the tree changed meanwhile.
     """
-    walk = _Walk(limits, excludes, cancelled, time.monotonic() + timeout_s)
+    walk = _Walk(limits, excludes, cancelled, time.monotonic() + timeout_s, listed)
     root = os.open(f"/proc/self/fd/{root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         walk.root(root, gitignore)
@@ -116,8 +125,10 @@ class _Walk:
         excludes: Sequence[str],
         cancelled: threading.Event | None,
         deadline: float,
+        listed: Listed | None,
     ) -> None:
         self._deadline = deadline
+        self._listed = listed
         self.found = Survey()
         self._excludes = Rules(map(text_of, excludes), self._check_time) if excludes else None
         self._limits = limits
@@ -129,7 +140,10 @@ class _Walk:
         """Walks the whole tree."""
         self._one_name_each = not _shows_a_device_twice(fd)
         self.found.inodes = 1
-        self._count_losses(fd, ".", os.fstat(fd))
+        found = os.fstat(fd)
+        self._count_losses(fd, ".", found)
+        if self._listed is not None:
+            self._listed(b"", found, b"")
         self._count_flags(fd)
         place = None if gitignore is None else place_of(gitignore, gitignore.canonical(fd), check=self._check_time)
         self.directory(fd, "", 1, place)
@@ -142,6 +156,8 @@ class _Walk:
         self._check_time()
         with os.scandir(fd) as entries:
             names = [entry.name for entry in entries]
+        if self._listed is not None:
+            names.sort(key=os.fsencode)
         for name in names:
             path = prefix + name
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -154,6 +170,7 @@ class _Walk:
                 self.found.excluded.append(os.fsencode(path))
                 continue
             self._count(fd, name, found)
+            self._list(fd, name, path, found)
             if is_directory:
                 child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
                 try:
@@ -163,6 +180,13 @@ class _Walk:
                     self.directory(child, path + "/", depth + 1, below)
                 finally:
                     os.close(child)
+
+    def _list(self, fd: int, name: str, path: str, found: os.stat_result) -> None:
+        if self._listed is None:
+            return
+        # Reading a link changes its access time, by which its other names are recognised.
+        is_read = stat.S_ISLNK(found.st_mode) and found.st_nlink == 1 and self._one_name_each
+        self._listed(os.fsencode(path), found, os.fsencode(os.readlink(name, dir_fd=fd)) if is_read else b"")
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline:

@@ -11,6 +11,7 @@ from actors.models import (
     DEFAULT_TENANT,
     BackupOptions,
     BackupPage,
+    ChangesPage,
     DirectoryBackup,
     EventList,
     ExecEvent,
@@ -21,6 +22,7 @@ from actors.models import (
     ForgetResult,
     IdempotencyKey,
     LabelChange,
+    LiveChangesOptions,
     Model,
     NewSandbox,
     Operation,
@@ -168,6 +170,21 @@ class SandboxCalls:
         """The entries of a directory, sorted by name."""
         inside = writable_path(path)
         return self._call(FILES, lambda actor: actor.list_files.remote(inside))
+
+    def changes_since(
+        self, backup_id: str, *, dir: str | None = None, limit: int = 100, cursor: str | None = None
+    ) -> Call[ChangesPage]:
+        """One page of what has changed in a directory of this sandbox since a backup of the same tenant.
+
+        Without `dir`, in the directory that was backed up. Commands go on meanwhile.
+
+        Raises:
+            BackupNotFoundError, BackupNotListedError, DocumentDamagedError: as `ServiceCalls.backup_files`.
+            FileNotFoundInSandboxError, NotARegularFileError: the sandbox has no such directory.
+        """
+        values = {"backup_id": backup_id, "dir": dir, "limit": limit, "cursor": cursor}
+        wanted = validated(LiveChangesOptions, values, InvalidBackupConfigError)
+        return self._call(FILES, lambda actor: actor.changes_since.remote(wanted))
 
     def persist(self, *, excludes: Sequence[str] = ()) -> Stream[bytes]:
         """A tar archive of /workspace, without the files that the patterns exclude, as in a backup.

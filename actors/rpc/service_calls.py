@@ -8,7 +8,10 @@ from typing import Any
 from actors.metrics import ClusterMetrics
 from actors.models import (
     DEFAULT_TENANT,
+    BackupFilePage,
+    BackupFilesOptions,
     BackupInfo,
+    ChangesPage,
     Check,
     GcReport,
     LifecycleOptions,
@@ -61,6 +64,35 @@ class ServiceCalls:
     def backup(self, backup_id: str) -> Call[BackupInfo]:
         """The metadata of one backup. Raises BackupNotFoundError, DocumentDamagedError, InvalidBackupConfigError."""
         return self._call(lambda service: service.backup.remote(self.tenant, backup_id))
+
+    def backup_files(
+        self,
+        backup_id: str,
+        path: str = "/",
+        *,
+        recursive: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Call[BackupFilePage]:
+        """One page of what is in a directory of a backup, whose own directory is "/". Wakes and fetches nothing.
+
+        With `recursive`, of what is in its directories, too. Of a path that is no directory, the page has the entry.
+
+        Raises:
+            BackupNotFoundError, FileNotFoundInSandboxError: there is no such backup, or no such path in it.
+            BackupNotListedError: the backup has no listing, and its archive cannot be listed in place.
+            DocumentDamagedError: the metadata or the listing is damaged, or was tampered with.
+        """
+        values = {"path": path, "recursive": recursive, "limit": limit, "cursor": cursor}
+        wanted = validated(BackupFilesOptions, values)
+        return self._call(lambda service: service.backup_files.remote(self.tenant, backup_id, wanted))
+
+    def backup_changes(
+        self, before: str, after: str, *, limit: int = 100, cursor: str | None = None
+    ) -> Call[ChangesPage]:
+        """One page of the changes from one backup to another. Raises as `backup_files`."""
+        wanted = validated(PageOptions, {"limit": limit, "cursor": cursor})
+        return self._call(lambda service: service.backup_changes.remote(self.tenant, before, after, wanted))
 
     def delete_backup(self, backup_id: str) -> Call[None]:
         """Deletes a backup: first the metadata, then the archive. Repeatable.

@@ -20,7 +20,7 @@ import contextlib
 import shutil
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from actors.node.archiver import Archiver, PackedArchive
 from actors.node.errors import NodeError, PathError
 from actors.node.survey import Survey
 from actors.node.verified import stamp_of
+from actors.sandbox.listing_upload import ListingUpload
 from actors.sandbox.operations import Progress
 from actors.sandbox.steps import CreateStep, step
 from storage import keys
@@ -50,8 +51,11 @@ from storage.errors import (
     StoreUnavailableError,
     TransferCancelledError,
 )
-from storage.metadata import BackupRecord, NotKept
+from storage.listing import ListingWriter
+from storage.metadata import BackupRecord, ListingDigest, NotKept
 from storage.transfer import UploadedArchive, upload
+
+_LISTING = "files.list"
 
 
 class Ledger(Protocol):
@@ -117,17 +121,18 @@ class BackupCreation:
             with failing_as(BackupCreateError, "created"):
                 work.mkdir(parents=True, mode=0o711)
                 created_at = datetime.now(UTC)
-                with step(CreateStep.ARCHIVE):
-                    made = self._archive(options, work, progress)
+                with step(CreateStep.ARCHIVE), closing(ListingWriter(work / _LISTING)) as listing:
+                    made = self._archive(options, work, progress, listing)
+                    listed = listing.finish()
                 self.meter.add(ARCHIVED_BYTES, amount=made.found.source_bytes)
                 stamp = stamp_of(made.path)
                 with step(CreateStep.BEGIN):
                     self.ledger.begin(backup_id, of_sleep=self.of_sleep)
                 try:
-                    with step(CreateStep.UPLOAD):
+                    with step(CreateStep.UPLOAD), self._listing_upload(backup_id, work, listed, progress) as beside:
                         uploaded = self._upload(backup_id, made, progress)
                     self.meter.add(UPLOADED_BYTES, amount=uploaded.size_bytes)
-                    record = self._record(backup_id, options, created_at, made, uploaded)
+                    record = self._record(backup_id, options, created_at, made, uploaded, beside.kept)
                     made_meanwhile = self._commit(record, options, idempotency_key, progress)
                 except BaseException as e:
                     if self._abandon(backup_id, e):
@@ -178,7 +183,7 @@ class BackupCreation:
             )
         return DirectoryBackup(id=found.id, dir=found.dir)
 
-    def _archive(self, options: BackupOptions, work: Path, progress: Progress) -> PackedArchive:
+    def _archive(self, options: BackupOptions, work: Path, progress: Progress, listing: ListingWriter) -> PackedArchive:
         files = 0
 
         def surveyed(found: Survey) -> None:
@@ -199,6 +204,7 @@ class BackupCreation:
                     gitignore=options.gitignore,
                     timeout_s=self.pause_s,
                     cancelled=progress.cancelled,
+                    listed=listing.add,
                     on_survey=surveyed,
                     on_percent=lambda percent: progress.set_done(files * percent // 100),
                 )
@@ -220,6 +226,18 @@ class BackupCreation:
             cancelled=progress.cancelled,
         )
 
+    def _listing_upload(
+        self, backup_id: str, work: Path, listed: ListingDigest | None, progress: Progress
+    ) -> ListingUpload:
+        return ListingUpload(
+            self.catalog.store,
+            backup_id,
+            work / _LISTING,
+            listed,
+            config=self.transfer,
+            cancelled=progress.cancelled,
+        )
+
     def _record(
         self,
         backup_id: str,
@@ -227,6 +245,7 @@ class BackupCreation:
         created_at: datetime,
         made: PackedArchive,
         uploaded: UploadedArchive,
+        listing: ListingDigest | None,
     ) -> BackupRecord:
         found = made.found
         return BackupRecord(
@@ -253,6 +272,7 @@ class BackupCreation:
             partial=bool(options.excludes or options.gitignore) or None,
             of_sleep=self.of_sleep or None,
             place=None if made.place == options.dir else made.place,
+            listing=listing,
         )
 
     def _commit(

@@ -15,6 +15,7 @@ from actors.config import SandboxConfig
 from actors.metrics import UNMETERED, Meter
 from actors.models import (
     BackupOptions,
+    ChangesPage,
     CommandLimits,
     DirectoryBackup,
     ExecEvent,
@@ -22,6 +23,7 @@ from actors.models import (
     FileEntry,
     ForgetOptions,
     ForgetResult,
+    LiveChangesOptions,
     Operation,
     Recovery,
     RestoreBackupResult,
@@ -86,7 +88,9 @@ class LocalSandbox:
             record=lambda: parts.restored.record,
             is_lost=is_lost,
         )
-        protocols = Protocols(tenant, sandbox_id, config, catalog, parts, SandboxLedger(ownership), meter)
+        self._protocols = protocols = Protocols(
+            tenant, sandbox_id, config, catalog, parts, SandboxLedger(ownership), meter
+        )
         look = UnsavedNote(parts.tree, parts.tree_lock, parts.restored, ownership).write
         self.sleep_backups = sleep_backups = SleepBackups(protocols, operations, parts.tree, parts.tree_lock, ownership)
         directories = DirectoryRecovery(sandbox_id, parts.restored, operations, parts.cache)
@@ -227,6 +231,10 @@ class LocalSandbox:
     def list_files(self, path: str) -> list[FileEntry]:
         """See `SandboxCalls.list_files`."""
         return self._work.list_files(path)
+
+    def changes_since(self, wanted: LiveChangesOptions) -> ChangesPage:
+        """See `SandboxCalls.changes_since`."""
+        return self._protocols.changes(self._residency).page(wanted)
 
     # --- control
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from actors.config import SandboxConfig
-    from actors.models import BackupOptions, ExecRequest, ForgetOptions, RestoreOptions
+    from actors.models import BackupOptions, ExecRequest, ForgetOptions, LiveChangesOptions, RestoreOptions
     from actors.sandbox.facade import LocalSandbox
     from actors.state.document import StateRead
 
@@ -204,6 +204,10 @@ class SandboxHost:
     @ray.method(concurrency_group="files")
     def list_files(self, path: str) -> Any:
         return self._life.serve(FILES, lambda box: box.list_files(path))
+
+    @ray.method(concurrency_group="files")
+    def changes_since(self, wanted: LiveChangesOptions) -> Any:
+        return self._life.serve(FILES, lambda box: box.changes_since(wanted))
 
     # --- control
 

@@ -19,7 +19,9 @@ from storage.catalog import BackupCatalog
 
 if TYPE_CHECKING:
     from actors.sandbox.backup import BackupCreation
+    from actors.sandbox.changes import LiveChanges
     from actors.sandbox.fetch import ArchiveFetch
+    from actors.sandbox.residency import Residency
     from actors.sandbox.restore import BackupRestoration
 
 
@@ -81,6 +83,19 @@ class Protocols:
             spool=self.parts.spool,
             stopped=self.parts.tree_lock.repairing if is_held else self.parts.quiescence.stopped,
             restores_unsigned=self.config.restore_unsigned,
+        )
+
+    def changes(self, residency: Residency) -> LiveChanges:
+        """The comparison of the sandbox's directories with backups; `residency` wakes the sandbox for it."""
+        from actors.sandbox.changes import LiveChanges
+
+        return LiveChanges(
+            tenant=self.tenant,
+            catalog=configured(self.catalog, self.config),
+            residency=residency,
+            tree=self.parts.tree,
+            tree_lock=self.parts.tree_lock,
+            depth=self.config.backup.depth,
         )
 
     def fetch(self) -> ArchiveFetch:

@@ -16,7 +16,7 @@ from actors.host.loops import keep_on
 from actors.host.observation import Watch, observed
 from actors.logs import configure_logging
 from actors.metrics import Counts
-from actors.models import Retention, RetentionChange, RetentionRun
+from actors.models import BackupFilesOptions, PageOptions, Retention, RetentionChange, RetentionRun
 from actors.node.memory import Rank, give_rank
 from actors.rpc.names import NAMESPACE, SERVICE_NAME
 from actors.rpc.ray_runtime import RayRuntime, on_node
@@ -24,6 +24,7 @@ from actors.rpc.runtime import SLOTS
 from actors.sandbox.host import LANES, SandboxHost
 from actors.service.awake import Evictor, awake_of, close_all
 from actors.service.cluster_metrics import cluster_metrics
+from actors.service.contents import BackupContents
 from actors.service.facade import Service
 from actors.service.housekeeping import HOUSEKEEPING_S, Housekeeping, SandboxCount
 from actors.service.node_host import make_node_host
@@ -32,7 +33,16 @@ from actors.service.retention import RetentionQueue
 from actors.service.spawner import Spawner
 from actors.service.warm_workers import WarmWorkers
 
-_SERVICE_LANES = {"spawn": 64, "collect": 2, "adopt": 4, "metrics": 2, "report": 2, "lost": 8, "retention": 4}
+_SERVICE_LANES = {
+    "spawn": 64,
+    "collect": 2,
+    "adopt": 4,
+    "contents": 2,
+    "metrics": 2,
+    "report": 2,
+    "lost": 8,
+    "retention": 4,
+}
 """Threads by lane, so that slow calls (a full cluster, a large bucket) delay no others, least of all urgent ones."""
 _SERVICE_THREADS = 32
 
@@ -53,12 +63,14 @@ class ServiceHost:
         self.watch = Watch()
         self._config = config
         runtime = self._runtime = RayRuntime()
+        catalog = open_catalog(config)
         self._service = Service(
             config,
-            open_catalog(config),
+            catalog,
             awake=lambda tenant, ids: awake_of(runtime, tenant, ids),
             meter=self.watch.tally,
         )
+        self._contents = BackupContents(config, catalog)
         self._retention = self._service.retention
         self._retained = RetentionQueue(lambda tenant, name: self._retention.run(tenant, name, RetentionRun()))
         self._nodes = Nodes(runtime, lambda node_id: make_node_host(node_id, config))
@@ -138,6 +150,14 @@ class ServiceHost:
 
     def backup(self, tenant: str, backup_id: str) -> Any:
         return guarded(lambda: self._service.backup(tenant, backup_id))
+
+    @ray.method(concurrency_group="contents")
+    def backup_files(self, tenant: str, backup_id: str, wanted: BackupFilesOptions) -> Any:
+        return guarded(lambda: self._contents.files(tenant, backup_id, wanted))
+
+    @ray.method(concurrency_group="contents")
+    def backup_changes(self, tenant: str, before: str, after: str, wanted: PageOptions) -> Any:
+        return guarded(lambda: self._contents.changes(tenant, before, after, wanted))
 
     def delete_backup(self, tenant: str, backup_id: str) -> None:
         guarded(lambda: self._service.delete_backup(tenant, backup_id))

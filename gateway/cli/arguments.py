@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -33,3 +34,11 @@ def remote(text: str) -> Remote | None:
         return None
     box, path = match.groups()
     return Remote(box, path if path.startswith("/") else f"{DEFAULT_DIR}/{path}".rstrip("/"))
+
+
+def is_uuid(text: str) -> bool:
+    """True for the form of a backup's id, which a sandbox's name may have, too."""
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from actors.errors import HoldfastError, InvalidRequestError
+from actors.errors import BackupNotFoundError, HoldfastError, InvalidRequestError
 from actors.models import FileKind
-from gateway.cli.arguments import DEFAULT_DIR, Remote, remote
+from gateway.cli.arguments import DEFAULT_DIR, Remote, is_uuid, remote
+from gateway.cli.contents import list_backup, mode_of
 from gateway.cli.remote_entries import find_entry, is_directory
 from gateway.cli.session import Session, with_session
 from gateway.cli.trees import check_parent
@@ -69,18 +70,33 @@ def copy(
 @with_session
 def list_files(
     session: Session,
-    directory: Annotated[str, typer.Argument(metavar="BOX[:PATH]", help="A directory; /workspace if not given.")],
+    directory: Annotated[
+        str,
+        typer.Argument(
+            metavar="BOX[:PATH]|BACKUP_ID[:PATH]",
+            help="A directory; /workspace if not given. In a backup, the directory that was backed up is /.",
+        ),
+    ],
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Of a backup, list what is in the directories below, too.")
+    ] = False,
 ) -> None:
-    """List a directory of a sandbox."""
+    """List a directory of a sandbox, or of a backup without waking or fetching anything."""
+    name, _, inside = directory.partition(":")
+    if is_uuid(name):
+        with suppress(BackupNotFoundError):  # a sandbox may have such a name
+            list_backup(session, name, "/" + inside.lstrip("/"), recursive=recursive)
+            return
+    if recursive:
+        raise InvalidRequestError("Only a backup can be listed with what is in its directories.")
     at = remote(directory) or Remote(directory, DEFAULT_DIR)
     entries = session.sandbox(at.box).list_files(at.path)
-    marks = {FileKind.DIRECTORY: stat.S_IFDIR, FileKind.SYMLINK: stat.S_IFLNK, FileKind.FILE: stat.S_IFREG}
     session.output.rows(
         {"files": entries},
         ("mode", "bytes", "modified", "name"),
         [
             (
-                stat.filemode(marks.get(e.kind, 0) | stat.S_IMODE(e.mode)),
+                mode_of(e.kind, e.mode),
                 str(e.size_bytes),
                 e.modified_at.isoformat(timespec="seconds"),
                 e.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ import typer
 
 from actors.errors import BackupNotFoundError, InvalidRequestError
 from actors.models import BackupInfo, BackupStatus, Model, SandboxRef
+from gateway.cli.arguments import is_uuid
 from gateway.cli.session import Session, with_session
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def inspect(
     """Show everything that is known of a sandbox or a backup."""
     info: Model
     try:
-        info = session.service().backup(subject).result() if _is_uuid(subject) else session.sandbox(subject).info()
+        info = session.service().backup(subject).result() if is_uuid(subject) else session.sandbox(subject).info()
     except BackupNotFoundError as missing:
         try:
             info = session.sandbox(subject).info()
@@ -95,10 +95,3 @@ def _row(b: BackupInfo) -> tuple[str, ...]:
         return (b.id, created, b.dir or "", "", b.status.value, "")
     expires = "expired" if b.expired or b.expires_at is None else b.expires_at.isoformat(timespec="seconds")
     return (b.id, created, b.dir or "", str(b.size_bytes), expires, b.name or "")
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text.lower()
-    except ValueError:
-        return False

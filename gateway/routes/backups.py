@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from actors.errors import InvalidBackupConfigError
 from actors.models import (
     BACKUP_ID_SCHEMA,
+    BackupFilePage,
     BackupId,
     BackupInfo,
     BackupOptions,
     BackupPage,
+    ChangesPage,
     DirectoryBackup,
     Model,
     RestoreBackupResult,
@@ -21,7 +23,7 @@ from actors.models import (
 )
 from gateway.answers import NO_CONTENT, answer, done
 from gateway.body import describes, parsed
-from gateway.routes.request import Box, Cursor, Limit, Service
+from gateway.routes.request import BackupPath, Box, Cursor, Limit, Service
 
 router = APIRouter(prefix="/v1", tags=["backups"])
 
@@ -36,8 +38,26 @@ async def _backup_id(
     return validated(_Named, {"id": id}, InvalidBackupConfigError).id
 
 
+async def _other_id(
+    other: Annotated[str, Path(description="The later backup's UUID.", json_schema_extra=BACKUP_ID_SCHEMA)],
+) -> str:
+    return validated(_Named, {"id": other}, InvalidBackupConfigError).id
+
+
+async def _since_id(
+    backup: Annotated[str, Path(description="The backup's UUID.", json_schema_extra=BACKUP_ID_SCHEMA)],
+) -> str:
+    return validated(_Named, {"id": backup}, InvalidBackupConfigError).id
+
+
 Key = Annotated[str | None, Header(description="1 to 200 printable ASCII characters, one for each intended backup.")]
 Backup = Annotated[str, Depends(_backup_id)]
+OtherBackup = Annotated[str, Depends(_other_id)]
+SinceBackup = Annotated[str, Depends(_since_id)]
+Recursive = Annotated[bool, Query(description="Also list what is in the directories below.")]
+LiveDirectory = Annotated[
+    str | None, Query(description="The sandbox's directory; by default the one that was backed up.")
+]
 
 
 @router.post("/sandbox/{id}/backup", response_model=DirectoryBackup, openapi_extra=describes(BackupOptions))
@@ -67,6 +87,45 @@ async def list_backups(box: Box, limit: Limit = 100, cursor: Cursor = None) -> R
 async def backup_info(service: Service, backup_id: Backup) -> Response:
     """One backup."""
     return answer(await service.backup(backup_id))
+
+
+@router.get("/backup/{id}/files", response_model=BackupFilePage)
+async def backup_files(
+    service: Service,
+    backup_id: Backup,
+    path: BackupPath,
+    recursive: Recursive = False,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Response:
+    """The files of a backup, in the order of their paths. Wakes no sandbox, and fetches no archive.
+
+    `path` is absolute within the backup, whose own directory is "/". Of a path that is no directory, the answer has its
+    own entry. Bytes of a name that are not UTF-8 come as \\udc80 to \\udcff.
+    """
+    return answer(await service.backup_files(backup_id, path, recursive=recursive, limit=limit, cursor=cursor))
+
+
+@router.get("/backup/{id}/diff/{other}", response_model=ChangesPage)
+async def backup_changes(
+    service: Service, backup_id: Backup, other: OtherBackup, limit: Limit = 100, cursor: Cursor = None
+) -> Response:
+    """What was added, changed and removed from the first backup to the second. Wakes no sandbox.
+
+    Go on until a page has no `cursor`: a page may have fewer changes than `limit`, even none.
+    """
+    return answer(await service.backup_changes(backup_id, other, limit=limit, cursor=cursor))
+
+
+@router.get("/sandbox/{id}/diff/{backup}", response_model=ChangesPage)
+async def changes_since_backup(
+    box: Box, backup: SinceBackup, dir: LiveDirectory = None, limit: Limit = 100, cursor: Cursor = None
+) -> Response:
+    """What has changed in the sandbox since a backup, in the directory that was backed up or in `dir`.
+
+    Wakes the sandbox; commands go on meanwhile.
+    """
+    return answer(await box.changes_since(backup, dir=dir, limit=limit, cursor=cursor))
 
 
 @router.post("/backup/{id}/adopt", response_model=BackupInfo)

@@ -66,6 +66,12 @@ async def _query_path(
     return writable_path(_values(request, "path", DEFAULT_DIR)[-1])
 
 
+async def _backup_path(
+    request: Request, path: Annotated[str, Query(description="Absolute within the backup.")] = "/"
+) -> str:
+    return _values(request, "path", "/")[-1]
+
+
 async def _excludes(
     request: Request,
     excludes: Annotated[
@@ -92,5 +98,6 @@ Service = Annotated[ServicePort, Depends(_service)]
 FilePath = Annotated[str, Depends(_file_path)]
 Excludes = Annotated[list[str], Depends(_excludes)]
 DirectoryPath = Annotated[str, Depends(_query_path)]
+BackupPath = Annotated[str, Depends(_backup_path)]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="The most rows of a page.")]
 Cursor = Annotated[str | None, Query(max_length=MAX_CURSOR_LENGTH, description="The `cursor` of the page before.")]

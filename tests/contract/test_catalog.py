@@ -210,6 +210,7 @@ def test_deleting_removes_everything_and_is_idempotent(shelf: Shelf) -> None:
     assert [c for c in shelf.faulty.calls if c.startswith("delete")] == [
         f"delete {keys.metadata(record.id)}",
         f"delete {keys.archive(record.id)}",
+        f"delete {keys.listing(record.id)}",
         f"delete {entry_of(record)}",
     ]
     assert not shelf.catalog.delete("acme", record.id)
@@ -305,28 +306,39 @@ def test_orphans_of_every_kind_are_collected(shelf: Shelf) -> None:
     live = shelf.backup(ttl=100 * HOUR_S)
     orphan, stale = str(uuid.uuid4()), shelf.record()
     shelf.store.put(keys.archive(orphan), b"orphan")
+    shelf.store.put(keys.listing(orphan), b"listing")
+    unlisted = str(uuid.uuid4())
+    shelf.store.put(keys.listing(unlisted), b"listing")
+    shelf.store.put(keys.listing(live.id), b"listing")
     shelf.store.put(entry_of(stale), b"")
     upload_key = keys.archive(str(uuid.uuid4()))
     shelf.store.create_upload(upload_key)
     report = shelf.collect(after_s=2 * HOUR_S)
     assert report == CollectionReport(
         dry_run=False,
-        orphaned_archives=(orphan,),
+        orphaned_archives=tuple(sorted((orphan, unlisted))),
         stale_uploads=(upload_key,),
         stale_index_entries=(entry_of(stale),),
-        freed_bytes=6,
+        freed_bytes=20,
     )
-    assert shelf.objects() == {keys.metadata(live.id), keys.archive(live.id), entry_of(live)}
+    assert shelf.objects() == {
+        keys.metadata(live.id),
+        keys.archive(live.id),
+        keys.listing(live.id),
+        entry_of(live),
+    }
     assert list(shelf.store.list_uploads("")) == []
 
 
 def test_settling_an_uncommitted_backup_removes_it_and_prevents_its_commit(shelf: Shelf) -> None:
     record = shelf.record()
     shelf.store.put(keys.archive(record.id), b"archive")
+    shelf.store.put(keys.listing(record.id), b"listing")
     shelf.store.create_upload(keys.archive(record.id))
+    shelf.store.create_upload(keys.listing(record.id))
     assert shelf.catalog.settle(record.id) is None
     assert shelf.catalog.settle(record.id) is None
-    assert keys.archive(record.id) not in shelf.objects()
+    assert {keys.archive(record.id), keys.listing(record.id)}.isdisjoint(shelf.objects())
     assert list(shelf.store.list_uploads("")) == []
     with pytest.raises(ObjectMissingError):
         shelf.catalog.get("acme", record.id)
@@ -353,6 +365,7 @@ def test_abandoning_a_backup_removes_all_of_it(shelf: Shelf) -> None:
     record = shelf.record()
     before = shelf.objects()
     shelf.store.put(keys.archive(record.id), b"archive")
+    shelf.store.put(keys.listing(record.id), b"listing")
     shelf.store.put(keys.metadata(record.id), b"{}")
     shelf.store.create_upload(keys.archive(record.id))
     for _ in range(2):
@@ -367,8 +380,9 @@ def test_a_fence_is_collected_after_the_grace_period(shelf: Shelf) -> None:
     fenced = str(uuid.uuid4())
     shelf.catalog.settle(fenced)
     shelf.store.put(keys.archive(fenced), b"orphan")
+    shelf.store.put(keys.listing(fenced), b"orphan")
     shelf.collect(after_s=HOUR_S / 2)
-    assert shelf.objects() == {keys.metadata(fenced), keys.archive(fenced)}
+    assert shelf.objects() == {keys.metadata(fenced), keys.archive(fenced), keys.listing(fenced)}
     report = shelf.collect(after_s=2 * HOUR_S)
     assert report.orphaned_archives == (fenced,)
     assert shelf.objects() == set()

@@ -84,6 +84,27 @@ def test_reading_an_object_larger_than_the_limit_is_refused(any_place: Place) ->
         any_place.store.get(any_place.key("a"), max_bytes=99)
 
 
+def test_a_range_is_read_exactly(any_place: Place) -> None:
+    key, data = any_place.key("a"), bytes(range(256)) * 8
+    etag = any_place.store.put(key, data)
+    for start, size in ((0, 1), (0, 2048), (2047, 1), (100, 1000)):
+        stored = any_place.store.get_range(key, start=start, size_bytes=size)
+        assert (stored.data, stored.etag) == (data[start : start + size], etag)
+
+
+@pytest.mark.parametrize(("start", "size_bytes"), [(0, 101), (90, 11), (100, 1), (5000, 10)])
+def test_a_range_that_the_object_does_not_have_is_refused(any_place: Place, start: int, size_bytes: int) -> None:
+    any_place.store.put(any_place.key("a"), b"x" * 100)
+    with pytest.raises(IntegrityError):
+        any_place.store.get_range(any_place.key("a"), start=start, size_bytes=size_bytes)
+
+
+def test_a_range_of_a_missing_object_is_an_error_that_names_it(any_place: Place) -> None:
+    with pytest.raises(ObjectMissingError) as caught:
+        any_place.store.get_range(any_place.key("none"), start=0, size_bytes=1)
+    assert (caught.value.key, caught.value.operation) == (any_place.key("none"), "get_range")
+
+
 @pytest.mark.parametrize("operation", ["get", "head"])
 def test_a_missing_object_is_an_error_that_names_it(any_place: Place, operation: str) -> None:
     with pytest.raises(ObjectMissingError) as caught:

@@ -97,8 +97,9 @@ class Crashing:
         assert wait_until(lambda: node.processes() == {}), node.processes()
         assert self.state.pending == []
         assert list(node.catalog().store.list_uploads("backups/")) == []
-        archived = {key.split("/")[1] for key in self._new() if key.endswith("/data.sqsh")}
-        assert archived == self.made("/workspace") | self.made("/app")
+        for part in ("/data.sqsh", "/files.list"):
+            there = {key.split("/")[1] for key in self._new() if key.endswith(part)}
+            assert there == self.made("/workspace") | self.made("/app")
 
     def check_backup(self, box: LocalSandbox, backup_id: str) -> None:
         """Checks that the backup can be restored, is listed, and is the checkpoint."""
@@ -152,6 +153,8 @@ def test_a_backup_passes_every_step_in_order(kernel_node: Node, monkeypatch: pyt
         ("presign_part", "after", 3, "", False),
         ("complete_upload", "before", 1, "", False),
         ("complete_upload", "after", 1, "", False),
+        ("put", "before", 1, "/files.list", False),
+        ("put", "after", 1, "/files.list", False),
         ("put", "after", 1, "/meta.json", True),
     ],
 )

@@ -40,6 +40,13 @@ class MemoryObjectStore:
             raise IntegrityError("get", bucket=self.bucket, key=key, detail=f"larger than {max_bytes} bytes")
         return Stored(found.data, found.etag)
 
+    def get_range(self, key: str, *, start: int, size_bytes: int) -> Stored:
+        found = self._object("get_range", key)
+        data = found.data[start : start + size_bytes]
+        if len(data) != size_bytes:
+            raise IntegrityError("get_range", bucket=self.bucket, key=key, detail="it ends before this range")
+        return Stored(data, found.etag)
+
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         with self._lock:
             before = self._objects.get(key)

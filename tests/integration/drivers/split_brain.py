@@ -63,7 +63,7 @@ def main(folder: Path, bucket: str) -> dict[str, object]:
             "epochs": [old_epoch, new_epoch, epoch(world)],
             "expected": sorted([first.id, second.id, after.id]),
             "committed": sorted(record.id for record in committed(world.catalog, ids)),
-            "archives": sorted(found.backup_id for found in stored if not found.is_metadata),
+            "archives": sorted(found.backup_id for found in stored if not (found.is_metadata or found.is_listing)),
             "uploads": [upload.key for upload in world.catalog.store.list_uploads("backups/")],
             "outcome": outcome,
         }

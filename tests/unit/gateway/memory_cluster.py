@@ -20,14 +20,19 @@ from actors.errors import (
 )
 from actors.metrics import ClusterMetrics, Tally
 from actors.models import (
+    BackupFile,
+    BackupFilePage,
     BackupInfo,
     BackupOptions,
     BackupPage,
+    ChangesPage,
+    ContentsSource,
     DirectoryBackup,
     EventList,
     ExecEvent,
     ExecRequest,
     Exit,
+    FileChange,
     FileEntry,
     FileKind,
     ForgetOptions,
@@ -237,6 +242,16 @@ class MemorySandbox:
     def hydrate(self) -> Later[MemoryUpload]:
         return Later(lambda: self._opened(lambda data: self.files.__setitem__("hydrated", data)))
 
+    def changes_since(
+        self, backup_id: str, *, dir: str | None = None, limit: int = 100, cursor: str | None = None
+    ) -> Later[ChangesPage]:
+        def act() -> ChangesPage:
+            self.used = True
+            self.asked.append((backup_id, dir, limit, cursor))
+            return self.tenant.changed(backup_id, cursor)
+
+        return Later(act)
+
     def info(self) -> Later[SandboxInfo]:
         def act() -> SandboxInfo:
             if not self.used:
@@ -330,6 +345,9 @@ class MemoryTenant:
 
     sandboxes: dict[str, MemorySandbox] = field(default_factory=dict)
     backups: dict[str, BackupInfo] = field(default_factory=dict)
+    listing: list[BackupFile] = field(default_factory=list)
+    changes: list[FileChange] = field(default_factory=list)
+    asked: list[Any] = field(default_factory=list)
     not_ready: Exception | None = None
     warnings: tuple[str, ...] = ()
     tally: Tally = field(default_factory=Tally)
@@ -338,6 +356,22 @@ class MemoryTenant:
         if backup_id not in self.backups:
             raise BackupNotFoundError("No such backup.", context={"backup": backup_id})
         return self.backups[backup_id]
+
+    def changed(self, backup_id: str, cursor: str | None) -> ChangesPage:
+        """One change on each page."""
+        self.found(backup_id)
+        number = int(cursor or 0)
+        rest = str(number + 1) if number + 1 < len(self.changes) else None
+        return ChangesPage(changes=self.changes[number : number + 1], cursor=rest, partial=True)
+
+    def listed(self, backup_id: str, path: str, cursor: str | None) -> BackupFilePage:
+        """One file on each page."""
+        self.found(backup_id)
+        if path == "/missing":
+            raise FileNotFoundInSandboxError("No such file.", context={"path": path})
+        number = int(cursor or 0)
+        rest = str(number + 1) if number + 1 < len(self.listing) else None
+        return BackupFilePage(files=self.listing[number : number + 1], source=ContentsSource.LISTING, cursor=rest)
 
     def ready(self) -> Later[tuple[str, ...]]:
         def act() -> tuple[str, ...]:
@@ -389,6 +423,28 @@ class MemoryService:
 
     def backup(self, backup_id: str) -> Later[BackupInfo]:
         return Later(lambda: self._tenant.found(backup_id))
+
+    def backup_files(
+        self,
+        backup_id: str,
+        path: str = "/",
+        *,
+        recursive: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Later[BackupFilePage]:
+        self._tenant.asked.append((backup_id, path, recursive, limit, cursor))
+        return Later(lambda: self._tenant.listed(backup_id, path, cursor))
+
+    def backup_changes(
+        self, before: str, after: str, *, limit: int = 100, cursor: str | None = None
+    ) -> Later[ChangesPage]:
+        def act() -> ChangesPage:
+            self._tenant.found(after)
+            return self._tenant.changed(before, cursor)
+
+        self._tenant.asked.append((before, after, limit, cursor))
+        return Later(act)
 
     def adopt(self, backup_id: str, *, owner: str | None = None) -> Later[BackupInfo]:
         return Later(lambda: self._tenant.found(backup_id))

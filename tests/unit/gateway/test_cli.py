@@ -15,9 +15,14 @@ import pytest
 from actors.client import Sandbox
 from actors.errors import BackupCreateError, ExecStoppedError, InvalidRequestError, OperationCancelledError
 from actors.models import (
+    BackupFile,
     BackupOptions,
+    ChangeKind,
     DirectoryStatus,
     Exit,
+    FileChange,
+    FileKind,
+    FileState,
     Output,
     RecoveredDirectory,
     RestoreMode,
@@ -89,6 +94,58 @@ def test_backup_passes_on_every_option_and_prints_the_id(
     assert (asked.name, asked.ttl, asked.excludes, asked.gitignore) == ("n", 60, ["*.o", "t/"], True)
     assert (asked.compression.format, asked.compression.level) == ("zstd", 3)
     assert capsys.readouterr().out.strip() in cluster.tenant("default").backups
+
+
+def test_the_files_of_a_backup_are_listed_page_by_page(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
+    backup = box.create_backup(BackupOptions(dir="/workspace")).result().id
+    link = FileState(kind=FileKind.SYMLINK, size_bytes=0, mode=0o777, modified_at=NOW, target="x\n")
+    tenant = cluster.tenant("default")
+    tenant.listing = [
+        BackupFile(path="/d/a\udcff", kind=FileKind.FILE, size_bytes=7, mode=0o640, modified_at=NOW),
+        BackupFile(path="/d/b", **link.__dict__),
+    ]
+    assert run(cluster, "ls", f"{backup}:d") == 0
+    at = "2026-01-02T03:04:05+00:00"
+    assert capsys.readouterr().out == f"-rw-r-----\t7\t{at}\ta\\udcff\nlrwxrwxrwx\t0\t{at}\tb -> x\\n\n"
+    assert tenant.asked == [(backup, "/d", False, 1000, None), (backup, "/d", False, 1000, "1")]
+    assert run(cluster, "ls", "-r", backup, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [file["path"] for file in printed["files"]] == ["/d/a\udcff", "/d/b"]
+    assert (printed["source"], tenant.asked[-1]) == ("listing", (backup, "/", True, 1000, "1"))
+    assert run(cluster, "ls", f"{backup}:/missing", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["code"] == "FILE_NOT_FOUND"
+
+
+def test_a_sandbox_whose_name_looks_like_a_backups_id_is_listed(cluster: MemoryCluster, capsys: Capture) -> None:
+    name = "6c1f8e4e-0000-4000-8000-000000000001"
+    cluster.sandbox("default", name).files["/workspace/x"] = b"1"
+    assert run(cluster, "ls", name) == 0
+    assert capsys.readouterr().out.endswith("\tx\n")
+    assert run(cluster, "ls", "-r", name, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["code"] == "INVALID_REQUEST"
+
+
+def test_the_changes_since_a_backup_are_shown_page_by_page(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
+    first, second = (box.create_backup(BackupOptions(dir="/workspace")).result().id for _ in range(2))
+    cluster.tenant("default").changes = [
+        FileChange(path="/a", change=ChangeKind.CHANGED, differs=["mode", "modified_at"]),
+        FileChange(path="/b", change=ChangeKind.REMOVED),
+    ]
+    assert run(cluster, "diff", first, second) == 0
+    out, err = capsys.readouterr()
+    assert out == "changed\t/a\tmode,modified_at\nremoved\t/b\t\n"
+    assert "same size and time" in err and "left files out" in err
+    for target, asked in (("box", None), ("box:src", "/workspace/src"), ("box:/app", "/app")):
+        assert run(cluster, "diff", first, target, "--json") == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert ([row["path"] for row in printed["changes"]], printed["compared_by"]) == (["/a", "/b"], "size_and_time")
+        assert box.asked[-1] == (first, asked, 1000, "1")
+    assert run(cluster, "diff", "box", first, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["code"] == "INVALID_REQUEST"
 
 
 def test_restore_asks_the_service_for_the_backups_directory(

@@ -6,7 +6,16 @@ import json
 import pytest
 
 from actors.errors import RETRYABLE, SandboxUnavailableError, StorageUnavailableError
-from actors.models import DirectoryStatus, RecoveredDirectory, SandboxEvent
+from actors.models import (
+    BackupFile,
+    ChangeKind,
+    DirectoryStatus,
+    FileChange,
+    FileKind,
+    FileState,
+    RecoveredDirectory,
+    SandboxEvent,
+)
 from actors.request_ids import carrying
 from tests.unit.gateway.conftest import DEADLINE_S, OTHER_KEY, Exchange, Gateway
 from tests.unit.gateway.memory_cluster import NOW, Silence
@@ -28,6 +37,43 @@ def test_a_backup_is_created_listed_restored_and_deleted(gateway: Gateway) -> No
     assert gateway.request("GET", path).json()["name"] == "n"
     assert gateway.request("DELETE", path).status_code == 204
     assert gateway.request("GET", path).json()["code"] == "BACKUP_NOT_FOUND"
+
+
+def test_the_files_and_changes_of_backups_come_in_pages(gateway: Gateway) -> None:
+    box, tenant = gateway.cluster.sandbox("default", "box"), gateway.cluster.tenant("default")
+    first, second = (
+        gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"}).json()["id"] for _ in range(2)
+    )
+    now = FileState(kind=FileKind.SYMLINK, size_bytes=0, mode=0o777, modified_at=NOW, target="\udcff")
+    tenant.listing = [BackupFile(path=path, **now.__dict__) for path in ("/a\n", "/b\udc80")]
+    tenant.changes = [FileChange(path="/a\n", change=ChangeKind.ADDED, after=now)]
+    url = f"/v1/backup/{first.upper()}/files?path=/d%ff&recursive=true&limit=1"
+    page = gateway.request("GET", url).json()
+    assert (page["files"][0]["path"], page["files"][0]["target"], page["source"]) == ("/a\n", "\udcff", "listing")
+    last = gateway.request("GET", f"{url}&cursor={page['cursor']}")
+    assert b"/b\\udc80" in last.content and "cursor" not in last.json()
+    assert tenant.asked == [(first, "/d\udcff", True, 1, None), (first, "/d\udcff", True, 1, "1")]
+    changes = gateway.request("GET", f"/v1/backup/{first}/diff/{second}").json()
+    assert [(row["path"], row["change"]) for row in changes["changes"]] == [("/a\n", "added")]
+    assert (changes["compared_by"], changes["partial"]) == ("size_and_time", True)
+    assert gateway.request("GET", f"/v1/sandbox/box/diff/{first}?dir=/app&limit=7").json() == changes
+    assert box.asked[-1] == (first, "/app", 7, None)
+
+
+@pytest.mark.parametrize("path", ["files", "diff/{0}"])
+def test_the_contents_of_another_tenants_backup_are_missing(gateway: Gateway, path: str) -> None:
+    backup = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"}).json()["id"]
+    for url in (f"/v1/backup/{backup}/{path.format(backup)}", f"/v1/sandbox/theirs/diff/{backup}"):
+        assert gateway.request("GET", url, key=OTHER_KEY).json()["code"] == "BACKUP_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    "url", ["/v1/backup/x/files", "/v1/backup/x/diff/{0}", "/v1/backup/{0}/diff/x", "/v1/sandbox/b/diff/x"]
+)
+def test_the_contents_of_what_is_no_backup_are_refused(gateway: Gateway, url: str) -> None:
+    known = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"}).json()["id"]
+    response = gateway.request("GET", url.format(known))
+    assert (response.status_code, response.json()["code"]) == (400, "INVALID_BACKUP_CONFIG")
 
 
 def test_the_key_decides_the_tenant(gateway: Gateway) -> None:

@@ -88,11 +88,13 @@ def test_foreign_keys_are_recognized_as_such(key: str) -> None:
     assert keys.find_index_entry(key) is None
 
 
-def test_a_backups_archive_and_metadata_are_told_apart() -> None:
+def test_a_backups_archive_metadata_and_listing_are_told_apart() -> None:
     backup_id = str(uuid.uuid4())
     archive, metadata = (keys.find_backup_object(make(backup_id)) for make in (keys.archive, keys.metadata))
     assert archive == keys.BackupObject(keys.archive(backup_id), backup_id, False)
     assert metadata == keys.BackupObject(keys.metadata(backup_id), backup_id, True)
+    listing = keys.find_backup_object(keys.listing(backup_id))
+    assert listing == keys.BackupObject(keys.listing(backup_id), backup_id, False, is_listing=True)
     assert keys.find_backup_object(f"backups/{backup_id}/other") is None
     entry = keys.entry_name(AT, ID)
     assert keys.find_index_entry(f"tenants/default/sandboxes/box/backups/{entry}") is None

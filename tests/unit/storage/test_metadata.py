@@ -18,6 +18,7 @@ from storage.metadata import (
     BackupRecord,
     Claim,
     Document,
+    ListingDigest,
     NotKept,
     RestoredDirectory,
     SandboxState,
@@ -284,8 +285,9 @@ def test_the_first_key_signs_and_every_key_verifies() -> None:
 @pytest.mark.parametrize("name", sorted(set(BackupRecord.model_fields) - {"signature"}))
 def test_a_record_that_lost_its_signature_is_told_apart_from_a_foreign_one(name: str) -> None:
     six = load(BackupRecord, json.dumps(FOREIGN).encode())
+    listing = ListingDigest(size_bytes=9, index_bytes=9, entries=1, sha256="0" * 64)
     rest = {"partial": True, "of_sleep": True, "place": "/app", "layers": INCREMENTAL.layers, "parent": PARENT}
-    value = FULL.model_copy(update=rest).__dict__[name]
+    value = FULL.model_copy(update={**rest, "listing": listing}).__dict__[name]
     record = six.model_copy(update={name: value})
     assert record.has_lost_its_signature is (name not in ("id", "dir", "name", "size_bytes", "ttl", "created_at"))
     assert not record.model_copy(update={"signature": "x"}).has_lost_its_signature

@@ -1,0 +1,61 @@
+"""The changes in a sandbox's directory since a backup: a walk of the directory, compared with the backup's listing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from actors.errors import InvalidRequestError
+from actors.faults import reading
+from actors.models import ChangesPage, LiveChangesOptions
+from actors.node.errors import TreeError
+from actors.node.live_entries import live_entries
+from actors.node.tree import Tree
+from actors.sandbox.residency import Residency
+from actors.sandbox.transfers import translated
+from actors.sandbox.tree_lock import TreeLock
+from actors.state.contents import changes_page
+from storage.catalog import BackupCatalog
+from storage.contents import open_contents
+from storage.listing import Entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveChanges:
+    """Compares a directory of one sandbox with backups of its tenant. Commands go on meanwhile."""
+
+    tenant: str
+    catalog: BackupCatalog
+    residency: Residency
+    tree: Tree
+    tree_lock: TreeLock
+    depth: int
+
+    def page(self, wanted: LiveChangesOptions) -> ChangesPage:
+        """See `SandboxCalls.changes_since`. Wakes the sandbox."""
+        with reading("such backup"):
+            record = self.catalog.get(self.tenant, wanted.backup_id)
+            opened = open_contents(self.catalog.store, record, hasty=True)
+        self.residency.wake()
+        directory = wanted.dir or record.dir
+        with self.tree_lock.shared(), translated(directory), self.tree.directory(directory) as fd:
+            self.tree.canonical(fd)
+            try:
+                with reading("such backup"):
+                    return changes_page(
+                        opened.contents, _Directory(fd, self.depth), wanted, partial=bool(record.partial)
+                    )
+            except TreeError as e:
+                raise InvalidRequestError(f"The directory cannot be compared: {e.message}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    """The contents of an open directory."""
+
+    fd: int
+    depth: int
+
+    def scan(self, start: bytes, end: bytes | None, *, deep: bool) -> Iterator[Entry]:
+        """See `storage.listing.Contents`. Always to the end, with all that is below."""
+        return (Entry(*found) for found in live_entries(self.fd, start=start, depth=self.depth))

@@ -1,0 +1,40 @@
+"""The contents of a backup, read without its archive where the backup has a listing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from storage import keys
+from storage.errors import NotListedError, ObjectMissingError
+from storage.listing import Contents, Listing
+from storage.metadata import BackupRecord
+from storage.ranges import RangedObject
+from storage.store import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedContents:
+    """The contents of a backup. `is_listing` is False if they are read from the archive's own tables."""
+
+    contents: Contents
+    is_listing: bool
+
+
+def open_contents(store: ObjectStore, record: BackupRecord, *, hasty: bool = False) -> OpenedContents:
+    """Opens the contents of a backup for reading. `hasty`: see `RangedObject`. A scan raises the same errors.
+
+    Raises:
+        NotListedError: it has no listing, and its archive cannot be listed; permanent.
+        CorruptMetadataError: its listing is not the one that was recorded; permanent.
+    """
+    if record.listing is not None:
+        key = keys.listing(record.id)
+        try:
+            source = RangedObject(store, key, record.listing.size_bytes, hasty=hasty)
+            return OpenedContents(Listing(source, record.listing), True)
+        except ObjectMissingError:
+            logger.warning("backup %s has lost its listing", record.id)
+    raise NotListedError("list", bucket=store.bucket, key=keys.archive(record.id), detail="it has no listing")
