@@ -10,6 +10,7 @@ from storage.errors import NotListedError, ObjectMissingError
 from storage.listing import Contents, Listing
 from storage.metadata import BackupRecord
 from storage.ranges import RangedObject
+from storage.squashfs_tables import ArchiveContents
 from storage.store import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def open_contents(store: ObjectStore, record: BackupRecord, *, hasty: bool = Fal
     """Opens the contents of a backup for reading. `hasty`: see `RangedObject`. A scan raises the same errors.
 
     Raises:
+        ObjectMissingError: it has neither a listing nor an archive; permanent.
         NotListedError: it has no listing, and its archive cannot be listed; permanent.
         CorruptMetadataError: its listing is not the one that was recorded; permanent.
     """
@@ -37,4 +39,7 @@ def open_contents(store: ObjectStore, record: BackupRecord, *, hasty: bool = Fal
             return OpenedContents(Listing(source, record.listing), True)
         except ObjectMissingError:
             logger.warning("backup %s has lost its listing", record.id)
-    raise NotListedError("list", bucket=store.bucket, key=keys.archive(record.id), detail="it has no listing")
+    key = keys.archive(record.id)
+    if record.layers is not None:
+        raise NotListedError("list", bucket=store.bucket, key=key, detail="it is incremental, and has no listing")
+    return OpenedContents(ArchiveContents(store, key, record.size_bytes, hasty=hasty), False)

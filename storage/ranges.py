@@ -28,8 +28,8 @@ class RangedObject:
         self._window = b""
         self._etag: str | None = None
 
-    def read(self, start: int, size_bytes: int) -> bytes:
-        """Returns exactly these bytes.
+    def read(self, start: int, size_bytes: int, *, exactly: bool = False) -> bytes:
+        """Returns exactly these bytes; `exactly` means that those behind them will not be read soon.
 
         Raises:
             ObjectMissingError: permanent.
@@ -39,11 +39,13 @@ class RangedObject:
         if start < 0 or end > self.size_bytes:
             raise self._wrong("it ends before this range")
         if not self._start <= start <= end <= self._start + len(self._window):
-            self._fetch(0 if self.size_bytes <= _WINDOW_BYTES else start, end)
+            if self.size_bytes <= _WINDOW_BYTES:
+                self._fetch(0, self.size_bytes)
+            else:
+                self._fetch(start, end if exactly else min(self.size_bytes, max(end, start + _WINDOW_BYTES)))
         return self._window[start - self._start : end - self._start]
 
     def _fetch(self, start: int, end: int) -> None:
-        end = min(self.size_bytes, max(end, start + _WINDOW_BYTES))
         with within_moments() if self._hasty else nullcontext():
             found = self._store.get_range(self.key, start=start, size_bytes=end - start)
         if self._etag is not None and found.etag != self._etag:

@@ -53,6 +53,33 @@ def test_a_file_of_any_name_is_written_read_and_deleted(service: Service, box: H
     assert refusal(box.get(path)) == (404, "FILE_NOT_FOUND")
 
 
+def test_backups_of_files_of_any_name_are_listed_and_compared(box: HttpBox) -> None:
+    for name in HOSTILE_NAMES:
+        box.write(b"/workspace/dir/" + name, name)
+    first = box.backup()["id"]
+    box.sh("rm -r dir; mkdir new")
+    second = box.backup()["id"]
+    names = {"/dir/" + os.fsdecode(name) for name in HOSTILE_NAMES}
+    found: set[str] = set()
+    wanted: dict[str, str] = {"path": "/dir", "limit": "5"}
+    while wanted.get("cursor") != "":
+        page = box.client.get(f"/v1/backup/{first}/files", params=wanted).json()
+        found |= {file["path"] for file in page["files"]}
+        wanted["cursor"] = page.get("cursor", "")
+    assert found == names
+    for name in (b"not%20utf-8%20%ff%fe%80", b"new%0aline"):
+        (file,) = box.client.get(f"/v1/backup/{first}/files?path=/dir/{name.decode()}").json()["files"]
+        assert file["path"] in names and file["kind"] == "file"
+    assert refusal(box.client.get(f"/v1/backup/{second}/files?path=/dir")) == (404, "FILE_NOT_FOUND")
+    changes = box.client.get(f"/v1/backup/{first}/diff/{second}").json()["changes"]
+    assert {row["path"]: row["change"] for row in changes} == dict.fromkeys(names | {"/dir"}, "removed") | {
+        "/new": "added"
+    }
+    assert box.client.get(f"{box.url}/diff/{first}").json()["changes"] == changes
+    assert box.client.get(f"{box.url}/diff/{second}").json()["changes"] == []
+    assert refusal(box.client.get(f"{box.url}/diff/{first}?dir=/etc")) == (400, "INVALID_BACKUP_CONFIG")
+
+
 @pytest.mark.parametrize("data", [b"", b"\0", bytes(range(256)) * 5000, b"\r\n"])
 def test_bytes_come_back_as_they_were(box: HttpBox, data: bytes) -> None:
     box.write("/workspace/file", data)

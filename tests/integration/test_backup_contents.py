@@ -7,6 +7,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,7 @@ from actors.sandbox.facade import LocalSandbox
 from actors.service.contents import BackupContents
 from storage import keys
 from storage.store import ObjectStore
+from tests.integration.test_sandbox_backups import foreign
 from tests.support.faulty_store import FaultyStore
 from tests.support.held_store import AwayStore
 from tests.support.sandboxes import Node, backup, restore, sh
@@ -186,10 +188,41 @@ def test_the_contents_of_another_tenants_backup_are_missing(kernel_node: Node) -
         since(kernel_node.sandbox("theirs", tenant="other"), handle)
 
 
-def test_a_backup_without_a_listing_is_told(kernel_node: Node) -> None:
+def in_seconds(listed: list[BackupFile]) -> list[BackupFile]:
+    return [file.model_copy(update={"modified_at": file.modified_at.replace(microsecond=0)}) for file in listed]
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "gzip"])
+def test_a_backup_that_lost_its_listing_is_listed_from_its_archive(kernel_node: Node, compression: str) -> None:
+    box = kernel_node.sandbox()
+    sh(box, TREE)
+    handle = backup(box, compression={"format": compression})
+    listed = files(kernel_node, handle)
+    kernel_node.catalog().store.delete(keys.listing(handle.id))
+    page = contents(kernel_node).files("default", handle.id, BackupFilesOptions(recursive=True, limit=1000))
+    assert (page.source, page.files) == (ContentsSource.ARCHIVE, in_seconds(listed))
+    assert since(box, handle) == {}
+    kernel_node.catalog().store.delete(keys.archive(handle.id))
+    with pytest.raises(BackupNotFoundError):
+        files(kernel_node, handle)
+
+
+def test_a_backup_of_another_program_is_listed_by_the_default_tenant(kernel_node: Node, scratch: Path) -> None:
+    tree = scratch / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "file").write_text("theirs")
+    handle = foreign(kernel_node, tree, str(uuid.uuid4()))
+    assert [(file.path, file.size_bytes) for file in files(kernel_node, handle)] == [("/sub", 0), ("/sub/file", 6)]
+    with pytest.raises(BackupNotFoundError):
+        contents(kernel_node).files("other", handle.id, BackupFilesOptions())
+
+
+def test_a_backup_whose_archive_is_none_is_not_listed(kernel_node: Node) -> None:
     box = kernel_node.sandbox()
     handle = backup(box)
-    kernel_node.catalog().store.delete(keys.listing(handle.id))
+    store = kernel_node.catalog().store
+    store.delete(keys.listing(handle.id))
+    store.put(keys.archive(handle.id), bytes(4096))
     with pytest.raises(BackupNotListedError):
         files(kernel_node, handle)
     with pytest.raises(BackupNotListedError):
