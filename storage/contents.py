@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from storage import keys
+from storage.catalog import BackupCatalog
 from storage.errors import NotListedError, ObjectMissingError
 from storage.listing import Contents, Listing
 from storage.metadata import BackupRecord
@@ -22,6 +23,19 @@ class OpenedContents:
 
     contents: Contents
     is_listing: bool
+
+
+def record_of(catalog: BackupCatalog, tenant: str, backup_id: str) -> BackupRecord:
+    """The metadata of a backup whose contents the tenant may see.
+
+    Raises:
+        ObjectMissingError: there is none, or it belongs to another tenant.
+        DocumentError: it cannot be used, or has lost its signature and was another tenant's; permanent.
+    """
+    record = catalog.get(tenant, backup_id)
+    if not record.is_signed:
+        catalog.check_nobody_elses(tenant, backup_id)
+    return record
 
 
 def open_contents(store: ObjectStore, record: BackupRecord, *, hasty: bool = False) -> OpenedContents:

@@ -16,7 +16,7 @@ from actors.sandbox.transfers import translated
 from actors.sandbox.tree_lock import TreeLock
 from actors.state.contents import changes_page
 from storage.catalog import BackupCatalog
-from storage.contents import open_contents
+from storage.contents import open_contents, record_of
 from storage.listing import Entry
 
 
@@ -34,7 +34,7 @@ class LiveChanges:
     def page(self, wanted: LiveChangesOptions) -> ChangesPage:
         """See `SandboxCalls.changes_since`. Wakes the sandbox."""
         with reading("such backup"):
-            record = self.catalog.get(self.tenant, wanted.backup_id)
+            record = record_of(self.catalog, self.tenant, wanted.backup_id)
             opened = open_contents(self.catalog.store, record, hasty=True)
         self.residency.wake()
         directory = wanted.dir or record.dir

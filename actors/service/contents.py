@@ -18,7 +18,7 @@ from actors.models import (
 )
 from actors.state.contents import changes_page, file_page
 from storage.catalog import BackupCatalog
-from storage.contents import open_contents
+from storage.contents import open_contents, record_of
 from storage.metadata import BackupRecord
 
 
@@ -50,4 +50,4 @@ class BackupContents:
             for each in backup_ids
         ]
         with reading("such backup"):
-            return [catalog.get(tenant, each) for each in ids]
+            return [record_of(catalog, tenant, each) for each in ids]

@@ -105,7 +105,9 @@ def whole(node: Node) -> set[str]:
     keys = node.keys()
     stored = {key for key in keys if key.startswith("backups/")}
     ids = {key.split("/")[1] for key in stored}
-    assert stored == {f"backups/{backup_id}/{name}" for backup_id in ids for name in ("data.sqsh", "meta.json")}
+    listings = {f"backups/{backup_id}/files.list" for backup_id in ids}  # a store that was away has none
+    wanted = {f"backups/{backup_id}/{name}" for backup_id in ids for name in ("data.sqsh", "meta.json")}
+    assert stored - listings == wanted
     return ids
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import uuid
@@ -215,6 +216,17 @@ def test_a_backup_of_another_program_is_listed_by_the_default_tenant(kernel_node
     assert [(file.path, file.size_bytes) for file in files(kernel_node, handle)] == [("/sub", 0), ("/sub/file", 6)]
     with pytest.raises(BackupNotFoundError):
         contents(kernel_node).files("other", handle.id, BackupFilesOptions())
+
+
+def test_a_backup_that_lost_its_signature_shows_its_files_to_nobody(kernel_node: Node) -> None:
+    handle = backup(kernel_node.sandbox("theirs", tenant="other"))
+    store, key = kernel_node.catalog().store, keys.metadata(handle.id)
+    said = json.loads(store.get(key).data)
+    store.put(key, json.dumps({name: said[name] for name in ("id", "dir", "sizeBytes", "ttl", "createdAt")}).encode())
+    with pytest.raises(DocumentDamagedError):
+        files(kernel_node, handle)
+    with pytest.raises(DocumentDamagedError):
+        since(kernel_node.sandbox(), handle)
 
 
 def test_a_backup_whose_archive_is_none_is_not_listed(kernel_node: Node) -> None:
