@@ -179,6 +179,8 @@ class Sandbox:
 
         A file of the same size and time of change is taken for unchanged.
         """
+        if not isinstance(backup, DirectoryBackup):
+            raise InvalidBackupConfigError("The backup must be the handle that create_backup returned.")
         cursor: str | None = None
         while True:
             page = self.calls.changes_since(backup.id, dir=dir, limit=MAX_PAGE, cursor=cursor).result()

@@ -57,6 +57,13 @@ DOORS: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
     "excludes of persist": (lambda value: box().persist(excludes=value), TEXTS),
     "removed labels": (lambda value: box().change_labels(removed=value), TEXTS),
     "a mode of a restore": (lambda value: box().restore_backup(BACKUP, mode=value), ["", "move", 1, True]),
+    "files' limit": (lambda value: ServiceCalls().backup_files(BACKUP.id, limit=value), LIMITS),
+    "files' cursor": (lambda value: ServiceCalls().backup_files(BACKUP.id, cursor=value), CURSORS),
+    "a path in a backup": (lambda value: ServiceCalls().backup_files(BACKUP.id, value), PATHS),
+    "changes' limit": (lambda value: ServiceCalls().backup_changes(BACKUP.id, BACKUP.id, limit=value), LIMITS),
+    "changes' cursor": (lambda value: ServiceCalls().backup_changes(BACKUP.id, BACKUP.id, cursor=value), CURSORS),
+    "a backup that is compared": (lambda value: list(box().changes_since(value)), [BACKUP.id, "", None]),
+    "a directory that is compared": (lambda value: list(box().changes_since(BACKUP, dir=value)), [*PATHS[:-2], "/"]),
     "days": (lambda value: ServiceCalls().lifecycle(expire_days=value), DAYS),
 }
 
