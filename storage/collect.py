@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 class CollectionReport:
     """The result of a collection: what it removed and repaired, or in a dry run would. Backups by id, the rest by key.
 
+    `orphaned_archives` are the backups of which an archive, a listing or both were left without metadata.
     `stale_index_entries` include idempotency keys whose backups are gone, or whose claims are damaged. `tampered`,
     `unreadable` (backups, states and claims that are damaged, or of a later release) and `without_archive` need a
     person: nothing of them was touched. Nor was anything of `unsigned`, the backups of other programs.

@@ -109,6 +109,8 @@ class Caller:
         draw = self.draw
         declared = [row["name"] for row in operation.get("parameters", []) if row["in"] == "query"]
         target = path.replace("{id}", self.name(method, path)).replace("{path}", draw.choice(PATHS))
+        for name in ("{other}", "{backup}"):
+            target = target.replace(name, self.name(method, "/v1/backup"))
         if draw.random() > (0.5 if declared else 0.1):
             return target
         if declared and draw.random() < 0.5:
