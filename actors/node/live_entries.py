@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class LiveEntry(NamedTuple):
     target: bytes
 
 
-def live_entries(fd: int, *, start: bytes, depth: int) -> Iterator[LiveEntry]:
+def live_entries(fd: int, *, start: bytes, depth: int) -> Generator[LiveEntry]:
     """Yields what an archive of the directory would hold, but for what a backup leaves out on purpose.
 
     A directory comes right before what is in it, names in the order of their bytes. What vanishes meanwhile is left

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from actors.errors import InvalidRequestError
 from actors.faults import reading
 from actors.models import ChangesPage, LiveChangesOptions
 from actors.node.errors import TreeError
-from actors.node.live_entries import live_entries
+from actors.node.live_entries import LiveEntry, live_entries
 from actors.node.tree import Tree
 from actors.sandbox.residency import Residency
 from actors.sandbox.transfers import translated
@@ -40,22 +41,28 @@ class LiveChanges:
         directory = wanted.dir or record.dir
         with self.tree_lock.shared(), translated(directory), self.tree.directory(directory) as fd:
             self.tree.canonical(fd)
-            try:
-                with reading("such backup"):
-                    return changes_page(
-                        opened.contents, _Directory(fd, self.depth), wanted, partial=bool(record.partial)
-                    )
-            except TreeError as e:
-                raise InvalidRequestError(f"The directory cannot be compared: {e.message}") from None
+            with closing(_Directory(fd, self.depth)) as live:
+                try:
+                    with reading("such backup"):
+                        return changes_page(opened.contents, live, wanted, partial=bool(record.partial))
+                except TreeError as e:
+                    raise InvalidRequestError(f"The directory cannot be compared: {e.message}") from None
 
 
-@dataclass(frozen=True, slots=True)
 class _Directory:
-    """The contents of an open directory."""
+    """The contents of an open directory. They are scanned once, always to the end, with all that is below."""
 
-    fd: int
-    depth: int
+    def __init__(self, fd: int, depth: int) -> None:
+        self._fd = fd
+        self._depth = depth
+        self._walk: Generator[LiveEntry] | None = None
 
     def scan(self, start: bytes, end: bytes | None, *, deep: bool) -> Iterator[Entry]:
-        """See `storage.listing.Contents`. Always to the end, with all that is below."""
-        return (Entry(*found) for found in live_entries(self.fd, start=start, depth=self.depth))
+        """See `storage.listing.Contents`."""
+        self._walk = live_entries(self._fd, start=start, depth=self._depth)
+        return (Entry(*found) for found in self._walk)
+
+    def close(self) -> None:
+        """Closes the directories that a walk has open: they would keep a file system from being unmounted."""
+        if self._walk is not None:
+            self._walk.close()

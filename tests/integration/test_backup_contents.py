@@ -35,6 +35,7 @@ from actors.models import (
 from actors.sandbox.facade import LocalSandbox
 from actors.service.contents import BackupContents
 from storage import keys
+from storage.errors import StoreUnavailableError
 from storage.store import ObjectStore
 from tests.integration.test_sandbox_backups import foreign
 from tests.support.faulty_store import FaultyStore
@@ -291,6 +292,25 @@ def test_a_store_that_is_away_is_told(kernel_node: Node) -> None:
     away.is_away = True
     with pytest.raises(StorageUnavailableError):
         reader.files("default", handle.id, BackupFilesOptions())
+
+
+def test_a_comparison_that_fails_leaves_no_directory_open(kernel_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "mkdir -p d/e; touch d/e/x d/e/y")
+    handle = backup(box)
+    sh(box, "touch d/e/a")
+    restore(box, handle)
+
+    def fails(*args: object) -> None:
+        raise StoreUnavailableError("get", bucket="b")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("storage.comparison._differences", fails)
+    with pytest.raises(StorageUnavailableError) as kept:
+        since(box, handle)
+    assert kept.value and len(os.listdir("/proc/self/fd")) == before
+    monkeypatch.undo()
+    restore(box, handle)
 
 
 def test_a_foreign_cursor_is_refused(kernel_node: Node) -> None:
