@@ -30,7 +30,8 @@ from datetime import UTC, datetime, timedelta
 
 DEFAULT_TENANT = "default"
 BACKUPS_PREFIX = "backups/"
-INDEX_ROOTS = ("sandboxes/", "tenants/")
+LAYERS_ROOT = "tenants/"
+INDEX_ROOTS = ("sandboxes/", LAYERS_ROOT)
 DAMAGED_PREFIX = "damaged/"
 
 # 13 digits of milliseconds reach to the year 2286.

@@ -38,10 +38,12 @@ def upload(
     config: TransferConfig,
     progress: Progress,
     cancelled: threading.Event,
+    shared: bool = False,
 ) -> UploadedArchive:
     """Uploads the file at `path` to `key`, which must be a new one: on failure the object is deleted.
 
     Args:
+        shared: others may store the same content under the same key, so a failure leaves the object alone.
         progress: called from many threads with the number of bytes moved; negative if a part has to be sent again.
         cancelled: when set, the transfer ends within a fraction of a second.
 
@@ -58,7 +60,8 @@ def upload(
             with full_told(store, "upload", key, source.size_bytes):
                 return job.run()
         except BaseException:
-            job.discard()
+            if not shared:
+                job.discard()
             raise
 
 

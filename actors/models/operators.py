@@ -36,6 +36,7 @@ class GcReport(Model):
         description="sandboxes (`tenant/sandbox`) whose policy could not be applied to the end; tried again next time",
     )
     orphaned_archives: list[str] = []
+    orphaned_layers: list[str] = Field([], description="layers, by key, that no incremental backup needs")
     stale_uploads: Count = 0
     stale_index_entries: Count = 0
     rebuilt_index_entries: Count = 0

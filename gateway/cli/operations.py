@@ -21,8 +21,9 @@ def collect(
         report,
         f"{'would remove' if report.dry_run else 'removed'}: {len(report.expired_backups)} expired backups, "
         f"{len(report.retired_backups)} backups that no policy keeps, "
-        f"{len(report.orphaned_archives)} orphaned archives, {report.stale_uploads} unfinished uploads, "
-        f"{report.stale_index_entries} index entries; {report.freed_bytes} bytes",
+        f"{len(report.orphaned_archives)} orphaned archives, {len(report.orphaned_layers)} layers, "
+        f"{report.stale_uploads} unfinished uploads, {report.stale_index_entries} index entries; "
+        f"{report.freed_bytes} bytes",
         *(f"tampered with, left alone: {backup_id}" for backup_id in report.tampered),
         *(f"unsigned, left alone: {backup_id}" for backup_id in report.unsigned),
         *(f"unreadable, left alone: {name}" for name in report.unreadable),
