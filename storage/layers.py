@@ -102,6 +102,8 @@ class NewLayers:
             raise self._unusable("the backup is not one that this service has made for this tenant")
         if not 1 <= len(self._layers) < MAX_LAYERS:
             raise self._unusable("the backup cannot be laid on")
+        if rules := self._store.rules_over_layers():
+            raise self._unusable(f"lifecycle rules of the bucket would delete its layers: {', '.join(rules)}")
         self._each(self._reference, self._layers)
         self._each(self._find_or_promote, self._layers)
 

@@ -159,6 +159,12 @@ class ObjectStore(Protocol):
     def supports_conditional_writes(self) -> bool:
         """True if the store honours `if_none_match` and `if_match`: found by trying, once, and remembered."""
 
+    def rules_over_layers(self) -> Sequence[str]:
+        """The names of the bucket's lifecycle rules that would delete layers of incremental backups.
+
+        Empty where the store has no rules, or does not let us read them. Remembered for an hour.
+        """
+
     def presign_get(self, key: str, *, ttl_s: int) -> SignedRequest:
         """Permits reading one object. Signing happens here, without a request; the object need not exist.
 

@@ -23,6 +23,9 @@ class LifecycleReport(Model):
     installed: bool
     expire_days: int | None
     applied: bool
+    over_layers: list[str] = Field(
+        [], description="rules of others that would delete layers of incremental backups, so that all backups are full"
+    )
 
 
 class GcReport(Model):

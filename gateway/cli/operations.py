@@ -47,13 +47,14 @@ def lifecycle(
         report,
         f"rules: {'installed' if report.installed else 'not installed'}",
         f"expiry of backups: {expiry}",
+        *(f"would delete layers, so all backups are full: rule {name}" for name in report.over_layers),
     )
 
 
 @with_session
 def doctor(session: Session) -> None:
     """Check what this machine offers. Needs no cluster; exits with 1 if something required is missing."""
-    from actors.service.doctor import checks
+    from actors.service.doctor import bucket_checks, checks
     from actors.settings import read_settings
 
     configured = read_settings()
@@ -63,6 +64,7 @@ def doctor(session: Session) -> None:
         network=configured.network,
         driver=configured.driver,
     )
+    found += bucket_checks(configured.bucket() if configured.names_a_bucket else None)
     session.output.rows(
         {"checks": found},
         ("result", "check", "detail", "fix"),

@@ -13,6 +13,7 @@ from tests.support.layer_model import LayerProtocol
 
 EXAMPLES = int(os.environ.get("HOLDFAST_TEST_LAYER_HISTORIES") or 40)
 WRITER, COLLECTOR = 0, 1
+pytestmark = pytest.mark.timeout(120 + 2 * EXAMPLES)
 
 TestLayerProtocol = LayerProtocol.TestCase
 TestLayerProtocol.settings = settings(

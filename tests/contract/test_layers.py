@@ -360,3 +360,14 @@ def test_the_digests_of_a_file_are_those_of_its_upload(bench: Bench) -> None:
     assert (layer.sha256, layer.size_bytes, layer.part_bytes) == (sent.sha256, sent.size_bytes, sent.part_bytes)
     assert layer.parts == [part.sha256 for part in sent.parts]
     assert layer_at(bench.file(b""), FAST).size_bytes == 0
+
+
+def test_a_lifecycle_rule_over_layers_turns_incremental_backups_off(bench: Bench) -> None:
+    class Ruled(FaultyStore):
+        def rules_over_layers(self) -> tuple[str, ...]:
+            return ("theirs",)
+
+    before = bench.objects()
+    with pytest.raises(LayersUnusableError, match="theirs"):
+        NewLayers(Ruled(bench.store), TENANT, str(uuid.uuid4()), bench.base).hold()
+    assert bench.objects() == before

@@ -397,6 +397,7 @@ def test_lifecycle_rules_are_installed_beside_foreign_ones_or_refused_with_a_hin
         with pytest.raises(LifecycleUnsupportedError, match="no lifecycle rules") as caught:
             install(store, expire_after_days=30)
         assert "collection" in (caught.value.hint or "")
+        assert store.rules_over_layers() == ()
         with pytest.raises(LifecycleUnsupportedError):
             store.replace_lifecycle_rules(
                 [{"ID": "x", "Status": "Enabled", "Filter": {"Prefix": "x/"}, "Expiration": {"Days": 1}}]
@@ -412,6 +413,10 @@ def test_lifecycle_rules_are_installed_beside_foreign_ones_or_refused_with_a_hin
         kept = {rule["ID"]: rule for rule in store.lifecycle_rules()}["theirs"]
         assert kept["Filter"]["Prefix"] == "logs/" and kept["Expiration"]["Days"] == 7
         assert remove(store) == LifecycleStatus(None, None, 1)
+        assert S3ObjectStore(place.config, transfer=FAST).rules_over_layers() == ()
+        store.replace_lifecycle_rules([{**foreign, "Filter": {"Prefix": ""}}])
+        assert install(store, expire_after_days=30) == LifecycleStatus(30, 1, 1, ("theirs",))
+        assert S3ObjectStore(place.config, transfer=FAST).rules_over_layers() == ("theirs",)
     finally:
         store.replace_lifecycle_rules(before)
 

@@ -93,6 +93,9 @@ class MemoryObjectStore:
     def supports_conditional_writes(self) -> bool:
         return True
 
+    def rules_over_layers(self) -> Sequence[str]:
+        return ()
+
     def presign_get(self, key: str, *, ttl_s: int) -> SignedRequest:
         raise NotImplementedError
 
