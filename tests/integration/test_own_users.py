@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import stat
 import subprocess
 import tarfile
@@ -14,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from actors.node import doctor, mountinfo, user_namespace
+from actors.node import doctor, idmapped, mountinfo, user_namespace
 from actors.node.drivers import Driver
 from actors.node.idmapped import View
 from actors.node.tree import Tree
 from actors.node.user_namespace import UserNamespace
 from actors.sandbox.facade import LocalSandbox
 from tests.support.mount_leaks import nothing_leaks
-from tests.support.sandboxes import UID, Node, backup, hydrate, read, restore, run, sh, write
+from tests.support.sandboxes import UID, Node, backup, crash, described, hydrate, read, restore, run, sh, write
 
 KERNEL = pytest.mark.parametrize("driver", [Driver.KERNEL], indirect=True)
 OTHERS = pytest.mark.parametrize("driver", [driver for driver in Driver if driver is not Driver.KERNEL], indirect=True)
@@ -111,6 +112,31 @@ def test_the_disk_and_archives_know_one_owner_whichever_user_a_sandbox_has(
     assert read(again, "/workspace/data/first") == b"first\nmore\nagain\n"
     write(again, "/workspace/data/by-api", "changed")
     again.close()
+    assert owners_on_the_disk(node.home("box")) == {UID}
+
+
+@KERNEL
+def test_what_a_killed_actor_left_mounted_is_unmounted_by_the_next_waking(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert crash("tests.support.programs.killed_awake", described(node), "box", "awake").status == -signal.SIGKILL
+    root, (layer,) = node.home("box") / "root", (node.home("box") / "layers").iterdir()
+    earlier = (root / "workspace").stat().st_uid
+    assert earlier != UID
+    with closing(UserNamespace(node.data_dir / "owners", UID)) as namespace:
+        mapping = namespace.mapping()
+        assert mapping is not None
+        dying = idmapped.layers(layer, mapping)
+        dying.__enter__()  # and it never ends
+        assert mountinfo.find(layer / "idmapped/layer") is not None
+        monkeypatch.setattr(user_namespace, "OWNERS", [user for user in user_namespace.OWNERS if user != earlier])
+        box = node.sandbox()
+        assert len(node.mounts()) == 3  # the archive, the layer, and the layer in the tree
+        assert len(mountinfo.mounts_under(node.tree(box))) == 2
+        assert (
+            sh(box, "cd data; grep . *; stat -c %u *") == "added:later\nchanged:later\nkept:original\n" + 3 * "1000\n"
+        )
+        box.close()
     assert owners_on_the_disk(node.home("box")) == {UID}
 
 
