@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import uuid
 
 import pytest
 
@@ -19,7 +20,7 @@ RETAIN = "tests.support.programs.retention_killed_at_a_step"
 )
 @pytest.mark.parametrize("step", RetentionStep)
 def test_a_crash_at_any_step_of_retention_loses_no_kept_backup(any_store: Node, step: RetentionStep, when: str) -> None:
-    node, name = any_store, "retained"
+    node, name = any_store, f"retained-{uuid.uuid4().hex[:8]}"
     box = node.sandbox(name)
     made = []
     for number in range(4):
