@@ -67,6 +67,7 @@ class SandboxConfig(Frozen):
     sleep_after_s: Annotated[float, Field(ge=0)] = 900.0
     on_sleep: OnSleep = "keep"
     warm_workers: Annotated[int, Field(ge=0)] = 4
+    gc_every_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 86_400.0
     exec: ExecLimits = ExecLimits()
     backup: BackupLimits = BackupLimits()
     transfer: TransferConfig = TransferConfig()

@@ -45,6 +45,8 @@ CACHE_LOOKUPS = Metric("holdfast_cache_lookups", "Archives that restores asked t
 WAKES = Metric("holdfast_wakes", "Sandboxes that were taken up by an actor", ("origin",))
 SLEEPS = Metric("holdfast_sleeps", "Sandboxes that gave their process back because nobody called")
 DELETED_BACKUPS = Metric("holdfast_deleted_backups", "Backups that the service deleted by itself", ("reason",))
+COLLECTIONS = Metric("holdfast_gc_runs", "Collections of the bucket that have ended", ("outcome",))
+FREED_BYTES = Metric("holdfast_gc_freed_bytes", "Bytes that collections removed from the bucket")
 METRICS = (
     CALLS,
     CALL_SECONDS,
@@ -56,6 +58,8 @@ METRICS = (
     WAKES,
     SLEEPS,
     DELETED_BACKUPS,
+    COLLECTIONS,
+    FREED_BYTES,
 )
 
 SUM = "sum"
@@ -134,3 +138,5 @@ class ClusterMetrics:
     nodes: int
     slots: int
     free_slots: int
+    collected_at: float | None = None
+    """The end of the last collection that succeeded, as a Unix time; None before the service's actor had one."""

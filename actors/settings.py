@@ -125,6 +125,8 @@ class Settings(BaseSettings):
     """
     warm_workers: Annotated[int, Field(ge=0, le=64)] = 4
     """Processes that wait on each node to become a sandbox; 50 MB each."""
+    gc_every_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 86_400.0
+    """The service runs `gc` by itself, so many seconds after the last one. `0`: never."""
     cache_max_bytes: int = 20 * GIB
     """Bytes of archives kept on the node."""
     max_body_bytes: Annotated[int, Field(gt=0)] = 1 * MIB
@@ -238,6 +240,7 @@ class Settings(BaseSettings):
             sleep_after_s=self.sleep_after_s,
             on_sleep=self.on_sleep,
             warm_workers=self.warm_workers,
+            gc_every_s=self.gc_every_s,
             exec=ExecLimits(
                 timeout_s=self.exec_timeout_s,
                 output_bytes=self.exec_output_bytes,

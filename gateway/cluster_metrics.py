@@ -51,6 +51,12 @@ class ClusterCollector(Collector):
             yield GaugeMetricFamily(
                 "holdfast_sandboxes_asleep", "Sandboxes on record without an actor", value=known.asleep
             )
+        if known.collected_at is not None:
+            yield GaugeMetricFamily(
+                "holdfast_gc_last_success_timestamp_seconds",
+                "When the last collection of the bucket ended that succeeded",
+                value=known.collected_at,
+            )
         yield GaugeMetricFamily("holdfast_nodes", "Nodes that take sandboxes", value=known.nodes)
         slots = GaugeMetricFamily("holdfast_slots", "Sandboxes that the nodes can hold awake", labels=["state"])
         slots.add_metric(["used"], known.slots - known.free_slots)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from actors.metrics import ClusterMetrics, Counts
 from actors.rpc.runtime import Runtime
 
 
-def cluster_metrics(runtime: Runtime, counts: Counts, recorded: int | None) -> ClusterMetrics:
+def cluster_metrics(
+    runtime: Runtime, counts: Counts, *, recorded: int | None, collected_at: datetime | None
+) -> ClusterMetrics:
     """Adds to `counts` how full the cluster is now. `recorded` is the number of sandboxes in the bucket, if known."""
     nodes, awake = [node for node in runtime.nodes() if node.takes_sandboxes], len(runtime.awake_sandboxes())
     return ClusterMetrics(
@@ -16,4 +20,5 @@ def cluster_metrics(runtime: Runtime, counts: Counts, recorded: int | None) -> C
         nodes=len(nodes),
         slots=round(sum(node.slots for node in nodes)),
         free_slots=round(sum(runtime.free_slots().values())),
+        collected_at=collected_at.timestamp() if collected_at is not None else None,
     )

@@ -81,7 +81,7 @@ class Service:
         """`awake` returns those of a tenant's sandboxes that have an actor."""
         self._config = config
         self.retention = SandboxRetention(self._configured, self.delete_backup, meter=meter)
-        self._collection = BucketCollection(self._configured, self.retention, meter)
+        self.collection = BucketCollection(self._configured, self.retention, meter)
         self._catalog = catalog
         self._awake = awake
         self.has_conditional_writes: bool | None = None
@@ -289,7 +289,7 @@ class Service:
 
     def collect(self, dry_run: bool) -> GcReport:
         """Deletes expired backups, objects that nobody owns, and the backups that no policy keeps."""
-        return self._collection.collect(dry_run=dry_run)
+        return self.collection.collect(dry_run=dry_run)
 
     def lifecycle(self, expire_days: int | None) -> LifecycleReport:
         """Shows the bucket's lifecycle rules, or installs them."""

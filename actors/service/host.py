@@ -24,6 +24,7 @@ from actors.rpc.runtime import SLOTS
 from actors.sandbox.host import LANES, SandboxHost
 from actors.service.awake import Evictor, awake_of, close_all
 from actors.service.cluster_metrics import cluster_metrics
+from actors.service.collection import CollectionTimer
 from actors.service.contents import BackupContents
 from actors.service.facade import Service
 from actors.service.housekeeping import HOUSEKEEPING_S, Housekeeping, SandboxCount
@@ -88,6 +89,9 @@ class ServiceHost:
         keep_on(house.step, name="housekeeping", failed="nodes_not_attended", retry_s=HOUSEKEEPING_S)
         keep_on(self._count.step, name="count", failed="sandboxes_not_counted", retry_s=HOUSEKEEPING_S)
         keep_on(self._retained.step, name="retention", failed="retention_failed", retry_s=HOUSEKEEPING_S)
+        if config.gc_every_s and config.bucket is not None:
+            timer = CollectionTimer(self._service.collection, config.gc_every_s)
+            keep_on(timer.step, name="gc", failed="gc_failed", retry_s=HOUSEKEEPING_S, nice=10)
         keep_on(evictor.step, name="evictor", failed="idle_sandboxes_not_asked", retry_s=evictor.pause_s)
 
     @ray.method(concurrency_group="spawn")
@@ -217,7 +221,12 @@ class ServiceHost:
 
     @ray.method(concurrency_group="metrics")
     def metrics(self) -> Any:
-        return guarded(lambda: cluster_metrics(self._runtime, self.watch.tally.counts(), self._count.latest))
+        collected_at = self._service.collection.collected_at
+        return guarded(
+            lambda: cluster_metrics(
+                self._runtime, self.watch.tally.counts(), recorded=self._count.latest, collected_at=collected_at
+            )
+        )
 
 
 def start_service(config: SandboxConfig) -> None:

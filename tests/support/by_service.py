@@ -12,7 +12,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 OWN_SERVICES = frozenset({
-    "test_container_matrix", "test_embedded_store", "test_full_disk", "test_image",
+    "test_container_matrix", "test_embedded_store", "test_full_disk", "test_gc", "test_image",
     "test_missing_directories", "test_mount_drivers", "test_serve_app", "test_sleep", "test_soak",
     "test_start_failures", "test_stop", "test_two_services",
 })  # fmt: skip
