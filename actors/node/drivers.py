@@ -11,7 +11,7 @@
 A `Limit` is a known difference of a driver from a plain directory. There must be no other: `proofs` checks that before
 a driver is used. It refuses fuse-overlayfs 1.10, because deleted files come back there.
 
-The commands run in the layer's folder and use relative paths, because mountinfo shows the options of a kernel overlay
+Overlays are mounted in the layer's folder, with relative paths, because mountinfo shows the options of a kernel overlay
 to every process, also inside a sandbox.
 """
 
@@ -116,8 +116,12 @@ def kernel_squashfs(archive: Path, point: Path) -> list[str]:
 
 def kernel_overlay(driver: Driver, *, idmapped: bool = False) -> list[str]:
     """The `mount` command for the overlay, to be run in the layer's folder. `idmapped` means over idmapped clones."""
-    options = f"{_FLAGS},{_IDMAPPED if idmapped else _DIRECTORIES},{driver.overlay_options}"
-    return ["mount", "-t", "overlay", "-o", options, "overlay", MERGED]
+    return ["mount", "-t", "overlay", "-o", f"{_FLAGS},{overlay_data(driver, idmapped=idmapped)}", "overlay", MERGED]
+
+
+def overlay_data(driver: Driver, *, idmapped: bool = False) -> str:
+    """The overlay's own options, as mount(2) takes them."""
+    return f"{_IDMAPPED if idmapped else _DIRECTORIES},{driver.overlay_options}"
 
 
 def fuse_squashfs(archive: Path) -> list[str]:

@@ -38,7 +38,7 @@ from actors.node.errors import (
 from actors.node.lowers import Lowers
 from actors.node.records import TwinFile
 from actors.node.removal import remove_tree
-from actors.node.stacks import READY_S, Stack
+from actors.node.stacks import Stack
 from actors.node.user_namespace import UserNamespace
 
 _RECORD = "layer.json"
@@ -318,7 +318,7 @@ class Layers:
             mount is not None
             and mount.fs_type == "overlay"
             and f"upperdir={UPPER}" in mount.super_options  # it shows the files as their owner's
-            and mountinfo.probe(layer.merged, timeout_s=READY_S) is None
+            and mountinfo.look(layer.merged) is None
         )
 
     def _is_to_convert(self, layer: Layer) -> bool:

@@ -18,17 +18,19 @@ import contextlib
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fasteners import InterProcessLock
 
-from actors.node import drivers, loops, mountinfo, mounting
+from actors.node import loops, mountinfo, mounting
 from actors.node.errors import MountBusyError, MountError
 
 _LOCK_TIMEOUT_S = 60.0
-_PROBE_S = 5.0
+_BUSY_PAUSES_S = (0.0, 0.01, 0.05)
+"""Pauses before the attempts to unmount a lower that others may use too."""
 
 _in_process = threading.Lock()  # fasteners locks with fcntl, which does not exclude threads of one process
 
@@ -59,8 +61,8 @@ class Lowers:
             fresh = mountinfo.find(point) is None
             try:
                 if fresh:
-                    mounting.mount(drivers.kernel_squashfs(archive, point), cwd=self._folder)
-                wrong = mountinfo.probe(point, timeout_s=_PROBE_S)
+                    mounting.mount_archive(archive, point)
+                wrong = mountinfo.look(point)
                 if wrong is not None:
                     raise MountError(f"The mounted archive does not work: {wrong}.")
                 return Hold(point, os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -86,10 +88,16 @@ class Lowers:
         )
 
     def release(self, hold: Hold) -> None:
-        """Ends a reference. The last one's end unmounts the archive."""
+        """Ends a reference. The last one's end unmounts the archive.
+
+        Whoever looks at the descriptors of all processes keeps the mount busy for an instant, so this tries again.
+        """
         os.close(hold.fd)
-        with self._locked():
-            self._unmount(hold.path)
+        for pause_s in _BUSY_PAUSES_S:
+            time.sleep(pause_s)
+            with self._locked():
+                if self._unmount(hold.path):
+                    return
 
     def release_unused(self) -> list[Path]:
         """Unmounts all lowers without a reference, which killed processes leave behind. Returns their folders."""

@@ -3,7 +3,8 @@
 An unmount either removes the mount or raises an error; it is never lazy. The one exception is a dead FUSE mount on the
 way to the path, which is detached.
 
-Mounting runs in a child, which can be killed when a file system hangs. Unmounting is one system call that asks
+What a FUSE daemon serves is mounted by a child, which can be killed when the daemon hangs. What needs the kernel
+alone is mounted by system calls: to start mount(8) takes ten times as long. Unmounting is one system call that asks
 nothing of the file system, so it also removes a hung or dead FUSE mount; umount(8) would access it first.
 """
 
@@ -12,16 +13,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.node import mountinfo, process
-from actors.node.errors import MountBusyError, MountError, NoRoomToMountError, ToolError, full_disk_in
+from actors.node import drivers, loops, mountinfo, process
+from actors.node.errors import MountBusyError, MountError, NoRoomToMountError, ToolError, full_disk_in, is_full
 
 _MOUNT_TIMEOUT_S = 30.0
 _RETRY_S = 0.02
-_MS_BIND = 4096
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_BIND = 1, 2, 4, 4096
+_CLONE_FS = 0x200
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _BUSY = b"already mounted"
 
@@ -53,6 +56,76 @@ def mount(argv: Sequence[str], *, cwd: Path, deadline_s: float = 0.0) -> None:
         time.sleep(_RETRY_S)
 
 
+def mount_archive(archive: Path, point: Path) -> None:
+    """Mounts an archive read-only at `point`, on a loop device that is detached with the unmount.
+
+    Where no loop device can be attached here, mount(8) does it, which knows older kernels and other device folders.
+
+    Raises:
+        MountError: it failed; nothing is mounted.
+    """
+    try:
+        attached = loops.attach(archive)
+    except OSError:
+        mount(drivers.kernel_squashfs(archive, point), cwd=point.parent)
+        return
+    try:
+        _mount(attached.device, str(point), "squashfs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
+    except OSError as e:
+        raise MountError(f"mount of squashfs failed: {e.strerror}.") from None
+    finally:
+        attached.close()
+
+
+def mount_overlay(data: str, point: str, *, cwd: Path, deadline_s: float) -> None:
+    """Mounts an overlay, whose options and `point` name directories in `cwd`. Raises as `mount`.
+
+    It runs in a thread with a working directory of its own, so that mountinfo shows no path of the node.
+    """
+    failed: list[OSError] = []
+
+    def attempt() -> None:
+        try:
+            if _libc.unshare(_CLONE_FS) != 0:
+                raise _last_error()
+            os.chdir(cwd)
+            _mount("overlay", point, "overlay", _MS_NOSUID | _MS_NODEV, data)
+        except OSError as e:
+            failed.append(e)
+
+    deadline = time.monotonic() + deadline_s
+    while True:
+        failed.clear()
+        thread = threading.Thread(target=attempt, name="mount")
+        try:
+            thread.start()
+        except RuntimeError as e:  # Python raises it where a thread's start fails with EAGAIN
+            raise MountError(f"mount of overlay failed: {e}.") from None
+        thread.join()
+        if not failed:
+            return
+        said = failed[0].strerror
+        if is_full(failed[0]):
+            raise NoRoomToMountError(f"mount of overlay failed: {said}.")
+        if failed[0].errno != errno.EBUSY:
+            raise MountError(f"mount of overlay failed: {said}.")
+        if time.monotonic() >= deadline:
+            raise MountBusyError(f"mount of overlay found it in use: {said}.")
+        time.sleep(_RETRY_S)
+
+
+def _mount(source: str, point: str, fs_type: str, flags: int, data: str = "") -> None:
+    """Calls mount(2). Raises OSError."""
+    words = (os.fsencode(word) for word in (source, point, fs_type))
+    if _libc.mount(*words, ctypes.c_ulong(flags), data.encode()) != 0:
+        raise _last_error()
+
+
+def _last_error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))
+
+
 def bind_descriptors(source_fd: int, target_fd: int) -> None:
     """Bind-mounts the file or directory of one descriptor onto that of another.
 
@@ -61,7 +134,7 @@ def bind_descriptors(source_fd: int, target_fd: int) -> None:
     """
     source, target = f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{target_fd}"
     if _libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(_MS_BIND), None) != 0:
-        raise MountError(f"A bind mount failed: {os.strerror(ctypes.get_errno())}.")
+        raise MountError(f"A bind mount failed: {_last_error().strerror}.")
 
 
 def unmount(path: Path, *, deadline_s: float) -> None:

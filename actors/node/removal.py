@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from actors.node import process
@@ -17,4 +18,5 @@ def remove_tree(path: Path) -> None:
     Raises:
         ToolError: a part of it could not be deleted.
     """
-    process.check(["rm", "-rf", "--one-file-system", "--", str(path)], timeout_s=_DELETE_S)
+    if os.path.lexists(path):
+        process.check(["rm", "-rf", "--one-file-system", "--", str(path)], timeout_s=_DELETE_S)

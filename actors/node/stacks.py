@@ -87,14 +87,14 @@ class Stack:
             self._start("fuse-overlayfs", drivers.fuse_overlay(), self._merged)
             return
         try:
-            self._mount_overlay()
+            self._mount_overlay(READY_S)
         except MountBusyError:
             raise
         except MountError:
             if self._driver is not Driver.ROOTLESS:
                 raise
             self._drop_index()
-            self._mount_overlay()
+            self._mount_overlay(READY_S)
 
     def _drop_index(self) -> None:
         """Deletes the index that a rootless overlay kept of an earlier mount, which is stale anyway. Raises MountError.
@@ -107,13 +107,21 @@ class Stack:
         except ToolError as e:
             raise MountError(e.message) from e
 
-    def _mount_overlay(self, deadline_s: float = READY_S) -> None:
+    def _mount_overlay(self, deadline_s: float) -> None:
         namespace = self._mapping()
         if namespace is None:
-            mounting.mount(drivers.kernel_overlay(self._driver), cwd=self._folder, deadline_s=deadline_s)
+            self._mount_over(deadline_s, idmapped_clones=False)
             return
         with idmapped.layers(self._folder, namespace):
-            argv = drivers.kernel_overlay(self._driver, idmapped=True)
+            self._mount_over(deadline_s, idmapped_clones=True)
+
+    def _mount_over(self, deadline_s: float, *, idmapped_clones: bool) -> None:
+        """Mounts the overlay: in a child that can be killed if a daemon serves the lower, which may hang."""
+        if self._driver is Driver.KERNEL:
+            data = drivers.overlay_data(self._driver, idmapped=idmapped_clones)
+            mounting.mount_overlay(data, MERGED, cwd=self._folder, deadline_s=deadline_s)
+        else:
+            argv = drivers.kernel_overlay(self._driver, idmapped=idmapped_clones)
             mounting.mount(argv, cwd=self._folder, deadline_s=deadline_s)
 
     def serve(self) -> None:
@@ -122,7 +130,10 @@ class Stack:
         Raises:
             MountError: it does not answer, or a daemon is dead already.
         """
-        wrong = mountinfo.probe(self._merged, timeout_s=READY_S)
+        if self._driver is Driver.KERNEL:
+            wrong = mountinfo.look(self._merged)
+        else:
+            wrong = mountinfo.probe(self._merged, timeout_s=READY_S)
         with self._lock:
             dead = self._first_dead()
             if wrong is None and dead is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +19,34 @@ from storage.catalog import BackupCatalog
 from storage.config import TransferConfig
 from storage.errors import ObjectMissingError
 from storage.metadata import BackupRecord
+from storage.store import Head, ObjectStore
 from storage.transfer import download
+
+
+class InBucket:
+    """The question whether a backup's archive is in the bucket, asked in a thread while the caller goes on."""
+
+    def __init__(self, store: ObjectStore, backup_id: str) -> None:
+        self._store = store
+        self._backup_id = backup_id
+        self._answer = Future[Head]()
+        try:
+            threading.Thread(target=copy_context().run, args=(self._ask,), name="in-bucket", daemon=True).start()
+        except RuntimeError:  # Python raises it where a thread's start fails with EAGAIN
+            self._ask()
+
+    def _ask(self) -> None:
+        try:
+            self._answer.set_result(self._store.head(keys.archive(self._backup_id)))
+        except BaseException as e:
+            self._answer.set_exception(e)
+
+    def check(self) -> None:
+        """Waits for the answer. Raises BackupNotFoundError, StorageError."""
+        try:
+            self._answer.result()
+        except ObjectMissingError:
+            raise _missing(self._backup_id) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +60,11 @@ class ArchiveFetch:
     transfer: TransferConfig
     meter: Meter = UNMETERED
 
-    def fetch(self, record: BackupRecord, link: Path, progress: Progress) -> CachedArchive:
+    def fetch(self, record: BackupRecord, link: Path, progress: Progress) -> tuple[CachedArchive, InBucket | None]:
         """Links a backup's archive to `link`.
+
+        Returns:
+            The archive, and the question whether it is in the bucket; None if it has just come from there.
 
         Raises:
             BackupNotFoundError: the archive is not in the bucket.
@@ -47,12 +80,10 @@ class ArchiveFetch:
                 sha256=sha256,
                 waiting=progress.check,
             )
-            self.meter.add(CACHE_LOOKUPS, "hit" if was_cached else "miss")
-            if was_cached:
-                self.catalog.store.head(keys.archive(record.id))
         except ObjectMissingError:
             raise _missing(record.id) from None
-        return archive
+        self.meter.add(CACHE_LOOKUPS, "hit" if was_cached else "miss")
+        return archive, InBucket(self.catalog.store, record.id) if was_cached else None
 
     def fetch_again(self, tenant: str, backup_id: str, sha256: str, link: Path, progress: Progress) -> CachedArchive:
         """Links the archive that a layer was made with to `link`. Reads the bucket only if the cache does not have it.

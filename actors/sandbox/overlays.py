@@ -15,6 +15,7 @@ from actors.node.errors import MountBusyError, MountError, NodeError, PathError
 from actors.node.layers import Layer, Layers
 from actors.node.mounting import sweep
 from actors.node.tree import Tree
+from actors.sandbox.discards import Discards
 from actors.sandbox.steps import RestoreStep, step
 from actors.state.node_record import Entry
 
@@ -34,6 +35,7 @@ class Overlays:
         self._open: dict[str, Layer] = {}
         self._devices: dict[str, str] = {}
         """The device number of each layer that was shown, by which its mounts are found."""
+        self._discards = Discards(layers)
 
     @property
     def driver(self) -> Driver:
@@ -52,11 +54,13 @@ class Overlays:
         """Unmounts everything and keeps every upper. Raises MountError if a mount is in use."""
         if self._open:
             self._hide_all()
+        self._discards.wait()
         self._layers.close_all()
         self._open.clear()
 
     def sweep(self, folder: Path) -> None:
         """Unmounts what earlier processes have left mounted in the sandbox's folder. Raises MountError."""
+        self._discards.wait()
         stuck = sweep(folder, deadline_s=_UNMOUNT_S)
         if stuck:
             raise MountError(f"{len(stuck)} mounts of an earlier process are still in use.")
@@ -158,18 +162,15 @@ class Overlays:
         self.show(inside)
 
     def discard(self, replaced: Sequence[Entry]) -> None:
-        """Discards the layers of entries that a restore has replaced. Raises nothing: the record is written."""
+        """Discards the layers of entries that a restore has replaced, soon. Raises nothing: the record is written."""
         for entry in reversed(replaced):
             layer = self._open.pop(entry.layer or "", None)
-            if layer is None:
-                continue
-            try:
-                self._layers.discard(layer)
-            except (NodeError, OSError, RuntimeError) as e:
-                log.warning("layer_left_behind", layer=layer.id, error=type(e).__name__)
+            if layer is not None:
+                self._discards.add(layer)
 
     def discard_all_but(self, recorded: Collection[str | None]) -> None:
         """Removes the layers of earlier processes that are not recorded. Raises NodeError, OSError."""
+        self._discards.wait()
         leftovers = [layer_id for layer_id in self._layers.ids() if layer_id not in recorded]
         for layer_id in leftovers:
             self._layers.discard_leftover(layer_id)

@@ -4,6 +4,7 @@
     metadata   nothing
     fetch      an entry in the node's archive cache      nothing: it stays, verified, in a cache of bounded size
     prepare    a mounted layer, or an unpacked tree      discarding it
+               (meanwhile the bucket is asked if it still has an archive that came from the cache)
     stop       commands and transfers stopped            nothing
     unmount    old mounts gone, the record unchanged     mounting them again
     show       the new content in the sandbox's tree     unbinding, or exchanging back
@@ -26,12 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from actors.errors import (
-    BackupExpiredError,
-    BackupNotFoundError,
-    BackupRestoreError,
-    InvalidBackupConfigError,
-)
+from actors.errors import BackupRestoreError, InvalidBackupConfigError
 from actors.faults import failing_as
 from actors.logs import log
 from actors.models import Phase, RestoreMode, RestoreOptions
@@ -43,14 +39,13 @@ from actors.node.layers import Layer, Layers
 from actors.node.squashfs import superblock
 from actors.node.tree import Tree
 from actors.node.verified import Verified
-from actors.sandbox.fetch import ArchiveFetch
+from actors.sandbox.fetch import ArchiveFetch, InBucket
 from actors.sandbox.operations import Progress
+from actors.sandbox.restorable import restorable
 from actors.sandbox.restored_directories import RestoredDirectories
 from actors.sandbox.steps import RestoreStep, step
 from actors.state.node_record import Entry
-from storage import keys
 from storage.catalog import BackupCatalog
-from storage.errors import ObjectMissingError, UnsignedMetadataError
 from storage.metadata import BackupRecord
 
 
@@ -90,11 +85,18 @@ class BackupRestoration:
                 mode = self._mode(options)
                 work.mkdir(parents=True, mode=0o711)
                 with step(RestoreStep.METADATA):
-                    record = self._metadata(options)
+                    record = restorable(
+                        self.catalog,
+                        self.tenant,
+                        options.id,
+                        into=self.sandbox,
+                        restores_unsigned=self.restores_unsigned,
+                    )
                 with step(RestoreStep.FETCH):
-                    archive = self._fetch(record, work / "archive.sqsh", progress)
+                    archive, in_bucket = self.fetch.fetch(record, work / "archive.sqsh", progress)
+                    superblock(archive.path)
                 put = self._overlay if mode is RestoreMode.OVERLAY else self._copy
-                entry = put(options, record, archive, progress)
+                entry = put(options, record, archive, in_bucket, progress)
         finally:
             if archive is not None:
                 with contextlib.suppress(NodeError, OSError):
@@ -115,44 +117,21 @@ class BackupRestoration:
             )
         return RestoreMode.COPY
 
-    def _metadata(self, options: RestoreOptions) -> BackupRecord:
-        missing = BackupNotFoundError("There is no such backup.", context={"backup": options.id})
-        try:
-            record = self.catalog.get(self.tenant, options.id)
-        except ObjectMissingError:
-            raise missing from None
-        if not (record.is_signed or self.restores_unsigned):
-            raise UnsignedMetadataError(
-                "restore",
-                key=keys.metadata(record.id),
-                hint=f"Run `holdfast adopt {record.id}`, or set HOLDFAST_RESTORE_UNSIGNED=true.",
-            )
-        if self.catalog.is_expired(record):
-            raise BackupExpiredError(
-                "The backup's time to live has elapsed.",
-                context={"backup": options.id, "expired_at": record.expires_at.isoformat()},
-            )
-        if record.of_sleep and record.sandbox != self.sandbox:
-            raise InvalidBackupConfigError(
-                "The backup was made to put another sandbox to sleep, and goes when that sandbox sleeps again.",
-                hint=f"Back the directory up in sandbox {record.sandbox} first, and restore that backup.",
-                context={"backup": options.id, "sandbox": record.sandbox},
-            )
-        return record
-
-    def _fetch(self, record: BackupRecord, link: Path, progress: Progress) -> CachedArchive:
-        archive = self.fetch.fetch(record, link, progress)
-        superblock(archive.path)
-        return archive
-
     def _overlay(
-        self, options: RestoreOptions, record: BackupRecord, archive: CachedArchive, progress: Progress
+        self,
+        options: RestoreOptions,
+        record: BackupRecord,
+        archive: CachedArchive,
+        in_bucket: InBucket | None,
+        progress: Progress,
     ) -> Entry:
         self._check_names(record, archive, progress)
         progress.enter(Phase.MOUNTING)
         with step(RestoreStep.PREPARE):
             layer = self.layers.create(self.restored.keep_archive(archive.path, archive.sha256), archive.sha256)
         try:
+            if in_bucket is not None:
+                in_bucket.check()
             progress.point_of_no_return(Phase.MOUNTING)
             with self._stopped():
                 self.restored.put_back()
@@ -199,8 +178,17 @@ class BackupRestoration:
                 stack.enter_context(self.stopped())
             yield
 
-    def _copy(self, options: RestoreOptions, record: BackupRecord, archive: CachedArchive, progress: Progress) -> Entry:
+    def _copy(
+        self,
+        options: RestoreOptions,
+        record: BackupRecord,
+        archive: CachedArchive,
+        in_bucket: InBucket | None,
+        progress: Progress,
+    ) -> Entry:
         progress.enter(Phase.EXTRACTING)
+        if in_bucket is not None:  # before anything is stopped
+            in_bucket.check()
         with self._stopped():
             self.restored.put_back()
             made, place = self._target(options.dir)

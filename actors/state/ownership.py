@@ -174,11 +174,13 @@ class Ownership:
             state = remade_state(self._catalog, self._tenant, self._sandbox, self._place, self._record())
             return durable.replace_damaged(state)
 
-    def _acquire_epoch(self, durable: DurableState, found: StoredState | None, change: Change) -> None:
+    def _acquire_epoch(self, durable: DurableState, found: StoredState | None, change: Change) -> SandboxState:
+        """Claims an epoch and settles inherited backups; returns the state that was claimed with."""
         taken = durable.acquire_epoch(found, change)
         assert self._unsettled is not None
         self._unsettled.inherit(taken.pending)
         self._settle(durable)
+        return taken
 
     def acquire_epoch_in_background(self) -> None:
         """Claims the epoch of a sandbox whose files are here, in the background; writes what the bucket has missed.
@@ -201,22 +203,29 @@ class Ownership:
     def _with_unsaved(self, state: SandboxState) -> SandboxState:
         return state if self._says_unsaved(state) else state.model_copy(update={"unsaved": self._unsaved})
 
-    def _claim(self, durable: DurableState) -> None:
+    def _claim(self, durable: DurableState, change: Change | None = None) -> bool:
         """Claims an epoch if this actor has none, and settles inherited backups. The caller has the state's turn.
+
+        Returns True if the claim's write has made `change`, too: it does unless backups had to be settled before.
 
         Raises SupersededError, StorageError.
         """
         if not self.life.may_write:
             raise SupersededError
+        is_made = False
         if durable.state is None or durable.state.node is None:
             found = self._last_found_or_remade(durable)
             if not location.may_be_here(found.state if found else None, self._place):
                 durable.give_way()
-            self._acquire_epoch(durable, found, self._taken_up)
+            with_it = None if self._unsettled else change
+            taken = self._acquire_epoch(durable, found, lambda state: self._taken_up(state, with_it))
+            is_made = with_it is not None and not taken.pending
         self._settle(durable)
+        return is_made
 
-    def _taken_up(self, state: SandboxState) -> SandboxState:
-        return taken_up(state, self._record(), node=self._place.identity, unsaved=self._unsaved)
+    def _taken_up(self, state: SandboxState, change: Change | None) -> SandboxState:
+        taken = taken_up(state, self._record(), node=self._place.identity, unsaved=self._unsaved)
+        return taken if change is None or taken.pending else change(taken)
 
     def _settle(self, durable: DurableState) -> None:
         """Finds out what became of the unsettled backups, and writes that. Raises StorageError: call again.
@@ -246,9 +255,10 @@ class Ownership:
         is_made = False
         try:
             with durable.turn():
-                self._claim(durable)
+                is_claimed_with_it = self._claim(durable, change if keep else None)
                 is_made = True
-                durable.change(change, keep=keep)
+                if not is_claimed_with_it:
+                    durable.change(change, keep=keep)
         except StorageError:
             if keep and not is_made:  # something has to be settled first, or another write waits for the bucket
                 durable.intend(change)

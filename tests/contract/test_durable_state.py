@@ -398,6 +398,21 @@ def test_the_epoch_is_claimed_by_the_first_change_or_in_the_background(world: Wo
     assert kinds(world.stored) == ["created", "first", "woke"]
 
 
+@pytest.mark.parametrize("is_pending", [False, True])
+def test_the_first_change_is_written_with_the_claim_unless_a_backup_has_to_be_settled(
+    world: World, *, is_pending: bool
+) -> None:
+    if is_pending:
+        SandboxLedger(opened(world.ownership())).begin(str(uuid.uuid4()), of_sleep=False)
+    ownership = opened(world.ownership())
+    world.faulty.calls.clear()
+    ownership.change(noted("first"))
+
+    assert kinds(world.stored).count("first") == 1 and not world.stored.pending
+    written = world.faulty.calls.count(f"put {keys.state(TENANT, world.sandbox)}")
+    assert written == (3 if is_pending else 1)
+
+
 def test_a_supposed_state_saves_a_read_but_is_checked_at_the_first_write(world: World) -> None:
     world.owner("a")
     found = StateRead(world.catalog.find_state(TENANT, world.sandbox))
@@ -607,7 +622,7 @@ class CountingLock:
 
 
 def test_no_epoch_is_claimed_while_a_sleep_is_being_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = HeldStore(world.faulty, "put", "state.json", nth=3)
+    held = HeldStore(world.faulty, "put", "state.json", nth=2)
     ownership = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).ownership("a"))
     turns = CountingLock()
     monkeypatch.setattr(ownership._durable, "_lock", turns)
@@ -729,7 +744,7 @@ def test_late_labels_replace_no_newer_ones(world: World) -> None:
 
 @pytest.mark.parametrize("arrives", [False, True])
 def test_a_sleep_whose_answer_comes_late_is_undone(world: World, *, arrives: bool) -> None:
-    late = LateStore(world.faulty, "state.json", nth=3)
+    late = LateStore(world.faulty, "state.json", nth=2)
     catalog = BackupCatalog(cast(ObjectStore, late), SecretStr("key"))
     ownership = opened(replace(world, catalog=catalog).ownership("a"))
     ownership.change(lambda state: state)

@@ -98,7 +98,7 @@ class Crashing:
     def check_nothing_is_left(self, box: LocalSandbox) -> None:
         node, home = self.node, self.node.home("box")
         overlays = [entry for entry in box.info().restored if entry.mode == "overlay"]
-        assert len(list(home.glob("layers/*"))) == len(overlays)
+        assert wait_until(lambda: len(list(home.glob("layers/*"))) == len(overlays))
         assert len(list(home.glob("archives/*"))) == len(overlays)
         assert list(home.glob("spool/*")) == []
         assert not (home / "stage").exists()

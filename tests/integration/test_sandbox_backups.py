@@ -63,7 +63,7 @@ def test_restoring_twice_gives_the_original_both_times(node: Node, mode: Restore
         assert sh(box, "ls -A") == "file\n"
         write(box, "/workspace/file", change)
         write(box, f"/workspace/{change}", change)
-    assert len(list(node.home("box").glob("layers/*"))) == (mode is RestoreMode.OVERLAY)
+    assert wait_until(lambda: len(list(node.home("box").glob("layers/*"))) == (mode is RestoreMode.OVERLAY))
 
 
 def test_alternating_modes_leave_one_content_and_no_old_layer(node: Node) -> None:
@@ -74,7 +74,7 @@ def test_alternating_modes_leave_one_content_and_no_old_layer(node: Node) -> Non
         restore(box, handle, mode=mode)
         write(box, "/workspace/extra", mode.value)
         assert [(entry.dir, entry.mode) for entry in box.info().restored] == [("/workspace", mode)]
-    assert os.listdir(node.home("box") / "layers") == []
+    assert wait_until(lambda: os.listdir(node.home("box") / "layers") == [])
     assert os.listdir(node.home("box") / "archives") == []
     assert node.mounts() == []
     assert sh(box, "ls -A") == "extra\nfile\n"
@@ -106,7 +106,7 @@ def test_nested_restores_show_both_and_restoring_the_parent_replaces_the_child(n
     restore(box, outer)
     assert [entry.dir for entry in box.info().restored] == ["/workspace/outer"]
     assert sh(box, "cat outer/file outer/inner/file") == "out\nin\n"
-    assert len(os.listdir(node.home("box") / "layers")) == 1
+    assert wait_until(lambda: len(os.listdir(node.home("box") / "layers")) == 1)
     restore(box, both)
     assert sh(box, "cat outer/file outer/inner/file") == "changed\nchanged\n"
 
@@ -223,7 +223,7 @@ def test_the_latest_restore_to_a_directory_wins_also_through_a_link(node: Node) 
     sh(box, "mv app app-v1; ln -s app-v1 app; echo 2 > app/data/file")
     restore(box, backup(box, "/workspace/app/data"), "/workspace/app/data")
     sh(box, "echo 3 > app/data/new")
-    assert len(list(node.home("box").glob("layers/*"))) == 1
+    assert wait_until(lambda: len(list(node.home("box").glob("layers/*"))) == 1)
     box.close()
     again = node.sandbox()
     assert sh(again, "cat app/data/file app/data/new") == "2\n3\n"

@@ -82,7 +82,7 @@ def test_a_sandbox_survives_the_end_of_another_over_an_identical_archive(kernel_
     second.close()
     assert sh(second, "cat data/*") == "original\nlater\n"
     restore(second, twins[0])
-    assert len(os.listdir(kernel_node.home(second.id) / "layers")) == 1
+    assert wait_until(lambda: len(os.listdir(kernel_node.home(second.id) / "layers")) == 1)
     second.close()
     assert sh(second, "cat data/*") == "original\n"
     second.destroy()

@@ -155,7 +155,8 @@ def test_a_layer_that_could_not_be_discarded_is_discarded_at_the_next_wake(
 
     monkeypatch.setattr(Stack, "unmount", fails_once)
     restore(box, handle)
-    assert failed and len(list(node.home("box").glob("layers/*"))) == 3
+    assert wait_until(lambda: bool(failed))
+    assert len(list(node.home("box").glob("layers/*"))) == 3
     box.close()
     assert sh(box, "cat file ~/data/later") == "1\nlater\n"
     assert len(list(node.home("box").glob("layers/*"))) == 2
