@@ -77,7 +77,7 @@ class Spawner:
             TooManyCallsError: too many calls wait for the actor.
         """
         name = sandbox_actor_name(tenant, sandbox_id)
-        with self._creation_lock.held(name):
+        with self._creation_lock.held(name), self._warm.awaited():
             return self._spawn(name, tenant, sandbox_id, lane, cached_backup_id)
 
     def _spawn(

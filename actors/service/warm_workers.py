@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from actors.logs import log
 from actors.rpc.runtime import ClusterNode, Runtime, WorkersNotStartedError
@@ -34,6 +36,11 @@ class WarmWorkers:
         self._filled_at: dict[str, float] = {}
         self._wanted: dict[str, int] = {}
         self._works = True
+        self._lock = threading.Lock()
+        self._waiting = 0
+        """Number of calls that wait for a worker now."""
+        self._used = Counter[str]()
+        """Number of workers of each node that have become sandboxes, and are not replaced yet."""
 
     def fill(self) -> None:
         """Fills the pools of nodes that are new, or whose workers' time is over, a few workers at a time.
@@ -44,25 +51,50 @@ class WarmWorkers:
             return
         now, nodes = self._clock(), [node for node in self._runtime.nodes() if node.takes_sandboxes]
         for gone in self._filled_at.keys() - {node.id for node in nodes}:
-            del self._filled_at[gone], self._wanted[gone]
+            del self._filled_at[gone]
+            self._wanted.pop(gone, None)
         for node in nodes:
             node_id = node.id
             if now - self._filled_at.get(node_id, -_KEEP_ALIVE_S) >= _KEEP_ALIVE_S:
                 self._filled_at[node_id], self._wanted[node_id] = now, self._count
-            batch = min(_AT_ONCE, self._wanted[node_id])
-            if batch:
+            with self._lock:
+                batch = min(_AT_ONCE, self._wanted[node_id])
                 self._wanted[node_id] -= batch
+            if batch:
                 self._start(node, batch)
 
-    def replace(self, node_id: str) -> None:
-        """Starts one worker on that node, in place of one that has become a sandbox. Returns at once."""
-        if self._count:
-            threading.Thread(target=self._replace, args=(node_id,), name="warm-worker", daemon=True).start()
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Counts a call that waits for a worker within the block. Used workers are replaced once no call waits.
 
-    def _replace(self, node_id: str) -> None:
+        So in a burst of new sandboxes, no worker for later takes the processors from those that are waited for.
+        """
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                used = self._used if not self._waiting else Counter[str]()
+                if used:
+                    self._used = Counter()
+            if used:
+                threading.Thread(target=self._replace, args=(used,), name="warm-worker", daemon=True).start()
+
+    def replace(self, node_id: str) -> None:
+        """Notes that a worker of a node has become a sandbox. It is replaced as `awaited` says."""
+        with self._lock:
+            if self._count:
+                self._used[node_id] += 1
+
+    def _replace(self, used: Mapping[str, int]) -> None:
         for node in self._runtime.nodes():
-            if node.id == node_id and node.takes_sandboxes:
-                self._start(node, 1)
+            if node.takes_sandboxes and (gone := min(self._count, used.get(node.id, 0))):
+                now = min(_AT_ONCE, gone)
+                with self._lock:  # `fill` starts the rest
+                    self._wanted[node.id] = min(self._count, self._wanted.get(node.id, 0) + gone - now)
+                self._start(node, now)
 
     def _start(self, node: ClusterNode, count: int) -> None:
         if not self._works:

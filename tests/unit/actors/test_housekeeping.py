@@ -10,6 +10,7 @@ from actors.service.awake import Evictor, awake_of, close_all
 from actors.service.housekeeping import HOUSEKEEPING_S, Housekeeping, SandboxCount
 from actors.service.placement import Nodes, node_host_name
 from actors.service.warm_workers import WarmWorkers
+from tests.support.mount_leaks import wait_until
 from tests.support.scripted_runtime import SILENT, Clock, Handle, ScriptedRuntime
 
 
@@ -158,6 +159,23 @@ def test_workers_are_started_a_few_at_a_time_and_again_when_their_time_is_over()
     clock.now += 600
     warm.fill()
     assert runtime.started[3:] == [("a", 2)]
+
+
+def test_used_workers_are_replaced_once_no_call_waits_for_one() -> None:
+    runtime = ScriptedRuntime()
+    runtime.add("a")
+    warm = WarmWorkers(runtime, 3)
+    warm.fill()
+    warm.fill()
+    del runtime.started[:]
+    with warm.awaited():
+        with warm.awaited():
+            for _ in range(5):
+                warm.replace("a")
+        assert runtime.started == []
+    assert wait_until(lambda: runtime.started == [("a", 2)])
+    warm.fill()
+    assert runtime.started == [("a", 2), ("a", 1)], "no more than the node keeps"
 
 
 def test_a_node_that_comes_back_gets_workers_anew() -> None:
