@@ -12,6 +12,7 @@
     ├── BackupNotListedError            the backup's files cannot be listed
     ├── OperationCancelledError         somebody cancelled the operation; nothing was changed
     ├── SandboxNotFoundError            a read of a sandbox that was never used
+    ├── SandboxExistsError              a fork into a sandbox that is in use already; nothing was changed
     ├── FileNotFoundInSandboxError      no such file
     ├── PathForbiddenError              a path outside the writable roots, or one that a command may not enter
     ├── NotARegularFileError            a directory, socket or device where a file is needed
@@ -149,6 +150,12 @@ class SandboxNotFoundError(HoldfastError):
     """Nothing is known of a sandbox of this name; reading does not create one."""
 
     code = "SANDBOX_NOT_FOUND"
+
+
+class SandboxExistsError(HoldfastError):
+    """A sandbox that a fork was to make exists already, and not from this backup; nothing was changed."""
+
+    code = "SANDBOX_EXISTS"
 
 
 class FileNotFoundInSandboxError(HoldfastError):

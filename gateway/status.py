@@ -23,6 +23,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "DOCUMENT_DAMAGED": 409,
         "NOT_A_REGULAR_FILE": 409,
         "OPERATION_CANCELLED": 409,
+        "SANDBOX_EXISTS": 409,
         "EXEC_STOPPED": 409,
         "BACKUP_EXPIRED": 410,
         "REQUEST_TOO_LARGE": 413,

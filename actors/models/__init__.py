@@ -62,6 +62,14 @@ from actors.models.files import (
     FileKind,
     FileMode,
 )
+from actors.models.forks import (
+    MAX_FORKS,
+    Fork,
+    ForkError,
+    ForkOptions,
+    ForkOrder,
+    ForkResult,
+)
 from actors.models.names import (
     DEFAULT_TENANT,
     MAX_CURSOR_LENGTH,
@@ -128,6 +136,7 @@ __all__ = [
     "MAX_CURSOR_LENGTH",
     "MAX_EXCLUDES_BYTES",
     "MAX_EXPIRE_DAYS",
+    "MAX_FORKS",
     "MAX_LABELS",
     "MAX_LABEL_LENGTH",
     "MAX_NAME_LENGTH",
@@ -169,6 +178,11 @@ __all__ = [
     "FileState",
     "ForgetOptions",
     "ForgetResult",
+    "Fork",
+    "ForkError",
+    "ForkOptions",
+    "ForkOrder",
+    "ForkResult",
     "GcReport",
     "IdempotencyKey",
     "KeepReason",

@@ -110,15 +110,19 @@ class SandboxCalls:
             validated(IdempotencyKey, {"key": idempotency_key}, InvalidBackupConfigError)
         return self._call(MAILBOX, lambda actor: actor.create_backup.remote(options, idempotency_key))
 
-    def restore_backup(self, options: RestoreOptions) -> Call[RestoreBackupResult]:
+    def restore_backup(self, options: RestoreOptions, *, near: bool = True) -> Call[RestoreBackupResult]:
         """Restores a backup of the same tenant into a directory of this sandbox.
+
+        A sandbox that has to be made is placed on a node that has the archive already; on the emptiest one if `near` is
+        False.
 
         Raises:
             InvalidBackupConfigError, BackupNotFoundError, BackupExpiredError: permanent; nothing was changed.
             BackupRestoreError, NoSpaceError, OperationCancelledError: the directory is as it was.
             SandboxUnavailableError: the directory shows the old content or the new, never a mix.
         """
-        return self._call(MAILBOX, lambda actor: actor.restore_backup.remote(options), cached_backup_id=options.id)
+        having = options.id if near else None
+        return self._call(MAILBOX, lambda actor: actor.restore_backup.remote(options), cached_backup_id=having)
 
     def forget(self, options: ForgetOptions) -> Call[ForgetResult]:
         """Drops directories that could not be recovered; the sandbox then serves calls without them. Repeatable.

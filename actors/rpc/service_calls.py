@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from actors.errors import InvalidBackupConfigError
 from actors.metrics import ClusterMetrics
 from actors.models import (
     DEFAULT_TENANT,
@@ -13,7 +16,11 @@ from actors.models import (
     BackupInfo,
     ChangesPage,
     Check,
+    ForkOptions,
+    ForkOrder,
+    ForkResult,
     GcReport,
+    IdempotencyKey,
     LifecycleOptions,
     LifecycleReport,
     NewSandbox,
@@ -101,6 +108,22 @@ class ServiceCalls:
         """
         return self._call(lambda service: service.delete_backup.remote(self.tenant, backup_id))
 
+    def fork(self, backup_id: str, options: ForkOptions, *, idempotency_key: str | None = None) -> Call[ForkResult]:
+        """Makes many sandboxes from one backup, each with an outcome of its own. With a key, or names, repeatable.
+
+        A sandbox that an earlier call has made from this backup is left as it is. One whose outcome is an error may
+        exist, with nothing in it: the same call completes it.
+
+        Raises:
+            BackupNotFoundError, BackupExpiredError, BackupRestoreError, InvalidBackupConfigError: nothing was made.
+        """
+        if idempotency_key is not None:
+            validated(IdempotencyKey, {"key": idempotency_key}, InvalidBackupConfigError)
+        names = options.sandboxes or _names(self.tenant, backup_id, options.count or 0, idempotency_key)
+        wanted = {"backup_id": backup_id, "sandboxes": names, "dir": options.dir, "mode": options.mode}
+        order = validated(ForkOrder, wanted, InvalidBackupConfigError)
+        return self._call(lambda service: service.fork.remote(self.tenant, order))
+
     def adopt(self, backup_id: str, *, owner: str | None = None) -> Call[BackupInfo]:
         """Checks and signs an unsigned backup, such as one of Cloudflare's SDK; it becomes this tenant's or `owner`'s.
 
@@ -129,3 +152,12 @@ class ServiceCalls:
     def doctor(self) -> Call[list[Check]]:
         """Checks what the service's node offers."""
         return self._call(lambda service: service.doctor.remote())
+
+
+def _names(tenant: str, backup_id: str, count: int, key: str | None) -> list[str]:
+    """Names for the sandboxes of a fork: the same ones whenever the same key is given for the same backup."""
+    if key is None:
+        stem = secrets.token_hex(10)
+    else:
+        stem = hashlib.sha256("\0".join((tenant, backup_id.lower(), key)).encode()).hexdigest()[:20]
+    return [f"fork-{stem}-{number}" for number in range(1, count + 1)]

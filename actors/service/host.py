@@ -16,7 +16,7 @@ from actors.host.loops import keep_on
 from actors.host.observation import Watch, observed
 from actors.logs import configure_logging
 from actors.metrics import Counts
-from actors.models import BackupFilesOptions, PageOptions, Retention, RetentionChange, RetentionRun
+from actors.models import BackupFilesOptions, ForkOrder, PageOptions, Retention, RetentionChange, RetentionRun
 from actors.node.memory import Rank, give_rank
 from actors.rpc.names import NAMESPACE, SERVICE_NAME
 from actors.rpc.ray_runtime import RayRuntime, on_node
@@ -27,6 +27,7 @@ from actors.service.cluster_metrics import cluster_metrics
 from actors.service.collection import CollectionTimer
 from actors.service.contents import BackupContents
 from actors.service.facade import Service
+from actors.service.forking import ClusterTargets, Forking
 from actors.service.housekeeping import HOUSEKEEPING_S, Housekeeping, SandboxCount
 from actors.service.node_host import make_node_host
 from actors.service.placement import Nodes
@@ -43,6 +44,7 @@ _SERVICE_LANES = {
     "report": 2,
     "lost": 8,
     "retention": 4,
+    "fork": 8,
 }
 """Threads by lane, so that slow calls (a full cluster, a large bucket) delay no others, least of all urgent ones."""
 _SERVICE_THREADS = 32
@@ -77,6 +79,7 @@ class ServiceHost:
         self._nodes = Nodes(runtime, lambda node_id: make_node_host(node_id, config))
         warm = WarmWorkers(runtime, config.warm_workers)
         self._spawner = Spawner(runtime, self._service, self._nodes, warm, self._make)
+        self._forking = Forking(ClusterTargets(config, catalog))
         self._count = SandboxCount(self._service.count_sandboxes)
         house = Housekeeping(
             runtime,
@@ -165,6 +168,10 @@ class ServiceHost:
 
     def delete_backup(self, tenant: str, backup_id: str) -> None:
         guarded(lambda: self._service.delete_backup(tenant, backup_id))
+
+    @ray.method(concurrency_group="fork")
+    def fork(self, tenant: str, order: ForkOrder) -> Any:
+        return guarded(lambda: self._forking.fork(tenant, order))
 
     @ray.method(concurrency_group="adopt")
     def adopt(self, tenant: str, backup_id: str, owner: str | None) -> Any:

@@ -31,6 +31,7 @@ COMMANDS = {
     "diff": ("gateway.cli.contents", "diff", "Show what was added, changed and removed from a backup to another one."),
     "backup": ("gateway.cli.backups", "backup", "Back a directory up; prints the backup's id."),
     "restore": ("gateway.cli.backups", "restore", "Restore a backup."),
+    "fork": ("gateway.cli.forks", "fork", "Make many sandboxes from one backup."),
     "forget": ("gateway.cli.forget", "forget", "Give up directories of a sandbox that cannot be brought back."),
     "adopt": ("gateway.cli.backups", "adopt", "Check and sign backups that nobody has signed, such as Cloudflare's."),
     "cancel": ("gateway.cli.backups", "cancel", "Cancel the backup or restore that a sandbox is busy with."),

@@ -1,4 +1,4 @@
-"""Routes of backups: creating, restoring, listing, adopting and deleting them."""
+"""Routes of backups: creating, restoring, forking, listing, adopting and deleting them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from actors.models import (
     BackupPage,
     ChangesPage,
     DirectoryBackup,
+    ForkOptions,
+    ForkResult,
     Model,
     RestoreBackupResult,
     RestoreOptions,
@@ -50,7 +52,9 @@ async def _since_id(
     return validated(_Named, {"id": backup}, InvalidBackupConfigError).id
 
 
-Key = Annotated[str | None, Header(description="1 to 200 printable ASCII characters, one for each intended backup.")]
+Key = Annotated[
+    str | None, Header(description="1 to 200 printable ASCII characters, one for each intended backup or fork.")
+]
 Backup = Annotated[str, Depends(_backup_id)]
 OtherBackup = Annotated[str, Depends(_other_id)]
 SinceBackup = Annotated[str, Depends(_since_id)]
@@ -126,6 +130,17 @@ async def changes_since_backup(
     Wakes the sandbox; commands go on meanwhile.
     """
     return answer(await box.changes_since(backup, dir=dir, limit=limit, cursor=cursor))
+
+
+@router.post("/backup/{id}/fork", response_model=ForkResult, openapi_extra=describes(ForkOptions))
+async def fork_backup(request: Request, service: Service, backup_id: Backup, idempotency_key: Key = None) -> Response:
+    """Makes up to 256 sandboxes from one backup, each with an outcome of its own. Goes on if the client goes away.
+
+    Give either `count` or the names in `sandboxes`. With names, or with `count` and an `Idempotency-Key`, a repeated
+    request makes no second set: it leaves what is there as it is, and makes what is missing.
+    """
+    options = await parsed(request, ForkOptions, InvalidBackupConfigError)
+    return answer(await service.fork(backup_id, options, idempotency_key=idempotency_key))
 
 
 @router.post("/backup/{id}/adopt", response_model=BackupInfo)

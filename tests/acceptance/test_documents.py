@@ -19,7 +19,7 @@ from tests.support.examples import Block, blocks, pattern
 from tests.support.service import PROJECT, Service, clean_environment
 
 LIMIT_S = 240
-SANDBOXES = ("user-123", "user-456", "user-fork-1", "user-fork-2", "user-fork-3")
+SANDBOXES = ("user-123", "user-456", *(f"user-fork-{number}" for number in range(1, 7)))
 STORE = "store.env"
 _END = "\x1e"
 """Is printed after each command, to tell the outputs apart."""

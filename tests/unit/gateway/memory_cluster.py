@@ -37,6 +37,10 @@ from actors.models import (
     FileKind,
     ForgetOptions,
     ForgetResult,
+    Fork,
+    ForkError,
+    ForkOptions,
+    ForkResult,
     GcReport,
     KeepReason,
     Operation,
@@ -350,6 +354,7 @@ class MemoryTenant:
     asked: list[Any] = field(default_factory=list)
     not_ready: Exception | None = None
     warnings: tuple[str, ...] = ()
+    fork_keys: list[str | None] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
 
     def found(self, backup_id: str) -> BackupInfo:
@@ -448,6 +453,24 @@ class MemoryService:
 
     def adopt(self, backup_id: str, *, owner: str | None = None) -> Later[BackupInfo]:
         return Later(lambda: self._tenant.found(backup_id))
+
+    def fork(self, backup_id: str, options: ForkOptions, *, idempotency_key: str | None = None) -> Later[ForkResult]:
+        """Makes the sandboxes; those whose names begin with "bad" have failed."""
+        self._tenant.fork_keys.append(idempotency_key)
+        names = options.sandboxes or [f"fork-{number}" for number in range(1, (options.count or 0) + 1)]
+        error = ForkError(code="NO_SPACE", error="The disk is full.")
+
+        def act() -> ForkResult:
+            directory = options.dir or self._tenant.found(backup_id).dir or ""
+            forks = [
+                Fork(id=name, success=False, error=error) if name.startswith("bad") else Fork(id=name, success=True)
+                for name in names
+            ]
+            return ForkResult(
+                success=all(row.success for row in forks), backup_id=backup_id, dir=directory, forks=forks
+            )
+
+        return Later(act)
 
     def collect(self, *, dry_run: bool = False) -> Later[GcReport]:
         return Later(lambda: GcReport(dry_run=dry_run))

@@ -160,9 +160,25 @@ def test_restore_asks_the_service_for_the_backups_directory(
     assert run(cluster, "restore", "fork", handle["id"], "/home/b") == 0
 
 
+def test_fork_prints_what_was_made_and_fails_if_a_part_was_not(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
+    assert run(cluster, "backup", "box", "/workspace/a", "--json") == 0
+    backup_id = json.loads(capsys.readouterr().out)["id"]
+    assert run(cluster, "fork", backup_id, "--count", "2", "--key", "k") == 0
+    assert capsys.readouterr().out == "fork-1\nfork-2\n"
+    assert cluster.tenant("default").fork_keys == ["k"]
+    assert run(cluster, "fork", backup_id, "one", "bad-one") == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("one\n", "note: bad-one was not made: The disk is full.\n")
+    assert run(cluster, "fork", backup_id, "bad-one", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["forks"][0]["error"]["code"] == "NO_SPACE"
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "status"),
     [
+        (["fork", "6c1f8e4e-0000-4000-8000-000000000001", "--json"], "INVALID_BACKUP_CONFIG", 1),
         (["backup", "box", "relative", "--json"], "INVALID_BACKUP_CONFIG", 1),
         (["backup", "box", "/workspace", "--ttl", "nan", "--json"], "INVALID_BACKUP_CONFIG", 1),
         (["backup", "box", "/workspace", "--compression", "lz4:x", "--json"], "INVALID_BACKUP_CONFIG", 1),

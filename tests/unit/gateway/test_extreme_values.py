@@ -24,6 +24,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/sandbox/{id}/labels": {"a": "b"},
     "/v1/sandbox/{id}/retention": {"keep_last": 3},
     "/v1/sandbox/{id}/retention/apply": {"dry_run": True},
+    "/v1/backup/{id}/fork": {"count": 1},
     "/v1/sandbox": {},
 }
 """A valid body for each route that takes one."""

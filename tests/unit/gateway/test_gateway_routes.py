@@ -76,6 +76,21 @@ def test_the_contents_of_what_is_no_backup_are_refused(gateway: Gateway, url: st
     assert (response.status_code, response.json()["code"]) == (400, "INVALID_BACKUP_CONFIG")
 
 
+def test_a_fork_answers_with_an_outcome_for_each_sandbox(gateway: Gateway) -> None:
+    handle = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"}).json()
+    path = f"/v1/backup/{handle['id']}/fork"
+    made = gateway.request("POST", path, json={"count": 2}).json()
+    forks = [{"id": f"fork-{number}", "success": True, "existed": False} for number in (1, 2)]
+    assert made == {"success": True, "backup_id": handle["id"], "dir": "/workspace", "forks": forks}
+    partly = gateway.request("POST", path, json={"sandboxes": ["good", "bad"], "dir": "/home/x"})
+    assert partly.status_code == 200 and not partly.json()["success"]
+    assert [row.get("error", {}).get("code") for row in partly.json()["forks"]] == [None, "NO_SPACE"]
+    for wrong in ({}, {"count": 0}, {"count": 257}, {"count": 1, "sandboxes": ["a"]}, {"sandboxes": ["a", "a"]}):
+        refused = gateway.request("POST", path, json=wrong)
+        assert (refused.status_code, refused.json()["code"]) == (400, "INVALID_BACKUP_CONFIG")
+    assert gateway.request("POST", path, json={"count": 1}, key=OTHER_KEY).json()["code"] == "BACKUP_NOT_FOUND"
+
+
 def test_the_key_decides_the_tenant(gateway: Gateway) -> None:
     handle = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"}).json()
     path = f"/v1/backup/{handle['id']}"
