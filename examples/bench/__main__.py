@@ -53,6 +53,7 @@ def main() -> int:
             console.print(f"[dim]{figures[-1][0]}, {figures[-1][1]}[/dim]")
             rows += bench.rows(workload)
         rows += bench.calls()
+        rows.append(bench.many_forks(10 if given.quick else 50))
         rows.append(first_calls.with_a_waiting_worker(holdfast, rounds=2 if given.quick else 10))
         rows += bench.large_file(size_mib=32 if given.quick else 256)
         figures += bench.memory(boxes=5, size_mib=50) if given.quick else bench.memory(boxes=40, size_mib=500)
@@ -207,6 +208,27 @@ class Bench:
         holdfast.destroy(awake)
         return row
 
+    def many_forks(self, count: int) -> Row:
+        """Makes many sandboxes from a small backup in one call, beside one sandbox by the same call."""
+        holdfast = self._holdfast
+        base, made = holdfast.new_name(), list[str]()
+        holdfast.execute(base, "echo 1 > file")
+        backup = holdfast.back_up(base)
+
+        def removed() -> None:
+            while made:
+                holdfast.destroy(made.pop())
+
+        contestants = {
+            "1 sandbox": Contestant(lambda: made.extend(holdfast.fork(backup, 1)), after=removed),
+            f"{count} sandboxes": Contestant(lambda: made.extend(holdfast.fork(backup, count)), after=removed),
+        }
+        row = Row("one file", "fork in one call", "1 sandbox")
+        console.print(f"[dim]  {row.what}[/dim]")
+        row = interleaved(row, contestants, rounds=1, stored=lambda: 0)
+        holdfast.destroy(base)
+        return row
+
     def calls(self) -> Iterator[Row]:
         """Measures what does not depend on the directory, beside one raw transfer of a MiB and an idle request."""
         holdfast, data = self._holdfast, bytes(2**20)
@@ -255,8 +277,8 @@ class Bench:
         with Peak() as backing_up:
             backup = holdfast.back_up(box)
         holdfast.empty_cache()
-        with Peak() as restoring:
-            holdfast.restore(holdfast.new_name(), backup)
+        with Peak() as restoring:  # into an awake sandbox: the process of a new one would count as a whole
+            holdfast.restore(names[0], backup)
         for what, watched in (("backup of random bytes", backing_up), ("restore of it", restoring)):
             highest = sorted(watched.above_mb.items(), key=lambda row: -row[1])[:4]
             yield f"peak memory above the idle state: {what}", ", ".join(f"{name} {mb:.0f} MB" for name, mb in highest)

@@ -36,13 +36,13 @@ def cpu_s(pid: int) -> float:
 
 
 class Peak:
-    """Watches all processes of this machine, and keeps how far their own memory rose above the beginning's."""
+    """Watches the processes below this one, and keeps how far their own memory rose above the beginning's."""
 
     def __init__(self) -> None:
         self.above_mb: dict[str, float] = {}
-        """The highest rise, in MB, by the program's name."""
+        """The highest rise, in MB, by the program's name. All of the memory of a new process counts."""
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(self._anonymous(),))
+        self._thread = threading.Thread(target=self._watch, args=(_anonymous_kib(),))
 
     def __enter__(self) -> Peak:
         self._thread.start()
@@ -52,24 +52,31 @@ class Peak:
         self._ended.set()
         self._thread.join()
 
-    def _watch(self, before: dict[tuple[int, str], int]) -> None:
+    def _watch(self, before: dict[int, tuple[str, int]]) -> None:
         while not self._ended.wait(_POLL_S):
             rises: dict[str, float] = {}
-            for process, kib in self._anonymous().items():
-                rise = (kib - before.get(process, 0)) * 1024 / 1e6
-                rises[process[1]] = rises.get(process[1], 0) + max(0, rise)
+            for pid, (program, kib) in _anonymous_kib().items():
+                rise = (kib - before.get(pid, ("", 0))[1]) * 1024 / 1e6
+                rises[program] = rises.get(program, 0) + max(0, rise)
             for program, rise in rises.items():
                 self.above_mb[program] = max(self.above_mb.get(program, 0), rise)
 
-    def _anonymous(self) -> dict[tuple[int, str], int]:
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            if int(folder.name) == os.getpid():
-                continue
-            with suppress(OSError):
-                fields = dict(
-                    line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
-                )
-                if "RssAnon" in fields:
-                    found[int(folder.name), fields["Name"].strip()] = int(fields["RssAnon"].split()[0])
-        return found
+
+def _anonymous_kib() -> dict[int, tuple[str, int]]:
+    """The name and the memory that is not of files, of each process below this one."""
+    found, parents = dict[int, tuple[str, int]](), dict[int, int]()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            lines = (folder / "status").read_text().splitlines()
+            fields = dict(line.split(":", 1) for line in lines if ":" in line)
+            parents[int(folder.name)] = int(fields["PPid"])
+            if "RssAnon" in fields:
+                found[int(folder.name)] = fields["Name"].strip(), int(fields["RssAnon"].split()[0])
+    return {pid: row for pid, row in found.items() if os.getpid() in _ancestors(pid, parents)}
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
+    above = set[int]()
+    while (pid := parents.get(pid, 0)) and pid not in above:
+        above.add(pid)
+    return above
