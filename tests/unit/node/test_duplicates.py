@@ -48,3 +48,10 @@ def test_sizes_with_the_same_low_bits_count_as_one() -> None:
     for _ in range(200_000):
         sizes.add(1)
     assert sizes.search_costs_more()
+
+
+def test_small_files_of_two_sizes_are_not_compared_when_they_are_many() -> None:
+    sizes = SizeCounts()
+    for number in range(50_000):
+        sizes.add(1024 + number % 2)
+    assert sizes.search_costs_more()
