@@ -88,6 +88,10 @@ class S3ObjectStore:
     def bucket(self) -> str:
         return self._config.bucket
 
+    @property
+    def keeps_early_parts_in_memory(self) -> bool:
+        return self._config.folder is not None  # rclone, the embedded store
+
     def __repr__(self) -> str:
         return f"S3ObjectStore(bucket={self.bucket!r}, host={self._config.host!r}, region={self._config.region!r})"
 

@@ -98,6 +98,10 @@ class ObjectStore(Protocol):
     def bucket(self) -> str:
         """The bucket's name."""
 
+    @property
+    def keeps_early_parts_in_memory(self) -> bool:
+        """True if the store keeps the parts of an upload in its memory until all earlier ones have come."""
+
     def get(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
         """Reads a small object whole.
 

@@ -61,10 +61,12 @@ class Archiver:
         listed: Listed | None = None,
         on_survey: Callable[[Survey], None] = lambda found: None,
         on_percent: Callable[[int], None] = lambda percent: None,
+        on_writing: Callable[[Path], None] = lambda path: None,
     ) -> PackedArchive:
         """Archives a directory of the tree into the empty folder `spool`.
 
         Args:
+            on_writing: called with the path at which the archive is going to grow; it is moved when it is verified.
             timeout_s: for the survey and the archive together, because commands are paused until both are done.
             listed: see `survey`.
 
@@ -100,6 +102,7 @@ class Archiver:
                 timeout_s=max(0.0, deadline - time.monotonic()),
                 cancelled=cancelled,
                 on_percent=on_percent,
+                on_writing=on_writing,
             )
         return PackedArchive(path, found, inside)
 
@@ -227,6 +230,7 @@ class Archiver:
         timeout_s: float,
         cancelled: threading.Event,
         on_percent: Callable[[int], None] = lambda percent: None,
+        on_writing: Callable[[Path], None] = lambda path: None,
     ) -> Path:
         out = spool / "out"
         out.mkdir(mode=0o700)
@@ -247,6 +251,7 @@ class Archiver:
         if words:
             command += ["-e", *words]
         bind = (Bind(out, _SPOOL, writable=True),)
+        on_writing(out / "data.sqsh")
         ended = run_boxed(
             box,
             command,

@@ -9,6 +9,9 @@
     checkpoint   the checkpoint of the directory      nothing; without it the id is still pending, and so found
     cache        the archive in the node's cache      nothing
 
+While the archive is written, parts of a large one are uploaded already (`storage.growing`); then `begin` comes before
+the first of them, within `archive`.
+
 An archive without metadata can never be restored. If the bucket does not let the actor remove it, its id stays pending:
 the next backup or the next actor settles it. An actor that was replaced during its upload finds a fence in place of the
 metadata (`BackupCatalog.settle`), and commits nothing.
@@ -53,7 +56,7 @@ from storage.errors import (
 )
 from storage.listing import ListingWriter
 from storage.metadata import BackupRecord, ListingDigest, NotKept
-from storage.transfer import UploadedArchive, upload
+from storage.transfer import GrowingUpload, SentParts, UploadedArchive, upload
 
 _LISTING = "files.list"
 
@@ -78,6 +81,26 @@ class Ledger(Protocol):
 
     def abandoned(self, backup_id: str) -> None:
         """Notes that nothing of the backup is left. Raises SandboxUnavailableError if another actor has taken over."""
+
+
+class _Begun:
+    """The beginning of a backup in the ledger: once, before the first of its parts goes to the bucket.
+
+    That is while the archive is written, if parts are sent ahead, or when it is complete.
+    """
+
+    def __init__(self, ledger: Ledger, backup_id: str, *, of_sleep: bool) -> None:
+        self._ledger = ledger
+        self._backup_id = backup_id
+        self._of_sleep = of_sleep
+        self.is_noted = False
+
+    def ensure(self) -> None:
+        """Begins the backup if it has not begun. The caller ensures that no other thread does the same."""
+        if not self.is_noted:
+            with step(CreateStep.BEGIN):
+                self._ledger.begin(self._backup_id, of_sleep=self._of_sleep)
+            self.is_noted = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +140,29 @@ class BackupCreation:
             return made_before
         backup_id = progress.backup_id = str(uuid.uuid4())
         work = self.spool / backup_id
+        begun = _Begun(self.ledger, backup_id, of_sleep=self.of_sleep)
         try:
             with failing_as(BackupCreateError, "created"):
                 work.mkdir(parents=True, mode=0o711)
                 created_at = datetime.now(UTC)
-                with step(CreateStep.ARCHIVE), closing(ListingWriter(work / _LISTING)) as listing:
-                    made = self._archive(options, work, progress, listing)
-                    listed = listing.finish()
-                self.meter.add(ARCHIVED_BYTES, amount=made.found.source_bytes)
-                stamp = stamp_of(made.path)
-                with step(CreateStep.BEGIN):
-                    self.ledger.begin(backup_id, of_sleep=self.of_sleep)
                 try:
+                    with (
+                        self._sent_ahead(backup_id, begun, progress) as ahead,
+                        step(CreateStep.ARCHIVE),
+                        closing(ListingWriter(work / _LISTING)) as listing,
+                    ):
+                        made = self._archive(options, work, progress, listing, ahead)
+                        listed = listing.finish()
+                    self.meter.add(ARCHIVED_BYTES, amount=made.found.source_bytes)
+                    stamp = stamp_of(made.path)
+                    begun.ensure()
                     with step(CreateStep.UPLOAD), self._listing_upload(backup_id, work, listed, progress) as beside:
-                        uploaded = self._upload(backup_id, made, progress)
+                        uploaded = self._upload(backup_id, made, progress, ahead.sent)
                     self.meter.add(UPLOADED_BYTES, amount=uploaded.size_bytes)
                     record = self._record(backup_id, options, created_at, made, uploaded, beside.kept)
                     made_meanwhile = self._commit(record, options, idempotency_key, progress)
                 except BaseException as e:
-                    if self._abandon(backup_id, e):
+                    if not begun.is_noted or self._abandon(backup_id, e):
                         raise
                     made_meanwhile = None
             if made_meanwhile is not None:
@@ -183,7 +210,14 @@ class BackupCreation:
             )
         return DirectoryBackup(id=found.id, dir=found.dir)
 
-    def _archive(self, options: BackupOptions, work: Path, progress: Progress, listing: ListingWriter) -> PackedArchive:
+    def _sent_ahead(self, backup_id: str, begun: _Begun, progress: Progress) -> GrowingUpload:
+        """The upload of the archive's parts while it is written. The backup begins with the first of them."""
+        store, key = self.catalog.store, keys.archive(backup_id)
+        return GrowingUpload(store, key, config=self.transfer, begin=begun.ensure, cancelled=progress.cancelled)
+
+    def _archive(
+        self, options: BackupOptions, work: Path, progress: Progress, listing: ListingWriter, ahead: GrowingUpload
+    ) -> PackedArchive:
         files = 0
 
         def surveyed(found: Survey) -> None:
@@ -207,6 +241,7 @@ class BackupCreation:
                     listed=listing.add,
                     on_survey=surveyed,
                     on_percent=lambda percent: progress.set_done(files * percent // 100),
+                    on_writing=ahead.follow,
                 )
         except PathError as e:
             raise InvalidBackupConfigError(
@@ -215,7 +250,9 @@ class BackupCreation:
         progress.check()
         return made
 
-    def _upload(self, backup_id: str, made: PackedArchive, progress: Progress) -> UploadedArchive:
+    def _upload(
+        self, backup_id: str, made: PackedArchive, progress: Progress, sent: SentParts | None
+    ) -> UploadedArchive:
         progress.enter(Phase.UPLOADING, total=made.path.stat().st_size, unit="bytes")
         return upload(
             self.catalog.store,
@@ -224,6 +261,7 @@ class BackupCreation:
             config=self.transfer,
             progress=progress.advance,
             cancelled=progress.cancelled,
+            sent=sent,
         )
 
     def _listing_upload(

@@ -145,7 +145,8 @@ def test_an_archive_survives_upload_and_download_with_its_digests(rig: Rig, data
     assert uploaded.part_bytes == FAST.part_bytes
     assert sum(part.size_bytes for part in uploaded.parts) == len(data)
     assert {part.size_bytes for part in uploaded.parts[:-1]} <= {FAST.part_bytes}
-    assert uploaded.etag == rig.direct.head(KEY).etag
+    # rclone gives the MD5 of the whole, but answers the completion as S3 does.
+    assert uploaded.etag in (rig.direct.head(KEY).etag, multipart_etag(uploaded.parts))
     assert rig.download(digest_of(uploaded)) == data
     assert rig.moved == len(data)
 

@@ -167,6 +167,30 @@ def test_a_crash_during_the_upload_or_the_commit_leaves_a_whole_backup_or_nothin
     crashing.check_taken_up()
 
 
+@pytest.mark.parametrize("any_store", ["moto"], indirect=True)
+@pytest.mark.parametrize(
+    ("method", "when", "nth", "of"),
+    [
+        ("put", "before", 2, "/state.json"),
+        ("put", "after", 2, "/state.json"),
+        ("create_upload", "after", 1, ""),
+        ("presign_part", "after", 3, ""),
+    ],
+)
+def test_a_crash_while_parts_are_sent_ahead_of_the_archives_end_leaves_nothing(
+    any_store: Node, method: str, when: str, nth: int, of: str
+) -> None:
+    crashing = Crashing(any_store, large_bytes=32_000_000)
+    minutes = any_store.home("crashing") / "root" / "workspace" / "minutes"
+    with minutes.open("w") as file:
+        file.truncate(MINUTES_OF_READING)
+    crashing.run(UPLOAD, method, when, str(nth), of)
+    minutes.unlink()
+    assert wait_until(lambda: any_store.processes() == {}), any_store.processes()
+    assert crashing.made("/workspace") == set()
+    crashing.check_taken_up()
+
+
 def test_a_crash_during_archiving_leaves_no_tool_and_no_paused_command(kernel_node: Node) -> None:
     crashing = Crashing(kernel_node)
     minutes = kernel_node.home("crashing") / "root" / "workspace" / "minutes"

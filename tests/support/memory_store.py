@@ -27,6 +27,7 @@ class MemoryObjectStore:
     """Keeps the contract of `ObjectStore` with conditional writes, but serves no URLs: nothing can be transferred."""
 
     bucket = "memory"
+    keeps_early_parts_in_memory = True
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
