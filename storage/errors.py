@@ -7,7 +7,8 @@
     │   └── SignatureExpiredError       the signed URL was too old when it arrived; a fresh one may work
     ├── BucketMissingError              the bucket itself does not exist
     ├── StoreUnavailableError           5xx, throttling, timeouts, resets: outcome unknown, may be repeated
-    │   └── StoreFullError              it has no room, or the quota is used up; may be repeated once there is room
+    │   ├── StoreFullError              it has no room, or the quota is used up; may be repeated once there is room
+    │   └── TornReadError               it answered with a content that is not the one its headers tell of
     ├── IntegrityError                  the bytes are not those that were recorded
     ├── DocumentError                   a document is in the bucket, and cannot be used
     │   ├── CorruptMetadataError        it is damaged
@@ -131,6 +132,12 @@ class StoreFullError(StoreUnavailableError):
 
     summary = "The store is full"
     default_hint = "Make room: delete backups (`holdfast delete`, `holdfast gc`), or enlarge the disk or the quota."
+
+
+class TornReadError(StoreUnavailableError):
+    """The body of an answer is not the content that its headers tell of: it was replaced while it was read."""
+
+    summary = "The store's answer is torn"
 
 
 class IntegrityError(StorageError):

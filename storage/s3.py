@@ -24,6 +24,7 @@ from storage.errors import (
     PreconditionFailedError,
     StorageError,
     StoreUnavailableError,
+    TornReadError,
 )
 from storage.lifecycle import over_layers
 from storage.room import full_told, lacks_room
@@ -114,7 +115,7 @@ class S3ObjectStore:
             self._client.head_bucket(Bucket=self.bucket)
 
     def get(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
-        from storage.s3_client import TornReadError, until_whole
+        from storage.s3_client import until_whole
 
         torn: list[Stored] = []
 
@@ -135,7 +136,7 @@ class S3ObjectStore:
 
     def _get(self, key: str, max_bytes: int) -> tuple[Stored, bool]:
         """Reads an object once. The second value is False if the ETag is no function of the content."""
-        from storage.s3_client import BROKEN_OFF, TornReadError
+        from storage.s3_client import BROKEN_OFF
 
         with self._translated("get", key):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
@@ -159,7 +160,7 @@ class S3ObjectStore:
         return until_whole(lambda: self._get_range(key, start, size_bytes), self._transfer)
 
     def _get_range(self, key: str, start: int, size_bytes: int) -> Stored:
-        from storage.s3_client import BROKEN_OFF, TornReadError
+        from storage.s3_client import BROKEN_OFF
 
         wanted = f"bytes {start}-{start + size_bytes - 1}/"
         with self._translated("get_range", key):

@@ -31,7 +31,7 @@ from botocore.parsers import ResponseParserError
 
 from storage.attempts import pauses
 from storage.config import BucketConfig, TransferConfig
-from storage.errors import StoreUnavailableError
+from storage.errors import StoreUnavailableError, TornReadError
 from storage.s3_model import S3ModelFiles
 from storage.time_limit import MOMENTS_S, left_s
 from storage.translate import client_error, raised
@@ -131,10 +131,6 @@ def translated(operation: str, *, bucket: str, key: str | None, detail: str) -> 
     except (BotoCoreError, HTTPClientError, BotoConnectionError) as e:
         # The text of these exceptions holds the URL; their name does not.
         raise raised(e)(operation, bucket=bucket, key=key, detail=f"{type(e).__name__} {detail}") from None
-
-
-class TornReadError(StoreUnavailableError):
-    """An answer whose body is not the content that its headers tell of."""
 
 
 def until_whole(read: Callable[[], T], transfer: TransferConfig) -> T:

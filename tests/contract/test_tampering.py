@@ -226,7 +226,7 @@ def test_a_damaged_claim_is_ignored_replaced_and_collected(shelf: Shelf, damage:
 def test_a_later_releases_claim_and_state_are_reported_and_left_alone(shelf: Shelf) -> None:
     claim, state = keys.claim("acme", "box", "k"), keys.state("acme", "box")
     for key in (claim, state):
-        shelf.store.put(key, b'{"version":2}')
+        shelf.store.put(key, b'{"version":3}')
     with pytest.raises(NewerDocumentError):
         shelf.catalog.find_claim("acme", "box", "k")
     with pytest.raises(NewerDocumentError):

@@ -127,7 +127,7 @@ def test_only_the_default_tenant_can_adopt_an_unsigned_backup_for_others(theirs:
         ({"tenant": "default"}, "TAMPERED_METADATA"),
         ({"sizeBytes": 7}, "CORRUPT_ARCHIVE"),
         ({"ttl": "long"}, "CORRUPT_METADATA"),
-        ({"version": 2}, "NEWER_DOCUMENT"),
+        ({"version": 3}, "NEWER_DOCUMENT"),
     ],
 )
 def test_a_backup_with_invalid_metadata_is_not_adopted(theirs: Theirs, changes: dict[str, object], reason: str) -> None:

@@ -34,7 +34,7 @@ def written(nodes: Pair, backup_id: str, **changes: Any) -> bytes:
         ({"ttl": 1e9}, "TAMPERED_METADATA"),
         ({"tenant": "other"}, "TAMPERED_METADATA"),
         ({"signature": None}, "TAMPERED_METADATA"),
-        ({"version": 2}, "NEWER_DOCUMENT"),
+        ({"version": 3}, "NEWER_DOCUMENT"),
     ],
 )
 def test_a_directory_is_missing_while_its_backup_is_tampered_with(

@@ -171,7 +171,7 @@ DAMAGE: dict[str, tuple[Callable[[Node, DirectoryBackup], None], type[HoldfastEr
     "no signature": (tampered(signature=None), BackupRestoreError, "TAMPERED_METADATA"),
     "another archive": (swap_archive, BackupRestoreError, "TAMPERED_METADATA"),
     "another's metadata": (tampered(id=str(uuid.UUID(int=1))), BackupRestoreError, "TAMPERED_METADATA"),
-    "a later release's": (tampered(version=2), BackupRestoreError, "NEWER_DOCUMENT"),
+    "a later release's": (tampered(version=3), BackupRestoreError, "NEWER_DOCUMENT"),
     "not an archive": (not_an_archive, BackupRestoreError, "BAD_ARCHIVE"),
 }
 

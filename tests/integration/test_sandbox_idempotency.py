@@ -80,11 +80,11 @@ def test_a_claim_of_a_later_release_is_not_replaced(kernel_node: Node, key: str)
     box = kernel_node.sandbox()
     write(box, "/workspace/file", "content")
     document, store = keys.claim("default", box.id, key), kernel_node.catalog().store
-    store.put(document, b'{"version":2}')
+    store.put(document, b'{"version":3}')
     with pytest.raises(BackupCreateError) as raised:
         keyed(box, key)
     assert raised.value.context == {"reason": "NEWER_DOCUMENT"}
-    assert store.get(document).data == b'{"version":2}'
+    assert store.get(document).data == b'{"version":3}'
 
 
 def test_another_key_or_no_key_makes_a_separate_backup(kernel_node: Node, key: str) -> None:

@@ -22,6 +22,7 @@ from storage.errors import (
     StorageError,
     StoreFullError,
     StoreUnavailableError,
+    TornReadError,
 )
 from storage.translate import BY_CODE, BY_EXCEPTION, answered, client_error, error_body, raised
 
@@ -55,6 +56,7 @@ def test_only_unavailability_and_expired_signatures_are_retryable() -> None:
     assert {cls for cls in family() if cls.retryable} == {
         StoreUnavailableError,
         StoreFullError,
+        TornReadError,
         SignatureExpiredError,
     }
 
