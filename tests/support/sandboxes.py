@@ -179,7 +179,7 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         failures = []
-        for sandbox in self._made:
+        for sandbox in reversed(self._made):  # a superseded one has the same root
             try:
                 if sandbox.is_awake:
                     sandbox.close()
