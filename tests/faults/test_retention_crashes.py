@@ -40,7 +40,7 @@ def test_a_crash_at_any_step_of_retention_loses_no_kept_backup(any_store: Node, 
     report = service.retention.run("default", name, RetentionRun())
     assert {row.id for row in report.kept} == kept
     gone = {key for key in before if any(row.id in key for row in made[1:3])}
-    assert before - node.keys() == gone and len(gone) == 6
+    assert before - node.keys() == gone and len(gone) == 8
     box = node.sandbox(name)
     for number in (0, 3):
         restore(box, made[number])

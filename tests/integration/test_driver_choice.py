@@ -162,7 +162,7 @@ def test_a_folder_on_an_overlay_gets_copies_only_and_the_doctor_advises_a_volume
     assert not restores.ok and not restores.required
     assert "copies only" in restores.detail
     (kernel,) = [line for line in lines if line.name == "driver kernel"]
-    assert "wrong fs type" in kernel.detail and "merged" not in kernel.detail
+    assert "Invalid argument" in kernel.detail and "merged" not in kernel.detail
     assert "a volume" in (kernel.fix or "")
     mounting.sweep(scratch)
 

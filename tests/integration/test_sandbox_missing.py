@@ -20,7 +20,7 @@ from actors.errors import (
     SandboxUnavailableError,
 )
 from actors.models import DirectoryBackup, DirectoryStatus, ForgetOptions
-from actors.node.drivers import Driver
+from actors.node.drivers import WORK, Driver
 from actors.sandbox.facade import LocalSandbox
 from actors.state.api_views import public_recovery
 from storage import keys
@@ -393,11 +393,29 @@ def test_a_restore_that_fails_on_the_node_changes_nothing_and_succeeds_later(
 
 
 UNMOUNTABLE = {
-    Driver.KERNEL: {"mount": "exit 32"},
     Driver.MIXED: {"squashfuse_ll": "exit 1"},
     Driver.ROOTLESS: {"squashfuse_ll": "exit 1"},
     Driver.FUSE: {"fuse-overlayfs": "exit 1"},
 }
+"""What fails if a layer cannot be mounted. The driver `kernel` runs no tool."""
+
+
+@contextmanager
+def unmountable(node: Node) -> Iterator[None]:
+    """Within the block, no layer of the sandbox "held" can be mounted."""
+    if node.driver is not Driver.KERNEL:
+        with tools_replaced(node.data_dir, UNMOUNTABLE[node.driver]):
+            yield
+        return
+    folders = list(node.home("held").glob(f"layers/*/{WORK}"))
+    for folder in folders:
+        folder.rename(folder.with_name("aside"))
+        folder.touch()
+    yield
+    for folder in folders:
+        if folder.exists():  # else the layer was removed
+            folder.unlink()
+            folder.with_name("aside").rename(folder)
 
 
 @pytest.fixture
@@ -423,7 +441,7 @@ def test_an_overlay_that_cannot_be_mounted_shows_nothing_empty_and_loses_no_writ
 ) -> None:
     node, handle = overlay
     again = node.sandbox("held", awake=False)
-    with tools_replaced(node.data_dir, UNMOUNTABLE[node.driver]):
+    with unmountable(node):
         for call in ("exec", "list", "backup"):
             error = refused(again, call)
             assert error.context["cause"] == "MOUNT_FAILED" and error.may_be_retried
@@ -438,7 +456,7 @@ def test_an_overlay_that_cannot_be_mounted_is_removed_only_by_forget(
 ) -> None:
     node, handle = overlay
     again = node.sandbox("held", awake=False)
-    with tools_replaced(node.data_dir, UNMOUNTABLE[node.driver]):
+    with unmountable(node):
         for wrong in ("/workspace", "/workspace/plain"):
             with pytest.raises(InvalidRequestError):
                 again.forget(ForgetOptions(dir=wrong))
@@ -461,7 +479,7 @@ def test_an_overlay_that_cannot_be_mounted_is_forgotten_through_a_symbolic_link(
     sh(box, f"ln -s {link} link; ln -s link further")
     box.close()
     again = node.sandbox("held", awake=False)
-    with tools_replaced(node.data_dir, UNMOUNTABLE[node.driver]):
+    with unmountable(node):
         rows = again.forget(ForgetOptions(dir=["/workspace/link", "/workspace/further"])).forgotten
         assert [(row.dir, row.backup_id) for row in rows] == [("/workspace/data", handle.id)]
         assert again.forget(ForgetOptions(dir="/workspace/data")).forgotten == rows
@@ -477,7 +495,7 @@ def test_a_restore_through_a_symbolic_link_replaces_an_overlay_that_cannot_be_mo
     sh(box, "ln -s data link")
     box.close()
     again = node.sandbox("held", awake=False)
-    with tools_replaced(node.data_dir, UNMOUNTABLE[node.driver]):
+    with unmountable(node):
         refused(again)
         restore(again, handle, "/workspace/link", "copy")
         assert [(row.dir, row.mode) for row in again.info().restored] == [("/workspace/data", "copy")]
