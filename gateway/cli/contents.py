@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import stat
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from actors.errors import InvalidRequestError
 from actors.models import MAX_PAGE, BackupFile, ChangesPage, FileChange, FileKind
-from actors.rpc.calls import Call
 from gateway.cli.arguments import is_uuid, remote
 from gateway.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from actors.rpc.calls import Call
 
 _MARKS = {FileKind.DIRECTORY: stat.S_IFDIR, FileKind.SYMLINK: stat.S_IFLNK, FileKind.FILE: stat.S_IFREG}
 _ASSUMPTION = "files of the same size and time of change were taken for unchanged"

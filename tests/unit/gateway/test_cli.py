@@ -510,3 +510,10 @@ def test_retention_changes_what_is_given_and_shows_the_rest(
         assert run(cluster, "retention", "box", *wrong) == 2
     assert run(cluster, "retention", "box", "--keep-last", "0", "--json") == 1
     assert json.loads(capsys.readouterr().out)["code"] == "INVALID_REQUEST"
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _, _ in COMMANDS.values()}))
+def test_no_command_loads_ray_before_its_settings_are_in_the_environment(module: str) -> None:
+    """Ray reads them as it is loaded: the token of the cluster, for one, without which no call is answered."""
+    code = f"import sys, {module}; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
