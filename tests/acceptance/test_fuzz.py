@@ -159,6 +159,8 @@ class Caller:
             case "restore":
                 mode: dict[str, str] = draw.choice([{}, {"mode": "copy"}, {"mode": "overlay"}])
                 return {"dir": where, "id": draw.choice(self.backups), **mode}
+            case "fork":
+                return {"sandboxes": [f"{self.box.id}-f"]}
             case "forget":
                 return {"dir": draw.choice([where, ["/workspace", "/tmp"]])}
             case "labels":
@@ -207,7 +209,7 @@ def callers(service: Service, client: httpx.Client) -> Iterator[list[Caller]]:
         made.append(Caller(service, document, box, backups, random.Random(f"{SEED} {number}")))
     yield made
     for caller in made:
-        for name in (caller.box.id, f"{caller.box.id}-x"):
+        for name in (caller.box.id, f"{caller.box.id}-x", f"{caller.box.id}-f"):
             assert client.delete(f"/v1/sandbox/{name}").status_code == 204
 
 

@@ -71,6 +71,7 @@ def test_a_sandbox_known_only_by_its_files_is_reported_as_running(sleepy: Servic
     assert client.get(f"{sleeper.url}/running").json() == {"running": False}
 
 
+@pytest.mark.timeout(900)
 def test_sleeps_and_wakes_are_counted(sleeper: HttpBox) -> None:
     def counts() -> tuple[float, float]:
         text = sleeper.client.get("/metrics").text

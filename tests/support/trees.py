@@ -9,8 +9,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.config import DEFAULT_UID
-from actors.node.user_namespace import OWNERS
+# This module also runs alone, in a sandbox. `tests/unit/node/test_own_users.py` compares these with the product's.
+DEFAULT_UID = 61_184
+OWNERS = range(61_184, 65_520)
 
 MINUTES_OF_READING = 60 * 2**30
 """Size of a hole that takes no disk space, but takes mksquashfs minutes, because it reads every zero."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from actors.config import DEFAULT_UID
 from actors.node.drivers import Driver
 from actors.node.idmapped import obstacle
-from actors.node.user_namespace import exchanging
+from actors.node.user_namespace import OWNERS, exchanging
+from tests.support import trees
 
 _ALL = 2**32 - 1
 
@@ -41,3 +43,7 @@ def test_an_older_kernel_shows_copies_but_no_archives_as_another_users(release: 
 @pytest.mark.parametrize("driver", [driver for driver in Driver if driver is not Driver.KERNEL])
 def test_a_driver_with_a_daemon_is_named_as_the_obstacle(driver: Driver) -> None:
     assert driver in (obstacle(driver, "6.18") or "")
+
+
+def test_the_trees_of_tests_know_the_same_users() -> None:
+    assert (trees.DEFAULT_UID, trees.OWNERS) == (DEFAULT_UID, OWNERS)
