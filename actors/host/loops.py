@@ -19,8 +19,9 @@ def keep_on(step: Callable[[], float], *, name: str, failed: str, retry_s: float
     """
 
     def run() -> None:
-        if nice:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        if nice:  # a lower niceness than the process has would need a capability
+            lowest = max(nice, os.getpriority(os.PRIO_PROCESS, 0))
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), lowest)
         while True:
             pause_s = retry_s
             try:
