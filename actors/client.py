@@ -49,6 +49,7 @@ from actors.models import (
     listed,
     validated,
 )
+from actors.pages import pages
 from actors.rpc.calls import Call
 from actors.rpc.cluster import connect
 from actors.rpc.sandbox_calls import SandboxCalls, Upload
@@ -175,19 +176,16 @@ class Sandbox:
         return self.calls.list_files(path).result()
 
     def changes_since(self, backup: DirectoryBackup, *, dir: str | None = None) -> Iterator[FileChange]:
-        """What has changed since a backup in the directory that was backed up, or in `dir`, in the order of the paths.
+        """Yields the changes since a backup, of the directory that was backed up or of `dir`, in order of the paths.
 
         A file of the same size and time of change is taken for unchanged.
         """
         if not isinstance(backup, DirectoryBackup):
             raise InvalidBackupConfigError("The backup must be the handle that create_backup returned.")
-        cursor: str | None = None
-        while True:
-            page = self.calls.changes_since(backup.id, dir=dir, limit=MAX_PAGE, cursor=cursor).result()
+        for page in pages(
+            lambda cursor: self.calls.changes_since(backup.id, dir=dir, limit=MAX_PAGE, cursor=cursor).result()
+        ):
             yield from page.changes
-            cursor = page.cursor
-            if cursor is None:
-                return
 
     def persist(self, *, excludes: Sequence[str] = ()) -> Iterator[bytes]:
         """A tar archive of /workspace, piece by piece. `excludes` are patterns as in a .gitignore file."""
@@ -260,13 +258,8 @@ class Sandbox:
 
     def backups(self) -> Iterator[BackupInfo]:
         """The sandbox's backups, newest first."""
-        cursor: str | None = None
-        while True:
-            page = self.calls.backups(cursor=cursor).result()
+        for page in pages(lambda cursor: self.calls.backups(cursor=cursor).result()):
             yield from page.backups
-            cursor = page.cursor
-            if cursor is None:
-                return
 
     def forget(self, *dirs: str) -> ForgetResult:
         """Drops directories that could not be recovered; the sandbox then serves calls without them."""

@@ -276,10 +276,14 @@ class BackupCatalog:
 
     def all_records(self, tenant: str, sandbox: str) -> Iterator[BackupRecord]:
         """Yields all usable backups of a sandbox, newest first."""
+        return (row for row in self.all_rows(tenant, sandbox) if isinstance(row, BackupRecord))
+
+    def all_rows(self, tenant: str, sandbox: str, *, at_once: int = _PAGE) -> Iterator[BackupRecord | UnusableBackup]:
+        """Yields all backups of a sandbox, newest first, as `page` does. Holds `at_once` of them in memory."""
         cursor: str | None = None
         while True:
-            page = self.page(tenant, sandbox, limit=_PAGE, cursor=cursor)
-            yield from page.records
+            page = self.page(tenant, sandbox, limit=at_once, cursor=cursor)
+            yield from page.rows
             cursor = page.cursor
             if cursor is None:
                 return

@@ -13,7 +13,7 @@ removed by the collector. Nothing here wakes a sandbox.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ from storage.metadata import SandboxState
 
 _BATCH = 32
 _DELETERS = 4
-_PAGE = 100
+_AT_ONCE = 100
 """Backups read at once: their metadata is large, the candidates made of it are small."""
 _MAX_WAITING = 10_000
 
@@ -113,7 +113,8 @@ class SandboxRetention:
             state = state_of(self.catalog(), tenant, sandbox)
             policy = options.policy or _policy(state)
             with reading("sandbox"):
-                rows = list(self._candidates(tenant, sandbox))
+                found = self.catalog().all_rows(tenant, sandbox, at_once=_AT_ONCE)
+                rows = rules.newest_first(map(rules.candidate, found))
             decision = rules.decide(rows, policy, rules.needed(state), now=self.clock())
         outcome = _Outcome(kept={each.id: why for each, why in decision.kept})
         if options.dry_run:
@@ -121,15 +122,6 @@ class SandboxRetention:
         else:
             self._delete(tenant, sandbox, policy, decision.deleted, outcome)
         return _report(rows, policy, outcome, dry_run=options.dry_run)
-
-    def _candidates(self, tenant: str, sandbox: str) -> Iterator[rules.Candidate]:
-        catalog, cursor = self.catalog(), None
-        while True:
-            page = catalog.page(tenant, sandbox, limit=_PAGE, cursor=cursor)
-            yield from map(rules.candidate, page.rows)
-            cursor = page.cursor
-            if cursor is None:
-                return
 
     def _delete(
         self, tenant: str, sandbox: str, policy: Retention, doomed: Sequence[rules.Candidate], outcome: _Outcome
@@ -176,7 +168,7 @@ class SandboxRetention:
 
 @dataclass(slots=True)
 class _Outcome:
-    """What became of the backups of a run, by id."""
+    """The outcome of a run for each backup, by id."""
 
     kept: dict[str, tuple[KeepReason, ...]]
     deleted: set[str] = field(default_factory=set)
@@ -238,14 +230,15 @@ def _check_pin(catalog: BackupCatalog, tenant: str, sandbox: str, backup_id: str
         )
 
 
-def _report(rows: Sequence[rules.Candidate], policy: Retention, outcome: _Outcome, *, dry_run: bool) -> RetentionReport:
-    newest_first = sorted(rows, key=lambda each: (each.created_at, each.id), reverse=True)
+def _report(
+    newest_first: Sequence[rules.Candidate], policy: Retention, outcome: _Outcome, *, dry_run: bool
+) -> RetentionReport:
     return RetentionReport(
         dry_run=dry_run,
         policy=policy,
         kept=[_shown(each, outcome.kept[each.id]) for each in newest_first if each.id in outcome.kept],
         deleted=[_shown(each, ()) for each in newest_first if each.id in outcome.deleted],
-        missing_pins=sorted(set(policy.pinned) - {each.id for each in rows}),
+        missing_pins=sorted(set(policy.pinned) - {each.id for each in newest_first}),
         interrupted=outcome.interrupted,
     )
 

@@ -21,7 +21,7 @@ Reasons = Mapping[str, frozenset[KeepReason]]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What the decision needs to know of a backup. `dir` is None, and nothing else counts, if it is not usable."""
+    """A backup, as the decision knows it. `dir` is None, and nothing else counts, if it is not usable."""
 
     id: str
     created_at: datetime
@@ -66,21 +66,20 @@ def decide(backups: Iterable[Candidate], policy: Retention, needed: Reasons, *, 
     """Decides which backups of one sandbox are kept.
 
     Only usable, unexpired backups that were not made for a sleep take one of the policy's places, and none whose time
-    is still to come: a clock that was ahead must not push newer backups out. Of several backups of one instant, the id
-    decides which counts as newer.
+    is still to come: a clock that was ahead must not push newer backups out.
     """
-    newest_first = sorted(backups, key=lambda each: (each.created_at, each.id), reverse=True)
-    reasons: dict[str, set[KeepReason]] = {each.id: set(needed.get(each.id, ())) for each in newest_first}
-    for each in newest_first:
-        reasons[each.id] |= _own_reasons(each, now)
+    rows = newest_first(backups)
+    reasons: dict[str, set[KeepReason]] = defaultdict(set)
     counted: dict[str, list[Candidate]] = defaultdict(list)
-    for each in newest_first:
-        if each.dir is not None and not _own_reasons(each, now):
+    for each in rows:
+        own = _own_reasons(each, now)
+        reasons[each.id] |= own.union(needed.get(each.id, ()))
+        if each.dir is not None and not own:
             counted[each.dir].append(each)
-    for rows in counted.values():
-        for each in rows[: policy.keep_last or 0]:
+    for of_directory in counted.values():
+        for each in of_directory[: policy.keep_last or 0]:
             reasons[each.id].add(KeepReason.LAST)
-        for backup_id in _daily(rows, policy.keep_daily or 0):
+        for backup_id in _daily(of_directory, policy.keep_daily or 0):
             reasons[backup_id].add(KeepReason.DAILY)
     for backup_id in set(policy.pinned) & reasons.keys():
         reasons[backup_id].add(KeepReason.PINNED)
@@ -88,9 +87,14 @@ def decide(backups: Iterable[Candidate], policy: Retention, needed: Reasons, *, 
         for why in reasons.values():
             why.add(KeepReason.NO_RULE)
     return Decision(
-        kept=tuple((each, _in_order(reasons[each.id])) for each in newest_first if reasons[each.id]),
-        deleted=tuple(each for each in newest_first if not reasons[each.id]),
+        kept=tuple((each, _in_order(reasons[each.id])) for each in rows if reasons[each.id]),
+        deleted=tuple(each for each in rows if not reasons[each.id]),
     )
+
+
+def newest_first(backups: Iterable[Candidate]) -> list[Candidate]:
+    """The backups in order, the newest first. Of several backups of one instant, the greater id counts as newer."""
+    return sorted(backups, key=lambda each: (each.created_at, each.id), reverse=True)
 
 
 def _own_reasons(each: Candidate, now: datetime) -> set[KeepReason]:

@@ -9,6 +9,7 @@ import typer
 
 from actors.errors import InvalidRequestError
 from actors.models import MAX_PAGE, BackupFile, ChangesPage, FileChange, FileKind
+from actors.pages import pages
 from gateway.cli.arguments import is_uuid, remote
 from gateway.cli.session import Session, with_session
 
@@ -27,15 +28,13 @@ def mode_of(kind: FileKind, mode: int) -> str:
 def list_backup(session: Session, backup_id: str, path: str, *, recursive: bool) -> None:
     """Lists a directory of a backup. Raises BackupNotFoundError before anything is printed."""
     files: list[BackupFile] = []
-    cursor: str | None = None
-    while True:
-        page = (
-            session.service().backup_files(backup_id, path, recursive=recursive, limit=MAX_PAGE, cursor=cursor).result()
-        )
+    service = session.service()
+    for page in pages(
+        lambda cursor: service.backup_files(
+            backup_id, path, recursive=recursive, limit=MAX_PAGE, cursor=cursor
+        ).result()
+    ):
         files += page.files
-        cursor = page.cursor
-        if cursor is None:
-            break
     session.output.rows(
         {"files": files, "source": page.source},
         ("mode", "bytes", "modified", "name"),
@@ -67,13 +66,8 @@ def diff(
     if not is_uuid(before):
         raise InvalidRequestError("The earlier state must be a backup's id.")
     changes: list[FileChange] = []
-    cursor: str | None = None
-    while True:
-        page = _page(session, before, after, cursor).result()
+    for page in pages(lambda cursor: _page(session, before, after, cursor).result()):
         changes += page.changes
-        cursor = page.cursor
-        if cursor is None:
-            break
     whole = ChangesPage(changes=changes, partial=page.partial)
     session.output.rows(
         whole, ("change", "path", "differs"), [(row.change.value, row.path, ",".join(row.differs)) for row in changes]

@@ -11,6 +11,7 @@ import typer
 
 from actors.errors import BackupNotFoundError, InvalidRequestError
 from actors.models import BackupInfo, BackupStatus, Model, SandboxRef
+from actors.pages import pages
 from gateway.cli.arguments import is_uuid
 from gateway.cli.session import Session, with_session
 
@@ -80,13 +81,8 @@ def delete(
 
 
 def _sandboxes(service: ServiceCalls) -> Iterator[SandboxRef]:
-    cursor: str | None = None
-    while True:
-        page = service.sandboxes(cursor=cursor).result()
+    for page in pages(lambda cursor: service.sandboxes(cursor=cursor).result()):
         yield from page.sandboxes
-        cursor = page.cursor
-        if cursor is None:
-            return
 
 
 def _row(b: BackupInfo) -> tuple[str, ...]:
