@@ -69,6 +69,15 @@ def multipart_etag(parts: Iterable[PartDigest]) -> str:
     return f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"
 
 
+def etag_is_digest(*, encryption: str | None, customer_algorithm: str | None) -> bool:
+    """False if a key of KMS or of the customer encrypts the object: its ETag is then no function of the content.
+
+    The arguments are the answer's headers `x-amz-server-side-encryption` and `…-customer-algorithm`.
+    Source: Amazon S3 API reference, "Object".
+    """
+    return customer_algorithm is None and not (encryption or "").startswith("aws:kms")
+
+
 def is_of_etag(data: bytes, etag: str) -> bool:
     """False if `etag` is empty, or has the form of an MD5 and is not that of `data`. Other forms tell nothing."""
     if not re.fullmatch("[0-9a-f]{32}", etag):

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from storage.config import TransferConfig
-from storage.digests import PartDigest
+from storage.digests import PartDigest, etag_is_digest
 from storage.errors import IntegrityError
 from storage.store import ObjectStore, SignedRequest
 from storage.wire import CHUNK_BYTES, Meter, Wire
@@ -81,20 +81,20 @@ class Source:
 
     def digest(self, wire: Wire, start: int, size_bytes: int) -> PartDigest:
         """The MD5 and the SHA-256 of a stretch."""
-        md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-        for chunk in self.chunks(start, size_bytes):
-            wire.go_on("upload")
-            md5.update(chunk)
-            sha256.update(chunk)
-        return PartDigest(size_bytes, md5.hexdigest(), sha256.hexdigest())
+        md5, sha256 = self._hashes(wire, ("md5", "sha256"), start, size_bytes)
+        return PartDigest(size_bytes, md5, sha256)
 
     def hash(self, wire: Wire, algorithm: str, start: int, size_bytes: int) -> str:
         """One digest of a stretch, in hexadecimal."""
-        hasher = hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
+        return self._hashes(wire, (algorithm,), start, size_bytes)[0]
+
+    def _hashes(self, wire: Wire, algorithms: Sequence[str], start: int, size_bytes: int) -> list[str]:
+        hashers = [hashlib.new(algorithm, usedforsecurity=algorithm != "md5") for algorithm in algorithms]
         for chunk in self.chunks(start, size_bytes):
             wire.go_on("upload")
-            hasher.update(chunk)
-        return hasher.hexdigest()
+            for hasher in hashers:
+                hasher.update(chunk)
+        return [hasher.hexdigest() for hasher in hashers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class PartSender:
                 for _ in response.iter_raw():
                     pass
                 etag = response.headers.get("ETag", "").strip('"')
-                if not etag or (etag != digest.md5 and _etag_is_digest(response)):
+                if not etag or (etag != digest.md5 and _etag_is_digest(response.headers)):
                     raise wire.fail(IntegrityError, "upload", f"part {index + 1} came back with another ETag")
                 return SentPart(digest, str(etag))
 
@@ -143,11 +143,8 @@ def abort_uploads(store: ObjectStore, key: str) -> None:
         store.abort_upload(left.key, left.upload_id)
 
 
-def _etag_is_digest(response: httpx.Response) -> bool:
-    """False if a key of KMS or of the customer encrypts the object: its ETag is then no MD5.
-
-    Source: Amazon S3 API reference, "Object".
-    """
-    headers = response.headers
-    kms = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
-    return not kms and "x-amz-server-side-encryption-customer-algorithm" not in headers
+def _etag_is_digest(headers: httpx.Headers) -> bool:
+    encryption = "x-amz-server-side-encryption"
+    return etag_is_digest(
+        encryption=headers.get(encryption), customer_algorithm=headers.get(f"{encryption}-customer-algorithm")
+    )

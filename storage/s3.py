@@ -28,6 +28,7 @@ from storage.store import SMALL_OBJECT_BYTES, Head, Listed, Page, SignedRequest,
 from storage.time_limit import held, left_s
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
         CompletedPartTypeDef,
@@ -42,8 +43,20 @@ _NO_LIFECYCLE = {"NotImplemented", "MethodNotAllowed", "UnsupportedOperation", "
 
 
 def _etag_is_digest(answer: Mapping[str, Any]) -> bool:
-    """False if the store encrypts in a way that makes the ETag no function of the content."""
-    return not (answer.get("ServerSideEncryption", "").startswith("aws:kms") or "SSECustomerAlgorithm" in answer)
+    return digests.etag_is_digest(
+        encryption=answer.get("ServerSideEncryption"), customer_algorithm=answer.get("SSECustomerAlgorithm")
+    )
+
+
+def _read(body: StreamingBody, size_bytes: int) -> bytes:
+    """Reads a body, and closes it: at most one byte more than `size_bytes`, and nothing if it is broken off."""
+    from storage.s3_client import BROKEN_OFF
+
+    with closing(body):  # `with body` would give urllib3's, whose exceptions are its own
+        try:
+            return body.read(size_bytes + 1)
+        except BROKEN_OFF:
+            return b""
 
 
 class S3ObjectStore:
@@ -127,17 +140,10 @@ class S3ObjectStore:
 
     def _get(self, key: str, max_bytes: int) -> tuple[Stored, bool]:
         """Reads an object once. The second value is False if the ETag is no function of the content."""
-        from storage.s3_client import BROKEN_OFF
-
         with self._translated("get", key):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
-            with closing(answer["Body"]) as body:  # `with body` would give urllib3's, whose exceptions are its own
-                etag = self._etag(answer, "get", key)
-                try:
-                    # One byte more than allowed tells too large from just right.
-                    data = body.read(max_bytes + 1)
-                except BROKEN_OFF:
-                    data = b""
+            data = _read(answer["Body"], max_bytes)
+            etag = self._etag(answer, "get", key)
         if len(data) > max_bytes:
             detail = f"larger than {max_bytes} bytes"
             raise IntegrityError("get", bucket=self.bucket, key=key, detail=detail)
@@ -151,20 +157,14 @@ class S3ObjectStore:
         return until_whole(lambda: self._get_range(key, start, size_bytes), self._transfer)
 
     def _get_range(self, key: str, start: int, size_bytes: int) -> Stored:
-        from storage.s3_client import BROKEN_OFF
-
-        wanted = f"bytes {start}-{start + size_bytes - 1}/"
+        span = f"{start}-{start + size_bytes - 1}"
         with self._translated("get_range", key):
-            answer = self._client.get_object(Bucket=self.bucket, Key=key, Range=wanted[:-1].replace(" ", "="))
-            with closing(answer["Body"]) as body:
-                etag = self._etag(answer, "get_range", key)
-                # A store that ignores the range says none, and one with less than was asked for names another.
-                if not answer.get("ContentRange", "").startswith(wanted):
-                    raise IntegrityError("get_range", bucket=self.bucket, key=key, detail="it ends before this range")
-                try:
-                    data = body.read(size_bytes + 1)
-                except BROKEN_OFF:
-                    data = b""
+            answer = self._client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={span}")
+            data = _read(answer["Body"], size_bytes)
+            etag = self._etag(answer, "get_range", key)
+        # A store that ignores the range says none, and one with less than was asked for names another.
+        if not answer.get("ContentRange", "").startswith(f"bytes {span}/"):
+            raise IntegrityError("get_range", bucket=self.bucket, key=key, detail="it ends before this range")
         if len(data) != size_bytes:
             raise TornReadError("get_range", bucket=self.bucket, key=key, detail="the answer was cut short")
         return Stored(data, etag)
