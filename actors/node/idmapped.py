@@ -24,6 +24,7 @@ from pathlib import Path
 from actors.node import mounting
 from actors.node.drivers import IDMAPPED_LAYER, IDMAPPED_LOWER, LOWER, Driver
 from actors.node.errors import MountError
+from actors.node.system_calls import checked, libc
 from actors.node.user_namespace import UserNamespace
 
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
@@ -36,7 +37,6 @@ _MS_PRIVATE = 1 << 18
 _UNMOUNT_S = 10.0
 _SQUASHFS_SINCE = (6, 2)
 """The first Linux whose squashfs can be idmapped. Overlays take such layers since 5.19."""
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Attributes(ctypes.Structure):
@@ -110,19 +110,12 @@ def _attach(source: Path, target: Path, namespace: int) -> None:
 
     It is private: else what is mounted in it would also be mounted in its source, if that is shared.
     """
-    fd = _done(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | os.O_CLOEXEC))
+    fd = checked(libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | os.O_CLOEXEC))
     try:
         attributes = _Attributes(_MOUNT_ATTR_IDMAP, 0, _MS_PRIVATE, namespace)
         size = ctypes.sizeof(attributes)
-        _done(_libc.syscall(_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size))
-        _done(_libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH))
+        checked(libc.syscall(_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size))
+        checked(libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH))
     finally:
         with suppress(OSError):
             os.close(fd)
-
-
-def _done(result: int) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result

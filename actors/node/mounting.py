@@ -15,11 +15,12 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from actors.node import drivers, loops, mountinfo, process
 from actors.node.errors import MountBusyError, MountError, NoRoomToMountError, ToolError, full_disk_in, is_full
+from actors.node.system_calls import checked, libc
 
 _MOUNT_TIMEOUT_S = 30.0
 _RETRY_S = 0.02
@@ -27,8 +28,6 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_BIND = 1, 2, 4, 4096
 _CLONE_FS = 0x200
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _BUSY = b"already mounted"
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(argv: Sequence[str], *, cwd: Path, deadline_s: float = 0.0) -> None:
@@ -39,21 +38,22 @@ def mount(argv: Sequence[str], *, cwd: Path, deadline_s: float = 0.0) -> None:
         NoRoomToMountError: the disk is full; nothing is mounted.
         MountError: it failed; nothing is mounted.
     """
-    deadline = time.monotonic() + deadline_s
-    while True:
+
+    def attempt() -> None:
         try:
             ended = process.run(argv, timeout_s=_MOUNT_TIMEOUT_S, cwd=str(cwd))
         except ToolError as e:
             raise MountError(e.message, hint=e.hint) from e
         if ended.status == 0:
             return
+        what, said = f"{argv[0]} of {argv[2]}", process.printable(ended.stderr)
         if full_disk_in(ended.stderr.decode(errors="replace")):
-            raise NoRoomToMountError(f"{argv[0]} of {argv[2]} failed: {process.printable(ended.stderr)}")
+            raise NoRoomToMountError(f"{what} failed: {said}")
         if _BUSY not in ended.stderr:
-            raise MountError(f"{argv[0]} of {argv[2]} failed: {process.printable(ended.stderr)}")
-        if time.monotonic() >= deadline:
-            raise MountBusyError(f"{argv[0]} of {argv[2]} found it in use: {process.printable(ended.stderr)}")
-        time.sleep(_RETRY_S)
+            raise MountError(f"{what} failed: {said}")
+        raise MountBusyError(f"{what} found it in use: {said}")
+
+    _repeat_while_busy(attempt, deadline_s)
 
 
 def mount_archive(archive: Path, point: Path) -> None:
@@ -84,19 +84,17 @@ def mount_overlay(data: str, point: str, *, cwd: Path, deadline_s: float) -> Non
     """
     failed: list[OSError] = []
 
-    def attempt() -> None:
+    def mount_here() -> None:
         try:
-            if _libc.unshare(_CLONE_FS) != 0:
-                raise _last_error()
+            checked(libc.unshare(_CLONE_FS))
             os.chdir(cwd)
             _mount("overlay", point, "overlay", _MS_NOSUID | _MS_NODEV, data)
         except OSError as e:
             failed.append(e)
 
-    deadline = time.monotonic() + deadline_s
-    while True:
+    def attempt() -> None:
         failed.clear()
-        thread = threading.Thread(target=attempt, name="mount")
+        thread = threading.Thread(target=mount_here, name="mount")
         try:
             thread.start()
         except RuntimeError as e:  # Python raises it where a thread's start fails with EAGAIN
@@ -104,26 +102,33 @@ def mount_overlay(data: str, point: str, *, cwd: Path, deadline_s: float) -> Non
         thread.join()
         if not failed:
             return
-        said = failed[0].strerror
-        if is_full(failed[0]):
-            raise NoRoomToMountError(f"mount of overlay failed: {said}.")
-        if failed[0].errno != errno.EBUSY:
-            raise MountError(f"mount of overlay failed: {said}.")
-        if time.monotonic() >= deadline:
-            raise MountBusyError(f"mount of overlay found it in use: {said}.")
+        (error,) = failed
+        if is_full(error):
+            raise NoRoomToMountError(f"mount of overlay failed: {error.strerror}.")
+        if error.errno != errno.EBUSY:
+            raise MountError(f"mount of overlay failed: {error.strerror}.")
+        raise MountBusyError(f"mount of overlay found it in use: {error.strerror}.")
+
+    _repeat_while_busy(attempt, deadline_s)
+
+
+def _repeat_while_busy(attempt: Callable[[], None], deadline_s: float) -> None:
+    """Repeats an attempt while it raises MountBusyError, until the deadline."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        try:
+            attempt()
+            return
+        except MountBusyError:
+            if time.monotonic() >= deadline:
+                raise
         time.sleep(_RETRY_S)
 
 
-def _mount(source: str, point: str, fs_type: str, flags: int, data: str = "") -> None:
+def _mount(source: str, point: str, fs_type: str | None, flags: int, data: str = "") -> None:
     """Calls mount(2). Raises OSError."""
-    words = (os.fsencode(word) for word in (source, point, fs_type))
-    if _libc.mount(*words, ctypes.c_ulong(flags), data.encode()) != 0:
-        raise _last_error()
-
-
-def _last_error() -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code))
+    kind = None if fs_type is None else fs_type.encode()
+    checked(libc.mount(os.fsencode(source), os.fsencode(point), kind, ctypes.c_ulong(flags), data.encode()))
 
 
 def bind_descriptors(source_fd: int, target_fd: int) -> None:
@@ -133,8 +138,10 @@ def bind_descriptors(source_fd: int, target_fd: int) -> None:
         MountError: the kernel refused.
     """
     source, target = f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{target_fd}"
-    if _libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(_MS_BIND), None) != 0:
-        raise MountError(f"A bind mount failed: {_last_error().strerror}.")
+    try:
+        _mount(source, target, None, _MS_BIND)
+    except OSError as e:
+        raise MountError(f"A bind mount failed: {e.strerror}.") from None
 
 
 def unmount(path: Path, *, deadline_s: float) -> None:
@@ -148,7 +155,7 @@ def unmount(path: Path, *, deadline_s: float) -> None:
     """
     deadline = time.monotonic() + deadline_s
     while mountinfo.find(path) is not None:
-        if _libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW) == 0:
+        if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW) == 0:
             continue
         code = ctypes.get_errno()
         if code == errno.EBUSY:
@@ -179,7 +186,7 @@ def _detach_way_to(path: Path) -> bool:
     found = mountinfo.find(path)
     way = table.get(found.parent_id) if found is not None else None
     while way is not None and (way.fs_type == "overlay" or way.fs_type.startswith("fuse")):
-        if _libc.umount2(os.fsencode(way.point), _UMOUNT_NOFOLLOW | _MNT_DETACH) == 0:
+        if libc.umount2(os.fsencode(way.point), _UMOUNT_NOFOLLOW | _MNT_DETACH) == 0:
             return True
         way = table.get(way.parent_id)
     return False

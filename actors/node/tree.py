@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from actors.node.errors import MountError, NoSpaceLeftError, PathError, PathMissingError, PathTypeError
 from actors.node.idmapped import View
+from actors.node.system_calls import libc
 
 _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
@@ -36,7 +37,6 @@ DEAD_MOUNT = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ECONNREFUSED, 
 died fails with ECONNABORTED, later ones with ENOTCONN. Source: fs/fuse/dev.c."""
 AS_COPY = 'Restored with "mode": "copy" it is a directory like any other.'
 """The hint for a caller that has to remove or rename a mounted directory."""
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def openat2(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
@@ -47,7 +47,7 @@ def openat2(root_fd: int, path: str, flags: int, mode: int = 0) -> int:
     """
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, _RESOLVE_NO_MAGICLINKS | _RESOLVE_IN_ROOT)
     for _ in range(_AGAIN):
-        fd: int = _libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), how, len(how))
+        fd: int = libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), how, len(how))
         if fd >= 0:
             return fd
         error = ctypes.get_errno()
