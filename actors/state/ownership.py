@@ -55,8 +55,7 @@ class Ownership:
         self._catalog = catalog
         self.life = LifeCycle()
         """The sandbox's life in this actor. Everything but waking it moves it here; the sandbox itself wakes."""
-        durable = DurableState(catalog, tenant, sandbox, place, self.life) if catalog is not None else None
-        self._durable = durable
+        self._durable = DurableState(catalog, tenant, sandbox, place, self.life) if catalog is not None else None
         self._sleep_cleanup = SleepCleanup(catalog, tenant, sandbox) if catalog is not None else None
         self._unsettled = UnsettledBackups(catalog, tenant, sandbox, record) if catalog is not None else None
         self._found: StateRead | None = None
@@ -99,8 +98,7 @@ class Ownership:
     def may_be_here(self) -> bool:
         """Tells whether this node's files of the sandbox may be its newest. Raises StorageError."""
         found = self._durable.find() if self._durable is not None else None
-        state = found.state if found is not None else None
-        return state is None or not location.was_taken_up(state) or state.node == self._place.identity
+        return found is None or not location.was_taken_up(found.state) or found.state.node == self._place.identity
 
     def locate(self, *, has_record: bool) -> Origin:
         """Locates the sandbox's content. `has_record` is true if this node has a record of the sandbox.
@@ -150,9 +148,8 @@ class Ownership:
         durable = self._durable
         assert durable is not None
         with durable.turn():
-            self._acquire_epoch(
-                durable, self._last_found(durable), lambda state: taken_over(state, node=self._place.identity)
-            )
+            found, node = self._last_found(durable), self._place.identity
+            self._acquire_epoch(durable, found, lambda state: taken_over(state, node=node))
             state = durable.state
             begun = begun_takeover(state) if state is not None else None
             assert state is not None and begun is not None
@@ -195,37 +192,35 @@ class Ownership:
         durable, state = self._durable, self.state
         if durable is None or not self.life.may_write:
             return False
-        return durable.is_behind or state is None or not durable.is_here or not self._says_unsaved(state)
-
-    def _says_unsaved(self, state: SandboxState) -> bool:
-        return self._unsaved is None or state.unsaved == self._unsaved
+        return durable.is_behind or state is None or not durable.is_here or self._with_unsaved(state) is not state
 
     def _with_unsaved(self, state: SandboxState) -> SandboxState:
-        return state if self._says_unsaved(state) else state.model_copy(update={"unsaved": self._unsaved})
+        """The state with what this actor knows of unsaved roots; the same one if it says that already."""
+        is_said = self._unsaved is None or state.unsaved == self._unsaved
+        return state if is_said else state.model_copy(update={"unsaved": self._unsaved})
 
     def _claim(self, durable: DurableState, change: Change | None = None) -> bool:
         """Claims an epoch if this actor has none, and settles inherited backups. The caller has the state's turn.
 
-        Returns True if the claim's write has made `change`, too: it does unless backups had to be settled before.
+        The claim's write makes `change`, too, unless backups have to be settled before. Returns True if it has made it.
 
         Raises SupersededError, StorageError.
         """
         if not self.life.may_write:
             raise SupersededError
-        is_made = False
-        if durable.state is None or durable.state.node is None:
-            found = self._last_found_or_remade(durable)
-            if not location.may_be_here(found.state if found else None, self._place):
-                durable.give_way()
-            with_it = None if self._unsettled else change
-            taken = self._acquire_epoch(durable, found, lambda state: self._taken_up(state, with_it))
-            is_made = with_it is not None and not taken.pending
-        self._settle(durable)
-        return is_made
+        if durable.state is not None and durable.state.node is not None:
+            self._settle(durable)
+            return False
+        found = self._last_found_or_remade(durable)
+        if not location.may_be_here(found.state if found else None, self._place):
+            durable.give_way()
+        with_it = None if self._unsettled else change
 
-    def _taken_up(self, state: SandboxState, change: Change | None) -> SandboxState:
-        taken = taken_up(state, self._record(), node=self._place.identity, unsaved=self._unsaved)
-        return taken if change is None or taken.pending else change(taken)
+        def claimed(state: SandboxState) -> SandboxState:
+            state = taken_up(state, self._record(), node=self._place.identity, unsaved=self._unsaved)
+            return state if with_it is None or state.pending else with_it(state)
+
+        return not self._acquire_epoch(durable, found, claimed).pending and with_it is not None
 
     def _settle(self, durable: DurableState) -> None:
         """Finds out what became of the unsettled backups, and writes that. Raises StorageError: call again.
@@ -265,13 +260,12 @@ class Ownership:
             raise
 
     def relabel(self) -> None:
-        """Adopts labels that others wrote into the state. Waits `MOMENTS_S` at most for the bucket."""
-        durable = self._durable
-        if durable is None or durable.state is None:
+        """Adopts what others wrote into the state, such as labels. Waits `MOMENTS_S` at most for the bucket."""
+        if self._durable is None or self._durable.state is None:
             return
         try:
             with within_moments():
-                durable.check()
+                self._durable.check()
         except (StorageError, SupersededError) as e:  # the next write adopts them, if there is one
             log.warning("labels_not_read", sandbox=self._sandbox, error=type(e).__name__)
 
