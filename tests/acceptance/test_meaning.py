@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,10 +20,22 @@ from tests.support.trees import Entry, fingerprint
 PROGRAMS = Path(__file__).parents[1] / "support" / "programs"
 COUNTER = (PROGRAMS / "counting.py").read_text()
 
+UNSAVED = b'"unsaved":["/workspace"]'
+
 
 def tree_of(service: Service, box: HttpBox, path: str = "/workspace") -> dict[bytes, Entry]:
     """Returns the content of the directory as the node sees it."""
     return fingerprint(service.node_path(box.id, path))
+
+
+def state_with_unsaved_roots(service: Service, box: HttpBox) -> Path:
+    """Waits until the state in the bucket says that /workspace has unsaved content; returns the state's file.
+
+    The state is written shortly after the first call, and the list of unsaved roots shortly after each call.
+    """
+    (state,) = eventually(lambda: list(service.s3.rglob(f"{box.id}/state.json")))
+    eventually(lambda: UNSAVED in state.read_bytes())
+    return Path(state)
 
 
 def bucket(service: Service) -> dict[str, int]:
@@ -476,9 +487,11 @@ def test_a_sandbox_with_a_damaged_state_can_still_be_used_and_deleted(
     service: Service, box: HttpBox, damage: bytes
 ) -> None:
     box.sh("echo 1 > file")
+    state = state_with_unsaved_roots(service, box)
     handle = box.backup()
+    # A write that is still on its way would replace the damage unseen: the store has no conditional writes.
+    eventually(lambda: UNSAVED not in state.read_bytes())
     key = f"sandboxes/{box.id}/state.json"
-    time.sleep(2)  # a write that is on its way would replace the damage unseen: the store has no conditional writes
     service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=damage)
     refused = box.client.get(f"{box.url}/events")
     assert refusal(refused) == (409, "DOCUMENT_DAMAGED")
@@ -510,9 +523,7 @@ def test_a_backup_whose_archive_is_missing_is_not_found(service: Service, box: H
 
 def test_a_cancelled_backup_leaves_nothing(service: Service, box: HttpBox) -> None:
     box.sh("head -c 200000000 /dev/urandom > large")
-    # The state is written shortly after the first call, and the list of unsaved roots shortly after each call.
-    (state,) = eventually(lambda: list(service.s3.rglob(f"{box.id}/state.json")))
-    eventually(lambda: b'"unsaved":["/workspace"]' in state.read_bytes())
+    state_with_unsaved_roots(service, box)
     objects = bucket(service)
     refused: list[tuple[int, str]] = []
     with service.client() as aside:
