@@ -138,7 +138,7 @@ class NotKept(Document):
 
 
 class ListingDigest(Document):
-    """What the metadata has to say of the listing beside the archive (`storage.listing`).
+    """The digest of the listing beside the archive, which makes the metadata's signature cover it (`storage.listing`).
 
     Its last `index_bytes` are the index, which has this SHA-256, and says the SHA-256 of all the rest.
     """

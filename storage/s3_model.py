@@ -1,4 +1,4 @@
-"""What a process keeps of botocore's description of S3: no documentation, and no other service's endpoints.
+"""botocore's description of S3, without its documentation and the endpoints of other services.
 
 Each process of a sandbox holds this description. botocore reads it whole: 15 MB, of which 10 are the texts of the
 documentation and the endpoints of all of Amazon's services (own measurement). Our clients name their endpoint.

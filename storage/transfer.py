@@ -1,5 +1,5 @@
-"""Moves archives between a node and the bucket: `upload`, also of a file that still
-grows, and `download`, and the digests that they record.
+"""Moves archives between a node and the bucket: `upload`, also of a file that still grows, and `download`, and
+the digests that they record.
 
 Bytes go through presigned URLs only, each for one request and signed anew for each try; a thread holds at most
 256 KiB of them. A part that fails is tried again by itself, with exponential back-off and full jitter, for 5xx, 429

@@ -114,7 +114,7 @@ async def backup_files(
 async def backup_changes(
     service: Service, backup_id: Backup, other: OtherBackup, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
-    """What was added, changed and removed from the first backup to the second. Wakes no sandbox.
+    """The changes from the first backup to the second: added, changed and removed files. Wakes no sandbox.
 
     Go on until a page has no `cursor`: a page may have fewer changes than `limit`, even none.
     """
@@ -125,7 +125,7 @@ async def backup_changes(
 async def changes_since_backup(
     box: Box, backup: SinceBackup, dir: LiveDirectory = None, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
-    """What has changed in the sandbox since a backup, in the directory that was backed up or in `dir`.
+    """The changes in the sandbox since a backup, in the directory that was backed up or in `dir`.
 
     Wakes the sandbox; commands go on meanwhile.
     """

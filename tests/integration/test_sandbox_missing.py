@@ -397,7 +397,7 @@ UNMOUNTABLE = {
     Driver.ROOTLESS: {"squashfuse_ll": "exit 1"},
     Driver.FUSE: {"fuse-overlayfs": "exit 1"},
 }
-"""What fails if a layer cannot be mounted. The driver `kernel` runs no tool."""
+"""The tool of each driver whose failure makes a layer unmountable. The driver `kernel` runs none."""
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def folder(path: str) -> Entry:
 
 
 def lstat_of(of: Entry) -> os.stat_result:
-    """What lstat(2) says of the file that an entry is about."""
+    """The result of lstat(2) for the file that an entry is about."""
     ns = of.modified_s * 1_000_000_000 + of.modified_ns
     values = (of.mode, 1, 1, 1, 0, 0, of.size_bytes, 0, of.modified_s, 0)
     return os.stat_result(values, {"st_mtime_ns": ns})

@@ -1,4 +1,4 @@
-"""What is left out of botocore's description of S3 is not missed: clients address and sign as with the whole of it."""
+"""Clients with the shortened description of S3 address and sign as those with botocore's whole one."""
 
 from __future__ import annotations
 
