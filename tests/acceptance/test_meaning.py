@@ -13,8 +13,11 @@ import httpx
 import pytest
 
 from actors.node import mountinfo
+from storage import keys
+from storage.errors import ObjectMissingError
+from storage.store import list_all
 from tests.acceptance.http_box import HttpBox, refusal
-from tests.support.service import BUCKET, Service, eventually
+from tests.support.service import Service, eventually
 from tests.support.trees import Entry, fingerprint
 
 PROGRAMS = Path(__file__).parents[1] / "support" / "programs"
@@ -28,19 +31,25 @@ def tree_of(service: Service, box: HttpBox, path: str = "/workspace") -> dict[by
     return fingerprint(service.node_path(box.id, path))
 
 
-def state_with_unsaved_roots(service: Service, box: HttpBox) -> Path:
-    """Waits until the state in the bucket says that /workspace has unsaved content; returns the state's file.
+def state_of(service: Service, box: HttpBox) -> bytes:
+    """Returns the state of the sandbox in the bucket; empty if none has been written."""
+    try:
+        return service.store().get(keys.state("default", box.id)).data
+    except ObjectMissingError:
+        return b""
+
+
+def wait_for_unsaved_roots(service: Service, box: HttpBox) -> None:
+    """Waits until the state in the bucket says that /workspace has unsaved content.
 
     The state is written shortly after the first call, and the list of unsaved roots shortly after each call.
     """
-    (state,) = eventually(lambda: list(service.s3.rglob(f"{box.id}/state.json")))
-    eventually(lambda: UNSAVED in state.read_bytes())
-    return Path(state)
+    eventually(lambda: UNSAVED in state_of(service, box))
 
 
 def bucket(service: Service) -> dict[str, int]:
     """Returns each object of the bucket with its size."""
-    return {str(path.relative_to(service.s3)): path.stat().st_size for path in service.s3.rglob("*") if path.is_file()}
+    return {found.key: found.size_bytes for found in list_all(service.store(), "")}
 
 
 # --- addressing
@@ -432,9 +441,9 @@ def test_a_backup_that_the_cloudflare_sdk_wrote_can_be_restored_once_adopted(ser
     box.sh("echo kept > file")
     handle = box.backup(name="from the SDK")
     key = f"backups/{handle['id']}/meta.json"
-    document = json.loads(service.s3_client().get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    document = json.loads(service.store().get(key).data)
     plain = {name: document[name] for name in ("id", "dir", "name", "sizeBytes", "ttl", "createdAt")}
-    service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=json.dumps(plain).encode())
+    service.store().put(key, json.dumps(plain).encode())
     box.sh("echo lost > file")
     url = f"/v1/backup/{handle['id']}"
 
@@ -461,9 +470,9 @@ def test_a_tampered_backup_is_refused_but_can_be_listed_and_deleted(
     box.sh("echo 1 > file")
     handle, sound = box.backup(), box.backup()
     key = f"backups/{handle['id']}/meta.json"
-    document = json.loads(service.s3_client().get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    document = json.loads(service.store().get(key).data)
     edited = json.dumps({**document, "tenant": "other", "ttl": 1e9}).encode()
-    service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=edited)
+    service.store().put(key, edited)
     url = f"/v1/backup/{handle['id']}"
 
     with HttpBox(other_client, box.id).destroyed_at_the_end() as theirs:
@@ -487,12 +496,12 @@ def test_a_sandbox_with_a_damaged_state_can_still_be_used_and_deleted(
     service: Service, box: HttpBox, damage: bytes
 ) -> None:
     box.sh("echo 1 > file")
-    state = state_with_unsaved_roots(service, box)
+    wait_for_unsaved_roots(service, box)
     handle = box.backup()
     # A write that is still on its way would replace the damage unseen: the store has no conditional writes.
-    eventually(lambda: UNSAVED not in state.read_bytes())
-    key = f"sandboxes/{box.id}/state.json"
-    service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=damage)
+    eventually(lambda: UNSAVED not in state_of(service, box))
+    key = keys.state("default", box.id)
+    service.store().put(key, damage)
     refused = box.client.get(f"{box.url}/events")
     assert refusal(refused) == (409, "DOCUMENT_DAMAGED")
     assert refused.json()["context"]["document"] == key
@@ -500,7 +509,7 @@ def test_a_sandbox_with_a_damaged_state_can_still_be_used_and_deleted(
     assert box.read("/workspace/file") == b"1\n"
     later = box.backup()
     assert "state_replaced" in [row["kind"] for row in box.client.get(f"{box.url}/events").json()["events"]]
-    service.s3_client().put_object(Bucket=BUCKET, Key=key, Body=damage)
+    service.store().put(key, damage)
     assert box.client.delete(box.url).status_code == 204
     assert refusal(box.client.get(box.url)) == (404, "SANDBOX_NOT_FOUND")
     for kept in (handle, later):
@@ -512,7 +521,7 @@ def test_a_backup_whose_archive_is_missing_is_not_found(service: Service, box: H
     box.sh("echo 1 > file")
     cached, fresh = box.backup(), box.backup()
     for handle in (cached, fresh):
-        service.s3_client().delete_object(Bucket=BUCKET, Key=f"backups/{handle['id']}/data.sqsh")
+        service.store().delete(keys.archive(handle["id"]))
     before = tree_of(service, box)
 
     assert refusal(box.post("restore", **cached)) == (404, "BACKUP_NOT_FOUND")
@@ -523,7 +532,7 @@ def test_a_backup_whose_archive_is_missing_is_not_found(service: Service, box: H
 
 def test_a_cancelled_backup_leaves_nothing(service: Service, box: HttpBox) -> None:
     box.sh("head -c 200000000 /dev/urandom > large")
-    state_with_unsaved_roots(service, box)
+    wait_for_unsaved_roots(service, box)
     objects = bucket(service)
     refused: list[tuple[int, str]] = []
     with service.client() as aside:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from storage import keys
 from tests.acceptance.http_box import HttpBox
 from tests.support.mount_leaks import wait_until
-from tests.support.service import BUCKET, HOLDFAST, Service, clean_environment, running
+from tests.support.service import HOLDFAST, Service, clean_environment, running
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_calls_fail_while_a_backup_is_gone_and_work_once_its_directory_is_forgot
         (asleep,) = (
             row for row in client.get(f"/v1/sandbox/{box.id}/backups").json()["backups"] if row["dir"] == "/app"
         )
-        bedded.s3_client().delete_object(Bucket=BUCKET, Key=f"backups/{asleep['id']}/data.sqsh")
+        bedded.store().delete(keys.archive(asleep["id"]))
 
         for answer in (box.get("/workspace/file"), box.post("exec", argv=["ls", "/app"])):
             error = answer.json()

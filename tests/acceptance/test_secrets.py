@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from storage.store import list_all
 from tests.acceptance.conftest import OTHER_KEY
 from tests.acceptance.http_box import HttpBox
 from tests.support.service import CommandLines, Service, eventually, secrets_of
+
+SMALL = 100_000  # bytes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,12 +130,13 @@ def test_nothing_inside_a_sandbox_shows_a_secret_or_a_path_of_the_node(service: 
 
 
 def test_no_file_of_a_sandbox_or_of_the_bucket_holds_a_key(service: Service, main_flow: HttpBox) -> None:
-    folders = [service.data_dir / "node" / "boxes" / "default" / main_flow.id, service.s3 / "sandboxes"]
-    metadata = list((service.s3 / "backups").rglob("meta.json"))
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    small = [path for path in files if path.stat().st_size < 100_000]
+    folder = service.data_dir / "node" / "boxes" / "default" / main_flow.id
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.stat().st_size < SMALL}
+    store = service.store()
+    objects = {found.key: store.get(found.key).data for found in list_all(store, "") if found.size_bytes < SMALL}
 
-    assert metadata
-    for path in (*metadata, *small):
-        assert found_in(path.read_text(errors="replace"), secrets(service)) == []
-        assert str(service.data_dir) not in path.read_text(errors="replace")
+    assert [key for key in objects if key.endswith("meta.json")] and [key for key in objects if "state.json" in key]
+    for content in (*files.values(), *objects.values()):
+        text = content.decode(errors="replace")
+        assert found_in(text, secrets(service)) == []
+        assert str(service.data_dir) not in text

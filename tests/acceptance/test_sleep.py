@@ -63,7 +63,7 @@ def test_a_sandbox_known_only_by_its_files_is_reported_as_running(sleepy: Servic
     sleeper.write("/workspace/file", b"content")
     assert wait_until(lambda: not is_awake(client, sleeper), timeout_s=30)
     # An actor that dies before its first write to the bucket leaves this state.
-    sleepy.s3_client().delete_object(Bucket="holdfast", Key=keys.state("default", sleeper.id))
+    sleepy.store().delete(keys.state("default", sleeper.id))
     assert client.get(f"/v1/sandbox/{sleeper.id}").status_code == 404
     assert client.get(f"{sleeper.url}/running").json() == {"running": True, "awake": False}
     assert sleeper.read("/workspace/file") == b"content"

@@ -20,17 +20,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-import boto3
 import httpx
 
 from actors.node import mountinfo
+from storage.config import BucketConfig
+from storage.s3 import S3ObjectStore
 from tests.support.mount_leaks import loop_devices, wait_until
 from tests.support.sandboxes import identity, service_cgroup
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
 PROJECT = Path(__file__).parents[2]
@@ -41,7 +39,6 @@ STOP_S = 120.0
 _LISTEN = "0A"
 _NO_IDENTITY = "no-identity"
 """Stands for the identity of a node that never got one. No group and no folder has this name."""
-BUCKET = "holdfast"
 LAST_WORDS = "stop with Ctrl-C"
 
 
@@ -88,7 +85,7 @@ class Service:
 
     @property
     def s3(self) -> Path:
-        """The embedded store's folder."""
+        """The embedded store's folder: for damage to a file that nothing writes any more."""
         return self.data_dir / "s3" / "holdfast"
 
     @property
@@ -139,16 +136,21 @@ class Service:
         if response.status_code >= 400:
             self.error_bodies.append(response.read().decode("utf-8", "replace") + repr(response.headers))
 
-    def s3_client(self) -> S3Client:
-        """A client of the embedded store, with the store's own keys."""
+    def store(self) -> S3ObjectStore:
+        """The embedded store's bucket, opened with the store's own keys.
+
+        Tests read objects through it and not from its folder, where rclone replaces a file in more than one step.
+        """
         (port,) = {port for pid, port in self.listening() if "rclone" in comm_of(pid)}
         secrets = json.loads((self.data_dir / "secrets" / "secrets.json").read_text())
-        return boto3.client(
-            "s3",
-            endpoint_url=f"http://127.0.0.1:{port[1]}",
-            region_name="us-east-1",
-            aws_access_key_id=secrets["s3_access_key"],
-            aws_secret_access_key=secrets["s3_secret_key"],
+        return S3ObjectStore(
+            BucketConfig(
+                bucket="holdfast",
+                endpoint_url=f"http://127.0.0.1:{port[1]}",
+                region="us-east-1",
+                access_key_id=secrets["s3_access_key"],
+                secret_access_key=secrets["s3_secret_key"],
+            )
         )
 
     def listening(self) -> list[tuple[int, tuple[str, int]]]:
