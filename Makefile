@@ -30,6 +30,8 @@ coverage: setup ## what no test runs in the processes of pytest; a service's own
 
 soak: setup ## random calls under random kills: SOAK_S for each mount driver that is offered; and longer random tests
 	SOAK_S=$(SOAK_S) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest tests/soak -m soak -s
+	HOLDFAST_TEST_LAYER_HISTORIES=$(or $(LAYER_HISTORIES),20000) \
+	  $(BIN)/python -m pytest --timeout 7200 tests/contract/test_layer_protocol.py
 	HOLDFAST_TEST_FUZZ_SEED=$(or $(SOAK_SEED),1) HOLDFAST_TEST_FUZZ_REQUESTS=2500 \
 	  HOLDFAST_TEST_KILLED_STARTS=1000 HOLDFAST_TEST_STEPS_APART=11 \
 	  $(BIN)/python -m pytest --timeout 3600 tests/acceptance/test_fuzz.py tests/integration/test_orphans.py

@@ -370,8 +370,13 @@ class BackupCatalog:
             logger.warning("backup %s is not of the sleep of sandbox %s, and stays", backup_id, sandbox)
 
     def discard(self, record: BackupRecord) -> None:
-        """Removes everything of one backup, in the order that keeps "metadata means archive" true. Idempotent."""
+        """Removes everything of one backup, in the order that keeps "metadata means archive" true. Idempotent.
+
+        Of an incremental backup the references to its layers: the collector removes layers that nobody needs any more.
+        """
         self.store.delete(keys.metadata(record.id))
+        for layer in record.layers or ():
+            self.store.delete(keys.layer_reference(record.owner, layer.sha256, record.id))
         self.store.delete(keys.archive(record.id))
         self.store.delete(keys.listing(record.id))
         if record.sandbox is not None:

@@ -24,6 +24,7 @@ from storage.errors import (
     TamperedMetadataError,
     UnsignedMetadataError,
 )
+from storage.layer_collection import LayerCollection
 from storage.metadata import BackupRecord, Claim, load
 from storage.store import Listed, ObjectStore, list_all
 
@@ -35,7 +36,9 @@ class CollectionReport:
     """The result of a collection: what it removed and repaired, or in a dry run would. Backups by id, the rest by key.
 
     `orphaned_archives` are the backups of which an archive, a listing or both were left without metadata.
-    `stale_index_entries` include idempotency keys whose backups are gone, or whose claims are damaged. `tampered`,
+    `stale_index_entries` include idempotency keys whose backups are gone, or whose claims are damaged, references to
+    layers of backups that are gone, and marks of collectors that have died; `rebuilt_index_entries` include references.
+    `orphaned_layers` are layers that no backup needs. `without_archive` includes backups that lack a layer. `tampered`,
     `unreadable` (backups, states and claims that are damaged, or of a later release) and `without_archive` need a
     person: nothing of them was touched. Nor was anything of `unsigned`, the backups of other programs.
     `with_retention` are the sandboxes that have a retention policy, each with its tenant.
@@ -44,6 +47,7 @@ class CollectionReport:
     dry_run: bool
     expired_backups: tuple[str, ...] = ()
     orphaned_archives: tuple[str, ...] = ()
+    orphaned_layers: tuple[str, ...] = ()
     stale_uploads: tuple[str, ...] = ()
     stale_index_entries: tuple[str, ...] = ()
     rebuilt_index_entries: tuple[str, ...] = ()
@@ -88,6 +92,10 @@ class _Collection:
     listed: set[str] = field(default_factory=set)
     """The ids of the backups that the index lists."""
     freed_bytes: int = 0
+    layers: LayerCollection = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layers = LayerCollection(self.store, self.now, self.grace, self.dry_run)
 
     @property
     def store(self) -> ObjectStore:
@@ -128,7 +136,7 @@ class _Collection:
             return
         if not (record.is_expired(self.now, buffer_s=0) and self.is_old(metadata.last_modified)):
             self.live.append(record)
-            if backup.archive is None and self.is_old(metadata.last_modified):
+            if backup.archive is None and not record.is_incremental and self.is_old(metadata.last_modified):
                 self.without_archive.append(backup_id)
             return
         if not self.dry_run:
@@ -177,7 +185,9 @@ class _Collection:
         return True
 
     def collect_uploads(self) -> None:
-        for upload in self.store.list_uploads(keys.BACKUPS_PREFIX):
+        uploads = list(self.store.list_uploads(keys.BACKUPS_PREFIX))
+        uploads += [found for found in self.store.list_uploads(keys.LAYERS_ROOT) if keys.find_layer_object(found.key)]
+        for upload in uploads:
             if self.is_old(upload.initiated_at):
                 if not self.dry_run:
                     self.store.abort_upload(upload.key, upload.upload_id)
@@ -192,6 +202,7 @@ class _Collection:
         unlisted = dict(wanted)
         for root in keys.INDEX_ROOTS:
             for row in list_all(self.store, root):
+                self.layers.note(row)
                 if keys.is_claim(row.key) and self.is_old(row.last_modified):
                     self._collect_claim(row.key)
                 if sandbox := keys.find_state(row.key):
@@ -250,20 +261,26 @@ class _Collection:
             self.store.delete(key)
         self.stale_entries.append(key)
 
+    def collect_layers(self) -> None:
+        """Removes layers that no backup needs; after `collect_index`, which has listed them."""
+        self.layers.collect(self.live, dropped=self.expired)
+
     def report(self) -> CollectionReport:
+        layers = self.layers
         return CollectionReport(
             dry_run=self.dry_run,
             expired_backups=tuple(self.expired),
             orphaned_archives=tuple(self.orphaned),
+            orphaned_layers=tuple(layers.orphaned),
             stale_uploads=tuple(self.uploads),
-            stale_index_entries=tuple(self.stale_entries),
-            rebuilt_index_entries=tuple(self.rebuilt),
+            stale_index_entries=(*self.stale_entries, *layers.stale),
+            rebuilt_index_entries=(*self.rebuilt, *layers.rebuilt),
             tampered=tuple(self.tampered),
             unsigned=tuple(self.unsigned),
             unreadable=tuple(self.unreadable),
-            without_archive=tuple(self.without_archive),
+            without_archive=(*self.without_archive, *layers.incomplete),
             with_retention=tuple(self.with_retention),
-            freed_bytes=self.freed_bytes,
+            freed_bytes=self.freed_bytes + layers.freed_bytes,
         )
 
 
@@ -283,4 +300,5 @@ def collect(catalog: BackupCatalog, *, now: datetime, grace_s: float, dry_run: b
     run.collect_uploads()
     run.collect_index()
     run.collect_fenced()
+    run.collect_layers()
     return run.report()

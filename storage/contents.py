@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from storage import keys
 from storage.catalog import BackupCatalog
-from storage.errors import ObjectMissingError
+from storage.errors import NotListedError, ObjectMissingError
 from storage.listing import Contents, Listing
 from storage.metadata import BackupRecord
 from storage.ranges import RangedObject
@@ -53,5 +53,7 @@ def open_contents(store: ObjectStore, record: BackupRecord, *, hasty: bool = Fal
             return OpenedContents(Listing(source, record.listing), True)
         except ObjectMissingError:
             logger.warning("backup %s has lost its listing", record.id)
-    archive = ArchiveContents(store, keys.archive(record.id), record.size_bytes, hasty=hasty)
-    return OpenedContents(archive, False)
+    key = keys.archive(record.id)
+    if record.layers is not None:
+        raise NotListedError("list", bucket=store.bucket, key=key, detail="it is incremental, and has no listing")
+    return OpenedContents(ArchiveContents(store, key, record.size_bytes, hasty=hasty), False)

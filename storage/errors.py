@@ -15,6 +15,7 @@
     │   ├── NewerDocumentError          a later release has written it
     │   ├── TamperedMetadataError       none of our keys has signed its content
     │   └── UnsignedMetadataError       nobody has signed it
+    ├── LayersUnusableError             no incremental backup can be made on this one now; make a full one
     ├── TransferCancelledError          somebody cancelled the transfer; nothing of it is left
     ├── NotListedError                  a backup has no listing, and its archive cannot be listed
     ├── InvalidCursorError              a page was asked for with a cursor this package did not issue
@@ -180,6 +181,12 @@ class UnsignedMetadataError(DocumentError):
 
     summary = "Nobody has signed the metadata"
     default_hint = "Run `holdfast adopt` with the backup's id, or set HOLDFAST_RESTORE_UNSIGNED=true."
+
+
+class LayersUnusableError(StorageError):
+    """No incremental backup can be made on a backup now, or it is doubtful whether one can; make a full one."""
+
+    summary = "No incremental backup can be made"
 
 
 class TransferCancelledError(StorageError):

@@ -7,6 +7,9 @@
     sandboxes/<sandbox>/keys/<SHA-256 of the key>       claim: the backup that an idempotency key stands for
     sandboxes/<sandbox>/state.json                      the sandbox's durable state
     tenants/<tenant>/sandboxes/...                      the last three again, for every tenant but "default"
+    tenants/<tenant>/layers/<SHA-256>.sqsh              a layer of incremental backups, for the tenant "default" too
+    tenants/<tenant>/layers/<SHA-256>/refs/<backup id>  reference: the backup that needs the layer
+    tenants/<tenant>/layers/<SHA-256>/dying/<run>       mark: the run of the collector that is about to delete the layer
     damaged/<stamp>/<key>                               a damaged document that was replaced, kept for a person
 
 S3 lists in ascending order of the keys' bytes only, and people want the newest backup first. So the stamp begins with
@@ -27,7 +30,8 @@ from datetime import UTC, datetime, timedelta
 
 DEFAULT_TENANT = "default"
 BACKUPS_PREFIX = "backups/"
-INDEX_ROOTS = ("sandboxes/", "tenants/")
+LAYERS_ROOT = "tenants/"
+INDEX_ROOTS = ("sandboxes/", LAYERS_ROOT)
 DAMAGED_PREFIX = "damaged/"
 
 # 13 digits of milliseconds reach to the year 2286.
@@ -41,6 +45,12 @@ _ENTRY_PATTERN = re.compile(_ENTRY)
 _INDEX_PATTERN = re.compile(rf"(?:tenants/(?P<tenant>{_NAME})/)?sandboxes/(?P<sandbox>{_NAME})/backups/{_ENTRY}")
 _CLAIM_PATTERN = re.compile(rf"(?:tenants/{_NAME}/)?sandboxes/{_NAME}/keys/[0-9a-f]{{64}}")
 _STATE_PATTERN = re.compile(rf"(?:tenants/(?P<tenant>{_NAME})/)?sandboxes/(?P<sandbox>{_NAME})/state\.json")
+_SHA256 = r"[0-9a-f]{64}"
+_SHA256_PATTERN = re.compile(_SHA256)
+_LAYER_PATTERN = re.compile(
+    rf"tenants/(?P<tenant>{_NAME})/layers/(?P<sha256>{_SHA256})"
+    rf"(?:\.sqsh|/refs/(?P<backup>{_UUID})|/dying/(?P<run>{_UUID}))"
+)
 _BACKUP_PATTERN = re.compile(rf"backups/(?P<backup>{_UUID})/(?P<file>data\.sqsh|meta\.json|files\.list)")
 
 
@@ -69,6 +79,45 @@ def metadata(backup_id: str) -> str:
 def listing(backup_id: str) -> str:
     """The key of the listing of a backup's files."""
     return f"{BACKUPS_PREFIX}{_checked_id(backup_id)}/files.list"
+
+
+def layers_prefix(tenant: str) -> str:
+    """The prefix of the keys of all layers of a tenant, and of their references and marks.
+
+    The tenants share no layers: a digest that opens another tenant's layer would tell who has the same files.
+    """
+    return f"tenants/{_checked_name('tenant', tenant)}/layers/"
+
+
+def _layer(tenant: str, sha256: str) -> str:
+    if not _SHA256_PATTERN.fullmatch(sha256):
+        raise ValueError("not a SHA-256 in hexadecimal")
+    return layers_prefix(tenant) + sha256
+
+
+def layer(tenant: str, sha256: str) -> str:
+    """The key of a layer's archive."""
+    return f"{_layer(tenant, sha256)}.sqsh"
+
+
+def layer_references(tenant: str, sha256: str) -> str:
+    """The prefix of the keys of a layer's references."""
+    return f"{_layer(tenant, sha256)}/refs/"
+
+
+def layer_reference(tenant: str, sha256: str, backup_id: str) -> str:
+    """The key of a backup's reference to a layer."""
+    return layer_references(tenant, sha256) + _checked_id(backup_id)
+
+
+def layer_marks(tenant: str, sha256: str) -> str:
+    """The prefix of the keys of the marks of those that are about to delete a layer."""
+    return f"{_layer(tenant, sha256)}/dying/"
+
+
+def layer_mark(tenant: str, sha256: str, run: str) -> str:
+    """The key of the mark of one run of the collector, named by a UUID."""
+    return layer_marks(tenant, sha256) + _checked_id(run)
 
 
 def sandboxes_prefix(tenant: str) -> str:
@@ -166,6 +215,23 @@ class BackupObject:
     backup_id: str
     is_metadata: bool
     is_listing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LayerObject:
+    """The key of a layer's archive, of a reference (with `backup_id`), or of a mark (with `run`), taken apart."""
+
+    key: str
+    tenant: str
+    sha256: str
+    backup_id: str | None
+    run: str | None
+
+
+def find_layer_object(key: str) -> LayerObject | None:
+    """Reads the key of a layer, a reference or a mark; None for any other key."""
+    found = _LAYER_PATTERN.fullmatch(key)
+    return LayerObject(key, found["tenant"], found["sha256"], found["backup"], found["run"]) if found else None
 
 
 def find_index_entry(key: str) -> IndexEntry | None:

@@ -2,7 +2,7 @@
 
 A rule knows ages only, not the ttl of a single backup. So the operator chooses an upper bound after which the store may
 delete anything under `backups/`, and the collector deletes each backup at its own ttl. Rules that are not ours are left
-as they are.
+as they are. One that would delete the layers of incremental backups, whose age says nothing, is named.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from storage.errors import StorageError
-from storage.keys import BACKUPS_PREFIX
+from storage.keys import BACKUPS_PREFIX, LAYERS_ROOT
 
 EXPIRE_RULE = "holdfast-expire-backups"
 ABORT_RULE = "holdfast-abort-uploads"
@@ -38,11 +38,12 @@ class LifecycleStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LifecycleStatus:
-    """Our rules in the bucket. `foreign_rules` counts the others."""
+    """Our rules in the bucket. `foreign_rules` counts the others; `over_layers` are those that would delete layers."""
 
     expire_after_days: int | None
     abort_uploads_after_days: int | None
     foreign_rules: int
+    over_layers: tuple[str, ...] = ()
 
     @property
     def is_installed(self) -> bool:
@@ -60,7 +61,34 @@ def inspect(store: LifecycleStore) -> LifecycleStatus:
     enabled = {rule.get("ID"): rule for rule in rules if rule.get("Status") == "Enabled"}
     expire = enabled.get(EXPIRE_RULE, {}).get("Expiration", {}).get("Days")
     abort = enabled.get(ABORT_RULE, {}).get("AbortIncompleteMultipartUpload", {}).get("DaysAfterInitiation")
-    return LifecycleStatus(expire, abort, sum(rule.get("ID") not in _OURS for rule in rules))
+    return LifecycleStatus(expire, abort, sum(rule.get("ID") not in _OURS for rule in rules), over_layers(rules))
+
+
+def over_layers(rules: Sequence[Rule]) -> tuple[str, ...]:
+    """The names of the enabled rules that would delete layers of incremental backups (`keys.layer`) by their age."""
+    return tuple(
+        str(rule.get("ID") or "(without a name)")
+        for rule in rules
+        if rule.get("Status") == "Enabled" and _deletes(rule) and _covers_layers(rule)
+    )
+
+
+def _deletes(rule: Rule) -> bool:
+    expiration = rule.get("Expiration", {})
+    return "Days" in expiration or "Date" in expiration
+
+
+def _covers_layers(rule: Rule) -> bool:
+    """True if the rule's prefix and that of some tenant's layers begin alike. No object of ours has a tag."""
+    chosen = rule.get("Filter", {})
+    both = chosen.get("And", {})
+    if "Tag" in chosen or both.get("Tags"):
+        return False
+    prefix = str(rule.get("Prefix") or chosen.get("Prefix") or both.get("Prefix") or "")
+    if not prefix.startswith(LAYERS_ROOT):
+        return LAYERS_ROOT.startswith(prefix)
+    _, names_tenant, rest = prefix.removeprefix(LAYERS_ROOT).partition("/")
+    return not names_tenant or rest.startswith("layers/") or "layers/".startswith(rest)
 
 
 def install(store: LifecycleStore, *, expire_after_days: int) -> LifecycleStatus:
@@ -78,7 +106,7 @@ def install(store: LifecycleStore, *, expire_after_days: int) -> LifecycleStatus
     foreign = [rule for rule in store.lifecycle_rules() if rule.get("ID") not in _OURS]
     store.replace_lifecycle_rules([*foreign, *_rules(expire_after_days)])
     status = inspect(store)
-    if status != LifecycleStatus(expire_after_days, _ABORT_AFTER_DAYS, len(foreign)):
+    if status != LifecycleStatus(expire_after_days, _ABORT_AFTER_DAYS, len(foreign), over_layers(foreign)):
         raise StorageError("lifecycle", bucket=store.bucket, detail="the rules read back are not those written")
     return status
 

@@ -2,7 +2,8 @@
 
 The first six fields of a backup's metadata are exactly those that Cloudflare's Sandbox SDK writes and reads; ours
 follow and are all optional, so its backups load here and ours there. Documents of a later version are
-refused; unknown fields are kept, and covered by the signature (`storage.signing`).
+refused; unknown fields are kept, and covered by the signature (`storage.signing`). The metadata of an incremental
+backup has version 2, so that a release which knows nothing of layers refuses it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -22,14 +23,20 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 
-from storage.digests import ArchiveDigest
+from storage.digests import ArchiveDigest, part_count
 from storage.errors import CorruptMetadataError, NewerDocumentError
 from storage.keys import DEFAULT_TENANT, is_name
 
 VERSION = 1
+INCREMENTAL_VERSION = 2
+"""The version of an incremental backup's metadata, and of no other document."""
+MAX_LAYERS = 64
+"""The most layers that a backup's metadata may name. The service makes a full backup long before."""
+MAX_PARTS = 10_000
 _MAX_EXACT_INTEGER = 2**53 - 1
 _MAX_TTL_S = 100 * 366 * 86_400
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
@@ -67,6 +74,12 @@ def _known_version(value: int) -> int:
     return value
 
 
+def _known_backup_version(value: int) -> int:
+    if not 1 <= value <= INCREMENTAL_VERSION:
+        raise ValueError(f"is not a version this release knows (1 to {INCREMENTAL_VERSION})")
+    return value
+
+
 def _absolute(value: str) -> str:
     if not value.startswith("/") or "\0" in value or ".." in PurePosixPath(value).parts or len(value) > 4096:
         raise ValueError("must be an absolute path without '..' and NUL")
@@ -91,6 +104,8 @@ Instant = Annotated[
 Count = Annotated[int, Field(ge=0, le=_MAX_EXACT_INTEGER)]
 Seconds = Annotated[float, Field(gt=0, le=_MAX_TTL_S, allow_inf_nan=False), PlainSerializer(_write_number)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+PartBytes = Annotated[int, Field(gt=0, le=_MAX_EXACT_INTEGER)]
+Parts = Annotated[list[Sha256], Field(max_length=MAX_PARTS)]
 Identifier = Annotated[str, AfterValidator(_name)]
 BackupId = Annotated[str, AfterValidator(_uuid)]
 Directory = Annotated[str, AfterValidator(_absolute)]
@@ -108,6 +123,8 @@ class Document(BaseModel):
         validate_by_alias=True,
         hide_input_in_errors=True,
     )
+    latest: ClassVar[int] = VERSION
+    """The latest version of the document that this release knows."""
 
     def to_json(self) -> bytes:
         """The document as it is stored: canonical, so equal documents are equal bytes."""
@@ -137,6 +154,26 @@ class NotKept(Document):
     flags: Count | None = None
 
 
+class StoredLayer(Document):
+    """One archive of an incremental backup's stack, at `keys.layer`. Each part of it can be checked by itself."""
+
+    sha256: Sha256
+    size_bytes: Count
+    part_bytes: PartBytes
+    parts: Parts
+
+    @model_validator(mode="after")
+    def _has_all_parts(self) -> Self:
+        if len(self.parts) != part_count(self.size_bytes, self.part_bytes):
+            raise ValueError("must have one digest for each part")
+        return self
+
+    @property
+    def digest(self) -> ArchiveDigest:
+        """The digests that a download of the layer has to match."""
+        return ArchiveDigest(self.size_bytes, None, self.sha256, self.part_bytes, tuple(self.parts))
+
+
 class ListingDigest(Document):
     """The digest of the listing beside the archive, which makes the metadata's signature cover it (`storage.listing`).
 
@@ -156,7 +193,13 @@ class BackupRecord(Document):
     `uid` is the numeric owner of the archive's files; `max_name_bytes` is the length of the longest name among them.
     `partial` means that something was left out on purpose; `of_sleep` that the service made the backup to put its
     sandbox to sleep, and will delete it. `place` is where the directory lay, if symbolic links led there from `dir`.
+
+    An incremental backup has `layers`, oldest first: a whole archive, and what was changed since. The last is its own,
+    which `size_bytes`, `sha256`, `part_bytes` and `parts` describe. It needs all of them and no other backup; `parent`,
+    the backup that it was made from, is told to people only, and may be gone.
     """
+
+    latest: ClassVar[int] = INCREMENTAL_VERSION
 
     id: BackupId
     dir: Directory
@@ -165,12 +208,12 @@ class BackupRecord(Document):
     ttl: Seconds
     created_at: Instant
 
-    version: Annotated[int, AfterValidator(_known_version)] | None = None
+    version: Annotated[int, AfterValidator(_known_backup_version)] | None = None
     tenant: Identifier | None = None
     sandbox: Identifier | None = None
     sha256: Sha256 | None = None
-    part_bytes: Annotated[int, Field(gt=0, le=_MAX_EXACT_INTEGER)] | None = None
-    parts: Annotated[list[Sha256], Field(max_length=10_000)] | None = None
+    part_bytes: PartBytes | None = None
+    parts: Parts | None = None
     etag: Annotated[str, Field(max_length=1024)] | None = None
     files: Count | None = None
     inodes: Count | None = None
@@ -182,8 +225,26 @@ class BackupRecord(Document):
     partial: bool | None = None
     of_sleep: bool | None = None
     place: Directory | None = None
+    layers: Annotated[list[StoredLayer], Field(min_length=2, max_length=MAX_LAYERS)] | None = None
+    parent: BackupId | None = None
     listing: ListingDigest | None = None
     signature: Annotated[str, Field(max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _layers_agree(self) -> Self:
+        if (self.layers is not None) != (self.version == INCREMENTAL_VERSION):
+            raise ValueError("a backup has layers if its version is 2, and only then")
+        if self.layers is None:
+            return self
+        own = self.layers[-1]
+        said = (self.sha256, self.size_bytes, self.part_bytes, self.parts)
+        if said != (own.sha256, own.size_bytes, own.part_bytes, own.parts):
+            raise ValueError("the last layer must be the backup's own")
+        if len({layer.sha256 for layer in self.layers}) != len(self.layers):
+            raise ValueError("no layer may be there twice")
+        if sum(len(layer.parts) for layer in self.layers) > MAX_PARTS:
+            raise ValueError(f"the layers must have at most {MAX_PARTS} parts together")
+        return self
 
     @property
     def is_signed(self) -> bool:
@@ -213,6 +274,37 @@ class BackupRecord(Document):
     def digest(self) -> ArchiveDigest:
         """The digests that a download of the archive has to match."""
         return ArchiveDigest(self.size_bytes, self.etag, self.sha256, self.part_bytes, tuple(self.parts or ()))
+
+    @property
+    def is_incremental(self) -> bool:
+        """True if its content is a stack of layers; otherwise it is one archive of its own."""
+        return self.layers is not None
+
+    @property
+    def stack(self) -> tuple[StoredLayer, ...]:
+        """The layers that its content consists of, oldest first, which others may be laid on.
+
+        A full backup's is its own archive as a layer; empty where its digests do not suffice for one.
+        """
+        if self.layers is not None:
+            return tuple(self.layers)
+        if self.sha256 is None or self.part_bytes is None or not self.digest.has_parts:
+            return ()
+        return (
+            StoredLayer(
+                sha256=self.sha256, size_bytes=self.size_bytes, part_bytes=self.part_bytes, parts=self.parts or []
+            ),
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of all archives that a restore of it needs."""
+        return sum(layer.size_bytes for layer in self.layers) if self.layers else self.size_bytes
+
+    @property
+    def depth(self) -> int:
+        """The number of archives that a restore of it needs."""
+        return len(self.layers) if self.layers else 1
 
 
 _OURS = frozenset(BackupRecord.model_fields) - {"id", "dir", "name", "size_bytes", "ttl", "created_at"}
@@ -347,19 +439,20 @@ def load(document: type[D], data: bytes, *, bucket: str | None = None, key: str 
     try:
         return document.model_validate_json(data)
     except ValidationError as e:
-        if _is_newer(data):
-            raise NewerDocumentError("read", bucket=bucket, key=key, detail=f"this release knows {VERSION}") from None
+        if _is_newer(data, document.latest):
+            detail = f"this release knows {document.latest}"
+            raise NewerDocumentError("read", bucket=bucket, key=key, detail=detail) from None
         lines = [f"{'.'.join(map(str, line['loc'])) or 'document'}: {line['msg']}" for line in e.errors()[:5]]
         raise CorruptMetadataError("read", bucket=bucket, key=key, detail="; ".join(lines)) from None
 
 
-def _is_newer(data: bytes) -> bool:
-    """True if a document that cannot be read says that it is of a later version."""
+def _is_newer(data: bytes, latest: int) -> bool:
+    """True if a document that cannot be read says that it is of a later version than `latest`."""
     try:
         version = _Versioned.model_validate_json(data).version
     except ValidationError:
         return False
-    return version > VERSION
+    return version > latest
 
 
 class _Versioned(BaseModel):

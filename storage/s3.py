@@ -6,7 +6,9 @@ boto3 is loaded (`storage.s3_client`) at the first request, so that a process th
 from __future__ import annotations
 
 import functools
+import logging
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from storage import digests
 from storage.config import BucketConfig, TransferConfig
 from storage.errors import (
+    AccessRefusedError,
     IntegrityError,
     LifecycleUnsupportedError,
     ObjectMissingError,
@@ -23,6 +26,7 @@ from storage.errors import (
     StoreUnavailableError,
     TornReadError,
 )
+from storage.lifecycle import over_layers
 from storage.room import full_told, lacks_room
 from storage.store import SMALL_OBJECT_BYTES, Head, Listed, Page, SignedRequest, Stored, Upload
 from storage.time_limit import held, left_s
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
         PutObjectRequestTypeDef,
     )
 
+logger = logging.getLogger(__name__)
+
+_RULES_LAST_S = 3600.0
 _PROBE_PREFIX = "holdfast-probe/"
 # Error codes of stores without lifecycle rules: AWS's, MinIO's, and rclone's, which takes the request for another one.
 _NO_LIFECYCLE = {"NotImplemented", "MethodNotAllowed", "UnsupportedOperation", "BucketAlreadyExists"}
@@ -70,6 +77,8 @@ class S3ObjectStore:
         self._transfer = transfer or TransferConfig()
         self._probe_lock = threading.Lock()
         self._conditional = conditional_writes
+        self._rules_lock = threading.Lock()
+        self._rules: tuple[float, tuple[str, ...]] | None = None
         # False once an object has the same content and the same other ETag at every attempt.
         self._etags_are_digests = True
 
@@ -189,6 +198,16 @@ class S3ObjectStore:
         etag = self._etag(answer, "head", key)
         return Head(answer["ContentLength"], etag, answer["LastModified"], _etag_is_digest(answer))
 
+    def copy(self, source: str, target: str, *, if_match: str) -> str:
+        with full_told(self, "copy", target, 0), self._translated("copy", source):
+            answer = self._client.copy_object(
+                Bucket=self.bucket,
+                Key=target,
+                CopySource={"Bucket": self.bucket, "Key": source},
+                CopySourceIfMatch=f'"{if_match}"',
+            )
+        return self._etag(self._told(answer, "CopyObjectResult", "copy", source), "copy", source)
+
     def delete(self, key: str) -> None:
         try:
             with self._translated("delete", key):
@@ -238,6 +257,28 @@ class S3ObjectStore:
                 raise
             return False  # "NotImplemented" and its kin
         return False
+
+    def rules_over_layers(self) -> Sequence[str]:
+        with held(self._rules_lock, "lifecycle", bucket=self.bucket):
+            if self._rules is None or time.monotonic() - self._rules[0] > _RULES_LAST_S:
+                self._rules = (time.monotonic(), self._find_rules_over_layers())
+            return self._rules[1]
+
+    def _find_rules_over_layers(self) -> tuple[str, ...]:
+        try:
+            found = over_layers(self.lifecycle_rules())
+        except LifecycleUnsupportedError:
+            return ()
+        except AccessRefusedError:
+            logger.info("the lifecycle rules of bucket %s cannot be read; `holdfast doctor` says more", self.bucket)
+            return ()
+        if found:
+            logger.warning(
+                "lifecycle rules of bucket %s would delete layers of incremental backups, so all backups are full: %s",
+                self.bucket,
+                ", ".join(found),
+            )
+        return found
 
     def _presign(
         self, operation: str, params: Mapping[str, Any], ttl_s: int, headers: Mapping[str, str]

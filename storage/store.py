@@ -136,6 +136,18 @@ class ObjectStore(Protocol):
             ObjectMissingError: permanent.
         """
 
+    def copy(self, source: str, target: str, *, if_match: str) -> str:
+        """Copies the state `if_match` of an object within the store, and returns the copy's ETag. Atomic.
+
+        Some stores ignore `if_match`. The ETag of an object that was uploaded in parts need not
+        be that of its copy. Stores take 5 GB at most: Source: Amazon S3 API reference, "CopyObject". No answer is
+        proof: `head` tells what is at `target`.
+
+        Raises:
+            ObjectMissingError: there is no object at `source`; permanent.
+            PreconditionFailedError: it is in another state; permanent.
+        """
+
     def delete(self, key: str) -> None:
         """Removes an object. Idempotent: success if it does not exist."""
 
@@ -150,6 +162,12 @@ class ObjectStore(Protocol):
 
     def supports_conditional_writes(self) -> bool:
         """True if the store honours `if_none_match` and `if_match`: found by trying, once, and remembered."""
+
+    def rules_over_layers(self) -> Sequence[str]:
+        """The names of the bucket's lifecycle rules that would delete layers of incremental backups.
+
+        Empty where the store has no rules, or does not let us read them. Remembered for an hour.
+        """
 
     def presign_get(self, key: str, *, ttl_s: int) -> SignedRequest:
         """Permits reading one object. Signing happens here, without a request; the object need not exist.

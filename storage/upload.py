@@ -41,11 +41,13 @@ def upload(
     config: TransferConfig,
     progress: Progress,
     cancelled: threading.Event,
+    shared: bool = False,
     sent: SentParts | None = None,
 ) -> UploadedArchive:
     """Uploads the file at `path` to `key`, which must be a new one: on failure the object is deleted.
 
     Args:
+        shared: others may store the same content under the same key, so a failure leaves the object alone.
         progress: called from many threads with the number of bytes moved; negative if a part has to be sent again.
         cancelled: when set, the transfer ends within a fraction of a second.
         sent: the parts that `storage.growing` has sent. Each is compared with the file as it is now; if one differs,
@@ -64,7 +66,8 @@ def upload(
             with full_told(store, "upload", key, source.size_bytes):
                 return job.run(sent)
         except BaseException:
-            job.discard()
+            if not shared:
+                job.discard()
             raise
 
 

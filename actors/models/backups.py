@@ -211,6 +211,9 @@ class BackupStatus(StrEnum):
 class BackupInfo(Model):
     """A backup as the service describes it. `created_at` and `expires_at` are UTC.
 
+    An incremental backup shares layers with others: `size_bytes` is the size of its own, `total_bytes` that of all
+    `depth` archives which a restore of it reads. `parent` is the backup that it was made on, and may be gone.
+
     Of one that is listed though its metadata cannot be used, only what the list itself knows is there: the id, the
     sandbox and `created_at`.
     """
@@ -220,6 +223,9 @@ class BackupInfo(Model):
     dir: str | None = None
     name: str | None = None
     size_bytes: Count | None = None
+    total_bytes: Count | None = None
+    depth: Count | None = None
+    parent: str | None = None
     ttl_s: float | None = None
     created_at: datetime
     expires_at: datetime | None = None

@@ -23,6 +23,9 @@ class LifecycleReport(Model):
     installed: bool
     expire_days: int | None
     applied: bool
+    over_layers: list[str] = Field(
+        [], description="rules of others that would delete layers of incremental backups, so that all backups are full"
+    )
 
 
 class GcReport(Model):
@@ -36,6 +39,7 @@ class GcReport(Model):
         description="sandboxes (`tenant/sandbox`) whose policy could not be applied to the end; tried again next time",
     )
     orphaned_archives: list[str] = []
+    orphaned_layers: list[str] = Field([], description="layers, by key, that no incremental backup needs")
     stale_uploads: Count = 0
     stale_index_entries: Count = 0
     rebuilt_index_entries: Count = 0

@@ -126,6 +126,7 @@ def _report(found: CollectionReport, retired: list[str], failed: list[str]) -> G
         retired_backups=retired,
         retention_failed=failed,
         orphaned_archives=list(found.orphaned_archives),
+        orphaned_layers=list(found.orphaned_layers),
         stale_uploads=len(found.stale_uploads),
         stale_index_entries=len(found.stale_index_entries),
         rebuilt_index_entries=len(found.rebuilt_index_entries),

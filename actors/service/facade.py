@@ -36,7 +36,7 @@ from actors.models import (
     validated,
 )
 from actors.service.collection import BucketCollection
-from actors.service.doctor import checks
+from actors.service.doctor import bucket_checks, checks
 from actors.service.retention import SandboxRetention
 from actors.service.states import reading_state, state_of
 from actors.state.api_views import public_event, public_recovery, public_restored
@@ -309,12 +309,14 @@ class Service:
             installed=status.is_installed,
             expire_days=status.expire_after_days,
             applied=expire_days is not None,
+            over_layers=list(status.over_layers),
         )
 
     def doctor(self) -> list[Check]:
         """Checks what this node offers."""
         node = self._config.node
-        return checks(node.data_dir, uid=node.sandbox_uid, network=node.network, driver=node.driver)
+        found = checks(node.data_dir, uid=node.sandbox_uid, network=node.network, driver=node.driver)
+        return found + bucket_checks(self._config.bucket)
 
     def _configured(self) -> BackupCatalog:
         return configured(self._catalog, self._config)
@@ -334,6 +336,9 @@ class Service:
             dir=record.dir,
             name=record.name,
             size_bytes=record.size_bytes,
+            total_bytes=record.total_bytes,
+            depth=record.depth,
+            parent=record.parent,
             ttl_s=record.ttl,
             created_at=record.created_at,
             expires_at=record.expires_at,

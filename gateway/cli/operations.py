@@ -21,8 +21,9 @@ def collect(
         report,
         f"{'would remove' if report.dry_run else 'removed'}: {len(report.expired_backups)} expired backups, "
         f"{len(report.retired_backups)} backups that no policy keeps, "
-        f"{len(report.orphaned_archives)} orphaned archives, {report.stale_uploads} unfinished uploads, "
-        f"{report.stale_index_entries} index entries; {report.freed_bytes} bytes",
+        f"{len(report.orphaned_archives)} orphaned archives, {len(report.orphaned_layers)} layers, "
+        f"{report.stale_uploads} unfinished uploads, {report.stale_index_entries} index entries; "
+        f"{report.freed_bytes} bytes",
         *(f"tampered with, left alone: {backup_id}" for backup_id in report.tampered),
         *(f"unsigned, left alone: {backup_id}" for backup_id in report.unsigned),
         *(f"unreadable, left alone: {name}" for name in report.unreadable),
@@ -46,13 +47,14 @@ def lifecycle(
         report,
         f"rules: {'installed' if report.installed else 'not installed'}",
         f"expiry of backups: {expiry}",
+        *(f"would delete layers, so all backups are full: rule {name}" for name in report.over_layers),
     )
 
 
 @with_session
 def doctor(session: Session) -> None:
     """Check what this machine offers. Needs no cluster; exits with 1 if something required is missing."""
-    from actors.service.doctor import checks
+    from actors.service.doctor import bucket_checks, checks
     from actors.settings import read_settings
 
     configured = read_settings()
@@ -62,6 +64,7 @@ def doctor(session: Session) -> None:
         network=configured.network,
         driver=configured.driver,
     )
+    found += bucket_checks(configured.bucket() if configured.names_a_bucket else None)
     session.output.rows(
         {"checks": found},
         ("result", "check", "detail", "fix"),

@@ -114,6 +114,34 @@ def test_a_missing_object_is_an_error_that_names_it(any_place: Place, operation:
     assert not caught.value.retryable
 
 
+def test_a_copy_has_the_content_and_replaces_what_was_there(any_place: Place) -> None:
+    source, target = any_place.key("a"), any_place.key("deeper/b.sqsh")
+    etag = any_place.store.put(source, b"content")
+    any_place.store.put(target, b"something longer")
+    any_place.store.copy(source, target, if_match=etag)
+    for key in (source, target):
+        assert any_place.store.get(key).data == b"content"
+        assert (any_place.store.head(key).size_bytes, any_place.store.head(key).etag) == (7, etag)
+
+
+def test_a_copy_of_a_missing_object_is_an_error_and_leaves_nothing(any_place: Place) -> None:
+    with pytest.raises(ObjectMissingError):
+        any_place.store.copy(any_place.key("none"), any_place.key("b"), if_match="0" * 32)
+    assert any_place.store.list(any_place.prefix).objects == ()
+
+
+def test_a_copy_of_another_state_is_refused_or_the_condition_is_ignored(any_place: Place) -> None:
+    source, target = any_place.key("a"), any_place.key("b")
+    any_place.store.put(source, b"2")
+    try:
+        any_place.store.copy(source, target, if_match="0" * 32)
+    except PreconditionFailedError:
+        assert any_place.store.list(target).objects == ()
+    else:
+        assert any_place.name in ("moto", "rclone")
+        assert any_place.store.get(target).data == b"2"
+
+
 def test_deleting_is_idempotent(any_place: Place) -> None:
     any_place.store.put(any_place.key("a"), b"x")
     any_place.store.delete(any_place.key("a"))
@@ -369,6 +397,7 @@ def test_lifecycle_rules_are_installed_beside_foreign_ones_or_refused_with_a_hin
         with pytest.raises(LifecycleUnsupportedError, match="no lifecycle rules") as caught:
             install(store, expire_after_days=30)
         assert "collection" in (caught.value.hint or "")
+        assert store.rules_over_layers() == ()
         with pytest.raises(LifecycleUnsupportedError):
             store.replace_lifecycle_rules(
                 [{"ID": "x", "Status": "Enabled", "Filter": {"Prefix": "x/"}, "Expiration": {"Days": 1}}]
@@ -384,6 +413,10 @@ def test_lifecycle_rules_are_installed_beside_foreign_ones_or_refused_with_a_hin
         kept = {rule["ID"]: rule for rule in store.lifecycle_rules()}["theirs"]
         assert kept["Filter"]["Prefix"] == "logs/" and kept["Expiration"]["Days"] == 7
         assert remove(store) == LifecycleStatus(None, None, 1)
+        assert S3ObjectStore(place.config, transfer=FAST).rules_over_layers() == ()
+        store.replace_lifecycle_rules([{**foreign, "Filter": {"Prefix": ""}}])
+        assert install(store, expire_after_days=30) == LifecycleStatus(30, 1, 1, ("theirs",))
+        assert S3ObjectStore(place.config, transfer=FAST).rules_over_layers() == ("theirs",)
     finally:
         store.replace_lifecycle_rules(before)
 

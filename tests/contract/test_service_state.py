@@ -16,7 +16,7 @@ from actors.service.facade import Service
 from storage import keys
 from storage.catalog import BackupCatalog, StoredState
 from storage.errors import StoreUnavailableError
-from storage.metadata import BackupRecord, Checkpoint, Event, RecoveredDirectory, Recovery, SandboxState
+from storage.metadata import BackupRecord, Checkpoint, Event, RecoveredDirectory, Recovery, SandboxState, StoredLayer
 from tests.contract.conftest import Place
 from tests.support.s3 import FAST
 
@@ -247,3 +247,25 @@ def test_pending_backups_and_those_of_a_sleep_cannot_be_deleted(bucket: Bucket) 
     )
     outcomes = {name: deleted(backup_id) for name, backup_id in made.items()}
     assert outcomes == {"pending": False, "slept_in": False, "replaced": True, "own": True}
+
+
+def test_a_backup_says_how_much_of_it_is_its_own(bucket: Bucket) -> None:
+    layers = [
+        StoredLayer(sha256=letter * 64, size_bytes=size, part_bytes=5 * 2**20, parts=[letter * 64])
+        for letter, size in (("a", 4000), ("b", 30))
+    ]
+    own, parent = layers[-1], str(uuid.uuid4())
+    fields = {"dir": "/workspace", "ttl": 3600, "created_at": NOW, "tenant": "acme", "sandbox": bucket.box}
+    full = {"id": str(uuid.uuid4()), "version": 1, "size_bytes": 7}
+    incremental = {
+        "id": str(uuid.uuid4()), "version": 2, "layers": layers, "parent": parent,
+        **{name: getattr(own, name) for name in ("sha256", "size_bytes", "part_bytes", "parts")},
+    }  # fmt: skip
+    for record in (full, incremental):
+        bucket.catalog.commit(BackupRecord.model_validate({**fields, **record}))
+    said = {
+        info.id: (info.size_bytes, info.total_bytes, info.depth, info.parent)
+        for info in bucket.service.backups("acme", bucket.box, 10, None).backups
+    }
+    assert said == {full["id"]: (7, 7, 1, None), incremental["id"]: (30, 4030, 2, parent)}
+    assert bucket.service.backup("acme", str(incremental["id"])).total_bytes == 4030

@@ -122,7 +122,7 @@ def test_a_record_without_any_of_our_fields_is_not_given_to_another_tenant(shelf
         (lambda record: edited(record, padding="x" * 5 * 2**20), CorruptMetadataError),
         (lambda record: b"[" * 100_000, CorruptMetadataError),
         (lambda record: edited(record, id=OTHER), TamperedMetadataError),
-        (lambda record: edited(record, version=2), NewerDocumentError),
+        (lambda record: edited(record, version=3), NewerDocumentError),
     ],
     ids=[
         "empty",

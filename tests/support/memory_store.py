@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -29,7 +29,8 @@ class MemoryObjectStore:
     bucket = "memory"
     keeps_early_parts_in_memory = True
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
         self._objects: dict[str, _Object] = {}
         self._uploads: dict[str, Upload] = {}
         self._lock = threading.Lock()
@@ -52,12 +53,22 @@ class MemoryObjectStore:
             before = self._objects.get(key)
             if (if_none_match and before) or (if_match is not None and (before is None or before.etag != if_match)):
                 raise PreconditionFailedError("put", bucket=self.bucket, key=key)
-            made = self._objects[key] = _Object(bytes(data), datetime.now(UTC))
+            made = self._objects[key] = _Object(bytes(data), self._clock())
         return made.etag
 
     def head(self, key: str) -> Head:
         found = self._object("head", key)
         return Head(len(found.data), found.etag, found.last_modified)
+
+    def copy(self, source: str, target: str, *, if_match: str) -> str:
+        with self._lock:
+            found = self._objects.get(source)
+            if found is None:
+                raise ObjectMissingError("copy", bucket=self.bucket, key=source)
+            if found.etag != if_match:
+                raise PreconditionFailedError("copy", bucket=self.bucket, key=source)
+            self._objects[target] = _Object(found.data, self._clock())
+        return found.etag
 
     def delete(self, key: str) -> None:
         with self._lock:
@@ -83,6 +94,9 @@ class MemoryObjectStore:
     def supports_conditional_writes(self) -> bool:
         return True
 
+    def rules_over_layers(self) -> Sequence[str]:
+        return ()
+
     def presign_get(self, key: str, *, ttl_s: int) -> SignedRequest:
         raise NotImplementedError
 
@@ -90,7 +104,7 @@ class MemoryObjectStore:
         raise NotImplementedError
 
     def create_upload(self, key: str) -> str:
-        made = Upload(key, uuid.uuid4().hex, datetime.now(UTC))
+        made = Upload(key, uuid.uuid4().hex, self._clock())
         with self._lock:
             self._uploads[made.upload_id] = made
         return made.upload_id

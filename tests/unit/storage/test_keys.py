@@ -98,3 +98,27 @@ def test_a_backups_archive_metadata_and_listing_are_told_apart() -> None:
     assert keys.find_backup_object(f"backups/{backup_id}/other") is None
     entry = keys.entry_name(AT, ID)
     assert keys.find_index_entry(f"tenants/default/sandboxes/box/backups/{entry}") is None
+
+
+def test_layers_references_and_marks_are_parsed_back() -> None:
+    sha256, run = "5f" * 32, str(uuid.uuid4())
+    layer = keys.layer("default", sha256)
+    assert layer == f"tenants/default/layers/{sha256}.sqsh"
+    assert keys.find_layer_object(layer) == keys.LayerObject(layer, "default", sha256, None, None)
+    reference = keys.layer_reference("acme", sha256, ID)
+    assert keys.find_layer_object(reference) == keys.LayerObject(reference, "acme", sha256, ID, None)
+    assert reference.startswith(keys.layer_references("acme", sha256))
+    mark = keys.layer_mark("acme", sha256, run)
+    assert keys.find_layer_object(mark) == keys.LayerObject(mark, "acme", sha256, None, run)
+    assert mark.startswith(keys.layer_marks("acme", sha256))
+    for key in (layer, reference, mark):
+        assert keys.find_index_entry(key) is None and keys.find_state(key) is None and not keys.is_claim(key)
+        for foreign in (f"{key}\n", key.replace("tenants", "tenant"), key.replace(sha256, sha256[1:])):
+            assert keys.find_layer_object(foreign) is None
+
+
+@pytest.mark.parametrize("bad", ["", "x", "../" + "a" * 61, "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n"])
+def test_digests_that_are_none_are_refused(bad: str) -> None:
+    for make in (keys.layer, keys.layer_references, keys.layer_marks):
+        with pytest.raises(ValueError):
+            make("acme", bad)

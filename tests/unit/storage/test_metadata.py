@@ -14,6 +14,7 @@ from pydantic import SecretStr, ValidationError
 
 from storage.errors import CorruptMetadataError, NewerDocumentError
 from storage.metadata import (
+    MAX_LAYERS,
     BackupRecord,
     Claim,
     Document,
@@ -21,6 +22,7 @@ from storage.metadata import (
     NotKept,
     RestoredDirectory,
     SandboxState,
+    StoredLayer,
     load,
 )
 from storage.signing import sign, verify
@@ -58,6 +60,23 @@ FULL = BackupRecord(
     max_name_bytes=255,
     uid=1000,
 )
+
+PARENT = "0b5d8a34-8a0a-4d0e-8d3f-6a1f0f6ab001"
+
+
+def layer(letter: str, size_bytes: int = 100) -> StoredLayer:
+    return StoredLayer(sha256=letter * 64, size_bytes=size_bytes, part_bytes=5 * 2**20, parts=[letter * 64])
+
+
+def on(*layers: StoredLayer, **fields: Any) -> BackupRecord:
+    """An incremental backup with these layers."""
+    own = layers[-1]
+    ours = dict(FULL.__dict__, version=2, etag=None, layers=list(layers), parent=PARENT)
+    digests = {name: getattr(own, name) for name in ("sha256", "size_bytes", "part_bytes", "parts")}
+    return BackupRecord(**{**ours, **digests, **fields})
+
+
+INCREMENTAL = on(layer("d", 4000), layer("e", 200), layer("f", 30))
 
 
 def build(fields: dict[str, Any]) -> BackupRecord:
@@ -234,7 +253,7 @@ def test_a_state_document_is_read_back() -> None:
 
 
 @pytest.mark.parametrize("document", [BackupRecord, SandboxState, Claim])
-@pytest.mark.parametrize("data", [{"version": 2}, {"version": 999, "id": [7], "new": {}}])
+@pytest.mark.parametrize("data", [{"version": 3}, {"version": 999, "id": [7], "new": {}}])
 def test_a_later_releases_document_is_told_apart_from_a_damaged_one(
     document: type[Document], data: dict[str, Any]
 ) -> None:
@@ -267,8 +286,65 @@ def test_the_first_key_signs_and_every_key_verifies() -> None:
 def test_a_record_that_lost_its_signature_is_told_apart_from_a_foreign_one(name: str) -> None:
     six = load(BackupRecord, json.dumps(FOREIGN).encode())
     listing = ListingDigest(size_bytes=9, index_bytes=9, entries=1, sha256="0" * 64)
-    rest = {"partial": True, "of_sleep": True, "place": "/app", "listing": listing}
-    value = FULL.model_copy(update=rest).__dict__[name]
+    rest = {"partial": True, "of_sleep": True, "place": "/app", "layers": INCREMENTAL.layers, "parent": PARENT}
+    value = FULL.model_copy(update={**rest, "listing": listing}).__dict__[name]
     record = six.model_copy(update={name: value})
     assert record.has_lost_its_signature is (name not in ("id", "dir", "name", "size_bytes", "ttl", "created_at"))
     assert not record.model_copy(update={"signature": "x"}).has_lost_its_signature
+
+
+def test_an_incremental_backup_counts_all_its_layers() -> None:
+    assert (INCREMENTAL.is_incremental, INCREMENTAL.depth, INCREMENTAL.total_bytes) == (True, 3, 4230)
+    assert INCREMENTAL.size_bytes == 30
+    assert INCREMENTAL.stack == (layer("d", 4000), layer("e", 200), layer("f", 30))
+    assert load(BackupRecord, INCREMENTAL.to_json()) == INCREMENTAL
+    assert (FULL.is_incremental, FULL.depth, FULL.total_bytes) == (False, 1, 4096)
+
+
+def test_a_full_backup_can_be_built_on_if_its_digests_make_a_layer() -> None:
+    assert FULL.stack == (StoredLayer(sha256="a" * 64, size_bytes=4096, part_bytes=5 * 2**20, parts=["b" * 64]),)
+    for missing in ("sha256", "part_bytes", "parts"):
+        assert FULL.model_copy(update={missing: None}).stack == ()
+    assert FULL.model_copy(update={"parts": ["b" * 64] * 2}).stack == ()
+
+
+def test_the_signature_covers_layers_and_parent() -> None:
+    signed = json.loads(sign(INCREMENTAL, KEY).to_json())
+    assert verify(load(BackupRecord, json.dumps(signed).encode()), [KEY])
+    moved = [signed["layers"][1], signed["layers"][0], signed["layers"][2]]
+    shorter = [*signed["layers"][:1], *signed["layers"][2:]]
+    for edit in ({"layers": moved}, {"layers": shorter}, {"parent": ID}):
+        assert not verify(load(BackupRecord, json.dumps({**signed, **edit}).encode()), [KEY])
+
+
+def test_layers_that_cannot_be_are_refused() -> None:
+    sound = json.loads(INCREMENTAL.to_json())
+    first, second, own = sound["layers"]
+    edits: list[dict[str, Any]] = [
+        {"version": 1},
+        {"version": None},
+        {"layers": None},
+        {"layers": []},
+        {"layers": [own]},
+        {"layers": [own, first]},
+        {"layers": [first, first, own]},
+        {"layers": [first, {**own, "sizeBytes": 31}]},
+        {"layers": [{**first, "sha256": "../" + "d" * 61}, own]},
+        {"layers": [{**first, "sha256": "D" * 64}, own]},
+        {"layers": [{**first, "parts": []}, own]},
+        {"layers": [{**first, "partBytes": 0}, own]},
+        {"layers": [{**first, "partBytes": 1, "parts": ["d" * 64]}, own]},
+        {"layers": [{**first, "sizeBytes": -1}, own]},
+        {"layers": [{**first, "sha256": f"{n:064x}"} for n in range(MAX_LAYERS)] + [own]},
+        {"layers": [{**first, "partBytes": 1, "sizeBytes": 9_999, "parts": ["d" * 64] * 9_999}, second, own]},
+        {"parent": "no id"},
+    ]
+    for edit in edits:
+        with pytest.raises(CorruptMetadataError):
+            load(BackupRecord, json.dumps({**sound, **edit}).encode())
+
+
+def test_a_state_has_no_version_2() -> None:
+    state = SandboxState(id="box", tenant="acme", created_at=AT)
+    with pytest.raises(NewerDocumentError):
+        load(SandboxState, json.dumps({**json.loads(state.to_json()), "version": 2}).encode())

@@ -1,0 +1,247 @@
+"""The layers of incremental backups: how a new backup takes hold of those it needs, and stores its own.
+
+A layer is an archive that several backups of a tenant may need. Each of them has a reference to it, an empty object
+named for the backup. So a backup can be deleted without regard to any other, and a layer goes when it has no reference
+(`storage.layer_collection`). Nobody counts, and no conditional write is needed. The protocol rests on a store whose
+reads and listings see every completed write:
+
+    the creation of a backup                          the collector
+    1. writes its reference                           1. lists the references: none
+    2. lists the marks: none                          2. writes a mark of its own
+    3. finds the archive by HEAD, or stores it        3. lists the references again: none
+    4. commits the metadata                           4. deletes the archive, then its mark
+
+If step 3 of the collector misses the reference, then the mark was there before it. So step 2 of the creation sees the
+mark, or the archive is gone already, and step 3 sees that. Each run has a mark of its own: with a common one, a run
+that backs off would take away the warning of another that is about to delete.
+
+References without metadata are removed once they are older than the grace period. So a creation that lasts too long
+does not commit (`NewLayers.check`).
+
+The archive of a full backup is no layer, and goes with that backup. It is promoted when the first incremental backup is
+made on it: the store copies it to the key of a layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+from typing import TypeVar
+
+from storage import keys
+from storage.config import TransferConfig
+from storage.errors import IntegrityError, LayersUnusableError, ObjectMissingError, StorageError
+from storage.metadata import MAX_LAYERS, MAX_PARTS, BackupRecord, StoredLayer
+from storage.store import Head, ObjectStore
+from storage.upload import upload
+from storage.wire import CHUNK_BYTES, Progress
+
+logger = logging.getLogger(__name__)
+
+MAX_COPY_BYTES = 5 * 10**9
+"""The largest archive that a store copies in one request. Source: Amazon S3 API reference, "CopyObject"."""
+LONGEST_CREATION_S = 12 * 3600.0
+"""A creation that holds layers for longer does not commit. Half the grace period of the collector."""
+_THREADS = 8
+T = TypeVar("T")
+
+
+def seconds() -> float:
+    """A clock that nobody sets, and that goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class NewLayers:
+    """The layers of one incremental backup that is being made. Not thread-safe.
+
+    `hold`, `add`, `check`, then the commit of the metadata with `layers`. After every error, and if the backup is not
+    committed for another reason, `release` it; but only once it is certain that it never will be. What a process that
+    died has left is removed by the collector.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        tenant: str,
+        backup_id: str,
+        base: BackupRecord,
+        *,
+        clock: Callable[[], float] = seconds,
+        threads: int = _THREADS,
+    ) -> None:
+        """`base` is the signed metadata of the backup that the new one is made on."""
+        self._store = store
+        self._tenant = tenant
+        self._backup_id = backup_id
+        self._base = base
+        self._clock = clock
+        self._threads = threads
+        self._began = clock()
+        self._layers = list(base.stack)
+        self._referenced: list[str] = []
+
+    @property
+    def layers(self) -> list[StoredLayer]:
+        """The layers that are held, oldest first, as the metadata names them."""
+        return list(self._layers)
+
+    def hold(self) -> None:
+        """Takes hold of all layers of the base; promotes its archive if it is a full backup.
+
+        Raises:
+            LayersUnusableError: a full backup has to be made instead.
+            StorageError: the store failed.
+        """
+        if self._base.owner != self._tenant or not self._base.is_signed:
+            raise self._unusable("the backup is not one that this service has made for this tenant")
+        if not 1 <= len(self._layers) < MAX_LAYERS:
+            raise self._unusable("the backup cannot be laid on")
+        if rules := self._store.rules_over_layers():
+            raise self._unusable(f"lifecycle rules of the bucket would delete its layers: {', '.join(rules)}")
+        self._each(self._reference, self._layers)
+        self._each(self._find_or_promote, self._layers)
+
+    def add(self, layer: StoredLayer, send: Callable[[str], object]) -> None:
+        """Stores the backup's own layer, unless the tenant has it already.
+
+        `send` stores the archive under the key that it is called with, and returns once the store has confirmed it.
+
+        Raises:
+            LayersUnusableError, StorageError: as `hold`; and what `send` raises.
+        """
+        known = {held.sha256 for held in self._layers}
+        if layer.sha256 in known or sum(len(held.parts) for held in self._layers) + len(layer.parts) > MAX_PARTS:
+            raise self._unusable("the layer cannot be laid on these", layer)
+        self._reference(layer)
+        self._check_marks(layer)
+        if self._find(layer) is None:
+            send(keys.layer(self._tenant, layer.sha256))
+        self._layers.append(layer)
+
+    def check(self) -> None:
+        """Checks right before the commit that the collector has taken none of the references for a dead backup's.
+
+        Raises:
+            LayersUnusableError: it may have.
+        """
+        if self._clock() - self._began > LONGEST_CREATION_S:
+            raise self._unusable("the creation has lasted too long")
+
+    def release(self) -> None:
+        """Removes the references. Raises nothing: the collector removes those that are left."""
+        try:
+            self._each(self._store.delete, self._referenced)
+        except StorageError as e:
+            logger.warning("a failed backup may have left references to layers behind: %s", e)
+
+    def _reference(self, layer: StoredLayer) -> None:
+        key = keys.layer_reference(self._tenant, layer.sha256, self._backup_id)
+        self._referenced.append(key)
+        self._store.put(key, b"")
+
+    def _find_or_promote(self, layer: StoredLayer) -> None:
+        self._check_marks(layer)
+        if self._find(layer) is not None:
+            return
+        if self._base.is_incremental:
+            raise self._unusable("the layer is missing", layer)
+        self._promote(layer)
+
+    def _check_marks(self, layer: StoredLayer) -> None:
+        if self._store.list(keys.layer_marks(self._tenant, layer.sha256), limit=1).objects:
+            raise self._unusable("a collector may be about to delete the layer", layer)
+
+    def _find(self, layer: StoredLayer) -> Head | None:
+        try:
+            head = self._store.head(keys.layer(self._tenant, layer.sha256))
+        except ObjectMissingError:
+            return None
+        if head.size_bytes != layer.size_bytes:
+            raise self._unusable(f"the layer has {head.size_bytes} bytes instead of {layer.size_bytes}", layer)
+        return head
+
+    def _promote(self, layer: StoredLayer) -> None:
+        source, target = keys.archive(self._base.id), keys.layer(self._tenant, layer.sha256)
+        if layer.size_bytes > MAX_COPY_BYTES:
+            raise self._unusable(f"the store copies no more than {MAX_COPY_BYTES} bytes", layer)
+        try:
+            before = self._store.head(source)
+            if (before.size_bytes, before.etag) != (layer.size_bytes, self._base.etag or before.etag):
+                raise self._unusable("the backup's archive is not the one that was uploaded", layer)
+            self._store.copy(source, target, if_match=before.etag)
+            after = self._find(layer)
+        except LayersUnusableError:
+            raise
+        except StorageError as e:
+            raise self._unusable(f"the backup's archive could not be copied: {e}", layer) from None
+        if after is None or not _is_copy(before, after):
+            raise self._unusable("the store has not copied the backup's archive as it is", layer)
+
+    def _unusable(self, why: str, layer: StoredLayer | None = None) -> LayersUnusableError:
+        key = keys.layer(self._tenant, layer.sha256) if layer else keys.metadata(self._base.id)
+        return LayersUnusableError("build on", bucket=self._store.bucket, key=key, detail=why)
+
+    def _each(self, task: Callable[[T], object], items: Sequence[T]) -> None:
+        """Runs the task for all items side by side, waits for all, and raises the first error."""
+        if min(self._threads, len(items)) <= 1:
+            for item in items:
+                task(item)
+            return
+        with ThreadPoolExecutor(min(self._threads, len(items)), thread_name_prefix="layers") as pool:
+            futures = [pool.submit(copy_context().run, task, item) for item in items]
+        for future in futures:
+            future.result()
+
+
+def _is_copy(before: Head, after: Head) -> bool:
+    """False if the ETags show that the copy is another object; those of an upload in parts show nothing."""
+    plain = "-" not in before.etag and "-" not in after.etag
+    return not (plain and before.etag_is_digest and after.etag_is_digest) or before.etag == after.etag
+
+
+def layer_at(path: Path, config: TransferConfig) -> StoredLayer:
+    """The digests of the archive at `path`, in the parts in which it is uploaded. Raises OSError."""
+    size_bytes = path.stat().st_size
+    part_bytes = config.part_bytes_for(size_bytes)
+    whole, parts = hashlib.sha256(), []
+    with path.open("rb") as file:
+        for _ in range(max(1, -(-size_bytes // part_bytes))):
+            part, left = hashlib.sha256(), part_bytes
+            while left and (chunk := file.read(min(CHUNK_BYTES, left))):
+                part.update(chunk)
+                whole.update(chunk)
+                left -= len(chunk)
+            parts.append(part.hexdigest())
+    return StoredLayer(sha256=whole.hexdigest(), size_bytes=size_bytes, part_bytes=part_bytes, parts=parts)
+
+
+def add_file(
+    layers: NewLayers,
+    store: ObjectStore,
+    path: Path,
+    *,
+    config: TransferConfig,
+    progress: Progress,
+    cancelled: threading.Event,
+) -> StoredLayer:
+    """Uploads the archive at `path` as the own layer of a backup that is being made, and returns its digests.
+
+    Raises:
+        LayersUnusableError: as `NewLayers.hold`.
+        StorageError, OSError: as `storage.upload.upload`.
+    """
+    layer = layer_at(path, config)
+
+    def send(key: str) -> None:
+        sent = upload(store, key, path, config=config, progress=progress, cancelled=cancelled, shared=True)
+        if sent.sha256 != layer.sha256:
+            raise IntegrityError("upload", bucket=store.bucket, key=key, detail="the file changed before it was sent")
+
+    layers.add(layer, send)
+    return layer
