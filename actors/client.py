@@ -87,6 +87,7 @@ class Sandbox:
         ttl: float = DEFAULT_TTL_S,
         excludes: Sequence[str] = (),
         gitignore: bool = False,
+        full: bool = False,
         compression: Compression | None = None,
         idempotency_key: str | None = None,
     ) -> DirectoryBackup:
@@ -98,6 +99,7 @@ class Sandbox:
             ttl: seconds until it expires.
             excludes: patterns as in a .gitignore file in the directory. They override git's own rules.
             gitignore: also leave out what git ignores; files that git tracks are kept.
+            full: make a complete archive, even where only what was changed could be archived.
             compression: zstd at level 1 if not given.
             idempotency_key: a repeated call with the same key returns the first call's backup.
         """
@@ -107,6 +109,7 @@ class Sandbox:
             "ttl": ttl,
             "excludes": listed("excludes", excludes, InvalidBackupConfigError),
             "gitignore": gitignore,
+            "full": full,
             "compression": compression or Compression(),
         }
         options = validated(BackupOptions, values, InvalidBackupConfigError)

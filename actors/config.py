@@ -48,6 +48,9 @@ class BackupLimits(Frozen):
     hole_bytes: Annotated[int, Field(gt=0)] = 64 * GIB
     depth: Annotated[int, Field(gt=0, le=768)] = 512
     memory_bytes: Annotated[int, Field(ge=64 * MIB)] = 256 * MIB
+    incremental: bool = True
+    incremental_min_bytes: Annotated[int, Field(ge=0)] = MIB
+    """The smallest full archive that incremental backups are laid on. A smaller one is made anew about as fast."""
 
 
 class NodeConfig(Frozen):

@@ -147,6 +147,8 @@ class Settings(BaseSettings):
     """Limit of the files and directories in a backup."""
     backup_max_bytes: int = 256 * GIB
     """Limit of the bytes in a backup, before compression."""
+    incremental: bool = True
+    """Whether a backup of a restored directory may hold only what was changed since."""
     part_bytes: int = 16 * MIB
     """Size of the parts of a transfer."""
     transfer_concurrency: int = 4
@@ -248,7 +250,10 @@ class Settings(BaseSettings):
                 processes=self.exec_processes,
             ),
             backup=BackupLimits(
-                pause_s=self.backup_pause_s, inodes=self.backup_max_inodes, source_bytes=self.backup_max_bytes
+                pause_s=self.backup_pause_s,
+                inodes=self.backup_max_inodes,
+                source_bytes=self.backup_max_bytes,
+                incremental=self.incremental,
             ),
             transfer=self.transfer(),
             bucket=bucket,

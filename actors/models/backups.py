@@ -103,7 +103,8 @@ class BackupOptions(Model):
     """The options of `create_backup`. `ttl` is in seconds.
 
     `excludes` are patterns as in a .gitignore file that lies in the directory; a pattern that can match
-    nothing is refused, where git would ignore it. `gitignore` leaves out what git ignores.
+    nothing is refused, where git would ignore it. `gitignore` leaves out what git ignores. `full` makes a backup that
+    needs no layers of others; else an incremental one is made where that is possible.
     """
 
     dir: BackupDir
@@ -113,6 +114,7 @@ class BackupOptions(Model):
         list[Annotated[str, AfterValidator(_exclude)]], Field(max_length=1000), AfterValidator(_excludes)
     ] = []
     gitignore: bool = False
+    full: bool = False
     compression: Compression = Compression()
 
 

@@ -1,6 +1,7 @@
 """The node's cache of archives: each is downloaded, verified and converted once, for all sandboxes of the node.
 
-An entry is one file, named for its backup and its SHA-256, and never changed. A caller gets a hard link to it, so
+An entry is one file, named for its backup and its SHA-256, and never changed. A layer, which several backups may need,
+has its SHA-256 as the backup's name, too. A caller gets a hard link to it, so
 eviction disturbs neither a mount nor a running restore.
 
 The disk is not trusted: an entry is read before its first use after each boot of the node, and after any change of its
@@ -9,6 +10,7 @@ file (`actors.node.verified`). An entry whose SHA-256 is not the one in its name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -21,7 +23,7 @@ from pathlib import Path
 from fasteners import InterProcessLock
 
 from actors.logs import log
-from actors.node.errors import ArchiveError, DamagedCopyError
+from actors.node.errors import ArchiveError, DamagedCopyError, ToolError
 from actors.node.removal import remove_tree
 from actors.node.verified import SUFFIX, Stamp, Verified, stamp_of
 
@@ -119,6 +121,11 @@ class ArchiveCache:
     def entries(self) -> list[CachedArchive]:
         """All entries, in no particular order."""
         return [CachedArchive(path, _digest_in(path)) for path in self._folder.glob(f"*{SUFFIX}")]
+
+    def unlink(self, link: CachedArchive) -> None:
+        """Removes a link that `obtain` made. Raises nothing: what is left is removed with its folder."""
+        with contextlib.suppress(OSError, ToolError):
+            self._verified.unlink(link.path, link.sha256)
 
     def forget(self, backup_id: str) -> None:
         """Removes a backup's archive from the cache, so that it is fetched anew."""

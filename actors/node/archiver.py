@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import threading
@@ -10,16 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.node import squashfs
+from actors.node import process, squashfs
 from actors.node.boxed_tools import run_boxed
 from actors.node.bubblewrap import Bind, Box, Identity
-from actors.node.errors import ArchiveError
+from actors.node.changes import Rules, Since, stage_changes
+from actors.node.errors import ArchiveError, NodeError, NoLayerError, NoSpaceLeftError, ToolError, is_full
+from actors.node.laying import lay
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits, Listed, Survey, survey
 from actors.node.tree import Tree
 from actors.node.unpacking import UnpackedSize, half_of_the_disk
 
 _SPOOL = "/spool"
+_STAGED = "/staged"
 _EXTRACT_S = 3600.0
 _LIST_S = 300.0
 
@@ -32,6 +36,8 @@ class PackedArchive:
     found: Survey
     place: str | None = None
     """The path of the archived directory without symbolic links; None for an archive that was converted."""
+    is_layer: bool = False
+    """True if it holds only what was changed since another backup, and `found` counts no more than that."""
 
 
 class Archiver:
@@ -56,6 +62,7 @@ class Archiver:
         level: int | None,
         excludes: Sequence[str] = (),
         gitignore: bool = False,
+        since: Since | None = None,
         timeout_s: float,
         cancelled: threading.Event,
         listed: Listed | None = None,
@@ -66,45 +73,87 @@ class Archiver:
         """Archives a directory of the tree into the empty folder `spool`.
 
         Args:
-            on_writing: called with the path at which the archive is going to grow; it is moved when it is verified.
+            since: if given, only what was changed since an earlier backup is archived, as a layer.
             timeout_s: for the survey and the archive together, because commands are paused until both are done.
             listed: see `survey`.
+            on_writing: called with the path at which the archive is going to grow, unless it is a layer; it is moved
+                when it is verified.
 
         Raises:
             PathError: the directory cannot be used; PathMissingError and PathTypeError say why.
             TreeError: the directory cannot be archived faithfully, or is beyond the limits.
             ArchiveError: the new archive failed its verification.
+            NoLayerError: with `since`, the changes cannot be archived by themselves, but perhaps the whole directory.
             BoxError, ToolError, NoSpaceLeftError: the archive could not be made.
         """
         deadline = time.monotonic() + timeout_s
+        pack = functools.partial(
+            self._squash,
+            spool=spool,
+            compression=compression,
+            level=level,
+            cancelled=cancelled,
+            on_percent=on_percent,
+        )
+        rules = Rules(excludes, self._tree if gitignore else None)
         # A read-only mount keeps access times from changing. If they change while mksquashfs reads symbolic links,
         # it takes the names of one link for different links.
         unchanged = replace(self._box, binds=tuple(replace(bind, writable=False) for bind in self._box.binds))
         with self._tree.directory(directory) as fd:
             inside = self._tree.nameable(fd)
+            if since is not None:
+                return self._create_layer(fd, inside, spool, since, rules, pack, deadline, cancelled, on_survey)
             found = survey(
                 fd,
                 limits=self._limits,
                 excludes=excludes,
-                gitignore=self._tree if gitignore else None,
+                gitignore=rules.gitignore,
                 cancelled=cancelled,
                 timeout_s=timeout_s,
                 listed=listed,
             )
             on_survey(found)
-            path = self._squash(
-                unchanged,
-                inside,
-                found,
-                spool,
-                compression=compression,
-                level=level,
+            left_s = max(0.0, deadline - time.monotonic())
+            path = pack(unchanged, inside, found, timeout_s=left_s, on_writing=on_writing)
+        return PackedArchive(path, found, inside)
+
+    def _create_layer(
+        self,
+        fd: int,
+        inside: str,
+        spool: Path,
+        since: Since,
+        rules: Rules,
+        pack: Callable[..., Path],
+        deadline: float,
+        cancelled: threading.Event,
+        on_survey: Callable[[Survey], None],
+    ) -> PackedArchive:
+        """Archives what was changed in the directory `fd`, which lies at `inside`."""
+        staged = spool / "staged"
+        try:
+            found, stage = stage_changes(
+                fd,
+                since,
+                staged,
+                uid=self._box.uid,
+                limits=self._limits,
+                rules=rules,
                 timeout_s=max(0.0, deadline - time.monotonic()),
                 cancelled=cancelled,
-                on_percent=on_percent,
-                on_writing=on_writing,
             )
-        return PackedArchive(path, found, inside)
+            on_survey(found)
+            path = pack(
+                replace(self._box, binds=(Bind(staged, _STAGED),)),
+                _STAGED,
+                replace(found, excluded=[], inodes=stage.inodes),
+                timeout_s=max(0.0, deadline - time.monotonic()),
+            )
+        except OSError as e:
+            raise NoSpaceLeftError("the disk is full") if is_full(e) else NoLayerError(str(e)) from e
+        finally:
+            remove_tree(staged)
+        return PackedArchive(path, found, inside, is_layer=True)
 
     def left_out(self, directory: str, excludes: Sequence[str], *, timeout_s: float) -> list[bytes]:
         """Returns the paths in a directory that patterns exclude, relative to it; none below an excluded directory.
@@ -133,6 +182,49 @@ class Archiver:
             return
         squashfs.verify_extraction(ended)
         squashfs.verify_extracted_tree(archive, parent / name, self._limits)
+
+    def extract_stack(
+        self, archives: Sequence[Path], parent: Path, name: str, work: Path, *, cancelled: threading.Event
+    ) -> None:
+        """Unpacks the archives of an incremental backup, oldest first, into the new directory `name` of `parent`.
+
+        Args:
+            work: an empty folder on the node's disk, in which the layers are unpacked first. An overlay could not hold
+                their whiteouts.
+
+        Raises:
+            BoxError, ToolError, NoSpaceLeftError: as `extract`.
+        """
+        base, *layers = archives
+        self.extract(base, parent, name, cancelled=cancelled)
+        for layer in layers:
+            if cancelled.is_set():
+                return
+            self.extract(layer, work, "layer", cancelled=cancelled)
+            if not cancelled.is_set():
+                try:
+                    lay(work / "layer", parent / name, uid=self._box.uid)
+                except OSError as e:
+                    raise _as_node_error(e) from e
+            remove_tree(work / "layer")
+
+    def flatten(self, archives: Sequence[Path], work: Path, *, cancelled: threading.Event) -> PackedArchive:
+        """Makes one archive of those of an incremental backup that this service made, with this sandbox's owner.
+
+        Raises:
+            TreeError: it holds more than the limits allow.
+            BoxError, ToolError, NoSpaceLeftError, ArchiveError: the archive could not be made.
+        """
+        content, layers, spool = (work / name for name in ("content", "layers", "spool"))
+        for folder in (content, layers, spool):
+            folder.mkdir()
+        self.extract_stack(archives, content, "tree", layers, cancelled=cancelled)
+        if cancelled.is_set():
+            return PackedArchive(archives[-1], Survey())
+        process.check(["chown", "-hR", f"{self._box.uid}:{self._box.uid}", str(content)], timeout_s=_EXTRACT_S)
+        made = self._pack_alone(content, spool, cancelled)
+        remove_tree(content)
+        return made
 
     def find_name(self, archive: Path, wanted: Callable[[bytes], bool], *, cancelled: threading.Event) -> bytes | None:
         """Returns the first file name for which `wanted` is true, from an archive that this service made.
@@ -184,16 +276,21 @@ class Archiver:
         if cancelled.is_set():
             return PackedArchive(archive, Survey())
         squashfs.verify_extraction(ended, blamed=ArchiveError)  # its digest is in no signed metadata
+        made = self._pack_alone(content, work, cancelled)
+        remove_tree(content)
+        return made
+
+    def _pack_alone(self, content: Path, spool: Path, cancelled: threading.Event) -> PackedArchive:
+        """Archives the tree in the folder `content`, which is no sandbox's."""
         fd = os.open(content / "tree", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             found = survey(fd, limits=self._limits, cancelled=cancelled)
         finally:
             os.close(fd)
-        box = replace(alone, binds=(Bind(content, "/content"),))
+        box = replace(self._box, binds=(Bind(content, "/content"),), network=False)
         path = self._squash(
-            box, "/content/tree", found, work, compression="zstd", level=1, timeout_s=_EXTRACT_S, cancelled=cancelled
+            box, "/content/tree", found, spool, compression="zstd", level=1, timeout_s=_EXTRACT_S, cancelled=cancelled
         )
-        remove_tree(content)
         return PackedArchive(path, found)
 
     def _check_unpacked_size(self, archive: Path, alone: Box, cancelled: threading.Event) -> None:
@@ -269,3 +366,7 @@ class Archiver:
             os.chown(path, 0, 0)
         shutil.rmtree(out)
         return path
+
+
+def _as_node_error(error: OSError) -> NodeError:
+    return NoSpaceLeftError("the disk is full") if is_full(error) else ToolError(f"A layer was not copied: {error}.")

@@ -25,8 +25,6 @@ LOWER, UPPER, WORK, MERGED = "lower", "upper", "work", "merged"
 IDMAPPED_LOWER, IDMAPPED_LAYER = "idmapped/lower", "idmapped/layer"
 
 _FLAGS = "nosuid,nodev"
-_DIRECTORIES = f"lowerdir={LOWER},upperdir={UPPER},workdir={WORK}"
-_IDMAPPED = f"lowerdir={IDMAPPED_LOWER},upperdir={IDMAPPED_LAYER}/{UPPER},workdir={IDMAPPED_LAYER}/{WORK}"
 
 
 class Limit(StrEnum):
@@ -84,6 +82,14 @@ class Driver(StrEnum):
         """Maximum length of a file name: fuse-overlayfs 1.10 aborts when it copies up a name of 252 bytes or more."""
         return 251 if self is Driver.FUSE else 255
 
+    @property
+    def stacks_archives(self) -> bool:
+        """True if it can mount several archives over each other, for an incremental backup.
+
+        fuse-overlayfs 1.10 shows a directory of several archives with the mode of an older one, and may abort.
+        """
+        return self is not Driver.FUSE
+
     def stands(self, name: bytes) -> bool:
         """Tells whether the driver can show this file name. To fuse-overlayfs `.wh.x` means that x was deleted."""
         return len(name) <= self.max_name_bytes and not (self is Driver.FUSE and name.startswith(b".wh."))
@@ -114,28 +120,48 @@ def kernel_squashfs(archive: Path, point: Path) -> list[str]:
     return ["mount", "-t", "squashfs", "-o", f"loop,ro,{_FLAGS}", str(archive), str(point)]
 
 
-def kernel_overlay(driver: Driver, *, idmapped: bool = False) -> list[str]:
-    """The `mount` command for the overlay, to be run in the layer's folder. `idmapped` means over idmapped clones."""
-    return ["mount", "-t", "overlay", "-o", f"{_FLAGS},{overlay_data(driver, idmapped=idmapped)}", "overlay", MERGED]
+def lower(number: int) -> str:
+    """The name of the folder in a layer's folder that shows an archive. The oldest archive has number 0."""
+    return f"{LOWER}{number or ''}"
 
 
-def overlay_data(driver: Driver, *, idmapped: bool = False) -> str:
+def idmapped_lower(number: int) -> str:
+    """The name of the folder that shows an idmapped clone of an archive."""
+    return f"{IDMAPPED_LOWER}{number or ''}"
+
+
+def _directories(archives: int, *, idmapped: bool = False) -> str:
+    name, inside = (idmapped_lower, f"{IDMAPPED_LAYER}/") if idmapped else (lower, "")
+    lowers = ":".join(name(number) for number in reversed(range(archives)))
+    return f"lowerdir={lowers},upperdir={inside}{UPPER},workdir={inside}{WORK}"
+
+
+def kernel_overlay(driver: Driver, archives: int = 1, *, idmapped: bool = False) -> list[str]:
+    """The `mount` command for the overlay over so many archives, to be run in the layer's folder.
+
+    `idmapped` means over idmapped clones.
+    """
+    options = f"{_FLAGS},{overlay_data(driver, archives, idmapped=idmapped)}"
+    return ["mount", "-t", "overlay", "-o", options, "overlay", MERGED]
+
+
+def overlay_data(driver: Driver, archives: int = 1, *, idmapped: bool = False) -> str:
     """The overlay's own options, as mount(2) takes them."""
-    return f"{_IDMAPPED if idmapped else _DIRECTORIES},{driver.overlay_options}"
+    return f"{_directories(archives, idmapped=idmapped)},{driver.overlay_options}"
 
 
-def fuse_squashfs(archive: Path) -> list[str]:
+def fuse_squashfs(archive: Path, point: str = LOWER) -> list[str]:
     """The command of the daemon that serves an archive, in the foreground; to be run in the layer's folder.
 
     It is the low-level variant, because the high-level squashfuse gives hard links different inode numbers.
     """
     options = f"ro,{_FLAGS},allow_other,default_permissions"
-    return [*_DIES_WITH_PARENT, "squashfuse_ll", "-f", "-o", options, str(archive), LOWER]
+    return [*_DIES_WITH_PARENT, "squashfuse_ll", "-f", "-o", options, str(archive), point]
 
 
-def fuse_overlay() -> list[str]:
+def fuse_overlay(archives: int = 1) -> list[str]:
     """The command of the daemon that serves the overlay, in the foreground; to be run in the layer's folder."""
-    options = f"{_FLAGS},{_DIRECTORIES},{Driver.FUSE.overlay_options}"
+    options = f"{_FLAGS},{_directories(archives)},{Driver.FUSE.overlay_options}"
     return [*_DIES_WITH_PARENT, "fuse-overlayfs", "-f", "-o", options, MERGED]
 
 

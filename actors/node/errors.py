@@ -22,6 +22,7 @@ NodeError
 │   └── NoRoomToMountError    because the disk is full
 ├── DriverUnavailableError    the requested mount driver is not offered, or none is
 ├── ArchiveRefusedError       an archive holds files that the node's driver would show wrongly
+├── NoLayerError              a directory's changes cannot be archived by themselves, so all of it has to be
 ├── LayerMismatchError        a layer was made with another archive or driver
 └── CorruptRecordError        a record on the node's disk cannot be read
 """
@@ -144,6 +145,10 @@ class DriverUnavailableError(NodeError):
 
 class ArchiveRefusedError(NodeError):
     """An archive holds files that the node's driver would show wrongly. It can be restored as a copy."""
+
+
+class NoLayerError(NodeError):
+    """What was changed in a directory cannot be archived by itself. `message` completes "because …"."""
 
 
 class LayerMismatchError(NodeError):

@@ -21,6 +21,7 @@ import stat
 from collections.abc import Iterator
 
 from actors.node.drivers import Driver
+from actors.node.union import Union
 
 _HIDES = ".wh."
 _OPAQUE_FILE = ".wh..wh..opq"
@@ -29,12 +30,12 @@ _OWN = ("user.fuseoverlayfs.", "user.overlay.")
 _OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
 
 
-def convert(upper: int, lower: int | None, driver: Driver) -> None:
+def convert(upper: int, lower: Union | None, driver: Driver) -> None:
     """Converts a directory of an upper for `driver`. No overlay of that upper may be mounted. Idempotent.
 
     Args:
         upper: descriptor of the directory.
-        lower: descriptor of the lower directory under it; None if there is none, or it is hidden. A marker that hides
+        lower: the lower directory under it; None if there is none, or it is hidden. A marker that hides
             nothing is removed, because the kernel would list its name.
     """
     before = os.fstat(upper)
@@ -51,8 +52,7 @@ def convert(upper: int, lower: int | None, driver: Driver) -> None:
         elif name.startswith(_HIDES):
             _convert_sign(upper, lower, name, found)
         elif stat.S_ISDIR(status.st_mode):
-            with _directory(upper, name) as child, _directory(lower, name) as child_of_lower:
-                assert child is not None
+            with _directory(upper, name) as child, _below(lower, name) as child_of_lower:
                 convert(child, child_of_lower, driver)
         elif stat.S_ISREG(status.st_mode):
             _remove_own_xattrs(f"/proc/self/fd/{upper}/{name}", but=opaque)
@@ -60,7 +60,7 @@ def convert(upper: int, lower: int | None, driver: Driver) -> None:
     os.utime(upper, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def _convert_sign(upper: int, lower: int | None, name: str, found: dict[str, os.stat_result]) -> None:
+def _convert_sign(upper: int, lower: Union | None, name: str, found: dict[str, os.stat_result]) -> None:
     hidden = name.removeprefix(_HIDES)
     if hidden not in found and _exists(lower, hidden):
         with contextlib.suppress(FileExistsError):
@@ -69,11 +69,8 @@ def _convert_sign(upper: int, lower: int | None, name: str, found: dict[str, os.
 
 
 @contextlib.contextmanager
-def _directory(folder: int | None, name: str) -> Iterator[int | None]:
-    """Opens the directory `name` of a folder for the block; None if there is none."""
-    if folder is None or not stat.S_ISDIR(_status(folder, name)):
-        yield None
-        return
+def _directory(folder: int, name: str) -> Iterator[int]:
+    """Opens the directory `name` of a folder for the block."""
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         yield fd
@@ -81,15 +78,12 @@ def _directory(folder: int | None, name: str) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _exists(folder: int | None, name: str) -> bool:
-    return folder is not None and _status(folder, name) != 0
+def _below(folder: Union | None, name: str) -> contextlib.AbstractContextManager[Union | None]:
+    return contextlib.nullcontext() if folder is None else folder.below(name)
 
 
-def _status(folder: int, name: str) -> int:
-    """The mode of the file `name` in a folder; 0 if there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-    return 0
+def _exists(folder: Union | None, name: str) -> bool:
+    return folder is not None and folder.find(name) is not None
 
 
 def _has(folder: int, attribute: str) -> bool:

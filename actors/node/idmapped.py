@@ -5,7 +5,7 @@ files that epoll watches. So the processes of an awake sandbox run as a user of 
 keep one owner for all sandboxes; the mapping between the two lasts until the sandbox sleeps.
 
     <box>/root                     a view of itself, mounted over it while the sandbox is awake
-    <layer>/idmapped/lower         the archive, and
+    <layer>/idmapped/lower         the archive (lower1 and so on: those over it), and
     <layer>/idmapped/layer         the layer's own folder, both only while the overlay over them is being mounted
 
 An overlay cannot be mapped itself, so all of its layers are. It keeps private copies of their mounts.
@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from actors.node import mounting
-from actors.node.drivers import IDMAPPED_LAYER, IDMAPPED_LOWER, LOWER, Driver
+from actors.node import drivers, mounting
+from actors.node.drivers import IDMAPPED_LAYER, Driver
 from actors.node.errors import MountError
 from actors.node.system_calls import checked, libc
 from actors.node.user_namespace import UserNamespace
@@ -91,11 +91,11 @@ class View:
 
 
 @contextmanager
-def layers(folder: Path, namespace: int) -> Iterator[None]:
-    """Mounts idmapped clones of a layer's folder and of its archive within the block. Raises MountError, OSError."""
-    lower, layer = folder / IDMAPPED_LOWER, folder / IDMAPPED_LAYER
+def layers(folder: Path, namespace: int, *, archives: int = 1) -> Iterator[None]:
+    """Mounts idmapped clones of a layer's folder and of its archives within the block. Raises MountError, OSError."""
+    names = [(drivers.lower(number), drivers.idmapped_lower(number)) for number in range(archives)]
     with ExitStack() as stack:
-        for source, target in ((folder / LOWER, lower), (folder, layer)):
+        for source, target in (*((folder / a, folder / b) for a, b in names), (folder, folder / IDMAPPED_LAYER)):
             target.mkdir(parents=True, exist_ok=True)
             try:
                 _attach(source, target, namespace)

@@ -1,7 +1,10 @@
 """The layers of a sandbox, writable over archives: `<root>/<layer id>/{lower,upper,work,merged,layer.json}`.
 
+A layer lies over one archive, or over a stack of them: a full archive and the changes of incremental backups, which are
+at `lower1`, `lower2` and so on.
+
 All writes of a layer are in its `upper`, so they survive an unmount, a dead daemon and a dead actor: `open` mounts the
-same upper again. An upper is valid only with the driver, the options and the archive that it was made with. layer.json
+same upper again. An upper is valid only with the driver, the options and the archives that it was made with. layer.json
 records these, with a checksum and a second time in layer.json.copy, and `open` refuses any others. The one exception
 is a layer of fuse-overlayfs on a node with another driver: it is converted first. layer.json is written last: a folder
 without it is a layer whose creation did not finish.
@@ -10,11 +13,10 @@ without it is a layer whose creation did not finish.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,9 +24,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors.logs import log
-from actors.node import daemons, fuse_uppers, mountinfo, mounting, refused_xattrs
+from actors.node import daemons, drivers, fuse_uppers, mountinfo, mounting, refused_xattrs
+from actors.node.archive_cache import CachedArchive
 from actors.node.causes import brief
-from actors.node.drivers import LOWER, MERGED, UPPER, WORK, Driver
+from actors.node.drivers import MERGED, UPPER, WORK, Driver
 from actors.node.errors import (
     ArchiveRefusedError,
     CorruptRecordError,
@@ -38,7 +41,9 @@ from actors.node.errors import (
 from actors.node.lowers import Lowers
 from actors.node.records import TwinFile
 from actors.node.removal import remove_tree
+from actors.node.root_attributes import copy_root
 from actors.node.stacks import Stack
+from actors.node.union import Union
 from actors.node.user_namespace import UserNamespace
 
 _RECORD = "layer.json"
@@ -48,7 +53,7 @@ _UNMOUNT_S = 10.0
 
 
 class LayerRecord(BaseModel):
-    """The content of layer.json: the driver, options and archive that the upper was made with."""
+    """The content of layer.json: the driver, options and archives that the upper was made with."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", populate_by_name=True)
 
@@ -56,15 +61,19 @@ class LayerRecord(BaseModel):
     driver: Driver
     options: str
     archive_sha256: str = Field(validation_alias="archiveSha256", serialization_alias="archiveSha256")
+    above: tuple[str, ...] | None = None
+    """The digests of the archives over the first one, oldest first; None for one archive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer that was created or opened. `archive` has to stay in place until the layer is closed."""
+    """A layer that was created or opened. Its archives have to stay in place until the layer is closed."""
 
     folder: Path
     archive: Path
     sha256: str
+    above: tuple[CachedArchive, ...] = ()
+    """The archives laid over `archive`, oldest first."""
 
     @property
     def id(self) -> str:
@@ -75,6 +84,26 @@ class Layer:
     def merged(self) -> Path:
         """The layer's directory for use: the archive's content with the layer's writes."""
         return self.folder / MERGED
+
+    @property
+    def upper(self) -> Path:
+        """The directory with the layer's writes, in the driver's own form."""
+        return self.folder / UPPER
+
+    @property
+    def index(self) -> Path:
+        """The kernel's directory of hard links that were changed; it need not exist."""
+        return self.folder / WORK / "index"
+
+    @property
+    def archives(self) -> tuple[CachedArchive, ...]:
+        """All archives, oldest first."""
+        return (CachedArchive(self.archive, self.sha256), *self.above)
+
+    @property
+    def lowers(self) -> list[Path]:
+        """The directories that show the archives, oldest first, while the layer is mounted."""
+        return [self.folder / drivers.lower(number) for number in range(len(self.archives))]
 
 
 class Layers:
@@ -125,26 +154,27 @@ class Layers:
             )
         return self._offered
 
-    def create(self, archive: Path, sha256: str) -> Layer:
-        """Creates a layer: mounts an archive under a new, empty upper. All or nothing.
+    def create(self, archive: Path, sha256: str, above: Sequence[CachedArchive] = ()) -> Layer:
+        """Creates a layer: mounts an archive, and those `above` it, under a new, empty upper. All or nothing.
 
-        The caller has to verify the archive first, because the kernel parses it; its hash is not checked here.
+        The caller has to verify the archives first, because the kernel parses them; no hash is checked here.
 
         Raises:
             ArchiveRefusedError: the driver would show something in the archive wrongly.
             DriverUnavailableError: there is no driver.
             MountError: the layer cannot be mounted; no mount, process or folder was left.
         """
-        layer = self._layer(uuid.uuid4().hex, archive, sha256)
+        layer = self._layer(uuid.uuid4().hex, archive, sha256, above)
         stack = self._stack(layer)
         with self._attempt("made", layer.id):
             try:
                 layer.folder.mkdir(mode=0o700, parents=True)
                 for name in (UPPER, WORK, MERGED):
                     (layer.folder / name).mkdir()
-                stack.mount_lower(archive, sha256)
+                for each in layer.archives:
+                    stack.mount_lower(each.path, each.sha256)
                 self._check_xattrs(layer)
-                _copy_root(layer.folder / LOWER, layer.folder / UPPER)
+                copy_root(layer.lowers[-1], layer.upper)
                 stack.mount_merged()
                 stack.serve()
                 self._write_record(layer)
@@ -155,19 +185,19 @@ class Layers:
         self._stacks[layer.id] = stack
         return layer
 
-    def open(self, layer_id: str, archive: Path, sha256: str) -> Layer:
+    def open(self, layer_id: str, archive: Path, sha256: str, above: Sequence[CachedArchive] = ()) -> Layer:
         """Mounts an existing layer again, with all its writes: after a restart, a crash or `close`.
 
         A kernel mount that has outlived its actor is adopted if it answers. FUSE mounts, and those that map owners,
         are always made anew.
 
         Raises:
-            LayerMismatchError: the layer was made with another archive, driver or options; nothing was changed.
+            LayerMismatchError: the layer was made with other archives, driver or options; nothing was changed.
             DriverUnavailableError: there is no driver; nothing was changed.
             MountBusyError: an old mount of the layer is in use.
             MountError: the layer cannot be mounted; its upper is intact.
         """
-        layer = self._layer(layer_id, archive, sha256)
+        layer = self._layer(layer_id, archive, sha256, above)
         with self._attempt("opened", layer.id):
             converting = self._is_to_convert(layer)
             if not converting:
@@ -269,10 +299,12 @@ class Layers:
             raise MountError(f"{layer_id!r} is not the id of a layer.")
         return self._root / layer_id
 
-    def _layer(self, layer_id: str, archive: Path, sha256: str) -> Layer:
-        if not _SHA256.fullmatch(sha256):
-            raise MountError(f"{sha256!r} is not a SHA-256 in hexadecimal.")
-        return Layer(self._folder(layer_id), Path(os.path.abspath(archive)), sha256)
+    def _layer(self, layer_id: str, archive: Path, sha256: str, above: Sequence[CachedArchive]) -> Layer:
+        for digest in (sha256, *(each.sha256 for each in above)):
+            if not _SHA256.fullmatch(digest):
+                raise MountError(f"{digest!r} is not a SHA-256 in hexadecimal.")
+        over = tuple(CachedArchive(Path(os.path.abspath(each.path)), each.sha256) for each in above)
+        return Layer(self._folder(layer_id), Path(os.path.abspath(archive)), sha256, over)
 
     def _stack(self, layer: Layer) -> Stack:
         return Stack(
@@ -295,11 +327,12 @@ class Layers:
         if not adopted and mounting.sweep(layer.folder, deadline_s=_UNMOUNT_S):
             raise MountBusyError(f"A stale mount of layer {layer.id} is still in use.")
         if converting:  # the kernel driver needs a link as `lower`; `work` holds leftovers
-            for name in (LOWER, WORK):
-                remove_tree(layer.folder / name)
+            for old in (*layer.lowers, layer.folder / WORK):
+                remove_tree(old)
             (layer.folder / WORK).mkdir()
         try:
-            stack.mount_lower(layer.archive, layer.sha256)
+            for each in layer.archives:
+                stack.mount_lower(each.path, each.sha256)
             if converting:
                 self._convert(layer)
             if not adopted:
@@ -323,29 +356,30 @@ class Layers:
 
     def _is_to_convert(self, layer: Layer) -> bool:
         """True if fuse-overlayfs made the layer, and this node has another driver."""
-        return self.driver is not Driver.FUSE and self._read_record(layer) == _record(Driver.FUSE, layer.sha256)
+        return self.driver is not Driver.FUSE and self._read_record(layer) == _record(Driver.FUSE, layer)
 
     def _convert(self, layer: Layer) -> None:
-        """Converts a layer of fuse-overlayfs for this node's driver. Only the layer's archive may be mounted."""
-        upper, lower = (os.open(layer.folder / name, os.O_RDONLY | os.O_DIRECTORY) for name in (UPPER, LOWER))
+        """Converts a layer of fuse-overlayfs for this node's driver. Only the layer's archives may be mounted."""
+        upper = os.open(layer.upper, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fuse_uppers.convert(upper, lower, self.driver)
+            with Union.of(layer.lowers) as lower:
+                fuse_uppers.convert(upper, lower, self.driver)
         finally:
             os.close(upper)
-            os.close(lower)
         self._write_record(layer)
         log.warning("layer_converted", layer=layer.id, driver=self.driver.value)
 
     def _check_xattrs(self, layer: Layer) -> None:
-        limit = refused_xattrs.first_limit(layer.archive, layer.folder / LOWER, self.driver.limits)
-        if limit is not None:
-            raise ArchiveRefusedError(
-                f"The archive holds what the {self.driver} driver would show wrongly: {limit}.",
-                hint='Restore it with mode "copy".',
-            )
+        for archive, mounted in zip(layer.archives, layer.lowers, strict=True):
+            limit = refused_xattrs.first_limit(archive.path, mounted, self.driver.limits)
+            if limit is not None:
+                raise ArchiveRefusedError(
+                    f"The archive holds what the {self.driver} driver would show wrongly: {limit}.",
+                    hint='Restore it with mode "copy".',
+                )
 
     def _write_record(self, layer: Layer) -> None:
-        _twin(layer).write(_record(self.driver, layer.sha256).model_dump_json(by_alias=True))
+        _twin(layer).write(_json(_record(self.driver, layer)))
 
     def _read_record(self, layer: Layer) -> LayerRecord:
         """Reads the layer's record, and rewrites it if one of its two files is damaged."""
@@ -357,15 +391,15 @@ class Layers:
         if found is None:
             raise LayerMismatchError(f"Layer {layer.id} has no {_RECORD}.")
         if not is_sound:
-            twin.write(found.model_dump_json(by_alias=True))
+            twin.write(_json(found))
         return found
 
     def _check_record(self, layer: Layer) -> None:
-        found, expected = self._read_record(layer), _record(self.driver, layer.sha256)
+        found, expected = self._read_record(layer), _record(self.driver, layer)
         if found != expected:
             raise LayerMismatchError(
                 f"Layer {layer.id} was made as {found!r} and cannot be opened as {expected!r}.",
-                hint="Open it with the driver and the archive it was made with, or restore the backup again.",
+                hint="Open it with the driver and the archives it was made with, or restore the backup again.",
             )
 
     def _delete(self, folder: Path) -> None:
@@ -381,31 +415,17 @@ class Layers:
             raise MountError(f"Layer {folder.name} cannot be deleted: {e.message}") from e
 
 
-def _record(driver: Driver, sha256: str) -> LayerRecord:
-    return LayerRecord(driver=driver, options=driver.overlay_options, archive_sha256=sha256)
+def _record(driver: Driver, layer: Layer) -> LayerRecord:
+    above = tuple(each.sha256 for each in layer.above) or None
+    return LayerRecord(driver=driver, options=driver.overlay_options, archive_sha256=layer.sha256, above=above)
+
+
+def _json(record: LayerRecord) -> str:
+    return record.model_dump_json(by_alias=True, exclude_none=True)
 
 
 def _twin(layer: Layer) -> TwinFile[LayerRecord]:
     return TwinFile(layer.folder / _RECORD, LayerRecord.model_validate_json)
-
-
-def _copy_root(lower: Path, upper: Path) -> None:
-    """Copies to the upper what an overlay shows as its root's attributes: owner, mode, user xattrs and times."""
-    status = lower.stat()
-    os.chown(upper, status.st_uid, status.st_gid)
-    for name in _user_xattrs(lower):
-        os.setxattr(upper, name, os.getxattr(lower, name))
-    upper.chmod(status.st_mode & 0o7777)
-    os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _user_xattrs(path: Path) -> list[str]:
-    try:
-        return [name for name in os.listxattr(path) if name.startswith("user.")]
-    except OSError as e:
-        if e.errno == errno.ENOTSUP:  # an archive without xattrs
-            return []
-        raise
 
 
 @contextlib.contextmanager

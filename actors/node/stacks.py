@@ -1,9 +1,9 @@
-"""The two mounts of one layer, the daemons that serve them, and what happens when one of those dies.
+"""The mounts of one layer, the daemons that serve them, and what happens when one of those dies.
 
     MOUNTING -> SERVING -> CLOSING          unmounted on purpose; the ends of its daemons mean nothing
-                       \\-> LOST            a daemon died: the other is killed at once, and `on_lost` is called
+                       \\-> LOST            a daemon died: the others are killed at once, and `on_lost` is called
 
-The other daemon is killed because a fuse-overlayfs whose archive daemon is dead takes restored files for missing, and
+The other daemons are killed because a fuse-overlayfs whose archive daemon is dead takes restored files for missing, and
 lets new, empty files hide them.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from actors.logs import log
 from actors.node import drivers, idmapped, mountinfo, mounting
 from actors.node.daemons import Daemon, Daemons
-from actors.node.drivers import LOWER, MERGED, WORK, Driver
+from actors.node.drivers import MERGED, WORK, Driver
 from actors.node.errors import MountBusyError, MountError, NoRoomToMountError, ToolError
 from actors.node.lowers import Hold, Lowers
 from actors.node.removal import remove_tree
@@ -55,36 +55,39 @@ class Stack:
         self._on_lost = on_lost
         self._mapping = mapping
         self._folder = folder
-        self._lower = folder / LOWER
         self._merged = folder / MERGED
         self._serving: list[tuple[Path, Daemon]] = []
-        self._hold: Hold | None = None
+        self._lower_points: list[Path] = []
+        self._holds: list[Hold] = []
         self._state = _State.MOUNTING
         self._lock = threading.Lock()
 
     def mount_lower(self, archive: Path, sha256: str) -> None:
-        """Makes the archive readable at `lower`.
+        """Makes an archive readable, the oldest one first: at `lower`, then `lower1`, and so on.
 
         Raises:
             MountError: it cannot be mounted.
         """
+        point = self._folder / drivers.lower(len(self._lower_points))
+        self._lower_points.append(point)
         if self._driver is Driver.KERNEL:
-            self._hold = self._lowers.hold(archive, sha256)
-            self._lower.unlink(missing_ok=True)
-            self._lower.symlink_to(self._hold.path)
+            hold = self._lowers.hold(archive, sha256)
+            self._holds.append(hold)
+            point.unlink(missing_ok=True)
+            point.symlink_to(hold.path)
         else:
-            self._lower.mkdir(exist_ok=True)
-            self._start("squashfuse_ll", drivers.fuse_squashfs(archive), self._lower)
+            point.mkdir(exist_ok=True)
+            self._start("squashfuse_ll", drivers.fuse_squashfs(archive, point.name), point)
 
     def mount_merged(self) -> None:
-        """Mounts the overlay over `lower`; waits for an earlier mount of the same upper to end.
+        """Mounts the overlay over the archives; waits for an earlier mount of the same upper to end.
 
         Raises:
             MountBusyError: another mount, perhaps in another mount namespace, uses the upper.
             MountError: it cannot be mounted.
         """
         if self._driver is Driver.FUSE:
-            self._start("fuse-overlayfs", drivers.fuse_overlay(), self._merged)
+            self._start("fuse-overlayfs", drivers.fuse_overlay(len(self._lower_points)), self._merged)
             return
         try:
             self._mount_overlay(READY_S)
@@ -112,16 +115,17 @@ class Stack:
         if namespace is None:
             self._mount_over(deadline_s, idmapped_clones=False)
             return
-        with idmapped.layers(self._folder, namespace):
+        with idmapped.layers(self._folder, namespace, archives=len(self._lower_points)):
             self._mount_over(deadline_s, idmapped_clones=True)
 
     def _mount_over(self, deadline_s: float, *, idmapped_clones: bool) -> None:
-        """Mounts the overlay: in a child that can be killed if a daemon serves the lower, which may hang."""
+        """Mounts the overlay: in a child that can be killed if daemons serve the archives, which may hang."""
+        archives = len(self._lower_points)
         if self._driver is Driver.KERNEL:
-            data = drivers.overlay_data(self._driver, idmapped=idmapped_clones)
+            data = drivers.overlay_data(self._driver, archives, idmapped=idmapped_clones)
             mounting.mount_overlay(data, MERGED, cwd=self._folder, deadline_s=deadline_s)
         else:
-            argv = drivers.kernel_overlay(self._driver, idmapped=idmapped_clones)
+            argv = drivers.kernel_overlay(self._driver, archives, idmapped=idmapped_clones)
             mounting.mount(argv, cwd=self._folder, deadline_s=deadline_s)
 
     def serve(self) -> None:
@@ -168,10 +172,9 @@ class Stack:
             mounting.unmount(point, deadline_s=_left(deadline))
             if not daemon.exited.wait(_left(deadline)):
                 raise MountBusyError(f"Another mount namespace still uses the mount of {daemon.name}.")
-        if self._hold is not None:
+        if self._holds:
             self._prove_unused(deadline)
-            hold, self._hold = self._hold, None
-            self._lowers.release(hold)
+            self._release_holds()
 
     def abandon(self) -> None:
         """Ends a stack that nobody has used: kills its daemons, and waits for nothing but the kernel.
@@ -183,11 +186,15 @@ class Stack:
             self._state = _State.CLOSING
         self._kill_daemons()
         mounting.unmount(self._merged, deadline_s=_KILLED_S)
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            self._lowers.release(hold)
+        if self._driver is Driver.KERNEL:
+            self._release_holds()
         else:
-            mounting.unmount(self._lower, deadline_s=_KILLED_S)
+            for point in self._lower_points:
+                mounting.unmount(point, deadline_s=_KILLED_S)
+
+    def _release_holds(self) -> None:
+        while self._holds:
+            self._lowers.release(self._holds.pop())
 
     def _start(self, name: str, argv: list[str], point: Path) -> None:
         daemon = self._daemons.start(argv, name=name, cwd=self._folder, on_exit=self._on_exit)
@@ -228,7 +235,7 @@ class Stack:
         """Unmounts what is not in use, and calls `on_lost`: the owner ends its processes, then revives the layer."""
         try:
             self._kill_daemons()
-            for point in (self._merged, self._lower):
+            for point in (self._merged, *self._lower_points):
                 with contextlib.suppress(MountBusyError):
                     mounting.unmount(point, deadline_s=0)
             self._on_lost()

@@ -9,6 +9,7 @@ docs/reference/attributes.md says what becomes of each attribute.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import math
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, Self
 
 from actors.node import mountinfo
 from actors.node.duplicates import SizeCounts
@@ -82,6 +84,25 @@ class Survey:
     """Paths to leave out, relative to the root; everything below an excluded directory is left out with it."""
 
 
+class Follower(Protocol):
+    """Goes along with a walk, one for each directory, and learns what belongs to the backup."""
+
+    def choose(self, names: list[str]) -> list[str]:
+        """The names of the directory's entries that the walk has to look at."""
+
+    def keep(self, fd: int, name: str, found: os.stat_result) -> None:
+        """Notes an entry of the directory `fd` that belongs to the backup, and is no directory."""
+
+    def below(self, name: str) -> Self:
+        """The follower for the subdirectory `name`, which belongs to the backup."""
+
+    def end(self, fd: int) -> None:
+        """Is called after the walk over the directory `fd`."""
+
+    def close(self) -> None:
+        """Is called last, even if the walk has failed."""
+
+
 def survey(
     root_fd: int,
     *,
@@ -91,6 +112,7 @@ def survey(
     cancelled: threading.Event | None = None,
     timeout_s: float = math.inf,
     listed: Listed | None = None,
+    follower: Follower | None = None,
 ) -> Survey:
     """Walks the tree below `root_fd` without leaving it.
 
@@ -101,6 +123,7 @@ def survey(
             lies, and from which git's files are read.
         listed: called with each entry that goes into the archive; a directory comes right before what is in it,
             names in the order of their bytes.
+        follower: the root's follower. What it does not choose is not counted.
 
     Raises:
         TreeError: a limit is exceeded (also the time limit), a directory cannot be read, or the tree changed meanwhile.
@@ -109,7 +132,7 @@ def survey(
     walk = _Walk(limits, excludes, cancelled, time.monotonic() + timeout_s, listed)
     root = os.open(f"/proc/self/fd/{root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        walk.root(root, gitignore)
+        walk.root(root, gitignore, follower)
     except OSError as e:
         name = errno.errorcode.get(e.errno or 0, "unknown error")
         raise TreeError(f"The directory could not be read completely ({name}).") from None
@@ -136,7 +159,7 @@ class _Walk:
         self._linked: set[int] = set()
         self._one_name_each = True
 
-    def root(self, fd: int, gitignore: Tree | None) -> None:
+    def root(self, fd: int, gitignore: Tree | None, follower: Follower | None) -> None:
         """Walks the whole tree."""
         self._one_name_each = not _shows_a_device_twice(fd)
         self.found.inodes = 1
@@ -146,9 +169,11 @@ class _Walk:
             self._listed(b"", found, b"")
         self._count_flags(fd)
         place = None if gitignore is None else place_of(gitignore, gitignore.canonical(fd), check=self._check_time)
-        self.directory(fd, "", 1, place)
+        self.directory(fd, "", 1, place, follower)
+        if follower is not None:
+            follower.end(fd)
 
-    def directory(self, fd: int, prefix: str, depth: int, place: Place | None) -> None:
+    def directory(self, fd: int, prefix: str, depth: int, place: Place | None, follower: Follower | None) -> None:
         if depth > self._limits.depth:
             raise TreeError(f"The directory is more than {self._limits.depth} levels deep.")
         if self._cancelled is not None and self._cancelled.is_set():
@@ -158,6 +183,8 @@ class _Walk:
             names = [entry.name for entry in entries]
         if self._listed is not None:
             names.sort(key=os.fsencode)
+        if follower is not None:
+            names = follower.choose(names)
         for name in names:
             path = prefix + name
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -172,14 +199,33 @@ class _Walk:
             self._count(fd, name, found)
             self._list(fd, name, path, found)
             if is_directory:
-                child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                try:
-                    self._count_flags(child)
-                    is_ignored = standing is Standing.HOLDS_TRACKED
-                    below = None if place is None else place.below(child, name, is_ignored=is_ignored)
-                    self.directory(child, path + "/", depth + 1, below)
-                finally:
-                    os.close(child)
+                self._below(fd, path, name, depth, place, standing, follower)
+            elif follower is not None:
+                follower.keep(fd, name, found)
+
+    def _below(
+        self,
+        fd: int,
+        path: str,
+        name: str,
+        depth: int,
+        place: Place | None,
+        standing: Standing,
+        follower: Follower | None,
+    ) -> None:
+        """Walks the subdirectory `name` of `fd`."""
+        with contextlib.ExitStack() as stack:
+            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            stack.callback(os.close, child)
+            self._count_flags(child)
+            is_ignored = standing is Standing.HOLDS_TRACKED
+            below = None if place is None else place.below(child, name, is_ignored=is_ignored)
+            following = None if follower is None else follower.below(name)
+            if following is not None:
+                stack.callback(following.close)
+            self.directory(child, path + "/", depth + 1, below, following)
+            if following is not None:
+                following.end(child)
 
     def _list(self, fd: int, name: str, path: str, found: os.stat_result) -> None:
         if self._listed is None:

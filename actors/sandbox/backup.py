@@ -1,9 +1,11 @@
 """The protocol of creating a backup: archive, upload, claim, commit. All or nothing.
 
     step         leaves                               undone by
+    hold         references to the layers below       releasing them; `gc` removes those of a process that died
     archive      a file in the sandbox's spool        removing the spool
     begin        the id among the pending backups     the next change of the state document; or settling it
-    upload       backups/<id>/data.sqsh               the upload removes its parts; `abandon` removes the object
+    upload       backups/<id>/data.sqsh, or a layer   the upload removes its parts; `abandon` removes the object; a
+                                                      layer without a reference is removed by `gc`
     claim        the backup id of an idempotency key  nothing: without the commit the claim does not count
     commit       backups/<id>/meta.json, index entry  nothing: from here on the backup exists
     checkpoint   the checkpoint of the directory      nothing; without it the id is still pending, and so found
@@ -15,6 +17,9 @@ the first of them, within `archive`.
 An archive without metadata can never be restored. If the bucket does not let the actor remove it, its id stays pending:
 the next backup or the next actor settles it. An actor that was replaced during its upload finds a fence in place of the
 metadata (`BackupCatalog.settle`), and commits nothing.
+
+A backup of a restored directory is incremental where that is possible (`actors.sandbox.increments`): it holds the
+layers of the earlier backup in the bucket (`storage.layers`), and its own archive is the layer above them.
 """
 
 from __future__ import annotations
@@ -27,21 +32,22 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from actors.errors import BackupCreateError, InvalidBackupConfigError, SandboxUnavailableError
 from actors.faults import failing_as, reason_of
 from actors.logs import log
 from actors.metrics import ARCHIVED_BYTES, UNMETERED, UPLOADED_BYTES, Meter
-from actors.models import BackupOptions, Compression, DirectoryBackup, Phase
+from actors.models import BackupOptions, DirectoryBackup, Phase
 from actors.node.archive_cache import ArchiveCache
-from actors.node.archiver import Archiver, PackedArchive
-from actors.node.errors import NodeError, PathError
-from actors.node.survey import Survey
-from actors.node.verified import stamp_of
+from actors.node.archiver import Archiver
+from actors.node.errors import NodeError
+from actors.sandbox.archiving import Archiving
+from actors.sandbox.beginning import Begun, Ledger
+from actors.sandbox.increments import Increment, Increments
 from actors.sandbox.listing_upload import ListingUpload
 from actors.sandbox.operations import Progress
 from actors.sandbox.steps import CreateStep, step
+from actors.sandbox.stored import Stored
 from storage import keys
 from storage.catalog import BackupCatalog, StoredClaim
 from storage.config import TransferConfig
@@ -55,52 +61,9 @@ from storage.errors import (
     TransferCancelledError,
 )
 from storage.listing import ListingWriter
-from storage.metadata import BackupRecord, ListingDigest, NotKept
-from storage.transfer import GrowingUpload, SentParts, UploadedArchive, upload
+from storage.metadata import BackupRecord, ListingDigest
 
 _LISTING = "files.list"
-
-
-class Ledger(Protocol):
-    """The sandbox's list of pending and committed backups, written under the actor's epoch."""
-
-    def begin(self, backup_id: str, *, of_sleep: bool) -> None:
-        """Adds a pending backup, before any part of it is in the bucket. Settles what earlier calls could not remove.
-
-        Raises StorageError, SandboxUnavailableError.
-        """
-
-    def check(self) -> None:
-        """Checks that this actor may still commit. Raises SandboxUnavailableError if not; StorageError."""
-
-    def committed(self, record: BackupRecord) -> None:
-        """Notes that the backup exists. Raises nothing: a note that cannot be written now goes with the next one."""
-
-    def left_behind(self, backup_id: str) -> None:
-        """Notes that parts of the backup may be left in the bucket, and have to be removed later."""
-
-    def abandoned(self, backup_id: str) -> None:
-        """Notes that nothing of the backup is left. Raises SandboxUnavailableError if another actor has taken over."""
-
-
-class _Begun:
-    """The beginning of a backup in the ledger: once, before the first of its parts goes to the bucket.
-
-    That is while the archive is written, if parts are sent ahead, or when it is complete.
-    """
-
-    def __init__(self, ledger: Ledger, backup_id: str, *, of_sleep: bool) -> None:
-        self._ledger = ledger
-        self._backup_id = backup_id
-        self._of_sleep = of_sleep
-        self.is_noted = False
-
-    def ensure(self) -> None:
-        """Begins the backup if it has not begun. The caller ensures that no other thread does the same."""
-        if not self.is_noted:
-            with step(CreateStep.BEGIN):
-                self._ledger.begin(self._backup_id, of_sleep=self._of_sleep)
-            self.is_noted = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +82,7 @@ class BackupCreation:
     ledger: Ledger
     paused: Callable[[], AbstractContextManager[None]]
     """Pauses everything that could change the tree."""
+    increments: Increments
     of_sleep: bool = False
     """True for backups that the service makes when the sandbox goes to sleep."""
     meter: Meter = UNMETERED
@@ -140,29 +104,34 @@ class BackupCreation:
             return made_before
         backup_id = progress.backup_id = str(uuid.uuid4())
         work = self.spool / backup_id
-        begun = _Begun(self.ledger, backup_id, of_sleep=self.of_sleep)
+        begun = Begun(self.ledger, backup_id, of_sleep=self.of_sleep)
+        increment: Increment | None = None
         try:
             with failing_as(BackupCreateError, "created"):
                 work.mkdir(parents=True, mode=0o711)
                 created_at = datetime.now(UTC)
                 try:
+                    with step(CreateStep.HOLD):
+                        increment = self.increments.begin(options, backup_id)
+                    archiving = self._archiving(options, backup_id, work, progress, increment)
                     with (
-                        self._sent_ahead(backup_id, begun, progress) as ahead,
+                        archiving.sent_ahead(begun) as ahead,
                         step(CreateStep.ARCHIVE),
                         closing(ListingWriter(work / _LISTING)) as listing,
                     ):
-                        made = self._archive(options, work, progress, listing, ahead)
-                        listed = listing.finish()
+                        made = archiving.archive(listing, ahead)
+                        listed = None if made.is_layer else listing.finish()
                     self.meter.add(ARCHIVED_BYTES, amount=made.found.source_bytes)
-                    stamp = stamp_of(made.path)
                     begun.ensure()
                     with step(CreateStep.UPLOAD), self._listing_upload(backup_id, work, listed, progress) as beside:
-                        uploaded = self._upload(backup_id, made, progress, ahead.sent)
-                    self.meter.add(UPLOADED_BYTES, amount=uploaded.size_bytes)
-                    record = self._record(backup_id, options, created_at, made, uploaded, beside.kept)
-                    made_meanwhile = self._commit(record, options, idempotency_key, progress)
+                        stored = archiving.store(made, ahead.sent)
+                    self.meter.add(UPLOADED_BYTES, amount=stored.uploaded.size_bytes)
+                    record = self._record(backup_id, options, created_at, stored, beside.kept)
+                    made_meanwhile = self._commit(record, options, idempotency_key, progress, stored.increment)
                 except BaseException as e:
                     if not begun.is_noted or self._abandon(backup_id, e):
+                        if increment is not None:
+                            increment.layers.release()
                         raise
                     made_meanwhile = None
             if made_meanwhile is not None:
@@ -172,12 +141,19 @@ class BackupCreation:
             with step(CreateStep.CHECKPOINT):
                 self.ledger.committed(record)
             with step(CreateStep.CACHE), contextlib.suppress(OSError, NodeError):
-                self.cache.adopt(backup_id, made.path, uploaded.sha256, as_of=stamp)
+                sha256 = stored.uploaded.sha256
+                name = backup_id if stored.increment is None else sha256
+                self.cache.adopt(name, stored.made.path, sha256, as_of=stored.stamp)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        lost = {name: count for name, count in _not_kept(made.found).model_dump().items() if count}
+        lost = {name: count for name, count in stored.not_kept.model_dump().items() if count}
         (log.warning if lost else log.info)(
-            "backup_created", backup=backup_id, dir=options.dir, bytes=uploaded.size_bytes, not_kept=lost
+            "backup_created",
+            backup=backup_id,
+            dir=options.dir,
+            bytes=record.size_bytes,
+            depth=record.depth,
+            not_kept=lost,
         )
         return DirectoryBackup(id=backup_id, dir=options.dir)
 
@@ -210,58 +186,20 @@ class BackupCreation:
             )
         return DirectoryBackup(id=found.id, dir=found.dir)
 
-    def _sent_ahead(self, backup_id: str, begun: _Begun, progress: Progress) -> GrowingUpload:
-        """The upload of the archive's parts while it is written. The backup begins with the first of them."""
-        store, key = self.catalog.store, keys.archive(backup_id)
-        return GrowingUpload(store, key, config=self.transfer, begin=begun.ensure, cancelled=progress.cancelled)
-
-    def _archive(
-        self, options: BackupOptions, work: Path, progress: Progress, listing: ListingWriter, ahead: GrowingUpload
-    ) -> PackedArchive:
-        files = 0
-
-        def surveyed(found: Survey) -> None:
-            nonlocal files
-            files = found.files
-            progress.enter(Phase.COMPRESSING, total=files)
-
-        progress.enter(Phase.SCANNING)
-        compression = options.compression
-        try:
-            with self.paused():
-                made = self.archiver.create(
-                    options.dir,
-                    work,
-                    compression=compression.format,
-                    level=default_level(compression),
-                    excludes=options.excludes,
-                    gitignore=options.gitignore,
-                    timeout_s=self.pause_s,
-                    cancelled=progress.cancelled,
-                    listed=listing.add,
-                    on_survey=surveyed,
-                    on_percent=lambda percent: progress.set_done(files * percent // 100),
-                    on_writing=ahead.follow,
-                )
-        except PathError as e:
-            raise InvalidBackupConfigError(
-                f"The directory cannot be backed up: {e.message}", context={"dir": options.dir}
-            ) from None
-        progress.check()
-        return made
-
-    def _upload(
-        self, backup_id: str, made: PackedArchive, progress: Progress, sent: SentParts | None
-    ) -> UploadedArchive:
-        progress.enter(Phase.UPLOADING, total=made.path.stat().st_size, unit="bytes")
-        return upload(
-            self.catalog.store,
-            keys.archive(backup_id),
-            made.path,
-            config=self.transfer,
-            progress=progress.advance,
-            cancelled=progress.cancelled,
-            sent=sent,
+    def _archiving(
+        self, options: BackupOptions, backup_id: str, work: Path, progress: Progress, increment: Increment | None
+    ) -> Archiving:
+        return Archiving(
+            backup_id=backup_id,
+            options=options,
+            work=work,
+            progress=progress,
+            increment=increment,
+            archiver=self.archiver,
+            bucket=self.catalog.store,
+            transfer=self.transfer,
+            pause_s=self.pause_s,
+            paused=self.paused,
         )
 
     def _listing_upload(
@@ -281,40 +219,33 @@ class BackupCreation:
         backup_id: str,
         options: BackupOptions,
         created_at: datetime,
-        made: PackedArchive,
-        uploaded: UploadedArchive,
+        stored: Stored,
         listing: ListingDigest | None,
     ) -> BackupRecord:
-        found = made.found
         return BackupRecord(
             id=backup_id,
             dir=options.dir,
             name=options.name,
-            size_bytes=uploaded.size_bytes,
             ttl=options.ttl,
             created_at=created_at,
-            version=1,
             tenant=self.tenant,
             sandbox=self.sandbox,
-            sha256=uploaded.sha256,
-            part_bytes=uploaded.part_bytes,
-            parts=[part.sha256 for part in uploaded.parts],
-            etag=uploaded.etag,
-            files=found.files,
-            inodes=found.inodes,
-            source_bytes=found.source_bytes,
             compression=options.compression.format,
-            not_kept=_not_kept(found),
-            max_name_bytes=found.max_name_bytes,
             uid=self.uid,
             partial=bool(options.excludes or options.gitignore) or None,
             of_sleep=self.of_sleep or None,
-            place=None if made.place == options.dir else made.place,
+            place=None if stored.made.place == options.dir else stored.made.place,
             listing=listing,
+            **stored.fields(),
         )
 
     def _commit(
-        self, record: BackupRecord, options: BackupOptions, idempotency_key: str | None, progress: Progress
+        self,
+        record: BackupRecord,
+        options: BackupOptions,
+        idempotency_key: str | None,
+        progress: Progress,
+        increment: Increment | None,
     ) -> DirectoryBackup | None:
         """Commits the backup. If another call has made one with the same key, discards ours and returns that one.
 
@@ -328,6 +259,8 @@ class BackupCreation:
             self.catalog.discard(record)
             return made
         with step(CreateStep.COMMIT):
+            if increment is not None:
+                increment.layers.check()
             self._write_metadata(record)
         return None
 
@@ -400,21 +333,3 @@ class BackupCreation:
         except PreconditionFailedError:  # a fence, if another actor has taken over
             self.ledger.check()
             raise
-
-
-def _not_kept(found: Survey) -> NotKept:
-    return NotKept(
-        sockets=found.sockets,
-        acls=found.acls,
-        other_xattrs=found.other_xattrs,
-        devices=found.devices or None,
-        far_times=found.far_times or None,
-        flags=found.flags or None,
-    )
-
-
-def default_level(compression: Compression) -> int | None:
-    """The compression level for the tool: by default 1 for zstd, whose own default of 15 takes twenty times as long."""
-    if compression.level is None and compression.format == "zstd":
-        return 1
-    return compression.level

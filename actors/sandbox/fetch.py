@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -17,36 +18,57 @@ from actors.sandbox.operations import Progress
 from storage import keys
 from storage.catalog import BackupCatalog
 from storage.config import TransferConfig
-from storage.errors import ObjectMissingError
-from storage.metadata import BackupRecord
+from storage.digests import ArchiveDigest
+from storage.errors import ObjectMissingError, UnsignedMetadataError
+from storage.metadata import BackupRecord, StoredLayer
 from storage.store import Head, ObjectStore
 from storage.transfer import download
 
 
 class InBucket:
-    """The question whether a backup's archive is in the bucket, asked in a thread while the caller goes on."""
+    """The question whether archives of a backup are in the bucket, asked in threads while the caller goes on."""
 
-    def __init__(self, store: ObjectStore, backup_id: str) -> None:
+    def __init__(self, store: ObjectStore, backup_id: str, archives: Iterable[str]) -> None:
+        """`archives` are keys; those of archives that have just come from the bucket need not be among them."""
         self._store = store
         self._backup_id = backup_id
-        self._answer = Future[Head]()
-        try:
-            threading.Thread(target=copy_context().run, args=(self._ask,), name="in-bucket", daemon=True).start()
-        except RuntimeError:  # Python raises it where a thread's start fails with EAGAIN
-            self._ask()
+        self._answers = [self._asked(key) for key in archives]
 
-    def _ask(self) -> None:
+    def _asked(self, key: str) -> Future[Head]:
+        answer = Future[Head]()
         try:
-            self._answer.set_result(self._store.head(keys.archive(self._backup_id)))
+            run = copy_context().run
+            threading.Thread(target=run, args=(self._ask, key, answer), name="in-bucket", daemon=True).start()
+        except RuntimeError:  # Python raises it where a thread's start fails with EAGAIN
+            self._ask(key, answer)
+        return answer
+
+    def _ask(self, key: str, answer: Future[Head]) -> None:
+        try:
+            answer.set_result(self._store.head(key))
         except BaseException as e:
-            self._answer.set_exception(e)
+            answer.set_exception(e)
 
     def check(self) -> None:
-        """Waits for the answer. Raises BackupNotFoundError, StorageError."""
+        """Waits for the answers. Raises BackupNotFoundError, StorageError."""
         try:
-            self._answer.result()
+            for answer in self._answers:
+                answer.result()
         except ObjectMissingError:
             raise _missing(self._backup_id) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An archive that a restore needs: its entry in the cache, and its digest if that is known beforehand.
+
+    `produce` makes it of the objects at `keys`.
+    """
+
+    name: str
+    sha256: str | None
+    produce: Callable[[Path], tuple[Path, str]]
+    keys: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,35 +82,65 @@ class ArchiveFetch:
     transfer: TransferConfig
     meter: Meter = UNMETERED
 
-    def fetch(self, record: BackupRecord, link: Path, progress: Progress) -> tuple[CachedArchive, InBucket | None]:
-        """Links a backup's archive to `link`.
+    def fetch(self, record: BackupRecord, folder: Path, progress: Progress) -> tuple[list[CachedArchive], InBucket]:
+        """Links all archives of a backup into `folder`, oldest first: one, or the layers of an incremental backup.
 
         Returns:
-            The archive, and the question whether it is in the bucket; None if it has just come from there.
+            The archives, and the question whether those that were in the cache are in the bucket.
 
         Raises:
-            BackupNotFoundError: the archive is not in the bucket.
-            StorageError, NodeError, OSError: nothing is at `link`.
+            BackupNotFoundError: an archive is not in the bucket.
+            StorageError, NodeError, OSError: nothing is in `folder`.
             OperationCancelledError: likewise.
         """
-        sha256 = record.sha256 if self._is_ours(record) else None
+        found: list[CachedArchive] = []
+        to_ask: list[str] = []
         try:
-            archive, was_cached = self.cache.obtain(
-                record.id,
-                link,
-                lambda work: self._produce(record, work, progress),
-                sha256=sha256,
-                waiting=progress.check,
-            )
-        except ObjectMissingError:
-            raise _missing(record.id) from None
-        self.meter.add(CACHE_LOOKUPS, "hit" if was_cached else "miss")
-        return archive, InBucket(self.catalog.store, record.id) if was_cached else None
+            for number, wanted in enumerate(self._wanted(record, progress)):
+                archive, was_cached = self.cache.obtain(
+                    wanted.name,
+                    folder / f"archive{number or ''}.sqsh",
+                    wanted.produce,
+                    sha256=wanted.sha256,
+                    waiting=progress.check,
+                )
+                self.meter.add(CACHE_LOOKUPS, "hit" if was_cached else "miss")
+                found.append(archive)
+                to_ask += wanted.keys if was_cached else ()
+        except BaseException as e:
+            for link in found:
+                self.cache.unlink(link)
+            if isinstance(e, ObjectMissingError):
+                raise _missing(record.id) from None
+            raise
+        return found, InBucket(self.catalog.store, record.id, to_ask)
 
-    def fetch_again(self, tenant: str, backup_id: str, sha256: str, link: Path, progress: Progress) -> CachedArchive:
-        """Links the archive that a layer was made with to `link`. Reads the bucket only if the cache does not have it.
+    def _wanted(self, record: BackupRecord, progress: Progress) -> list[_Wanted]:
+        is_ours = self._is_ours(record)
+        if is_ours and record.is_incremental:
+            return [self._wanted_layer(record, layer, progress) for layer in record.stack]
+        sha256 = record.sha256 if is_ours else None
+        if record.is_incremental:
+            made_of = [keys.layer(record.owner, layer.sha256) for layer in record.stack]
+        else:
+            made_of = [keys.archive(record.id)]
+        return [_Wanted(record.id, sha256, lambda work: self._produce(record, work, progress), made_of)]
 
-        The backup's time to live does not matter: its content is in the sandbox already.
+    def _wanted_layer(self, record: BackupRecord, layer: StoredLayer, progress: Progress) -> _Wanted:
+        key = keys.layer(record.owner, layer.sha256)
+
+        def produce(work: Path) -> tuple[Path, str]:
+            return self._download(key, layer.digest, work, progress), layer.sha256
+
+        return _Wanted(layer.sha256, layer.sha256, produce, [key])
+
+    def fetch_again(
+        self, tenant: str, backup_id: str, sha256: str, link: Path, progress: Progress, *, is_layer: bool = False
+    ) -> CachedArchive:
+        """Links an archive that a directory was restored from to `link`; one of several with `is_layer`.
+
+        Reads the bucket only if the cache does not have it. The backup's time to live does not matter: its content is
+        in the sandbox already.
 
         Raises:
             BackupNotFoundError: the archive is no longer in the bucket, or has been replaced by another one.
@@ -96,10 +148,15 @@ class ArchiveFetch:
         """
 
         def produce(work: Path) -> tuple[Path, str]:
-            return self._produce(self.catalog.get(tenant, backup_id), work, progress)
+            record = self.catalog.get(tenant, backup_id)
+            layer = next((layer for layer in record.stack if is_layer and layer.sha256 == sha256), None)
+            if layer is None:
+                return self._produce(record, work, progress)
+            return self._download(keys.layer(record.owner, sha256), layer.digest, work, progress), sha256
 
+        name = sha256 if is_layer else backup_id
         try:
-            archive, _ = self.cache.obtain(backup_id, link, produce, sha256=sha256, waiting=progress.check)
+            archive, _ = self.cache.obtain(name, link, produce, sha256=sha256, waiting=progress.check)
         except ObjectMissingError:
             raise _missing(backup_id) from None
         if archive.sha256 != sha256:
@@ -111,24 +168,44 @@ class ArchiveFetch:
         return self.catalog.trusted(record) and record.uid == self.uid and record.sha256 is not None
 
     def _produce(self, record: BackupRecord, work: Path, progress: Progress) -> tuple[Path, str]:
-        fetched = work / "fetched.sqsh"
-        progress.enter(Phase.DOWNLOADING, total=record.size_bytes, unit="bytes")
-        download(
-            self.catalog.store,
-            keys.archive(record.id),
-            fetched,
-            expected=record.digest,
-            config=self.transfer,
-            progress=progress.advance,
-            cancelled=progress.cancelled,
-        )
-        self.meter.add(DOWNLOADED_BYTES, amount=record.size_bytes)
+        if record.is_incremental:
+            return self._flattened(record, work, progress)
+        fetched = self._download(keys.archive(record.id), record.digest, work, progress)
         if self._is_ours(record) and record.sha256 is not None:
             return fetched, record.sha256
         progress.enter(Phase.CONVERTING)
         converted = self.archiver.convert(fetched, work, cancelled=progress.cancelled).path
         progress.check()
         return converted, sha256_of(converted)
+
+    def _flattened(self, record: BackupRecord, work: Path, progress: Progress) -> tuple[Path, str]:
+        """Makes one archive with this node's owner of the layers of a backup from nodes with another."""
+        if not self.catalog.trusted(record):
+            raise UnsignedMetadataError("restore", key=keys.metadata(record.id))
+        archives = []
+        for layer in record.stack:
+            folder = work / layer.sha256
+            folder.mkdir()
+            archives.append(self._download(keys.layer(record.owner, layer.sha256), layer.digest, folder, progress))
+        progress.enter(Phase.CONVERTING)
+        made = self.archiver.flatten(archives, work, cancelled=progress.cancelled).path
+        progress.check()
+        return made, sha256_of(made)
+
+    def _download(self, key: str, expected: ArchiveDigest, folder: Path, progress: Progress) -> Path:
+        fetched = folder / "fetched.sqsh"
+        progress.enter(Phase.DOWNLOADING, total=expected.size_bytes, unit="bytes")
+        download(
+            self.catalog.store,
+            key,
+            fetched,
+            expected=expected,
+            config=self.transfer,
+            progress=progress.advance,
+            cancelled=progress.cancelled,
+        )
+        self.meter.add(DOWNLOADED_BYTES, amount=expected.size_bytes)
+        return fetched
 
 
 def _missing(backup_id: str) -> BackupNotFoundError:

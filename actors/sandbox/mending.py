@@ -105,17 +105,21 @@ class Mending:
         self._ownership.report(lambda state: happened(state, DAMAGED, dir=dir_, backup_id=backup_id, node=node))
 
     def _replace(self, entry: Entry, fetch: ArchiveFetch) -> None:
-        assert entry.archive_sha256 is not None
         progress = Progress(OperationKind.RECOVER, entry.dir, lambda: datetime.now(UTC))
         work = self._spool / uuid.uuid4().hex
         work.mkdir(parents=True, mode=0o711)
-        link = work / "archive.sqsh"
         try:
-            fetch.fetch_again(self._tenant, entry.backup_id, entry.archive_sha256, link, progress)
-            self._restored.keep_archive(link, entry.archive_sha256)
+            for sha256 in entry.digests:
+                link = work / f"{sha256}.sqsh"
+                try:
+                    fetch.fetch_again(
+                        self._tenant, entry.backup_id, sha256, link, progress, is_layer=entry.above is not None
+                    )
+                    self._restored.keep_archive(link, sha256)
+                finally:
+                    with contextlib.suppress(NodeError, OSError):
+                        self._verified.unlink(link, sha256)
         finally:
-            with contextlib.suppress(NodeError, OSError):
-                self._verified.unlink(link, entry.archive_sha256)
             shutil.rmtree(work, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from actors.logs import log
 from actors.node import mountinfo
+from actors.node.archive_cache import CachedArchive
 from actors.node.binds import bind, unbind
 from actors.node.drivers import Driver
 from actors.node.errors import MountBusyError, MountError, NodeError, PathError
@@ -46,9 +47,14 @@ class Overlays:
         """Tells whether the layer of an entry is mounted, in the sandbox's tree or not."""
         return entry.layer in self._open
 
-    def open(self, layer: str, archive: Path, sha256: str) -> None:
-        """Mounts a recorded layer, outside of the tree. Raises NodeError."""
-        self._open[layer] = self._layers.open(layer, archive, sha256)
+    def find_open(self, entry: Entry) -> Layer | None:
+        """The mounted layer of an entry; None if it is not mounted."""
+        return self._open.get(entry.layer or "")
+
+    def open(self, layer: str, archives: Sequence[CachedArchive]) -> None:
+        """Mounts a recorded layer over its archives (oldest first), outside of the tree. Raises NodeError."""
+        base, *above = archives
+        self._open[layer] = self._layers.open(layer, base.path, base.sha256, above)
 
     def close_all(self) -> None:
         """Unmounts everything and keeps every upper. Raises MountError if a mount is in use."""

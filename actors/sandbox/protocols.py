@@ -46,6 +46,7 @@ class Protocols:
     ) -> BackupCreation:
         """The protocol of creating a backup. `paused` pauses what could change the tree; by default everything."""
         from actors.sandbox.backup import BackupCreation
+        from actors.sandbox.increments import Increments
 
         return BackupCreation(
             tenant=self.tenant,
@@ -61,6 +62,13 @@ class Protocols:
             paused=paused or self.parts.quiescence.paused,
             of_sleep=of_sleep,
             meter=self.meter,
+            increments=Increments(
+                self.tenant,
+                self.config.node.sandbox_uid,
+                configured(self.catalog, self.config),
+                self.parts.restored,
+                self.config.backup,
+            ),
         )
 
     def restoration(self, *, is_held: bool = False) -> BackupRestoration:

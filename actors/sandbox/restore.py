@@ -2,9 +2,9 @@
 
     step       leaves                                    undone by
     metadata   nothing
-    fetch      an entry in the node's archive cache      nothing: it stays, verified, in a cache of bounded size
+    fetch      entries in the node's archive cache       nothing: they stay, verified, in a cache of bounded size
     prepare    a mounted layer, or an unpacked tree      discarding it
-               (meanwhile the bucket is asked if it still has an archive that came from the cache)
+               (meanwhile the bucket is asked if it still has the archives that came from the cache)
     stop       commands and transfers stopped            nothing
     unmount    old mounts gone, the record unchanged     mounting them again
     show       the new content in the sandbox's tree     unbinding, or exchanging back
@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -79,7 +79,7 @@ class BackupRestoration:
         """
         progress.backup_id = options.id
         work = self.spool / f"{options.id}-{uuid.uuid4().hex}"
-        archive: CachedArchive | None = None
+        archives: list[CachedArchive] = []
         try:
             with failing_as(BackupRestoreError, "restored"):
                 mode = self._mode(options)
@@ -92,13 +92,16 @@ class BackupRestoration:
                         into=self.sandbox,
                         restores_unsigned=self.restores_unsigned,
                     )
+                if mode is RestoreMode.OVERLAY and record.is_incremental:
+                    mode = self._mode_of_stack(options)
                 with step(RestoreStep.FETCH):
-                    archive, in_bucket = self.fetch.fetch(record, work / "archive.sqsh", progress)
-                    superblock(archive.path)
+                    archives, in_bucket = self.fetch.fetch(record, work, progress)
+                    for archive in archives:
+                        superblock(archive.path)
                 put = self._overlay if mode is RestoreMode.OVERLAY else self._copy
-                entry = put(options, record, archive, in_bucket, progress)
+                entry = put(options, record, archives, in_bucket, progress)
         finally:
-            if archive is not None:
+            for archive in archives:
                 with contextlib.suppress(NodeError, OSError):
                     self.verified.unlink(archive.path, archive.sha256)
             shutil.rmtree(work, ignore_errors=True)
@@ -117,21 +120,36 @@ class BackupRestoration:
             )
         return RestoreMode.COPY
 
+    def _mode_of_stack(self, options: RestoreOptions) -> RestoreMode:
+        """The mode for an incremental backup on a node that can mount overlays."""
+        driver = self.layers.driver
+        if driver.stacks_archives:
+            return RestoreMode.OVERLAY
+        if options.asks_for_overlay:
+            raise DriverUnavailableError(
+                f"The {driver} driver mounts no incremental backups.",
+                hint='Leave "mode" out or set it to "copy", or make a full backup.',
+            )
+        return RestoreMode.COPY
+
     def _overlay(
         self,
         options: RestoreOptions,
         record: BackupRecord,
-        archive: CachedArchive,
-        in_bucket: InBucket | None,
+        archives: Sequence[CachedArchive],
+        in_bucket: InBucket,
         progress: Progress,
     ) -> Entry:
-        self._check_names(record, archive, progress)
+        self._check_names(record, archives, progress)
         progress.enter(Phase.MOUNTING)
         with step(RestoreStep.PREPARE):
-            layer = self.layers.create(self.restored.keep_archive(archive.path, archive.sha256), archive.sha256)
+            base, *above = [
+                CachedArchive(self.restored.keep_archive(archive.path, archive.sha256), archive.sha256)
+                for archive in archives
+            ]
+            layer = self.layers.create(base.path, base.sha256, above)
         try:
-            if in_bucket is not None:
-                in_bucket.check()
+            in_bucket.check()
             progress.point_of_no_return(Phase.MOUNTING)
             with self._stopped():
                 self.restored.put_back()
@@ -150,7 +168,7 @@ class BackupRestoration:
                 log.warning("layer_left_behind", layer=layer.id, error=type(e).__name__)
             raise
 
-    def _check_names(self, record: BackupRecord, archive: CachedArchive, progress: Progress) -> None:
+    def _check_names(self, record: BackupRecord, archives: Sequence[CachedArchive], progress: Progress) -> None:
         driver, longest = self.layers.driver, self.layers.driver.max_name_bytes
         hint = 'Restore it with mode "copy", or on a node with kernel mounts.'
         if (record.max_name_bytes or 0) > longest:
@@ -160,10 +178,13 @@ class BackupRestoration:
                 context={"reason": "NAME_TOO_LONG"},
             )
         if Limit.NAMES in driver.limits:
-            found = self.archiver.find_name(
-                archive.path, lambda name: not driver.stands(name), cancelled=progress.cancelled
-            )
-            if found is not None:
+            found = [
+                self.archiver.find_name(
+                    archive.path, lambda name: not driver.stands(name), cancelled=progress.cancelled
+                )
+                for archive in archives
+            ]
+            if any(name is not None for name in found):
                 raise BackupRestoreError(
                     f"The backup holds names that the {driver} driver cannot show: over {longest} bytes,"
                     " or beginning with .wh.",
@@ -182,20 +203,19 @@ class BackupRestoration:
         self,
         options: RestoreOptions,
         record: BackupRecord,
-        archive: CachedArchive,
-        in_bucket: InBucket | None,
+        archives: Sequence[CachedArchive],
+        in_bucket: InBucket,
         progress: Progress,
     ) -> Entry:
         progress.enter(Phase.EXTRACTING)
-        if in_bucket is not None:  # before anything is stopped
-            in_bucket.check()
+        in_bucket.check()  # before anything is stopped
         with self._stopped():
             self.restored.put_back()
             made, place = self._target(options.dir)
             try:
                 with self.restored.staging(place) as stage:
                     with step(RestoreStep.PREPARE):
-                        self.archiver.extract(archive.path, stage.parent, stage.name, cancelled=progress.cancelled)
+                        self._extract(archives, stage, progress)
                     progress.point_of_no_return(Phase.EXTRACTING)
                     entry = self._entry(place, record)
                     self.restored.replace_by_copy(entry, stage)
@@ -203,6 +223,15 @@ class BackupRestoration:
             except BaseException:
                 self.tree.remove_directories(made)
                 raise
+
+    def _extract(self, archives: Sequence[CachedArchive], stage: Path, progress: Progress) -> None:
+        work = self.spool / uuid.uuid4().hex
+        work.mkdir(parents=True, mode=0o711)
+        try:
+            paths = [archive.path for archive in archives]
+            self.archiver.extract_stack(paths, stage.parent, stage.name, work, cancelled=progress.cancelled)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def _entry(self, place: str, record: BackupRecord, layer: Layer | None = None) -> Entry:
         """The entry of a directory that is restored now: an overlay with `layer`, otherwise a copy."""
@@ -215,6 +244,7 @@ class BackupRestoration:
             driver=None if layer is None else self.layers.driver,
             layer=None if layer is None else layer.id,
             archive_sha256=None if layer is None else layer.sha256,
+            above=None if layer is None else tuple(above.sha256 for above in layer.above) or None,
         )
 
     def _target(self, directory: str) -> tuple[list[str], str]:

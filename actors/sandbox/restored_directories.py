@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from actors.logs import log
+from actors.node.archive_cache import CachedArchive
 from actors.node.errors import DamagedCopyError, MountError
 from actors.node.exchange import exchange
 from actors.node.kept import KeptArchives
@@ -118,10 +119,10 @@ class RestoredDirectories:
         for entry in self.entries:
             if but_in is not None and entry.lies_in(but_in):
                 continue
-            if entry.layer is not None and entry.archive_sha256 is not None:
+            if entry.layer is not None and entry.digests:
                 self.unmounted = entry
-                archive = self._kept.check(entry.archive_sha256)
-                self._overlays.open(entry.layer, archive, entry.archive_sha256)
+                archives = [CachedArchive(self._kept.check(sha256), sha256) for sha256 in entry.digests]
+                self._overlays.open(entry.layer, archives)
         self.unmounted = None
         self._note_conversions()
         self._overlays.show(self._open)
@@ -185,6 +186,15 @@ class RestoredDirectories:
         finally:
             self._recovering = {}
 
+    def layer_at(self, directory: str) -> tuple[Entry, Layer] | None:
+        """The overlay that was restored to a directory, with its mounted layer; None if there is none."""
+        place = self.real_path(directory)
+        for entry in self.entries:
+            layer = self._overlays.find_open(entry)
+            if entry.dir == place and layer is not None:
+                return entry, layer
+        return None
+
     def note_failure(self, wanted: RecoveryItem, error: str) -> None:
         """Records the error that kept a directory from being recovered; it stays missing. Raises OSError."""
         self._record.note_failure(wanted, error)
@@ -219,9 +229,10 @@ class RestoredDirectories:
         self._record.check_readable()
         found = []
         for entry in self.entries:
-            if entry.is_mounted and entry.archive_sha256 is not None:
+            if entry.is_mounted:
                 try:
-                    self._kept.check(entry.archive_sha256)
+                    for sha256 in entry.digests:
+                        self._kept.check(sha256)
                 except DamagedCopyError as e:
                     log.error("archive_damaged", dir=entry.dir, backup=entry.backup_id, detail=e.message)
                     found.append(entry)
@@ -229,7 +240,7 @@ class RestoredDirectories:
 
     def drop_unused_archives(self) -> None:
         """Removes the links to archives that no recorded layer needs."""
-        self._kept.drop_all_but({entry.archive_sha256 for entry in self.entries if entry.archive_sha256})
+        self._kept.drop_all_but({sha256 for entry in self.entries for sha256 in entry.digests})
 
     def unmount_all(self) -> None:
         """Unmounts everything and keeps every upper. Raises MountError if a mount is in use."""
@@ -285,7 +296,8 @@ class RestoredDirectories:
         if not self._is_mounted:
             raise MountError("Another layer is missing.")
         with self._remounting():
-            self._kept.check(layer.sha256)
+            for archive in layer.archives:
+                self._kept.check(archive.sha256)
             stop_users()
             self._overlays.revive(entry, layer, self.entries)
 

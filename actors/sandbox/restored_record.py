@@ -113,5 +113,5 @@ class RestoredRecord:
 
     def _save(self, record: Record) -> None:
         """Writes the record, whole or not at all. Once the file has its name, nothing here can fail."""
-        self._twin.write(record.model_dump_json())
+        self._twin.write(record.model_dump_json(exclude_none=True))
         self.value, self._is_on_disk = record, True

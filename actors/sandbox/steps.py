@@ -14,6 +14,7 @@ from enum import StrEnum
 class CreateStep(StrEnum):
     """The steps of creating a backup."""
 
+    HOLD = "hold"
     ARCHIVE = "archive"
     BEGIN = "begin"
     UPLOAD = "upload"

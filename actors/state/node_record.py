@@ -19,7 +19,11 @@ from actors.node.records import TwinFile
 
 
 class Entry(BaseModel):
-    """One restored directory. Its backup was made at `taken_at`. Only overlays have `layer` and `archive_sha256`."""
+    """One restored directory. Its backup was made at `taken_at`. Only overlays have `layer` and `archive_sha256`.
+
+    The overlay of an incremental backup lies over several archives: `archive_sha256` is the oldest one's digest, and
+    `above` has those of the others, oldest first.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -31,6 +35,12 @@ class Entry(BaseModel):
     driver: Driver | None = None
     layer: str | None = None
     archive_sha256: str | None = None
+    above: tuple[str, ...] | None = None
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests of the archives that it is mounted from, oldest first; none for a copy."""
+        return () if self.archive_sha256 is None else (self.archive_sha256, *(self.above or ()))
 
     @property
     def is_mounted(self) -> bool:

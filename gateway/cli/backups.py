@@ -43,6 +43,7 @@ def backup(
         list[str] | None, typer.Option(metavar="PATTERN", help="Leave this out, as .gitignore would. Repeatable.")
     ] = None,
     gitignore: Annotated[bool, typer.Option("--gitignore", help="Leave out what git ignores.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Archive everything, not only what was changed.")] = False,
     compression: Annotated[str | None, typer.Option(metavar="FORMAT[:LEVEL]", help="zstd, lz4 or gzip.")] = None,
 ) -> None:
     """Back a directory up; prints the backup's id."""
@@ -54,6 +55,7 @@ def backup(
         "ttl": ttl,
         "excludes": exclude or [],
         "gitignore": gitignore,
+        "full": full,
     }
     if compression is not None:
         values["compression"] = _compression(compression)

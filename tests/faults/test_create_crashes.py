@@ -22,6 +22,7 @@ from tests.support.sandboxes import Node, backup, crash, described, restore, sh,
 from tests.support.trees import MINUTES_OF_READING
 
 PASSED = (
+    CreateStep.HOLD,
     CreateStep.ARCHIVE,
     CreateStep.BEGIN,
     CreateStep.UPLOAD,

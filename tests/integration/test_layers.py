@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from actors.node import mountinfo, mounting
+from actors.node.archive_cache import CachedArchive
 from actors.node.drivers import Driver, Limit
 from actors.node.errors import LayerMismatchError, MountBusyError, MountError
 from actors.node.layers import Layer, Layers
@@ -264,6 +265,28 @@ def test_a_layer_held_by_another_mount_namespace_is_not_deleted(box: Box, archiv
         assert (layer.folder / "upper" / "kept").exists()
     box.layers.discard(layer)
     assert box.layers.ids() == []
+
+
+def test_a_layer_over_several_archives_is_opened_again_and_not_deleted_while_it_is_held(
+    kernel_box: Box, archive: Archive, tmp_path: Path
+) -> None:
+    (tmp_path / "changes").mkdir()
+    (tmp_path / "changes" / "first").write_text("newer")
+    above = [CachedArchive(*pack(tmp_path / "changes", tmp_path / "changes.sqsh"))]
+    layer = kernel_box.layers.create(*archive, above)
+    assert [(layer.merged / name).read_text() for name in ("first", "second")] == ["newer", "linked"]
+    (layer.merged / "kept").touch()
+    kernel_box.layers.close(layer)
+    with pytest.raises(LayerMismatchError):
+        kernel_box.layers.open(layer.id, *archive)
+    layer = kernel_box.layers.open(layer.id, *archive, above)
+    hold = "cd merged/src; echo ready; exec sleep 60"
+    with running("unshare", "--mount", "--propagation", "private", "sh", "-c", hold, cwd=layer.folder):
+        with pytest.raises(MountBusyError):
+            kernel_box.layers.discard(layer, deadline_s=0.3)
+        assert (layer.upper / "kept").exists()
+    kernel_box.layers.discard(layer)
+    assert kernel_box.layers.ids() == []
 
 
 def test_the_record_names_driver_options_and_archive(box: Box, archive: Archive) -> None:

@@ -19,7 +19,7 @@ from tests.support.trees import Entry, fingerprint
 
 Kind = Literal[
     "write", "append", "truncate", "replace", "rename", "unlink", "rmtree", "rmdir", "mkdir", "symlink", "link",
-    "chmod", "setxattr", "removexattr", "fifo",
+    "chmod", "touch", "setxattr", "removexattr", "fifo",
 ]  # fmt: skip
 _NAMES = st.sampled_from(["a", "b", "c", "x" * 255])
 PATHS = st.lists(_NAMES, min_size=1, max_size=3).map("/".join)
@@ -106,6 +106,8 @@ def _apply(change: Change, path: Path, other: Path) -> None:
         case "chmod":
             if not path.is_symlink():
                 path.chmod([0o600, 0o755, 0o2770, 0o444][change.number % 4])
+        case "touch":
+            os.utime(path, (0, change.number * 1_000_000), follow_symlinks=False)
         case "setxattr":
             if not path.is_symlink():
                 os.setxattr(path, "user.value", b"%d" % change.number)

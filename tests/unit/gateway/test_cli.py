@@ -85,13 +85,14 @@ def test_backup_passes_on_every_option_and_prints_the_id(
         "--exclude",
         "t/",
         "--gitignore",
+        "--full",
         "--compression",
         "zstd:3",
     ]
     assert run(cluster, "backup", "box", "/workspace", *options) == 0
     [asked] = box.asked
     assert isinstance(asked, BackupOptions)
-    assert (asked.name, asked.ttl, asked.excludes, asked.gitignore) == ("n", 60, ["*.o", "t/"], True)
+    assert (asked.name, asked.ttl, asked.excludes, asked.gitignore, asked.full) == ("n", 60, ["*.o", "t/"], True, True)
     assert (asked.compression.format, asked.compression.level) == ("zstd", 3)
     assert capsys.readouterr().out.strip() in cluster.tenant("default").backups
 

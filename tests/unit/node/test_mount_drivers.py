@@ -31,6 +31,16 @@ def test_an_overlay_over_idmapped_clones_finds_them_in_the_layers_folder() -> No
     )
 
 
+def test_an_overlay_over_several_archives_has_the_newest_on_top() -> None:
+    options = "redirect_dir=on,index=on,xino=on"
+    assert drivers.overlay_data(Driver.KERNEL, 3) == (
+        f"lowerdir=lower2:lower1:lower,upperdir=upper,workdir=work,{options}"
+    )
+    assert drivers.overlay_data(Driver.KERNEL, 2, idmapped=True) == (
+        "lowerdir=idmapped/lower1:idmapped/lower,upperdir=idmapped/layer/upper,workdir=idmapped/layer/work," + options
+    )
+
+
 def test_fuse_squashfs_stays_in_the_foreground_and_dies_with_its_parent() -> None:
     assert drivers.fuse_squashfs(ARCHIVE) == [
         "setpriv", "--pdeathsig", "KILL",

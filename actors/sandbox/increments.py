@@ -1,0 +1,99 @@
+"""Begins incremental backups: chooses the backup that one is laid on, and takes hold of its layers in the bucket.
+
+Where there is any doubt, no incremental backup is begun, the log says why, and the caller makes a full one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actors.config import BackupLimits
+from actors.logs import log
+from actors.models import BackupOptions
+from actors.node.changes import Base, OverlaidArchives, Since
+from actors.node.errors import NoLayerError
+from actors.sandbox.restored_directories import RestoredDirectories
+from storage.catalog import BackupCatalog
+from storage.errors import StorageError
+from storage.layers import NewLayers
+from storage.metadata import BackupRecord
+
+MAX_DEPTH = 8
+"""The most archives that an incremental backup consists of. Each makes its restore a little slower."""
+
+
+@dataclass(frozen=True, slots=True)
+class Increment:
+    """An incremental backup that was begun on `parent`."""
+
+    parent: BackupRecord
+    since: Since
+    layers: NewLayers
+
+    def give_up(self, directory: str, why: str) -> None:
+        """Releases the layers, because a full backup is made instead."""
+        _say(directory, why)
+        self.layers.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Increments:
+    """Begins the incremental backups of one sandbox."""
+
+    tenant: str
+    uid: int
+    catalog: BackupCatalog
+    restored: RestoredDirectories
+    limits: BackupLimits
+
+    def begin(self, options: BackupOptions, backup_id: str) -> Increment | None:
+        """Begins an incremental backup of a directory; None if it has to be a full one. Raises nothing else."""
+        if options.full or not self.limits.incremental:
+            return None
+        found = self.restored.layer_at(options.dir)
+        if found is None:
+            return None
+        entry, layer = found
+        try:
+            parent = self.catalog.get(self.tenant, entry.backup_id)
+            self._check(parent)
+            if tuple(each.sha256 for each in parent.stack) != entry.digests:
+                raise NoLayerError("the directory does not lie over that backup's archives")
+            return self._hold(parent, OverlaidArchives(layer), backup_id)
+        except NoLayerError as e:
+            _say(options.dir, e.message)
+        except StorageError as e:
+            _say(options.dir, str(e))
+        return None
+
+    def _check(self, parent: BackupRecord) -> None:
+        """Raises NoLayerError if no layer should be laid on a backup."""
+        if not self.catalog.trusted(parent):
+            raise NoLayerError("no key of this service has signed the backup below")
+        if parent.uid != self.uid:
+            raise NoLayerError("the files of the backup below have another owner")
+        if self.catalog.is_expired(parent):
+            raise NoLayerError("the backup below has expired")
+        if not parent.stack:
+            raise NoLayerError("the backup below has no digests of its parts")
+        base, *deltas = parent.stack
+        if base.size_bytes < self.limits.incremental_min_bytes:
+            raise NoLayerError(f"the whole archive has only {base.size_bytes} bytes")
+        if len(parent.stack) >= MAX_DEPTH:
+            raise NoLayerError(f"the backup below consists of {len(parent.stack)} archives already")
+        if sum(delta.size_bytes for delta in deltas) * 2 > base.size_bytes:
+            raise NoLayerError("the changes take more than half of the first archive")
+
+    def _hold(self, parent: BackupRecord, base: Base, backup_id: str) -> Increment:
+        layers = NewLayers(self.catalog.store, self.tenant, backup_id, parent)
+        try:
+            layers.hold()
+        except BaseException:
+            layers.release()
+            raise
+        # With more than this, a full backup costs hardly more.
+        return Increment(parent, Since(base, max_bytes=parent.stack[0].size_bytes), layers)
+
+
+def _say(directory: str, why: str) -> None:
+    log.info("backup_in_full", dir=directory, why=why)

@@ -1,0 +1,152 @@
+"""A backup of a restored directory uploads what was changed, and restores to what a full backup restores to."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.config import BackupLimits
+from actors.errors import BackupNotFoundError
+from actors.models import RestoreOptions
+from actors.node.drivers import Driver
+from actors.sandbox.facade import LocalSandbox
+from actors.sandbox.increments import MAX_DEPTH
+from storage import keys
+from storage.config import BucketConfig
+from storage.metadata import BackupRecord
+from storage.s3 import S3ObjectStore
+from tests.support.mount_leaks import nothing_leaks
+from tests.support.s3 import FAST
+from tests.support.sandboxes import Node, backup, restore, sh, write
+from tests.support.trees import Entry, fingerprint
+
+TREE = "/workspace/tree"
+HISTORY = """
+set -e
+echo changed > file; rm gone; rm -r old; mv moved elsewhere; rm kind && mkdir kind && echo x > kind/x
+rm -r folder/kind && echo now a file > folder/kind; ln new-link other-link 2>/dev/null || ln file other-link
+chmod 750 folder/deep; touch -d @1234567890 folder/deep; ln -s '../../far away' link; mkfifo fifo; : > .wh.gone
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[Node]:
+    with nothing_leaks(tmp_path), Node(tmp_path / "node", bucket, best_driver) as node:
+        node.adjust(backup=BackupLimits(incremental_min_bytes=0))
+        yield node
+
+
+@pytest.fixture
+def box(node: Node) -> LocalSandbox:
+    """A sandbox with a directory that was just restored from a full backup."""
+    box = node.sandbox(f"box-{uuid.uuid4().hex[:8]}")
+    sh(box, f"mkdir -p {TREE}/folder/deep {TREE}/folder/kind {TREE}/old {TREE}/moved")
+    sh(box, "head -c 300000 /dev/urandom > folder/deep/data", cwd=TREE)
+    sh(box, "for name in file gone kind old/a moved/a folder/kind/a; do echo $name > $name; done", cwd=TREE)
+    restore(box, backup(box, TREE), TREE)
+    return box
+
+
+def record(node: Node, backup_id: str) -> BackupRecord:
+    return node.catalog().get("default", backup_id)
+
+
+def content(node: Node, box: LocalSandbox, directory: str = TREE) -> dict[bytes, Entry]:
+    return fingerprint(node.tree(box) / directory.lstrip("/"))
+
+
+def test_a_changed_directory_is_backed_up_as_a_layer_and_restored_in_each_mode(node: Node, box: LocalSandbox) -> None:
+    sh(box, HISTORY, cwd=TREE)
+    expected = content(node, box)
+    made = backup(box, TREE)
+    found = record(node, made.id)
+    assert found.is_incremental and found.depth == 2 and found.size_bytes < 20_000
+    assert keys.archive(made.id) not in set(node.keys())
+    for mode in ("overlay", "copy"):
+        restore(box, made, f"/workspace/{mode}", mode=mode)
+        assert content(node, box, f"/workspace/{mode}") == expected
+    box.close()
+    box.wake()
+    assert content(node, box, "/workspace/overlay") == expected
+
+
+def test_layers_are_laid_on_each_other_until_the_stack_is_deep(node: Node, box: LocalSandbox) -> None:
+    depths = []
+    for number in range(MAX_DEPTH + 1):
+        write(box, f"{TREE}/file", f"{number}")
+        made = backup(box, TREE)
+        depths.append(record(node, made.id).depth)
+        restore(box, made, TREE)
+        assert sh(box, "cat file", cwd=TREE) == f"{number}"
+    assert depths == [*range(2, MAX_DEPTH + 1), 1, 2]
+
+
+def test_a_backup_outlives_the_backups_that_it_was_made_from(node: Node, box: LocalSandbox, tmp_path: Path) -> None:
+    write(box, f"{TREE}/file", "second")
+    second = backup(box, TREE)
+    expected = content(node, box)
+    parent = record(node, second.id).parent
+    assert parent is not None
+    node.catalog().discard(record(node, parent))
+    with Node(tmp_path / "other", node.bucket, node.driver, identity="other") as other:
+        elsewhere = other.sandbox(f"elsewhere-{uuid.uuid4().hex[:8]}")
+        restore(elsewhere, second, TREE)
+        assert content(other, elsewhere) == expected
+
+
+def test_a_backup_in_full_is_made_on_request_and_where_incremental_ones_are_off(node: Node, box: LocalSandbox) -> None:
+    assert not record(node, backup(box, TREE, full=True).id).is_incremental
+    node.adjust(backup=BackupLimits(incremental=False, incremental_min_bytes=0))
+    box.close()
+    again = node.sandbox(box.id)
+    assert not record(node, backup(again, TREE).id).is_incremental
+
+
+def test_a_file_that_is_excluded_now_is_gone_although_it_is_in_the_layers_below(node: Node, box: LocalSandbox) -> None:
+    made = backup(box, TREE, excludes=["gone", "old"])
+    assert record(node, made.id).is_incremental
+    restore(box, made, TREE)
+    names = sh(box, "ls -A", cwd=TREE).split()
+    assert "gone" not in names and "old" not in names and "file" in names
+
+
+def test_a_layer_that_the_collector_may_delete_is_not_built_on(node: Node, box: LocalSandbox) -> None:
+    base = record(node, box.info().restored[0].backup_id)
+    assert base.sha256 is not None
+    store = S3ObjectStore(node.bucket, transfer=FAST)
+    mark = keys.layer_mark("default", base.sha256, str(uuid.uuid4()))
+    store.put(mark, b"")
+    before = node.keys()
+    assert not record(node, backup(box, TREE).id).is_incremental
+    assert not {key for key in node.keys() - before if "/refs/" in key}
+    store.delete(mark)
+    assert record(node, backup(box, TREE).id).is_incremental
+
+
+def test_a_directory_restored_inside_the_directory_makes_the_backup_a_full_one(node: Node, box: LocalSandbox) -> None:
+    write(box, "/workspace/inner/file", "inner")
+    restore(box, backup(box, "/workspace/inner"), f"{TREE}/inner")
+    made = backup(box, TREE)
+    assert not record(node, made.id).is_incremental
+    restore(box, made, TREE)
+    assert sh(box, "cat inner/file", cwd=TREE) == "inner"
+
+
+def test_a_missing_layer_is_an_error_and_changes_nothing(node: Node, box: LocalSandbox, tmp_path: Path) -> None:
+    write(box, f"{TREE}/file", "second")
+    second = record(node, backup(box, TREE).id)
+    assert second.layers is not None
+    S3ObjectStore(node.bucket, transfer=FAST).delete(keys.layer("default", second.layers[0].sha256))
+    with Node(tmp_path / "other", node.bucket, node.driver, identity="other") as other:
+        elsewhere = other.sandbox(f"elsewhere-{uuid.uuid4().hex[:8]}")
+        write(elsewhere, f"{TREE}/file", "kept")
+        with pytest.raises(BackupNotFoundError):
+            elsewhere.restore_backup(_options(second.id))
+        assert sh(elsewhere, "cat file", cwd=TREE) == "kept"
+
+
+def _options(backup_id: str) -> RestoreOptions:
+    return RestoreOptions(id=backup_id, dir=TREE)

@@ -1,0 +1,199 @@
+"""A layer of changes, laid over the archives below it, shows what a full archive of the directory shows.
+
+The full archive is the reference. After each random history both are restored, the stack of layers on mounts and as a
+copy, and compared in every attribute that an archive keeps.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from actors.node import binds, mounting
+from actors.node.archive_cache import CachedArchive, sha256_of
+from actors.node.archiver import Archiver
+from actors.node.bubblewrap import Bind, Box
+from actors.node.changes import OverlaidArchives, Since
+from actors.node.drivers import Driver, Limit
+from actors.node.layers import Layer, Layers
+from actors.node.survey import Limits
+from actors.node.tree import Tree
+from tests.support.mount_leaks import nothing_leaks
+from tests.support.sandboxes import UID
+from tests.support.tree_operations import Change, Kind, apply, changes, populate
+from tests.support.trees import Entry, fingerprint
+
+MIB = 2**20
+LIMITS = Limits(inodes=20_000, source_bytes=2**30, hole_bytes=2**30, depth=300)
+EXAMPLES = int(os.environ.get("HOLDFAST_TEST_LAYER_HISTORIES", "8"))
+KINDS: tuple[Kind, ...] = (
+    "write", "append", "truncate", "replace", "rename", "rename", "unlink", "rmtree", "rmdir", "mkdir", "mkdir",
+    "symlink", "chmod", "touch", "setxattr", "removexattr",
+)  # fmt: skip
+UNLESS_LIMITED: dict[Limit, Kind] = {Limit.LINKS: "link", Limit.FIFOS: "fifo"}
+Step = Change | Literal["backup", "restore", "reopen"]
+_numbers = itertools.count()
+
+
+def owned(path: Path) -> dict[bytes, Entry]:
+    return fingerprint(path)
+
+
+class Directory:
+    """A restored directory in a sandbox's tree, with the archives that it was restored from."""
+
+    def __init__(self, folder: Path, driver: Driver) -> None:
+        self.folder = folder
+        self.layers = Layers(folder / "layers", folder / "lowers", driver=driver, on_lost=lambda layer: None)
+        self.tree = Tree(folder / "root", tops=("/workspace",), uid=UID)
+        self.tree.prepare()
+        work = self.tree.root / "workspace"
+        box = Box(uid=UID, hostname="box", binds=(Bind(work, "/workspace", writable=True),))
+        self.archiver = Archiver(box, self.tree, limits=LIMITS, memory_bytes=64 * MIB)
+        self.place = work / "tree"
+        self.place.mkdir()
+        self.layer: Layer | None = None
+        self.archives: list[CachedArchive] = []
+
+    def spool(self) -> Path:
+        made = self.folder / f"spool{next(_numbers)}"
+        made.mkdir(mode=0o711)
+        return made
+
+    def full(self, **options: Any) -> CachedArchive:
+        made = self.archiver.create("/workspace/tree", self.spool(), **_given(options))
+        return CachedArchive(made.path, sha256_of(made.path))
+
+    def incremental(self, **options: Any) -> CachedArchive:
+        assert self.layer is not None
+        since = Since(OverlaidArchives(self.layer), 100 * MIB)
+        made = self.archiver.create("/workspace/tree", self.spool(), since=since, **_given(options))
+        return CachedArchive(made.path, sha256_of(made.path))
+
+    def restore(self, archives: Sequence[CachedArchive]) -> None:
+        self.leave()
+        self.archives = list(archives)
+        base, *above = archives
+        self.layer = self.layers.create(base.path, base.sha256, above)
+        self._show()
+
+    def reopen(self) -> None:
+        assert self.layer is not None
+        self._hide()
+        self.layers.close(self.layer)
+        base, *above = self.archives
+        self.layer = self.layers.open(self.layer.id, base.path, base.sha256, above)
+        self._show()
+
+    def leave(self) -> None:
+        if self.layer is not None:
+            self._hide()
+            self.layers.discard(self.layer)
+            self.layer = None
+
+    @contextmanager
+    def mounted(self, archives: Sequence[CachedArchive]) -> Iterator[Path]:
+        base, *above = archives
+        layer = self.layers.create(base.path, base.sha256, above)
+        try:
+            yield layer.merged
+        finally:
+            self.layers.discard(layer)
+
+    @contextmanager
+    def copied(self, archives: Sequence[CachedArchive]) -> Iterator[Path]:
+        parent, work = self.spool(), self.spool()
+        paths = [archive.path for archive in archives]
+        self.archiver.extract_stack(paths, parent, "tree", work, cancelled=threading.Event())
+        yield parent / "tree"
+        shutil.rmtree(parent)
+
+    def _show(self) -> None:
+        assert self.layer is not None
+        fd = os.open(self.place, os.O_PATH | os.O_DIRECTORY)
+        try:
+            binds.bind(self.layer.merged, fd)
+        finally:
+            os.close(fd)
+
+    def _hide(self) -> None:
+        binds.unbind(self.place, deadline_s=10)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {"compression": "zstd", "level": 1, "timeout_s": 30, "cancelled": threading.Event(), **options}
+
+
+@pytest.fixture
+def directory(scratch: Path, driver: Driver) -> Iterator[Directory]:
+    with made(scratch, driver) as directory:
+        yield directory
+
+
+@contextmanager
+def made(scratch: Path, driver: Driver) -> Iterator[Directory]:
+    folder = scratch / f"directory{next(_numbers)}"
+    folder.mkdir()
+    with nothing_leaks(folder):
+        directory = Directory(folder, driver)
+        try:
+            yield directory
+            directory.leave()
+        finally:
+            mounting.sweep(folder)
+    shutil.rmtree(folder)
+
+
+def check_layer(directory: Directory, **options: Any) -> list[CachedArchive]:
+    """Makes a layer, and checks it beside a full archive. Returns the stack with it."""
+    full = directory.full(**options)
+    stack = [*directory.archives, directory.incremental(**options)]
+    with directory.copied([full]) as copy:
+        expected = fingerprint(copy)
+    with directory.copied(stack) as copy:
+        assert fingerprint(copy) == expected
+    with directory.mounted(stack) as shown:
+        assert fingerprint(shown) == expected
+    return stack
+
+
+def run(directory: Directory, steps: Sequence[Step]) -> None:
+    for step in steps:
+        if step == "reopen":
+            directory.reopen()
+        elif step == "restore":
+            directory.restore(check_layer(directory))
+        elif step == "backup":
+            check_layer(directory)
+        else:
+            apply(step, directory.place)
+    check_layer(directory)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("driver", [driver for driver in Driver if driver.stacks_archives], indirect=True)
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_a_layer_shows_what_a_full_archive_shows(scratch: Path, driver: Driver, data: st.DataObject) -> None:
+    kinds = (*KINDS, *(kind for limit, kind in UNLESS_LIMITED.items() if limit not in driver.limits))
+    one: st.SearchStrategy[Step] = changes(*kinds)
+    between: st.SearchStrategy[Step] = st.sampled_from(["backup", "restore", "reopen"])
+    steps = data.draw(st.lists(st.one_of(one, one, one, one, one, between), min_size=3, max_size=30))
+    with made(scratch, driver) as directory:
+        populate(directory.place)
+        directory.restore([directory.full()])
+        run(directory, steps)
