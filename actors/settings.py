@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     backup_max_bytes: int = 256 * GIB
     """Limit of the bytes in a backup, before compression."""
     incremental: bool = True
-    """Whether a backup of a restored directory may hold only what was changed since."""
+    """Whether a backup may hold only what was changed since an earlier one."""
     part_bytes: int = 16 * MIB
     """Size of the parts of a transfer."""
     transfer_concurrency: int = 4

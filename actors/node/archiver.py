@@ -17,6 +17,7 @@ from actors.node.bubblewrap import Bind, Box, Identity
 from actors.node.changes import Rules, Since, stage_changes
 from actors.node.errors import ArchiveError, NodeError, NoLayerError, NoSpaceLeftError, ToolError, is_full
 from actors.node.laying import lay
+from actors.node.plain_changes import Recording
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits, Listed, Survey, survey
 from actors.node.tree import Tree
@@ -63,6 +64,7 @@ class Archiver:
         excludes: Sequence[str] = (),
         gitignore: bool = False,
         since: Since | None = None,
+        recording: Recording | None = None,
         timeout_s: float,
         cancelled: threading.Event,
         listed: Listed | None = None,
@@ -74,6 +76,7 @@ class Archiver:
 
         Args:
             since: if given, only what was changed since an earlier backup is archived, as a layer.
+            recording: if given, and without `since`, the fingerprints of the files are recorded.
             timeout_s: for the survey and the archive together, because commands are paused until both are done.
             listed: see `survey`.
             on_writing: called with the path at which the archive is going to grow, unless it is a layer; it is moved
@@ -111,6 +114,7 @@ class Archiver:
                 cancelled=cancelled,
                 timeout_s=timeout_s,
                 listed=listed,
+                follower=None if recording is None else recording.find_follower(fd),
             )
             on_survey(found)
             left_s = max(0.0, deadline - time.monotonic())
@@ -136,7 +140,7 @@ class Archiver:
                 fd,
                 since,
                 staged,
-                uid=self._box.uid,
+                uid=self._box.user,
                 limits=self._limits,
                 rules=rules,
                 timeout_s=max(0.0, deadline - time.monotonic()),
@@ -154,6 +158,11 @@ class Archiver:
         finally:
             remove_tree(staged)
         return PackedArchive(path, found, inside, is_layer=True)
+
+    @property
+    def user(self) -> int:
+        """The user that the sandbox's processes run as, as the node sees it."""
+        return self._box.user
 
     def left_out(self, directory: str, excludes: Sequence[str], *, timeout_s: float) -> list[bytes]:
         """Returns the paths in a directory that patterns exclude, relative to it; none below an excluded directory.
@@ -221,7 +230,7 @@ class Archiver:
         self.extract_stack(archives, content, "tree", layers, cancelled=cancelled)
         if cancelled.is_set():
             return PackedArchive(archives[-1], Survey())
-        process.check(["chown", "-hR", f"{self._box.uid}:{self._box.uid}", str(content)], timeout_s=_EXTRACT_S)
+        process.check(["chown", "-hR", f"{self._box.user}:{self._box.user}", str(content)], timeout_s=_EXTRACT_S)
         made = self._pack_alone(content, spool, cancelled)
         remove_tree(content)
         return made

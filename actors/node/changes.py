@@ -26,8 +26,8 @@ class Base(Protocol):
     def check(self, fd: int) -> None:
         """Raises NoLayerError if the directory `fd` cannot be compared with it."""
 
-    def follower(self, stage: Stage, *, everywhere: bool, wanted: Collection[Key]) -> Follower:
-        """The follower of a walk over the directory; see `overlay_changes.changes_of`."""
+    def follower(self, fd: int, stage: Stage, *, everywhere: bool, wanted: Collection[Key]) -> Follower:
+        """The follower of a walk over the directory `fd`; see `overlay_changes.changes_of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class OverlaidArchives:
         if any(mount.point != root for mount in mountinfo.mounts_under(root)):
             raise NoLayerError("another directory was restored inside it")
 
-    def follower(self, stage: Stage, *, everywhere: bool, wanted: Collection[Key]) -> Follower:
+    def follower(self, fd: int, stage: Stage, *, everywhere: bool, wanted: Collection[Key]) -> Follower:
         """The follower of a walk over the layer's merged directory."""
         return changes_of(self.layer, stage, everywhere=everywhere, wanted=wanted)
 
@@ -95,7 +95,7 @@ def stage_changes(
     wanted: Collection[Key] = ()
     while True:
         stage = Stage(folder, uid, since.max_bytes, _checking(deadline))
-        follower = since.base.follower(stage, everywhere=rules.leave_out, wanted=wanted)
+        follower = since.base.follower(fd, stage, everywhere=rules.leave_out, wanted=wanted)
         try:
             found = survey(
                 fd,

@@ -15,6 +15,7 @@ from actors.models import BackupOptions, Compression, Phase
 from actors.node.archiver import Archiver, PackedArchive
 from actors.node.changes import Since
 from actors.node.errors import NoLayerError, PathError
+from actors.node.plain_changes import Recording
 from actors.node.survey import Survey
 from actors.node.verified import stamp_of
 from actors.sandbox.beginning import Begun
@@ -39,6 +40,8 @@ class Archiving:
     work: Path
     progress: Progress
     increment: Increment | None
+    recording: Recording | None
+    """Records the fingerprints of plain files, for the backup after this one."""
     archiver: Archiver
     bucket: ObjectStore
     transfer: TransferConfig
@@ -107,6 +110,7 @@ class Archiving:
             excludes=self.options.excludes,
             gitignore=self.options.gitignore,
             since=since,
+            recording=self.recording,
             timeout_s=self.pause_s,
             cancelled=self.progress.cancelled,
             listed=None if listing is None else listing.add,

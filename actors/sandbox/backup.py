@@ -41,6 +41,7 @@ from actors.models import BackupOptions, DirectoryBackup, Phase
 from actors.node.archive_cache import ArchiveCache
 from actors.node.archiver import Archiver
 from actors.node.errors import NodeError
+from actors.node.plain_changes import Recording
 from actors.sandbox.archiving import Archiving
 from actors.sandbox.beginning import Begun, Ledger
 from actors.sandbox.increments import Increment, Increments
@@ -106,14 +107,15 @@ class BackupCreation:
         work = self.spool / backup_id
         begun = Begun(self.ledger, backup_id, of_sleep=self.of_sleep)
         increment: Increment | None = None
+        recording = Recording(work / "fingerprints", self.archiver.user)
         try:
             with failing_as(BackupCreateError, "created"):
                 work.mkdir(parents=True, mode=0o711)
                 created_at = datetime.now(UTC)
                 try:
                     with step(CreateStep.HOLD):
-                        increment = self.increments.begin(options, backup_id)
-                    archiving = self._archiving(options, backup_id, work, progress, increment)
+                        increment = self.increments.begin(options, backup_id, recording)
+                    archiving = self._archiving(options, backup_id, work, progress, increment, recording)
                     with (
                         archiving.sent_ahead(begun) as ahead,
                         step(CreateStep.ARCHIVE),
@@ -144,7 +146,9 @@ class BackupCreation:
                 sha256 = stored.uploaded.sha256
                 name = backup_id if stored.increment is None else sha256
                 self.cache.adopt(name, stored.made.path, sha256, as_of=stored.stamp)
+            self.increments.keep(recording, stored.made.place or options.dir, backup_id)
         finally:
+            recording.close()
             shutil.rmtree(work, ignore_errors=True)
         lost = {name: count for name, count in stored.not_kept.model_dump().items() if count}
         (log.warning if lost else log.info)(
@@ -187,7 +191,13 @@ class BackupCreation:
         return DirectoryBackup(id=found.id, dir=found.dir)
 
     def _archiving(
-        self, options: BackupOptions, backup_id: str, work: Path, progress: Progress, increment: Increment | None
+        self,
+        options: BackupOptions,
+        backup_id: str,
+        work: Path,
+        progress: Progress,
+        increment: Increment | None,
+        recording: Recording,
     ) -> Archiving:
         return Archiving(
             backup_id=backup_id,
@@ -195,6 +205,7 @@ class BackupCreation:
             work=work,
             progress=progress,
             increment=increment,
+            recording=recording if self.increments.limits.incremental else None,
             archiver=self.archiver,
             bucket=self.catalog.store,
             transfer=self.transfer,

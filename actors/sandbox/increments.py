@@ -5,19 +5,26 @@ Where there is any doubt, no incremental backup is begun, the log says why, and 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from actors.config import BackupLimits
 from actors.logs import log
 from actors.models import BackupOptions
 from actors.node.changes import Base, OverlaidArchives, Since
 from actors.node.errors import NoLayerError
+from actors.node.fingerprints import Fingerprints
+from actors.node.plain_changes import RecordedFiles, Recording
 from actors.sandbox.restored_directories import RestoredDirectories
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 from storage.layers import NewLayers
 from storage.metadata import BackupRecord
 
+_MAX_FINGERPRINTS = 16
+"""The most directories of a sandbox whose fingerprints are kept; the latest."""
 MAX_DEPTH = 8
 """The most archives that an incremental backup consists of. Each makes its restore a little slower."""
 
@@ -45,26 +52,54 @@ class Increments:
     catalog: BackupCatalog
     restored: RestoredDirectories
     limits: BackupLimits
+    fingerprints: Path
+    """The folder with the fingerprints of the directories of plain files, on the disk of the spool."""
 
-    def begin(self, options: BackupOptions, backup_id: str) -> Increment | None:
-        """Begins an incremental backup of a directory; None if it has to be a full one. Raises nothing else."""
+    def begin(self, options: BackupOptions, backup_id: str, recording: Recording) -> Increment | None:
+        """Begins an incremental backup of a directory; None if it has to be a full one. Raises nothing else.
+
+        `recording` records the fingerprints of plain files, for the backup after this one.
+        """
         if options.full or not self.limits.incremental:
             return None
-        found = self.restored.layer_at(options.dir)
-        if found is None:
-            return None
-        entry, layer = found
         try:
-            parent = self.catalog.get(self.tenant, entry.backup_id)
-            self._check(parent)
-            if tuple(each.sha256 for each in parent.stack) != entry.digests:
-                raise NoLayerError("the directory does not lie over that backup's archives")
-            return self._hold(parent, OverlaidArchives(layer), backup_id)
+            return self._begin_on_layer(options, backup_id) or self._begin_on_files(options, backup_id, recording)
         except NoLayerError as e:
             _say(options.dir, e.message)
         except StorageError as e:
             _say(options.dir, str(e))
         return None
+
+    def _begin_on_layer(self, options: BackupOptions, backup_id: str) -> Increment | None:
+        found = self.restored.layer_at(options.dir)
+        if found is None:
+            return None
+        entry, layer = found
+        parent = self.catalog.get(self.tenant, entry.backup_id)
+        if tuple(each.sha256 for each in parent.stack) != entry.digests:
+            raise NoLayerError("the directory does not lie over that backup's archives")
+        return self._hold(parent, OverlaidArchives(layer), backup_id)
+
+    def _begin_on_files(self, options: BackupOptions, backup_id: str, recording: Recording) -> Increment | None:
+        before = Fingerprints.find(self._fingerprints(self.restored.real_path(options.dir)))
+        if before is None:
+            return None
+        parent = self.catalog.get(self.tenant, before.header.backup_id)
+        return self._hold(parent, RecordedFiles(before, recording), backup_id)
+
+    def keep(self, recording: Recording, place: str, backup_id: str) -> None:
+        """Keeps the fingerprints that were recorded for a backup of the directory `place`, which exists now.
+
+        Raises nothing: without them the next backup is a full one.
+        """
+        with contextlib.suppress(OSError):
+            recording.commit(backup_id, self._fingerprints(place))
+            kept = sorted(self.fingerprints.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            for path in kept[_MAX_FINGERPRINTS:]:
+                path.unlink()
+
+    def _fingerprints(self, place: str) -> Path:
+        return self.fingerprints / hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()
 
     def _check(self, parent: BackupRecord) -> None:
         """Raises NoLayerError if no layer should be laid on a backup."""
@@ -85,6 +120,7 @@ class Increments:
             raise NoLayerError("the changes take more than half of the first archive")
 
     def _hold(self, parent: BackupRecord, base: Base, backup_id: str) -> Increment:
+        self._check(parent)
         layers = NewLayers(self.catalog.store, self.tenant, backup_id, parent)
         try:
             layers.hold()

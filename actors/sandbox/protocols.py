@@ -68,6 +68,7 @@ class Protocols:
                 configured(self.catalog, self.config),
                 self.parts.restored,
                 self.config.backup,
+                self.parts.spool.parent / "fingerprints",
             ),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,9 @@ from storage import keys
 from storage.config import BucketConfig
 from storage.metadata import BackupRecord
 from storage.s3 import S3ObjectStore
-from tests.support.mount_leaks import nothing_leaks
+from tests.support.mount_leaks import nothing_leaks, wait_until
 from tests.support.s3 import FAST
-from tests.support.sandboxes import Node, backup, restore, sh, write
+from tests.support.sandboxes import Node, backup, command, restore, sh, write
 from tests.support.trees import Entry, fingerprint
 
 TREE = "/workspace/tree"
@@ -30,6 +31,18 @@ echo changed > file; rm gone; rm -r old; mv moved elsewhere; rm kind && mkdir ki
 rm -r folder/kind && echo now a file > folder/kind; ln new-link other-link 2>/dev/null || ln file other-link
 chmod 750 folder/deep; touch -d @1234567890 folder/deep; ln -s '../../far away' link; mkfifo fifo; : > .wh.gone
 """
+
+
+def make_tree(box: LocalSandbox) -> None:
+    sh(box, f"mkdir -p {TREE}/folder/deep {TREE}/folder/kind {TREE}/old {TREE}/moved")
+    sh(box, "head -c 300000 /dev/urandom > folder/deep/data", cwd=TREE)
+    sh(box, "for name in file gone kind old/a moved/a folder/kind/a; do echo $name > $name; done", cwd=TREE)
+
+
+def settled(node: Node, box: LocalSandbox) -> None:
+    """Waits until no file is so new that it counts as doubtful."""
+    newest = max(path.lstat().st_ctime for path in (node.tree(box) / "workspace").rglob("*"))
+    assert wait_until(lambda: time.time() > newest + 0.1, timeout_s=20)
 
 
 @pytest.fixture
@@ -43,9 +56,7 @@ def node(tmp_path: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[
 def box(node: Node) -> LocalSandbox:
     """A sandbox with a directory that was just restored from a full backup."""
     box = node.sandbox(f"box-{uuid.uuid4().hex[:8]}")
-    sh(box, f"mkdir -p {TREE}/folder/deep {TREE}/folder/kind {TREE}/old {TREE}/moved")
-    sh(box, "head -c 300000 /dev/urandom > folder/deep/data", cwd=TREE)
-    sh(box, "for name in file gone kind old/a moved/a folder/kind/a; do echo $name > $name; done", cwd=TREE)
+    make_tree(box)
     restore(box, backup(box, TREE), TREE)
     return box
 
@@ -133,6 +144,71 @@ def test_a_directory_restored_inside_the_directory_makes_the_backup_a_full_one(n
     assert not record(node, made.id).is_incremental
     restore(box, made, TREE)
     assert sh(box, "cat inner/file", cwd=TREE) == "inner"
+
+
+@pytest.fixture
+def plain(node: Node) -> LocalSandbox:
+    """A sandbox with a directory of plain files that was just backed up."""
+    box = node.sandbox(f"plain-{uuid.uuid4().hex[:8]}")
+    make_tree(box)
+    backup(box, TREE)
+    return box
+
+
+def test_a_directory_of_plain_files_is_backed_up_as_a_layer(node: Node, plain: LocalSandbox) -> None:
+    settled(node, plain)
+    backup(plain, TREE, full=True)
+    sh(plain, HISTORY, cwd=TREE)
+    for depth, text in enumerate(("first", "second"), start=2):
+        write(plain, f"{TREE}/file", text)
+        expected = content(node, plain)
+        made = backup(plain, TREE)
+        found = record(node, made.id)
+        assert found.depth == depth and found.size_bytes < 20_000
+        restore(plain, made, "/workspace/again")
+        assert content(node, plain, "/workspace/again") == expected
+
+
+def test_a_file_excluded_from_the_last_backup_is_in_the_next_layer(node: Node, plain: LocalSandbox) -> None:
+    backup(plain, TREE, excludes=["gone", "old"])
+    expected = content(node, plain)
+    made = backup(plain, TREE)
+    assert record(node, made.id).is_incremental
+    restore(plain, made, "/workspace/again")
+    assert content(node, plain, "/workspace/again") == expected
+    without = backup(plain, TREE, excludes=["gone"])
+    assert record(node, without.id).is_incremental
+    restore(plain, without, "/workspace/without")
+    assert sh(plain, "ls -A without/gone without/old/a 2>/dev/null || :") == "without/old/a\n"
+
+
+def test_a_second_write_to_a_mapped_page_is_in_the_next_layer(node: Node, plain: LocalSandbox) -> None:
+    script = (
+        "import mmap, os, time\n"
+        f"file = open('{TREE}/mapped', 'w+b'); file.truncate(4096); page = mmap.mmap(file.fileno(), 4096)\n"
+        "page[0:5] = b'first'; print('mapped', flush=True)\n"
+        "while not os.path.exists('/tmp/go'): time.sleep(0.01)\n"
+        "page[0:5] = b'again'; open('/tmp/done', 'w').close(); time.sleep(60)\n"
+    )
+    with command(plain, f'exec python3 -c "{script}"'):
+        settled(node, plain)
+        backup(plain, TREE)
+        sh(plain, "touch /tmp/go; while [ ! -e /tmp/done ]; do sleep 0.01; done")
+        made = backup(plain, TREE)
+        assert record(node, made.id).is_incremental
+    restore(plain, made, "/workspace/again")
+    assert sh(plain, "head -c 5 again/mapped") == "again"
+
+
+def test_fingerprints_that_are_damaged_or_of_another_directory_mean_a_full_backup(
+    node: Node, plain: LocalSandbox
+) -> None:
+    [kept] = (node.home(plain.id) / "fingerprints").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert not record(node, backup(plain, TREE).id).is_incremental
+    assert record(node, backup(plain, TREE).id).is_incremental
+    sh(plain, "cp -a tree other; rm -r tree; mv other tree")
+    assert not record(node, backup(plain, TREE).id).is_incremental
 
 
 def test_a_missing_layer_is_an_error_and_changes_nothing(node: Node, box: LocalSandbox, tmp_path: Path) -> None:

@@ -25,13 +25,15 @@ from actors.node.archiver import Archiver
 from actors.node.bubblewrap import Bind, Box
 from actors.node.changes import OverlaidArchives, Since
 from actors.node.drivers import Driver, Limit
+from actors.node.fingerprints import Fingerprints
 from actors.node.layers import Layer, Layers
+from actors.node.plain_changes import RecordedFiles, Recording
 from actors.node.survey import Limits
 from actors.node.tree import Tree
 from tests.support.mount_leaks import nothing_leaks
 from tests.support.sandboxes import UID
 from tests.support.tree_operations import Change, Kind, apply, changes, populate
-from tests.support.trees import Entry, fingerprint
+from tests.support.trees import fingerprint
 
 MIB = 2**20
 LIMITS = Limits(inodes=20_000, source_bytes=2**30, hole_bytes=2**30, depth=300)
@@ -43,10 +45,6 @@ KINDS: tuple[Kind, ...] = (
 UNLESS_LIMITED: dict[Limit, Kind] = {Limit.LINKS: "link", Limit.FIFOS: "fifo"}
 Step = Change | Literal["backup", "restore", "reopen"]
 _numbers = itertools.count()
-
-
-def owned(path: Path) -> dict[bytes, Entry]:
-    return fingerprint(path)
 
 
 class Directory:
@@ -79,6 +77,30 @@ class Directory:
         since = Since(OverlaidArchives(self.layer), 100 * MIB)
         made = self.archiver.create("/workspace/tree", self.spool(), since=since, **_given(options))
         return CachedArchive(made.path, sha256_of(made.path))
+
+    def recorded(self) -> CachedArchive:
+        """A full archive of plain files, with their fingerprints."""
+        recording = Recording(self.folder / "recording", UID)
+        made = self.full(recording=recording)
+        self._keep(recording, made)
+        return made
+
+    def since_recorded(self) -> CachedArchive:
+        """A layer with what was changed since the fingerprints, and new fingerprints."""
+        before, recording = (
+            Fingerprints.find(self.folder / "fingerprints" / "kept"),
+            Recording(self.folder / "recording", UID),
+        )
+        assert before is not None
+        since = Since(RecordedFiles(before, recording), 100 * MIB)
+        made = self.archiver.create("/workspace/tree", self.spool(), since=since, **_given({}))
+        archive = CachedArchive(made.path, sha256_of(made.path))
+        self._keep(recording, archive)
+        return archive
+
+    def _keep(self, recording: Recording, archive: CachedArchive) -> None:
+        recording.commit("backup", self.folder / "fingerprints" / "kept")
+        self.archives = [*self.archives, archive]
 
     def restore(self, archives: Sequence[CachedArchive]) -> None:
         self.leave()
@@ -154,17 +176,21 @@ def made(scratch: Path, driver: Driver) -> Iterator[Directory]:
     shutil.rmtree(folder)
 
 
-def check_layer(directory: Directory, **options: Any) -> list[CachedArchive]:
+def check_layer(directory: Directory) -> list[CachedArchive]:
     """Makes a layer, and checks it beside a full archive. Returns the stack with it."""
-    full = directory.full(**options)
-    stack = [*directory.archives, directory.incremental(**options)]
+    stack = [*directory.archives, directory.incremental()]
+    check_stack(directory, stack)
+    return stack
+
+
+def check_stack(directory: Directory, stack: Sequence[CachedArchive]) -> None:
+    full = directory.full()
     with directory.copied([full]) as copy:
         expected = fingerprint(copy)
     with directory.copied(stack) as copy:
         assert fingerprint(copy) == expected
     with directory.mounted(stack) as shown:
         assert fingerprint(shown) == expected
-    return stack
 
 
 def run(directory: Directory, steps: Sequence[Step]) -> None:
@@ -197,3 +223,27 @@ def test_a_layer_shows_what_a_full_archive_shows(scratch: Path, driver: Driver, 
         populate(directory.place)
         directory.restore([directory.full()])
         run(directory, steps)
+
+
+@pytest.mark.timeout(3600)
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_a_layer_over_plain_files_shows_what_a_full_archive_shows(scratch: Path, data: st.DataObject) -> None:
+    one: st.SearchStrategy[Step] = changes(*KINDS, "link", "fifo")
+    steps = data.draw(st.lists(st.one_of(one, one, one, one, st.just("backup")), min_size=3, max_size=30))
+    with made(scratch, Driver.KERNEL) as directory:
+        populate(directory.place)
+        directory.recorded()
+        for step in [*steps, "backup"]:
+            if isinstance(step, Change):
+                apply(step, directory.place)
+            else:
+                directory.since_recorded()
+                check_stack(directory, directory.archives)
+            if len(directory.archives) == 8:
+                directory.archives = []
+                directory.recorded()

@@ -1,0 +1,229 @@
+"""Fingerprints of a directory of plain files: a file of the node that tells what a backup of it has found there.
+
+    blocks     for each directory, the names of its entries and a state of fixed length for each
+    index      the path of each directory, and the place of its block
+    header     which directory, which backup, and the boot of the machine
+    trailer    the lengths of both, and the SHA-256 of everything before it
+
+A file whose state is the same has the same content, because each change sets its ctime, which nobody can set back. Two
+kinds of files get a state that equals no other (`DOUBTFUL`), so that the next backup archives them again:
+
+* those whose ctime is not older than the walk by more than a tick of the clock: a later change within that tick would
+  leave the same ctime ("racy" in git);
+* those that a process has in a shared mapping: a page that was written to already can be written to again without any
+  trace in the inode, until it is written back. Where the processes cannot be looked at, the file system is synced.
+
+The file is valid for one boot: after a crash of the machine a disk may hold older content than was read before.
+Source: git's Documentation/technical/racy-git.txt; file_update_time in the kernel's fs/inode.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import mmap
+import os
+import stat
+import struct
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Self
+
+from actors.node import mountinfo
+from actors.node.errors import NoLayerError
+from actors.node.verified import boot_id
+
+_STATE = struct.Struct("<IQQqqI")
+DOUBTFUL = b"\xff" * _STATE.size
+DIRECTORY = b"\xfe" * _STATE.size
+"""The state of a subdirectory in the block of the directory above; its own is in its own block."""
+_ITSELF = b"."
+_TRAILER = struct.Struct("<QQ32s")
+_TICK_NS = 20_000_000
+"""More than a tick of the kernel's clock, by which it sets times: 10 ms at most."""
+_COARSE_NS = 2_000_000_000
+"""Likewise for a file system that keeps whole seconds."""
+_MAX_ENTRIES = 500_000
+_libc = ctypes.CDLL(None, use_errno=True)
+_FILE_SYSTEMS = frozenset({"ext4", "xfs"})
+"""Those whose device and inode numbers in /proc/<pid>/maps are those of stat(2), and that note a write to a mapping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The directory and the backup that the fingerprints belong to."""
+
+    device: int
+    inode: int
+    backup_id: str
+    boot: str
+
+
+class Clock:
+    """Makes states, and tells which are doubtful. Made before the walk, while no process of the sandbox runs."""
+
+    def __init__(self, fd: int, uid: int) -> None:
+        """`fd` is the directory, and `uid` the user of the sandbox's processes. Raises NoLayerError."""
+        self._device = os.fstat(fd).st_dev
+        self._mapped: set[int] = set()
+        try:
+            self._mapped = mapped_files(self._device, uid)
+        except OSError:  # without CAP_SYS_PTRACE
+            _write_back(fd)
+        self._began_ns = time.time_ns()
+
+    def state(self, found: os.stat_result) -> bytes:
+        """The state of a file or directory, as it is compared with an earlier one.
+
+        Its owner is not in it: an archive gives all files to one, and a view shows another each time a sandbox wakes.
+        """
+        if found.st_dev != self._device:
+            return DOUBTFUL
+        return _STATE.pack(
+            found.st_mode,
+            found.st_ino,
+            found.st_size if not stat.S_ISDIR(found.st_mode) else 0,
+            found.st_mtime_ns,
+            found.st_ctime_ns,
+            found.st_nlink & 0xFFFFFFFF,
+        )
+
+    def lasting(self, found: os.stat_result, state: bytes) -> bytes:
+        """The state to record: DOUBTFUL if a later change could leave no trace in it."""
+        tick = _TICK_NS if found.st_ctime_ns % 1_000_000_000 else _COARSE_NS
+        is_racy = found.st_ctime_ns >= self._began_ns - tick
+        return DOUBTFUL if is_racy or found.st_ino in self._mapped else state
+
+
+def check_file_system(fd: int) -> None:
+    """Raises NoLayerError if the fingerprints of a directory would prove nothing, or something is mounted in it."""
+    root = Path(os.readlink(f"/proc/self/fd/{fd}"))
+    mounts = mountinfo.mounts()
+    if any(mount.point != root and mount.point.is_relative_to(root) for mount in mounts):
+        raise NoLayerError("another directory was restored inside it")
+    around = [mount for mount in mounts if root.is_relative_to(mount.point)]
+    kind = max(around, key=lambda mount: len(mount.point.parts)).fs_type
+    if kind not in _FILE_SYSTEMS:
+        raise NoLayerError(f"the times of files on {kind} do not tell whether they were changed")
+
+
+def mapped_files(device: int, uid: int) -> set[int]:
+    """The inodes on a device that any process of the user `uid` has in a shared mapping.
+
+    Raises OSError if a process cannot be looked at.
+    """
+    wanted = f"{os.major(device):02x}:{os.minor(device):02x}"
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if uid not in _users(pid):
+                continue
+            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace", newline="\n") as lines:
+                for line in lines:
+                    fields = line.split(None, 5)
+                    if len(fields) >= 5 and fields[1][3:4] == "s" and fields[3] == wanted:
+                        found.add(int(fields[4]))
+    return found
+
+
+def _users(pid: str) -> list[int]:
+    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    line = next((line for line in status.splitlines() if line.startswith("Uid:")), "")
+    return [int(word) for word in line.split()[1:]]
+
+
+def _write_back(fd: int) -> None:
+    """Writes back all that is dirty in the file system, so that each later write to a mapping is noted.
+
+    Raises NoLayerError.
+    """
+    copy = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(copy) != 0:
+            raise NoLayerError("the file system could not be synced")
+    finally:
+        os.close(copy)
+
+
+class Recorder:
+    """Writes the fingerprints of one walk to a file of its own, directory by directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] = path.open("wb")
+        self._index: list[tuple[str, int, int]] = []
+        self._entries = 0
+
+    def add(self, directory: str, itself: bytes, entries: dict[str, bytes]) -> None:
+        """Records a directory, by its path from the root, with its own state and those of its entries."""
+        self._entries += len(entries) + 1
+        if self._entries > _MAX_ENTRIES:
+            return
+        names = b"\0".join((_ITSELF, *map(os.fsencode, entries)))
+        self._index.append((directory, self._file.tell(), len(names)))
+        self._file.write(names + itself + b"".join(entries.values()))
+
+    def close(self) -> None:
+        """Closes the file. Repeatable."""
+        self._file.close()
+
+    def finish(self, header: Header, target: Path) -> None:
+        """Puts the fingerprints in the place `target`, whole or not at all. Raises OSError."""
+        if self._entries > _MAX_ENTRIES:
+            self.close()
+            self.path.unlink()
+            target.unlink(missing_ok=True)
+            return
+        index, head = json.dumps(self._index).encode(), json.dumps(asdict(header)).encode()
+        self._file.write(index + head)
+        self._file.flush()
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        self._file.write(_TRAILER.pack(len(index), len(head), digest))
+        self.close()
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        os.replace(self.path, target)
+
+
+class Fingerprints:
+    """The fingerprints in a file, read directory by directory."""
+
+    def __init__(self, data: mmap.mmap, header: Header, index: dict[str, tuple[int, int]], end: int) -> None:
+        self._data = data
+        self.header = header
+        self._index = index
+        self._end = end
+
+    @classmethod
+    def find(cls, path: Path) -> Self | None:
+        """Opens the fingerprints at `path`; None if there are none that are whole and of this boot."""
+        try:
+            with path.open("rb") as file:
+                data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            index_size, head_size, digest = _TRAILER.unpack(data[-_TRAILER.size :])
+            end = len(data) - _TRAILER.size
+            if hashlib.sha256(memoryview(data)[:end]).digest() != digest:
+                return None
+            head_at = end - head_size
+            header = Header(**json.loads(data[head_at:end]))
+            rows = json.loads(data[head_at - index_size : head_at])
+        except (OSError, ValueError, struct.error, TypeError):
+            return None
+        if header.boot != boot_id():
+            return None
+        return cls(data, header, {path: (at, size) for path, at, size in rows}, head_at - index_size)
+
+    def directory(self, path: str) -> dict[str, bytes] | None:
+        """The states of a directory's entries, and its own under "."; None if it is not recorded."""
+        found = self._index.get(path)
+        if found is None:
+            return None
+        at, size = found
+        names = self._data[at : at + size].split(b"\0")
+        at += size
+        states = self._data[at : at + len(names) * _STATE.size]
+        each = (states[start : start + _STATE.size] for start in range(0, len(states), _STATE.size))
+        return dict(zip(map(os.fsdecode, names), each, strict=True))

@@ -1,0 +1,102 @@
+"""Fingerprints are read as they were written or not at all, and doubt every file that may change without a trace."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.node.fingerprints import DIRECTORY, DOUBTFUL, Clock, Fingerprints, Header, Recorder, mapped_files
+from actors.node.verified import boot_id
+from tests.support.mount_leaks import wait_until
+
+NO_USER = 2**31 - 7
+STATE = b"s" * len(DOUBTFUL)
+OTHER = b"o" * len(DOUBTFUL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def recorded(folder: Path, boot: str | None = None) -> Path:
+    recorder = Recorder(folder / "new")
+    recorder.add("/below", OTHER, {})
+    recorder.add("", STATE, {"a": STATE, "new\nline \udcff": DOUBTFUL, "below": DIRECTORY})
+    recorder.finish(Header(1, 2, "backup", boot or boot_id()), folder / "kept" / "place")
+    return folder / "kept" / "place"
+
+
+def test_what_was_recorded_is_found_again(tmp_path: Path) -> None:
+    found = Fingerprints.find(recorded(tmp_path))
+    assert found is not None and found.header == Header(1, 2, "backup", boot_id())
+    root = {".": STATE, "a": STATE, "new\nline \udcff": DOUBTFUL, "below": DIRECTORY}
+    assert (found.directory(""), found.directory("/below"), found.directory("/a")) == (root, {".": OTHER}, None)
+    assert not (tmp_path / "new").exists()
+
+
+def test_fingerprints_of_an_earlier_boot_are_not_used(tmp_path: Path) -> None:
+    assert Fingerprints.find(recorded(tmp_path, boot="earlier")) is None
+
+
+def test_damaged_fingerprints_are_not_used(tmp_path: Path) -> None:
+    kept = recorded(tmp_path)
+    whole = kept.read_bytes()
+    for at in range(0, len(whole), 7):
+        kept.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert Fingerprints.find(kept) is None
+        kept.write_bytes(whole[:at])
+        assert Fingerprints.find(kept) is None
+    kept.unlink()
+    assert Fingerprints.find(kept) is None
+
+
+def test_a_file_that_was_changed_within_a_tick_before_the_walk_is_doubtful(tmp_path: Path, folder: int) -> None:
+    (tmp_path / "file").write_text("first")
+    found = (tmp_path / "file").stat()
+    racy = Clock(folder, NO_USER)
+    state = racy.state(found)
+    assert racy.lasting(found, state) == DOUBTFUL
+    assert wait_until(lambda: time.time_ns() > found.st_ctime_ns + 2_100_000_000, timeout_s=20)
+    assert Clock(folder, NO_USER).lasting(found, state) == state
+
+
+def test_a_change_with_the_old_times_and_size_changes_the_state(tmp_path: Path, folder: int) -> None:
+    clock, file = Clock(folder, NO_USER), tmp_path / "file"
+    file.write_text("first")
+    before = file.stat()
+    assert wait_until(lambda: time.time_ns() > before.st_ctime_ns + 50_000_000, timeout_s=20)
+    file.write_text("other")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert clock.state(file.stat()) != clock.state(before)
+
+
+def test_a_file_in_a_shared_mapping_of_a_process_of_the_sandbox_is_doubtful(tmp_path: Path, folder: int) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * mmap.PAGESIZE)
+    found, uid = file.stat(), 61_501 if os.getuid() == 0 else os.getuid()
+    reading, writing = os.pipe()
+    with file.open("r+b") as opened:
+        child = os.fork()
+        if child == 0:
+            os.setuid(uid)
+            held = mmap.mmap(opened.fileno(), 0)
+            os.write(writing, held[:1])
+            signal.pause()
+    try:
+        assert os.read(reading, 1) == b"x"
+        assert found.st_ino in mapped_files(found.st_dev, uid)
+        clock = Clock(folder, uid)
+        assert clock.lasting(found, clock.state(found)) == DOUBTFUL
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert found.st_ino not in mapped_files(found.st_dev, uid)
