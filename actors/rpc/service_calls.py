@@ -132,6 +132,13 @@ class ServiceCalls:
         """
         return self._call(lambda service: service.adopt.remote(self.tenant, backup_id, owner))
 
+    def flatten(self, backup_id: str) -> Call[BackupInfo]:
+        """Makes a full backup of what an incremental one holds; returns the new one, or the same if it is full.
+
+        The incremental one stays. Raises BackupNotFoundError, BackupExpiredError, BackupCreateError.
+        """
+        return self._call(lambda service: service.flatten.remote(self.tenant, backup_id))
+
     def delete_damaged_backup(self, backup_id: str) -> Call[None]:
         """Deletes any tenant's backup whose metadata is damaged or was tampered with. Raises as `delete_backup`."""
         return self._call(lambda service: service.delete_damaged_backup.remote(backup_id))

@@ -267,6 +267,16 @@ class Service:
         adopt(tenant, known, owner)
         return self.backup(owner, known)
 
+    def flatten(self, tenant: str, backup_id: str, flatten: Callable[[str, str], str]) -> BackupInfo:
+        """Makes a full backup of an incremental one, and returns it; a full one is returned as it is.
+
+        Args:
+            flatten: makes it on a node, see `actors.service.flattening`. Raises like that.
+        """
+        known = _valid(backup_id)
+        self._configured()
+        return self.backup(tenant, flatten(tenant, known))
+
     def delete_damaged_backup(self, backup_id: str) -> None:
         """Deletes a backup of any tenant whose metadata is damaged or was tampered with. For operators of the service.
 

@@ -177,6 +177,13 @@ class ServiceHost:
     def adopt(self, tenant: str, backup_id: str, owner: str | None) -> Any:
         return guarded(lambda: self._service.adopt(tenant, backup_id, owner, self._adopt_on_a_node))
 
+    @ray.method(concurrency_group="adopt")
+    def flatten(self, tenant: str, backup_id: str) -> Any:
+        return guarded(lambda: self._service.flatten(tenant, backup_id, self._flatten_on_a_node))
+
+    def _flatten_on_a_node(self, tenant: str, backup_id: str) -> str:
+        return str(self._runtime.answer(self._nodes.with_room().flatten.remote(tenant, backup_id)))
+
     def _adopt_on_a_node(self, tenant: str, backup_id: str, owner: str) -> None:
         self._runtime.answer(self._nodes.with_room().adopt.remote(tenant, backup_id, owner))
 

@@ -78,6 +78,17 @@ class NodeHost:
         here = on_this_node(self._config)
         guarded(lambda: adoption(here, configured(open_catalog(here), here)).adopt(tenant, backup_id, owner))
 
+    @ray.method(concurrency_group="adopt")
+    def flatten(self, tenant: str, backup_id: str) -> str:
+        """Makes a full backup of an incremental one on this node, with the node's tools; returns its id."""
+        from actors.bucket import configured, open_catalog
+        from actors.config import on_this_node
+        from actors.service.flattening import flattening
+
+        configure_logging()
+        here = on_this_node(self._config)
+        return guarded(lambda: flattening(here, configured(open_catalog(here), here)).flatten(tenant, backup_id))
+
     def want(self, tenant: str, sandbox_id: str) -> None:
         """Notes a call to a sandbox that is asleep here while the node is being drained."""
         self._watch.want(tenant, sandbox_id)

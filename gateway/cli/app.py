@@ -34,6 +34,7 @@ COMMANDS = {
     "fork": ("gateway.cli.forks", "fork", "Make many sandboxes from one backup."),
     "forget": ("gateway.cli.forget", "forget", "Give up directories of a sandbox that cannot be brought back."),
     "adopt": ("gateway.cli.backups", "adopt", "Check and sign backups that nobody has signed, such as Cloudflare's."),
+    "flatten": ("gateway.cli.backups", "flatten", "Make full backups of what incremental ones hold."),
     "cancel": ("gateway.cli.backups", "cancel", "Cancel the backup or restore that a sandbox is busy with."),
     "list": ("gateway.cli.inventory", "list_all", "List the sandboxes, or the backups of one."),
     "inspect": ("gateway.cli.inventory", "inspect", "Show everything that is known of a sandbox or a backup."),

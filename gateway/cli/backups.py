@@ -1,4 +1,4 @@
-"""`holdfast backup`, `restore`, `adopt` and `cancel`."""
+"""`holdfast backup`, `restore`, `adopt`, `flatten` and `cancel`."""
 
 from __future__ import annotations
 
@@ -117,6 +117,17 @@ def adopt(
     service = session.service()
     adopted = [service.adopt(backup_id, owner=owner).result() for backup_id in backup_ids]
     session.output.result({"adopted": adopted}, *(f"adopted {info.id}" for info in adopted))
+
+
+@with_session
+def flatten(
+    session: Session,
+    backup_ids: Annotated[list[str], typer.Argument(metavar="BACKUP_ID...", help="The backups.")],
+) -> None:
+    """Make full backups of what incremental ones hold, for programs that know no layers. Prints the new ids."""
+    service = session.service()
+    made = [service.flatten(backup_id).result() for backup_id in backup_ids]
+    session.output.result({"flattened": made}, *(info.id for info in made))
 
 
 @with_session

@@ -1,4 +1,4 @@
-"""Routes of backups: creating, restoring, forking, listing, adopting and deleting them."""
+"""Routes of backups: creating, restoring, forking, listing, adopting, flattening and deleting them."""
 
 from __future__ import annotations
 
@@ -147,6 +147,12 @@ async def fork_backup(request: Request, service: Service, backup_id: Backup, ide
 async def adopt_backup(service: Service, backup_id: Backup) -> Response:
     """Checks a backup that nobody has signed, such as one of Cloudflare's SDK, and signs it: it is one of ours then."""
     return answer(await service.adopt(backup_id))
+
+
+@router.post("/backup/{id}/flatten", response_model=BackupInfo)
+async def flatten_backup(service: Service, backup_id: Backup) -> Response:
+    """Makes a full backup of what an incremental one holds, and describes it. The incremental one stays."""
+    return answer(await service.flatten(backup_id))
 
 
 @router.delete("/backup/{id}", status_code=NO_CONTENT, response_class=Response)

@@ -30,6 +30,7 @@ COMMANDS = [
     "restore",
     "forget",
     "adopt",
+    "flatten",
     "list",
     "inspect",
     "events",
@@ -164,6 +165,8 @@ def test_every_command_prints_one_json_document(cli: Cli, box: HttpBox, tmp_path
     assert cli.json("inspect", box.id)["id"] == box.id
     (adopted,) = cli.json("adopt", handle["id"])["adopted"]  # the backup is signed by us already
     assert (adopted["id"], adopted["status"]) == (handle["id"], "ok")
+    (flattened,) = cli.json("flatten", handle["id"])["flattened"]  # it is a full backup already
+    assert flattened == adopted
     assert cli.json("delete", "--backup", handle["id"], "--damaged", status=1)["code"] == "INVALID_REQUEST"
     collected = cli.json("gc", "--dry-run")
     assert collected["dry_run"] is True and handle["id"] not in collected["expired_backups"]

@@ -472,6 +472,9 @@ class MemoryService:
 
         return Later(act)
 
+    def flatten(self, backup_id: str) -> Later[BackupInfo]:
+        return Later(lambda: self._tenant.found(backup_id))
+
     def collect(self, *, dry_run: bool = False) -> Later[GcReport]:
         return Later(lambda: GcReport(dry_run=dry_run))
 
