@@ -118,6 +118,18 @@ class ListingWriter:
         if len(self._block) >= _BLOCK_BYTES:
             self._end_block()
 
+    def begin_anew(self) -> None:
+        """Forgets all entries. A listing that was given up stays so."""
+        if self._file is not None:
+            try:
+                self._file.seek(0)
+                self._file.truncate()
+            except OSError:
+                self._give_up()
+        self._block.clear()
+        self._index.clear()
+        self._in_block = self._entries = self._size_bytes = 0
+
     def finish(self) -> ListingDigest | None:
         """Completes the file; returns what the metadata has to say of it. None: there is no listing, and no file."""
         self._end_block()

@@ -39,6 +39,8 @@ class PackedArchive:
     """The path of the archived directory without symbolic links; None for an archive that was converted."""
     is_layer: bool = False
     """True if it holds only what was changed since another backup, and `found` counts no more than that."""
+    is_listed: bool = False
+    """True if every entry of the directory was listed."""
 
 
 class Archiver:
@@ -78,7 +80,7 @@ class Archiver:
             since: if given, only what was changed since an earlier backup is archived, as a layer.
             recording: if given, and without `since`, the fingerprints of the files are recorded.
             timeout_s: for the survey and the archive together, because commands are paused until both are done.
-            listed: see `survey`.
+            listed: see `survey`. Not called with `since` if that does not need every file.
             on_writing: called with the path at which the archive is going to grow, unless it is a layer; it is moved
                 when it is verified.
 
@@ -105,7 +107,7 @@ class Archiver:
         with self._tree.directory(directory) as fd:
             inside = self._tree.nameable(fd)
             if since is not None:
-                return self._create_layer(fd, inside, spool, since, rules, pack, deadline, cancelled, on_survey)
+                return self._create_layer(fd, inside, spool, since, rules, pack, deadline, cancelled, listed, on_survey)
             found = survey(
                 fd,
                 limits=self._limits,
@@ -119,7 +121,7 @@ class Archiver:
             on_survey(found)
             left_s = max(0.0, deadline - time.monotonic())
             path = pack(unchanged, inside, found, timeout_s=left_s, on_writing=on_writing)
-        return PackedArchive(path, found, inside)
+        return PackedArchive(path, found, inside, is_listed=listed is not None)
 
     def _create_layer(
         self,
@@ -131,6 +133,7 @@ class Archiver:
         pack: Callable[..., Path],
         deadline: float,
         cancelled: threading.Event,
+        listed: Listed | None,
         on_survey: Callable[[Survey], None],
     ) -> PackedArchive:
         """Archives what was changed in the directory `fd`, which lies at `inside`."""
@@ -145,6 +148,7 @@ class Archiver:
                 rules=rules,
                 timeout_s=max(0.0, deadline - time.monotonic()),
                 cancelled=cancelled,
+                listed=listed,
             )
             on_survey(found)
             path = pack(
@@ -157,7 +161,8 @@ class Archiver:
             raise NoSpaceLeftError("the disk is full") if is_full(e) else NoLayerError(str(e)) from e
         finally:
             remove_tree(staged)
-        return PackedArchive(path, found, inside, is_layer=True)
+        is_listed = listed is not None and since.base.needs_every_file
+        return PackedArchive(path, found, inside, is_layer=True, is_listed=is_listed)
 
     @property
     def user(self) -> int:

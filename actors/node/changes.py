@@ -16,12 +16,16 @@ from actors.node.layers import Layer
 from actors.node.overlay_changes import changes_of
 from actors.node.removal import remove_tree
 from actors.node.staged import Key, Stage
-from actors.node.survey import Follower, Limits, Survey, survey
+from actors.node.survey import Follower, Limits, Listed, Survey, survey
 from actors.node.tree import Tree
 
 
 class Base(Protocol):
     """The content of the earlier backup that the changes are laid over."""
+
+    @property
+    def needs_every_file(self) -> bool:
+        """True if a walk for the changes looks at all files of the directory, whatever the rules are."""
 
     def check(self, fd: int) -> None:
         """Raises NoLayerError if the directory `fd` cannot be compared with it."""
@@ -35,6 +39,11 @@ class OverlaidArchives:
     """The archives under a restored directory, as a base."""
 
     layer: Layer
+
+    @property
+    def needs_every_file(self) -> bool:
+        """False: the upper tells where to look."""
+        return False
 
     def check(self, fd: int) -> None:
         """Raises NoLayerError unless the directory is the layer, with nothing mounted inside it."""
@@ -81,10 +90,12 @@ def stage_changes(
     rules: Rules,
     timeout_s: float,
     cancelled: threading.Event,
+    listed: Listed | None = None,
 ) -> tuple[Survey, Stage]:
     """Stages in `folder`, which does not exist yet, what was changed in the directory `fd` since its base.
 
-    The survey counts the staged files, and those that were looked at.
+    The survey counts the staged files, and those that were looked at. `listed` is called with every entry of the
+    directory, as in `survey`, if the base needs every file; else with none.
 
     Raises:
         NoLayerError: the changes cannot be archived by themselves.
@@ -93,6 +104,8 @@ def stage_changes(
     deadline = time.monotonic() + timeout_s
     since.base.check(fd)
     wanted: Collection[Key] = ()
+    if not since.base.needs_every_file:
+        listed = None
     while True:
         stage = Stage(folder, uid, since.max_bytes, _checking(deadline))
         follower = since.base.follower(fd, stage, everywhere=rules.leave_out, wanted=wanted)
@@ -104,6 +117,7 @@ def stage_changes(
                 gitignore=rules.gitignore,
                 cancelled=cancelled,
                 timeout_s=max(0.0, deadline - time.monotonic()),
+                listed=listed,
                 follower=follower,
             )
         finally:
@@ -111,7 +125,7 @@ def stage_changes(
         missing = stage.incomplete()
         if cancelled.is_set() or not missing or wanted:
             return found, stage
-        wanted = missing
+        wanted, listed = missing, None  # the second walk finds the same entries
         remove_tree(folder)
 
 

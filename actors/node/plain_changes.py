@@ -144,6 +144,11 @@ class RecordedFiles:
     before: Fingerprints
     recording: Recording
 
+    @property
+    def needs_every_file(self) -> bool:
+        """True: each file is compared with its fingerprint."""
+        return True
+
     def check(self, fd: int) -> None:
         """Raises NoLayerError if the directory is another one than the recorded one."""
         found, header = os.fstat(fd), self.before.header

@@ -62,13 +62,13 @@ class Archiving:
     def archive(self, listing: ListingWriter, ahead: GrowingUpload) -> PackedArchive:
         """Archives the directory: only what was changed in it, if an increment was begun and that can be done.
 
-        A whole archive is listed in `listing`, and followed by `ahead`.
+        Every entry is listed in `listing`, if all are looked at; a whole archive is followed by `ahead`.
 
         Raises:
             InvalidBackupConfigError: the directory cannot be backed up.
             OperationCancelledError, NodeError, OSError.
         """
-        return self._made(lambda: self._changes() or self._create(listing=listing, ahead=ahead))
+        return self._made(lambda: self._changes(listing) or self._create(listing=listing, ahead=ahead))
 
     def _made(self, make: Callable[[], PackedArchive]) -> PackedArchive:
         self.progress.enter(Phase.SCANNING)
@@ -82,14 +82,15 @@ class Archiving:
         self.progress.check()
         return made
 
-    def _changes(self) -> PackedArchive | None:
+    def _changes(self, listing: ListingWriter) -> PackedArchive | None:
         """The layer of what was changed; None if there is no increment, or it had to be given up."""
         if self.increment is None:
             return None
         try:
-            return self._create(since=self.increment.since)
+            return self._create(since=self.increment.since, listing=listing)
         except NoLayerError as e:
             self.increment.give_up(self.options.dir, e.message)
+            listing.begin_anew()
             return None
 
     def _create(
@@ -122,7 +123,8 @@ class Archiving:
     def store(self, made: PackedArchive, sent: SentParts | None) -> Stored:
         """Stores the archive in the bucket. If it is a layer that cannot be laid on the others, makes a whole one.
 
-        `sent` are the parts of it that are in the bucket already.
+        The latter is not listed, and commands may have run since the layer was listed. `sent` are the parts of the
+        archive that are in the bucket already.
         """
         stamp = stamp_of(made.path)
         if self.increment is None or not made.is_layer:

@@ -122,13 +122,14 @@ class BackupCreation:
                         closing(ListingWriter(work / _LISTING)) as listing,
                     ):
                         made = archiving.archive(listing, ahead)
-                        listed = None if made.is_layer else listing.finish()
+                        listed = _finished(listing, backup_id) if made.is_listed else None
                     self.meter.add(ARCHIVED_BYTES, amount=made.found.source_bytes)
                     begun.ensure()
                     with step(CreateStep.UPLOAD), self._listing_upload(backup_id, work, listed, progress) as beside:
                         stored = archiving.store(made, ahead.sent)
                     self.meter.add(UPLOADED_BYTES, amount=stored.uploaded.size_bytes)
-                    record = self._record(backup_id, options, created_at, stored, beside.kept)
+                    kept = beside.kept if stored.made is made else None
+                    record = self._record(backup_id, options, created_at, stored, kept)
                     made_meanwhile = self._commit(record, options, idempotency_key, progress, stored.increment)
                 except BaseException as e:
                     if not begun.is_noted or self._abandon(backup_id, e):
@@ -344,3 +345,11 @@ class BackupCreation:
         except PreconditionFailedError:  # a fence, if another actor has taken over
             self.ledger.check()
             raise
+
+
+def _finished(listing: ListingWriter, backup_id: str) -> ListingDigest | None:
+    """Completes the listing of a backup; None if there is none, which the log says."""
+    digest = listing.finish()
+    if digest is None:
+        log.warning("backup_without_listing", backup=backup_id, detail="too large, or no room for it")
+    return digest

@@ -33,7 +33,7 @@ class ListingUpload:
         config: TransferConfig,
         cancelled: threading.Event,
     ) -> None:
-        """`digest` is what `ListingWriter.finish` returned for the file at `path`."""
+        """`digest` is what `ListingWriter.finish` returned for the file at `path`; None if there is no listing."""
         self.kept: ListingDigest | None = None
         self._store = store
         self._backup_id = backup_id
@@ -52,7 +52,6 @@ class ListingUpload:
 
     def _run(self) -> None:
         if self._digest is None:
-            log.warning("backup_without_listing", backup=self._backup_id, detail="too large, or no room for it")
             return
         try:
             self._send(keys.listing(self._backup_id), self._digest.size_bytes)

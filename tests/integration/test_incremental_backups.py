@@ -17,6 +17,8 @@ from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.increments import MAX_DEPTH
 from storage import keys
 from storage.config import BucketConfig
+from storage.contents import open_contents
+from storage.listing import Entry as Listed
 from storage.metadata import BackupRecord
 from storage.s3 import S3ObjectStore
 from tests.support.mount_leaks import nothing_leaks, wait_until
@@ -63,6 +65,12 @@ def box(node: Node) -> LocalSandbox:
 
 def record(node: Node, backup_id: str) -> BackupRecord:
     return node.catalog().get("default", backup_id)
+
+
+def listed(node: Node, made: BackupRecord) -> list[Listed]:
+    """The listing of a backup."""
+    assert made.listing is not None
+    return list(open_contents(node.catalog().store, made).contents.scan(b"", None, deep=True))
 
 
 def content(node: Node, box: LocalSandbox, directory: str = TREE) -> dict[bytes, Entry]:
@@ -167,6 +175,22 @@ def test_a_directory_of_plain_files_is_backed_up_as_a_layer(node: Node, plain: L
         assert found.depth == depth and found.size_bytes < 20_000
         restore(plain, made, "/workspace/again")
         assert content(node, plain, "/workspace/again") == expected
+
+
+def test_the_layer_of_plain_files_has_a_listing_of_all_files(node: Node, plain: LocalSandbox) -> None:
+    backup(plain, TREE, full=True)
+    sh(plain, HISTORY, cwd=TREE)
+    made = record(node, backup(plain, TREE).id)
+    assert made.is_incremental
+    assert listed(node, made) == listed(node, record(node, backup(plain, TREE, full=True).id))
+
+
+def test_a_backup_of_too_many_changes_is_a_full_one_with_one_listing(node: Node, plain: LocalSandbox) -> None:
+    backup(plain, TREE, full=True)
+    sh(plain, "head -c 3000000 /dev/urandom > ~large", cwd=TREE)
+    made = record(node, backup(plain, TREE).id)
+    assert not made.is_incremental
+    assert listed(node, made) == listed(node, record(node, backup(plain, TREE, full=True).id))
 
 
 def test_a_file_excluded_from_the_last_backup_is_in_the_next_layer(node: Node, plain: LocalSandbox) -> None:

@@ -137,6 +137,18 @@ def test_a_listing_that_the_disk_cannot_hold_is_given_up(monkeypatch: pytest.Mon
     assert write_listing(Path("/proc/files.list"), TREE) is None
 
 
+def test_a_listing_that_is_begun_anew_holds_only_what_came_after(tmp_path: Path) -> None:
+    writer = ListingWriter(tmp_path / "files.list")
+    for number in range(10_000):
+        writer.add(b"%06d" % number, lstat_of(entry(f"{number:06}")), b"")
+    writer.begin_anew()
+    for each in TREE:
+        writer.add(each.path, lstat_of(each), each.target)
+    digest = writer.finish()
+    assert digest == write_listing(tmp_path / "other.list", TREE)
+    assert (tmp_path / "files.list").read_bytes() == (tmp_path / "other.list").read_bytes()
+
+
 def test_a_listing_that_is_not_completed_leaves_no_file(tmp_path: Path) -> None:
     writer = ListingWriter(tmp_path / "files.list")
     writer.add(b"", lstat_of(folder("")), b"")
