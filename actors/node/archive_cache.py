@@ -1,8 +1,8 @@
 """The node's cache of archives: each is downloaded, verified and converted once, for all sandboxes of the node.
 
 An entry is one file, named for its backup and its SHA-256, and never changed. A layer, which several backups may need,
-has its SHA-256 as the backup's name, too. A caller gets a hard link to it, so
-eviction disturbs neither a mount nor a running restore.
+has its SHA-256 as the backup's name, too. A caller gets a hard link to it, so eviction disturbs neither a mount nor a
+running restore.
 
 The disk is not trusted: an entry is read before its first use after each boot of the node, and after any change of its
 file (`actors.node.verified`). An entry whose SHA-256 is not the one in its name is removed, and made anew.
@@ -93,8 +93,11 @@ class ArchiveCache:
     def _linked(
         self, backup_id: str, link: Path, sha256: str | None, waiting: Callable[[], None]
     ) -> CachedArchive | None:
-        """Links the backup's first entry that is intact and has the digest `sha256`; removes those found before it."""
-        for found in list(self._found(backup_id)):
+        """Links the backup's first entry that is intact and has the digest `sha256`; removes those found before it.
+
+        A layer is taken from a backup's entry, too, if it is that backup's whole archive.
+        """
+        for found in list(self._found("*", sha256) if sha256 == backup_id else self._found(backup_id)):
             if sha256 is not None and found.sha256 != sha256:
                 self.drop(found.path, "it is not the archive that the backup's metadata names")
                 continue
@@ -206,8 +209,8 @@ class ArchiveCache:
     def _entry(self, backup_id: str, sha256: str) -> Path:
         return self._folder / f"{backup_id}_{sha256}{SUFFIX}"
 
-    def _found(self, backup_id: str) -> Iterator[CachedArchive]:
-        for path in self._folder.glob(f"{backup_id}_*{SUFFIX}"):
+    def _found(self, backup_id: str, sha256: str = "*") -> Iterator[CachedArchive]:
+        for path in self._folder.glob(f"{backup_id}_{sha256}{SUFFIX}"):
             yield CachedArchive(path, _digest_in(path))
 
 
