@@ -172,7 +172,7 @@ class NewLayers:
             raise self._unusable(f"the store copies no more than {MAX_COPY_BYTES} bytes", layer)
         try:
             before = self._store.head(source)
-            if (before.size_bytes, before.etag) != (layer.size_bytes, self._base.etag or before.etag):
+            if before.size_bytes != layer.size_bytes or _differ(before.etag, self._base.etag or before.etag):
                 raise self._unusable("the backup's archive is not the one that was uploaded", layer)
             self._store.copy(source, target, if_match=before.etag)
             after = self._find(layer)
@@ -197,6 +197,11 @@ class NewLayers:
             futures = [pool.submit(copy_context().run, task, item) for item in items]
         for future in futures:
             future.result()
+
+
+def _differ(etag: str, recorded: str) -> bool:
+    """True if the ETags are those of two objects. rclone's is of another form once an upload in parts is complete."""
+    return etag != recorded and ("-" in etag) == ("-" in recorded)
 
 
 def _is_copy(before: Head, after: Head) -> bool:
