@@ -21,6 +21,7 @@ from actors.node import mountinfo
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.steps import CreateStep, RestoreStep
+from storage import keys
 from storage.embedded import EmbeddedS3
 from storage.errors import StoreUnavailableError
 from storage.s3 import S3ObjectStore
@@ -101,13 +102,13 @@ def fill(box: LocalSandbox) -> str:
 
 
 def whole(node: Node) -> set[str]:
-    """Ids of the backups in the bucket; fails if one of them is incomplete."""
-    keys = node.keys()
-    stored = {key for key in keys if key.startswith("backups/")}
-    ids = {key.split("/")[1] for key in stored}
-    listings = {f"backups/{backup_id}/files.list" for backup_id in ids}  # a store that was away has none
-    wanted = {f"backups/{backup_id}/{name}" for backup_id in ids for name in ("data.sqsh", "meta.json")}
-    assert stored - listings == wanted
+    """Ids of the backups in the bucket; fails if one of them is incomplete, or an archive is there for none."""
+    found = node.keys()
+    ids = {key.split("/")[1] for key in found if key.startswith(keys.BACKUPS_PREFIX)}
+    records = [node.catalog().get("default", backup_id) for backup_id in ids]
+    archives = {keys.archive(record.id) for record in records if not record.is_incremental}
+    layers = {keys.layer("default", layer.sha256) for record in records for layer in record.layers or ()}
+    assert {key for key in found if key.endswith(".sqsh")} == archives | layers
     return ids
 
 

@@ -107,7 +107,9 @@ def test_nothing_is_made_of_a_backup_that_is_missing_or_expired_or_lacks_a_layer
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("method", "of"), [("presign_put", "data.sqsh"), ("head", "data.sqsh"), ("put", "meta.json")])
+@pytest.mark.parametrize(
+    ("method", "of"), [("presign_get", ".sqsh"), ("presign_put", "data.sqsh"), ("put", "meta.json")]
+)
 def test_a_flattening_that_is_killed_leaves_nothing_or_a_whole_backup(
     node: Node, box: LocalSandbox, layered: BackupRecord, method: str, of: str, when: str
 ) -> None:
