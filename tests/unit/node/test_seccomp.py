@@ -67,8 +67,13 @@ def test_optional_calls_answer_that_they_do_not_exist(machine: str, call: str) -
     assert verdict(seccomp.program(machine), arch=ARCH[machine], number=number) == NOSYS
 
 
-@pytest.mark.parametrize(("request_", "expected"), [(0x5412, REFUSE), (0x541C, REFUSE), (0x5401, ALLOW), (0, ALLOW)])
-def test_ioctl_cannot_type_into_a_terminal(machine: str, request_: int, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [(0x5412, REFUSE), (0x541C, REFUSE), (0xC028660F, REFUSE), (0xC0C0586D, REFUSE), (0x5401, ALLOW), (0, ALLOW)],
+)
+def test_ioctl_cannot_type_into_a_terminal_or_change_files_without_a_trace(
+    machine: str, request_: int, expected: int
+) -> None:
     program, number = seccomp.program(machine), seccomp._IOCTL[list(ARCH).index(machine)]
     for high in (0, 1 << 32):  # the kernel looks at the lower half only
         assert verdict(program, arch=ARCH[machine], number=number, args=(0, request_ | high)) == expected
