@@ -5,15 +5,18 @@
     header     which directory, which backup, and the boot of the machine
     trailer    the lengths of both, and the SHA-256 of everything before it
 
-A file whose state is the same has the same content, because each change sets its ctime, which nobody can set back. Two
-kinds of files get a state that equals no other (`DOUBTFUL`), so that the next backup archives them again:
+A file whose state is the same has the same content, because each change sets its ctime to the time of the clock, and
+the sandbox can set neither. Three kinds of files get a state that equals no other (`DOUBTFUL`), so that the next backup
+archives them again:
 
 * those whose ctime is not older than the walk by more than a tick of the clock: a later change within that tick would
   leave the same ctime ("racy" in git);
+* those whose ctime is in whole seconds, as on ext4 with small inodes: if the clock is set back, a second comes twice;
 * those that a process has in a shared mapping: a page that was written to already can be written to again without any
   trace in the inode, until it is written back. Where the processes cannot be looked at, the file system is synced.
 
-The file is valid for one boot: after a crash of the machine a disk may hold older content than was read before.
+The file is valid for one boot, since after a crash of the machine a disk may hold older content than was read before;
+and until the clock is set back, since a later change could leave the same ctime then.
 Source: git's Documentation/technical/racy-git.txt; file_update_time in the kernel's fs/inode.c.
 """
 
@@ -28,6 +31,7 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -44,8 +48,7 @@ _ITSELF = b"."
 _TRAILER = struct.Struct("<QQ32s")
 _TICK_NS = 20_000_000
 """More than a tick of the kernel's clock, by which it sets times: 10 ms at most."""
-_COARSE_NS = 2_000_000_000
-"""Likewise for a file system that keeps whole seconds."""
+_SECOND_NS = 1_000_000_000
 _MAX_ENTRIES = 500_000
 _libc = ctypes.CDLL(None, use_errno=True)
 _FILE_SYSTEMS = frozenset({"ext4", "xfs"})
@@ -54,12 +57,18 @@ _FILE_SYSTEMS = frozenset({"ext4", "xfs"})
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The directory and the backup that the fingerprints belong to."""
+    """The directory and the backup that the fingerprints belong to. `lead_ns` is `clock_lead_ns` during the walk."""
 
     device: int
     inode: int
     backup_id: str
     boot: str
+    lead_ns: int
+
+
+def clock_lead_ns() -> int:
+    """The lead of the clock that files get their times from over one that nobody can set. Less if it was set back."""
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class Clock:
@@ -73,6 +82,7 @@ class Clock:
             self._mapped = mapped_files(self._device, uid)
         except OSError:  # without CAP_SYS_PTRACE
             _write_back(fd)
+        self.lead_ns = clock_lead_ns()
         self._began_ns = time.time_ns()
 
     def state(self, found: os.stat_result) -> bytes:
@@ -80,8 +90,6 @@ class Clock:
 
         Its owner is not in it: an archive gives all files to one, and a view shows another each time a sandbox wakes.
         """
-        if found.st_dev != self._device:
-            return DOUBTFUL
         return _STATE.pack(
             found.st_mode,
             found.st_ino,
@@ -93,9 +101,9 @@ class Clock:
 
     def lasting(self, found: os.stat_result, state: bytes) -> bytes:
         """The state to record: DOUBTFUL if a later change could leave no trace in it."""
-        tick = _TICK_NS if found.st_ctime_ns % 1_000_000_000 else _COARSE_NS
-        is_racy = found.st_ctime_ns >= self._began_ns - tick
-        return DOUBTFUL if is_racy or found.st_ino in self._mapped else state
+        is_racy = found.st_ctime_ns >= self._began_ns - _TICK_NS or found.st_ctime_ns % _SECOND_NS == 0
+        is_elsewhere = found.st_dev != self._device
+        return DOUBTFUL if is_racy or is_elsewhere or found.st_ino in self._mapped else state
 
 
 def check_file_system(fd: int) -> None:
@@ -104,10 +112,20 @@ def check_file_system(fd: int) -> None:
     mounts = mountinfo.mounts()
     if any(mount.point != root and mount.point.is_relative_to(root) for mount in mounts):
         raise NoLayerError("another directory was restored inside it")
-    around = [mount for mount in mounts if root.is_relative_to(mount.point)]
-    kind = max(around, key=lambda mount: len(mount.point.parts)).fs_type
+    mount_id = mountinfo.id_of(fd)
+    kind = next((mount.fs_type for mount in mounts if mount.id == mount_id), "an unknown file system")
     if kind not in _FILE_SYSTEMS:
         raise NoLayerError(f"the times of files on {kind} do not tell whether they were changed")
+
+
+def check_clock(before: Header) -> None:
+    """Raises NoLayerError if the clock was set back since the fingerprints were made.
+
+    A correction of a second in all is let through: it takes more to bring back a time that is not doubtful, unless to
+    the nanosecond.
+    """
+    if clock_lead_ns() < before.lead_ns - _SECOND_NS:
+        raise NoLayerError("the clock was set back since the last backup")
 
 
 def mapped_files(device: int, uid: int) -> set[int]:
@@ -121,12 +139,27 @@ def mapped_files(device: int, uid: int) -> set[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             if uid not in _users(pid):
                 continue
-            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace", newline="\n") as lines:
-                for line in lines:
-                    fields = line.split(None, 5)
-                    if len(fields) >= 5 and fields[1][3:4] == "s" and fields[3] == wanted:
-                        found.add(int(fields[4]))
+            for line in _maps(pid):
+                fields = line.split(None, 5)
+                if len(fields) >= 5 and fields[1][3:4] == "s" and fields[3] == wanted:
+                    found.add(int(fields[4]))
     return found
+
+
+def _maps(pid: str) -> Iterator[str]:
+    """The lines of a process's mappings. If its first thread has ended, only the others still have them."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace", newline="\n") as lines:
+        first = next(lines, None)
+        if first is not None:
+            yield first
+            yield from lines
+            return
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{pid}/task/{thread}/maps", encoding="utf-8", errors="replace", newline="\n") as lines,
+        ):
+            yield from lines
 
 
 def _users(pid: str) -> list[int]:

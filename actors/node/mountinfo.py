@@ -64,6 +64,12 @@ def find(path: Path) -> Mount | None:
     return next((mount for mount in reversed(here) if mount.id not in covered), None)
 
 
+def id_of(fd: int) -> int:
+    """The id of the mount that an open file lies on, as in `Mount.id`. Source: proc_pid_fdinfo(5)."""
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+
+
 def probe(path: Path, *, timeout_s: float) -> str | None:
     """Asks the file system at `path` for its statistics and a first directory entry.
 

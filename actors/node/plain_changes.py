@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.node.errors import NoLayerError
-from actors.node.fingerprints import DIRECTORY, Clock, Fingerprints, Header, Recorder, check_file_system
+from actors.node.fingerprints import DIRECTORY, Clock, Fingerprints, Header, Recorder, check_clock, check_file_system
 from actors.node.staged import Key, Stage, StagedDirectory, identity_of
 from actors.node.verified import boot_id
 
@@ -96,6 +96,7 @@ class Recording:
         self._uid = uid
         self._recorder: Recorder | None = None
         self._root: os.stat_result | None = None
+        self._lead_ns = 0
 
     def follow(
         self, fd: int, before: Fingerprints | None, stage: Stage | None, wanted: Collection[Key] = ()
@@ -109,6 +110,7 @@ class Recording:
         check_file_system(fd)
         self._root = os.fstat(fd)
         clock = Clock(fd, self._uid)
+        self._lead_ns = clock.lead_ns
         self._recorder = Recorder(self._path)
         return changes_since(before, stage, self._recorder, clock, wanted=wanted)
 
@@ -127,7 +129,7 @@ class Recording:
         if self._recorder is None or self._root is None:
             target.unlink(missing_ok=True)
             return
-        header = Header(self._root.st_dev, self._root.st_ino, backup_id, boot_id())
+        header = Header(self._root.st_dev, self._root.st_ino, backup_id, boot_id(), self._lead_ns)
         self._recorder.finish(header, target)
 
     def close(self) -> None:
@@ -150,10 +152,11 @@ class RecordedFiles:
         return True
 
     def check(self, fd: int) -> None:
-        """Raises NoLayerError if the directory is another one than the recorded one."""
+        """Raises NoLayerError if the directory is another one than the recorded one, or its times prove nothing."""
         found, header = os.fstat(fd), self.before.header
         if (found.st_dev, found.st_ino) != (header.device, header.inode):
             raise NoLayerError("the directory is not the one that was backed up before")
+        check_clock(header)
 
     def follower(self, fd: int, stage: Stage, *, everywhere: bool, wanted: Collection[Key]) -> PlainChanges:
         """The follower of a walk over the directory; it visits all files in any case."""

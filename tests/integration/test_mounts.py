@@ -71,6 +71,18 @@ def pinned(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
+def test_the_mount_of_an_open_file_is_known_though_another_covers_its_place(scratch: Path) -> None:
+    below = tmpfs(scratch / "point")
+    with pinned(below) as under:
+        subprocess.run(["mount", "--bind", scratch, below], check=True)
+        with pinned(below) as over:
+            kinds = [
+                next(each.fs_type for each in mountinfo.mounts() if each.id == mountinfo.id_of(fd))
+                for fd in (under, over)
+            ]
+    assert kinds[0] == "tmpfs" and kinds[1] != "tmpfs"
+
+
 def test_a_living_mount_answers_a_probe(served: Served) -> None:
     assert mountinfo.probe(served.point, timeout_s=LONG_S) is None
 

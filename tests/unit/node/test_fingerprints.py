@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from actors.node.fingerprints import DIRECTORY, DOUBTFUL, Clock, Fingerprints, Header, Recorder, mapped_files
+from actors.node.errors import NoLayerError
+from actors.node.fingerprints import (
+    DIRECTORY,
+    DOUBTFUL,
+    Clock,
+    Fingerprints,
+    Header,
+    Recorder,
+    check_clock,
+    clock_lead_ns,
+    mapped_files,
+)
 from actors.node.verified import boot_id
 from tests.support.mount_leaks import wait_until
 
@@ -31,13 +44,13 @@ def recorded(folder: Path, boot: str | None = None) -> Path:
     recorder = Recorder(folder / "new")
     recorder.add("/below", OTHER, {})
     recorder.add("", STATE, {"a": STATE, "new\nline \udcff": DOUBTFUL, "below": DIRECTORY})
-    recorder.finish(Header(1, 2, "backup", boot or boot_id()), folder / "kept" / "place")
+    recorder.finish(Header(1, 2, "backup", boot or boot_id(), 3), folder / "kept" / "place")
     return folder / "kept" / "place"
 
 
 def test_what_was_recorded_is_found_again(tmp_path: Path) -> None:
     found = Fingerprints.find(recorded(tmp_path))
-    assert found is not None and found.header == Header(1, 2, "backup", boot_id())
+    assert found is not None and found.header == Header(1, 2, "backup", boot_id(), 3)
     root = {".": STATE, "a": STATE, "new\nline \udcff": DOUBTFUL, "below": DIRECTORY}
     assert (found.directory(""), found.directory("/below"), found.directory("/a")) == (root, {".": OTHER}, None)
     assert not (tmp_path / "new").exists()
@@ -65,8 +78,35 @@ def test_a_file_that_was_changed_within_a_tick_before_the_walk_is_doubtful(tmp_p
     racy = Clock(folder, NO_USER)
     state = racy.state(found)
     assert racy.lasting(found, state) == DOUBTFUL
-    assert wait_until(lambda: time.time_ns() > found.st_ctime_ns + 2_100_000_000, timeout_s=20)
+    assert wait_until(lambda: time.time_ns() > found.st_ctime_ns + 50_000_000, timeout_s=20)
     assert Clock(folder, NO_USER).lasting(found, state) == state
+
+
+def test_a_file_with_times_in_whole_seconds_is_doubtful(tmp_path: Path, folder: int) -> None:
+    clock, long_ago = Clock(folder, NO_USER), time.time_ns() // 10**9 - 1000
+    old, whole = (status(tmp_path, ctime_ns=long_ago * 10**9 + part) for part in (1, 0))
+    assert clock.lasting(old, STATE) == STATE
+    assert clock.lasting(whole, STATE) == DOUBTFUL
+
+
+def test_a_file_of_another_device_is_doubtful(tmp_path: Path, folder: int) -> None:
+    found = status(tmp_path, ctime_ns=1, device=tmp_path.stat().st_dev + 1)
+    assert Clock(folder, NO_USER).lasting(found, STATE) == DOUBTFUL
+
+
+def status(path: Path, *, ctime_ns: int, device: int | None = None) -> os.stat_result:
+    found = path.stat()
+    visible = list(found[:10])
+    visible[2] = found.st_dev if device is None else device
+    return os.stat_result(visible, {"st_ctime_ns": ctime_ns, "st_mtime_ns": ctime_ns})
+
+
+def test_fingerprints_from_before_the_clock_was_set_back_are_not_used() -> None:
+    now = clock_lead_ns()
+    check_clock(Header(1, 2, "backup", boot_id(), now))
+    check_clock(Header(1, 2, "backup", boot_id(), now - 3600 * 10**9))  # it was set forward
+    with pytest.raises(NoLayerError, match="set back"):
+        check_clock(Header(1, 2, "backup", boot_id(), now + 2 * 10**9))
 
 
 def test_a_change_with_the_old_times_and_size_changes_the_state(tmp_path: Path, folder: int) -> None:
@@ -79,7 +119,10 @@ def test_a_change_with_the_old_times_and_size_changes_the_state(tmp_path: Path, 
     assert clock.state(file.stat()) != clock.state(before)
 
 
-def test_a_file_in_a_shared_mapping_of_a_process_of_the_sandbox_is_doubtful(tmp_path: Path, folder: int) -> None:
+@pytest.mark.parametrize("first_thread_ends", [False, True])
+def test_a_file_in_a_shared_mapping_of_a_process_of_the_sandbox_is_doubtful(
+    tmp_path: Path, folder: int, first_thread_ends: bool
+) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"x" * mmap.PAGESIZE)
     found, uid = file.stat(), 61_501 if os.getuid() == 0 else os.getuid()
@@ -89,10 +132,14 @@ def test_a_file_in_a_shared_mapping_of_a_process_of_the_sandbox_is_doubtful(tmp_
         if child == 0:
             os.setuid(uid)
             held = mmap.mmap(opened.fileno(), 0)
+            if first_thread_ends:
+                threading.Thread(target=signal.pause).start()
             os.write(writing, held[:1])
-            signal.pause()
+            ctypes.CDLL(None).pthread_exit(None) if first_thread_ends else signal.pause()
     try:
         assert os.read(reading, 1) == b"x"
+        if first_thread_ends:  # then /proc/<pid>/maps is empty
+            assert wait_until(lambda: "(zombie)" in Path(f"/proc/{child}/status").read_text(), timeout_s=20)
         assert found.st_ino in mapped_files(found.st_dev, uid)
         clock = Clock(folder, uid)
         assert clock.lasting(found, clock.state(found)) == DOUBTFUL
