@@ -12,6 +12,8 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from storage import digests
@@ -126,6 +128,14 @@ class S3ObjectStore:
         """
         with self._translated("check", None):
             self._client.head_bucket(Bucket=self.bucket)
+
+    def find_now(self) -> datetime | None:
+        with self._translated("check", None):
+            answer = self._client.head_bucket(Bucket=self.bucket)
+        try:
+            return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        except (KeyError, ValueError):
+            return None
 
     def get(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
         from storage.s3_client import until_whole

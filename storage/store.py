@@ -157,6 +157,9 @@ class ObjectStore(Protocol):
         `after` is what the page before returned, or any key.
         """
 
+    def find_now(self) -> datetime | None:
+        """The time of the store's clock, by which it dates objects; None if it does not tell. Whole seconds."""
+
     def lacks_room(self, size_bytes: int) -> bool:
         """True if the store is known to have no room for so many bytes more. False if that is unknown."""
 

@@ -20,6 +20,7 @@ from actors.models import GcReport, RetentionRun
 from actors.service.retention import SandboxRetention
 from storage.catalog import BackupCatalog
 from storage.collect import CollectionReport, collect
+from storage.store import ObjectStore
 
 GRACE_S = 86_400.0
 """Minimum age of an archive without metadata that counts as abandoned: longer than the longest upload."""
@@ -64,7 +65,7 @@ class BucketCollection:
 
     def _collect(self, catalog: BackupCatalog, *, dry_run: bool) -> GcReport:
         with reading("bucket"):
-            found = collect(catalog, now=datetime.now(UTC), grace_s=GRACE_S, dry_run=dry_run)
+            found = collect(catalog, now=_now(catalog.store), grace_s=GRACE_S, dry_run=dry_run)
         if not dry_run and found.expired_backups:
             self.meter.add(DELETED_BACKUPS, "expired", amount=len(found.expired_backups))
         retired: list[str] = []
@@ -117,6 +118,12 @@ class CollectionTimer:
     def _put_off(self, pause_s: float) -> None:
         self._seen = self._collection.collected_at
         self._due_at = self._clock() + pause_s
+
+
+def _now(store: ObjectStore) -> datetime:
+    """This node's time, or the store's if that is earlier. By a clock that is ahead, what was just written is old."""
+    now, theirs = datetime.now(UTC), store.find_now()
+    return now if theirs is None else min(now, theirs)
 
 
 def _report(found: CollectionReport, retired: list[str], failed: list[str]) -> GcReport:

@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -388,6 +388,15 @@ def test_an_unreachable_store_is_unavailable(place: Place) -> None:
     assert caught.value.retryable
     assert "127.0.0.1:1" in str(caught.value)
     assert "http" not in str(caught.value)
+
+
+def test_the_stores_clock_is_the_one_that_dates_objects(place: Place) -> None:
+    before = place.store.find_now()
+    place.store.put("dated", b"")
+    after = place.store.find_now()
+    assert before is not None and after is not None
+    second = timedelta(seconds=1)
+    assert before - second <= place.store.head("dated").last_modified <= after + second
 
 
 def test_lifecycle_rules_are_installed_beside_foreign_ones_or_refused_with_a_hint(place: Place) -> None:

@@ -88,6 +88,9 @@ class MemoryObjectStore:
                 objects.append(Listed(name, len(found.data), found.last_modified))
         return Page(tuple(objects), tuple(prefixes), None)
 
+    def find_now(self) -> datetime | None:
+        return self._clock()
+
     def lacks_room(self, size_bytes: int) -> bool:
         return False
 

@@ -88,6 +88,17 @@ def test_a_collection_by_hand_puts_the_next_one_off_and_a_dry_run_does_not() -> 
     assert timed.runs() == 2
 
 
+def test_a_service_whose_clock_is_days_ahead_of_the_stores_deletes_nothing_new() -> None:
+    store = MemoryObjectStore(clock=lambda: datetime.now(UTC) - timedelta(days=9))
+    uploaded, backup_id = str(uuid.uuid4()), str(uuid.uuid4())
+    reference = keys.layer_reference("acme", "0" * 64, backup_id)
+    for key in (keys.archive(uploaded), keys.layer("acme", "0" * 64), reference):
+        store.put(key, b"x")
+    report = Timed(DAY_S, store).service.collect(dry_run=False)
+    assert (report.orphaned_archives, report.orphaned_layers, report.stale_index_entries) == ([], [], 0)
+    assert [row.key for row in store.list("tenants/").objects] == [keys.layer("acme", "0" * 64), reference]
+
+
 class Stopping(MemoryObjectStore):
     """A store whose first listing waits until it is told to go on."""
 
