@@ -10,14 +10,16 @@ the sandbox can set neither. Three kinds of files get a state that equals no oth
 archives them again:
 
 * those whose ctime is not older than the walk by more than a tick of the clock: a later change within that tick would
-  leave the same ctime ("racy" in git);
+  leave the same ctime ("racy" in git). The coarse clock counts, which files get their times from: on a virtual machine
+  it may stand still while the exact one goes on;
 * those whose ctime is in whole seconds, as on ext4 with small inodes: if the clock is set back, a second comes twice;
 * those that a process has in a shared mapping: a page that was written to already can be written to again without any
   trace in the inode, until it is written back. Where the processes cannot be looked at, the file system is synced.
 
 The file is valid for one boot, since after a crash of the machine a disk may hold older content than was read before;
 and until the clock is set back, since a later change could leave the same ctime then.
-Source: git's Documentation/technical/racy-git.txt; file_update_time in the kernel's fs/inode.c.
+Source: git's Documentation/technical/racy-git.txt; file_update_time in the kernel's fs/inode.c; tick_sched_do_timer in
+kernel/time/tick-sched.c.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ _ITSELF = b"."
 _TRAILER = struct.Struct("<QQ32s")
 _TICK_NS = 20_000_000
 """More than a tick of the kernel's clock, by which it sets times: 10 ms at most."""
+_CLOCK_REALTIME_COARSE = 5
+"""Source: linux/time.h."""
 _SECOND_NS = 1_000_000_000
 _MAX_ENTRIES = 500_000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -83,7 +87,7 @@ class Clock:
         except OSError:  # without CAP_SYS_PTRACE
             _write_back(fd)
         self.lead_ns = clock_lead_ns()
-        self._began_ns = time.time_ns()
+        self._began_ns = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
 
     def state(self, found: os.stat_result) -> bytes:
         """The state of a file or directory, as it is compared with an earlier one.
@@ -249,11 +253,11 @@ class Fingerprints:
             return None
         return cls(data, header, {path: (at, size) for path, at, size in rows}, head_at - index_size)
 
-    def directory(self, path: str) -> dict[str, bytes] | None:
-        """The states of a directory's entries, and its own under "."; None if it is not recorded."""
+    def directory(self, path: str) -> dict[str, bytes]:
+        """The states of a directory's entries, and its own under ".". Raises NoLayerError if it is not recorded."""
         found = self._index.get(path)
         if found is None:
-            return None
+            raise NoLayerError("a directory has no fingerprints")
         at, size = found
         names = self._data[at : at + size].split(b"\0")
         at += size

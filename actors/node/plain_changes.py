@@ -49,12 +49,12 @@ class PlainChanges:
     def below(self, name: str) -> PlainChanges:
         """The follower for the subdirectory `name`."""
         path = f"{self._path}/{name}"
-        before: dict[str, bytes] | None = None
+        before: dict[str, bytes] = {}
         if self._walk.before is not None and self._before.get(name) == DIRECTORY:
             before = self._walk.before.directory(path)
         self._after[name] = DIRECTORY
         staged = None if self._staged is None else self._staged.below(name)
-        return PlainChanges(self._walk, staged, path, before or {})
+        return PlainChanges(self._walk, staged, path, before)
 
     def end(self, fd: int) -> None:
         """Records the directory itself, and stages it if it was changed, with whiteouts for what is gone."""
@@ -81,7 +81,7 @@ def changes_since(
     root = None if stage is None else StagedDirectory(stage)
     if root is not None:
         root.make()
-    return PlainChanges(walk, root, "", (before.directory("") if before is not None else None) or {})
+    return PlainChanges(walk, root, "", {} if before is None else before.directory(""))
 
 
 class Recording:

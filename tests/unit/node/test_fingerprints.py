@@ -29,6 +29,7 @@ from actors.node.verified import boot_id
 from tests.support.mount_leaks import wait_until
 
 NO_USER = 2**31 - 7
+COARSE = 5
 STATE = b"s" * len(DOUBTFUL)
 OTHER = b"o" * len(DOUBTFUL)
 
@@ -52,7 +53,9 @@ def test_what_was_recorded_is_found_again(tmp_path: Path) -> None:
     found = Fingerprints.find(recorded(tmp_path))
     assert found is not None and found.header == Header(1, 2, "backup", boot_id(), 3)
     root = {".": STATE, "a": STATE, "new\nline \udcff": DOUBTFUL, "below": DIRECTORY}
-    assert (found.directory(""), found.directory("/below"), found.directory("/a")) == (root, {".": OTHER}, None)
+    assert (found.directory(""), found.directory("/below")) == (root, {".": OTHER})
+    with pytest.raises(NoLayerError):
+        found.directory("/a")
     assert not (tmp_path / "new").exists()
 
 
@@ -78,8 +81,19 @@ def test_a_file_that_was_changed_within_a_tick_before_the_walk_is_doubtful(tmp_p
     racy = Clock(folder, NO_USER)
     state = racy.state(found)
     assert racy.lasting(found, state) == DOUBTFUL
-    assert wait_until(lambda: time.time_ns() > found.st_ctime_ns + 50_000_000, timeout_s=20)
+    assert wait_until(lambda: time.time_ns() > found.st_ctime_ns + 100_000_000, timeout_s=20)
     assert Clock(folder, NO_USER).lasting(found, state) == state
+
+
+def test_a_file_is_doubtful_while_the_clock_of_file_times_stands_still(
+    tmp_path: Path, folder: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_ago = time.time_ns() - 5 * 10**9 + 1
+    clocks = {time.CLOCK_BOOTTIME: 0, COARSE: long_ago}
+    monkeypatch.setattr(time, "clock_gettime_ns", clocks.__getitem__)
+    assert Clock(folder, NO_USER).lasting(status(tmp_path, ctime_ns=long_ago), STATE) == DOUBTFUL
+    clocks[COARSE] += 30_000_000
+    assert Clock(folder, NO_USER).lasting(status(tmp_path, ctime_ns=long_ago), STATE) == STATE
 
 
 def test_a_file_with_times_in_whole_seconds_is_doubtful(tmp_path: Path, folder: int) -> None:
