@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,6 +84,7 @@ class NewLayers:
         self._clock = clock
         self._threads = threads
         self._began = clock()
+        self._began_at: datetime | None = None
         self._layers = list(base.stack)
         self._referenced: list[str] = []
 
@@ -104,7 +106,7 @@ class NewLayers:
             raise self._unusable("the backup cannot be laid on")
         if rules := self._store.rules_over_layers():
             raise self._unusable(f"lifecycle rules of the bucket would delete its layers: {', '.join(rules)}")
-        self._each(self._reference, self._layers)
+        self._each(self._begin_or_reference, [None, *self._layers])
         self._each(self._find_or_promote, self._layers)
 
     def add(self, layer: StoredLayer, send: Callable[[str], object]) -> None:
@@ -127,10 +129,16 @@ class NewLayers:
     def check(self) -> None:
         """Checks right before the commit that the collector has taken none of the references for a dead backup's.
 
+        The store's clock counts, too: that of a virtual machine stands still while the machine is paused.
+
         Raises:
             LayersUnusableError: it may have.
+            StorageError: the store failed.
         """
-        if self._clock() - self._began > LONGEST_CREATION_S:
+        lasted_s, now = self._clock() - self._began, self._store.find_now()
+        if now is not None and self._began_at is not None:
+            lasted_s = max(lasted_s, (now - self._began_at).total_seconds())
+        if lasted_s > LONGEST_CREATION_S:
             raise self._unusable("the creation has lasted too long")
 
     def release(self) -> None:
@@ -139,6 +147,13 @@ class NewLayers:
             self._each(self._store.delete, self._referenced)
         except StorageError as e:
             logger.warning("a failed backup may have left references to layers behind: %s", e)
+
+    def _begin_or_reference(self, layer: StoredLayer | None) -> None:
+        """Writes the reference to a layer; without a layer, notes the store's time. Seconds do not matter there."""
+        if layer is None:
+            self._began_at = self._store.find_now()
+        else:
+            self._reference(layer)
 
     def _reference(self, layer: StoredLayer) -> None:
         key = keys.layer_reference(self._tenant, layer.sha256, self._backup_id)

@@ -338,6 +338,31 @@ def test_a_creation_that_lasts_too_long_does_not_commit(bench: Bench) -> None:
         layers.check()
 
 
+def test_a_creation_that_lasts_too_long_by_the_stores_clock_does_not_commit(bench: Bench) -> None:
+    """As on a virtual machine that was paused."""
+    store = Dated(bench.store)
+    layers = NewLayers(store, TENANT, str(uuid.uuid4()), bench.base)
+    layers.hold()
+    layers.check()
+    store.ahead = timedelta(seconds=LONGEST_CREATION_S + 60)
+    with pytest.raises(LayersUnusableError):
+        layers.check()
+
+
+@dataclass(slots=True)
+class Dated:
+    """A store whose clock is ahead."""
+
+    inner: S3ObjectStore
+    ahead: timedelta = timedelta()
+
+    def find_now(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
 def test_a_failed_upload_leaves_the_same_layer_of_another_backup_alone(bench: Bench) -> None:
     record = bench.on(bench.base, b"one")
     key, cancelled = keys.layer(TENANT, record.stack[1].sha256), threading.Event()
