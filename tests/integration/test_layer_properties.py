@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,10 +41,22 @@ LIMITS = Limits(inodes=20_000, source_bytes=2**30, hole_bytes=2**30, depth=300)
 EXAMPLES = int(os.environ.get("HOLDFAST_TEST_LAYER_HISTORIES", "8"))
 KINDS: tuple[Kind, ...] = (
     "write", "append", "truncate", "replace", "rename", "rename", "unlink", "rmtree", "rmdir", "mkdir", "mkdir",
-    "symlink", "chmod", "touch", "setxattr", "removexattr",
+    "symlink", "chmod", "touch", "setxattr", "removexattr", "exchange", "exchange", "rewrite",
 )  # fmt: skip
 UNLESS_LIMITED: dict[Limit, Kind] = {Limit.LINKS: "link", Limit.FIFOS: "fifo"}
-Step = Change | Literal["backup", "restore", "reopen"]
+Excludes = tuple[str, ...]
+EXCLUDES: tuple[Excludes, ...] = ((), ("a",), ("/a/*",), ("*", "!/c", "!/b"), ("x*", "b/"))
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A backup that leaves out what the patterns say, and is restored then if `then_restored`."""
+
+    excludes: Excludes
+    then_restored: bool = False
+
+
+Step = Change | Backup | Literal["reopen"]
 _numbers = itertools.count()
 
 
@@ -85,7 +98,7 @@ class Directory:
         self._keep(recording, made)
         return made
 
-    def since_recorded(self) -> CachedArchive:
+    def since_recorded(self, **options: Any) -> CachedArchive:
         """A layer with what was changed since the fingerprints, and new fingerprints."""
         before, recording = (
             Fingerprints.find(self.folder / "fingerprints" / "kept"),
@@ -93,7 +106,7 @@ class Directory:
         )
         assert before is not None
         since = Since(RecordedFiles(before, recording), 100 * MIB)
-        made = self.archiver.create("/workspace/tree", self.spool(), since=since, **_given({}))
+        made = self.archiver.create("/workspace/tree", self.spool(), since=since, **_given(options))
         archive = CachedArchive(made.path, sha256_of(made.path))
         self._keep(recording, archive)
         return archive
@@ -176,15 +189,15 @@ def made(scratch: Path, driver: Driver) -> Iterator[Directory]:
     shutil.rmtree(folder)
 
 
-def check_layer(directory: Directory) -> list[CachedArchive]:
+def check_layer(directory: Directory, excludes: Excludes = ()) -> list[CachedArchive]:
     """Makes a layer, and checks it beside a full archive. Returns the stack with it."""
-    stack = [*directory.archives, directory.incremental()]
-    check_stack(directory, stack)
+    stack = [*directory.archives, directory.incremental(excludes=excludes)]
+    check_stack(directory, stack, excludes)
     return stack
 
 
-def check_stack(directory: Directory, stack: Sequence[CachedArchive]) -> None:
-    full = directory.full()
+def check_stack(directory: Directory, stack: Sequence[CachedArchive], excludes: Excludes) -> None:
+    full = directory.full(excludes=excludes)
     with directory.copied([full]) as copy:
         expected = fingerprint(copy)
     with directory.copied(stack) as copy:
@@ -197,13 +210,18 @@ def run(directory: Directory, steps: Sequence[Step]) -> None:
     for step in steps:
         if step == "reopen":
             directory.reopen()
-        elif step == "restore":
-            directory.restore(check_layer(directory))
-        elif step == "backup":
-            check_layer(directory)
+        elif isinstance(step, Backup):
+            stack = check_layer(directory, step.excludes)
+            if step.then_restored:
+                directory.restore(stack)
         else:
             apply(step, directory.place)
     check_layer(directory)
+
+
+def backups() -> st.SearchStrategy[Step]:
+    excludes = st.one_of(st.just(()), st.sampled_from(EXCLUDES))
+    return st.builds(Backup, excludes, st.booleans())
 
 
 @pytest.mark.timeout(3600)
@@ -217,7 +235,7 @@ def run(directory: Directory, steps: Sequence[Step]) -> None:
 def test_a_layer_shows_what_a_full_archive_shows(scratch: Path, driver: Driver, data: st.DataObject) -> None:
     kinds = (*KINDS, *(kind for limit, kind in UNLESS_LIMITED.items() if limit not in driver.limits))
     one: st.SearchStrategy[Step] = changes(*kinds)
-    between: st.SearchStrategy[Step] = st.sampled_from(["backup", "restore", "reopen"])
+    between: st.SearchStrategy[Step] = st.one_of(backups(), st.just("reopen"))
     steps = data.draw(st.lists(st.one_of(one, one, one, one, one, between), min_size=3, max_size=30))
     with made(scratch, driver) as directory:
         populate(directory.place)
@@ -234,16 +252,16 @@ def test_a_layer_shows_what_a_full_archive_shows(scratch: Path, driver: Driver, 
 @given(data=st.data())
 def test_a_layer_over_plain_files_shows_what_a_full_archive_shows(scratch: Path, data: st.DataObject) -> None:
     one: st.SearchStrategy[Step] = changes(*KINDS, "link", "fifo")
-    steps = data.draw(st.lists(st.one_of(one, one, one, one, st.just("backup")), min_size=3, max_size=30))
+    steps = data.draw(st.lists(st.one_of(one, one, one, one, backups()), min_size=3, max_size=30))
     with made(scratch, Driver.KERNEL) as directory:
         populate(directory.place)
         directory.recorded()
-        for step in [*steps, "backup"]:
+        for step in [*steps, Backup(())]:
             if isinstance(step, Change):
                 apply(step, directory.place)
-            else:
-                directory.since_recorded()
-                check_stack(directory, directory.archives)
+            elif isinstance(step, Backup):
+                directory.since_recorded(excludes=step.excludes)
+                check_stack(directory, directory.archives, step.excludes)
             if len(directory.archives) == 8:
                 directory.archives = []
                 directory.recorded()

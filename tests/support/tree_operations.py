@@ -15,15 +15,17 @@ from typing import Literal
 
 from hypothesis import strategies as st
 
+from actors.node.system_calls import checked, libc
 from tests.support.trees import Entry, fingerprint
 
 Kind = Literal[
     "write", "append", "truncate", "replace", "rename", "unlink", "rmtree", "rmdir", "mkdir", "symlink", "link",
-    "chmod", "touch", "setxattr", "removexattr", "fifo",
+    "chmod", "touch", "setxattr", "removexattr", "fifo", "exchange", "rewrite",
 ]  # fmt: skip
 _NAMES = st.sampled_from(["a", "b", "c", "x" * 255])
 PATHS = st.lists(_NAMES, min_size=1, max_size=3).map("/".join)
 TEMPORARY = ".temporary"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def described(root: Path, *, ignored: bytes | None = None) -> dict[bytes, Entry]
 
 
 def _apply(change: Change, path: Path, other: Path) -> None:
-    if change.kind in ("write", "rmtree") and path.is_fifo():
+    if change.kind in ("write", "rewrite", "rmtree") and path.is_fifo():
         raise OSError(errno.EINVAL, "opening the pipe would wait for another process")
     match change.kind:
         case "write":
@@ -116,6 +118,21 @@ def _apply(change: Change, path: Path, other: Path) -> None:
                 os.removexattr(path, "user.value")
         case "fifo":
             os.mkfifo(path)
+        case "exchange":
+            checked(libc.renameat2(_AT_FDCWD, bytes(path), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE))
+        case "rewrite":
+            _rewrite(path)
+
+
+def _rewrite(path: Path) -> None:
+    """Changes the content of a file, but neither its size nor its time."""
+    with path.open("r+b") as file:
+        before = os.fstat(file.fileno())
+        content = file.read()
+        file.seek(0)
+        file.write(bytes(byte ^ 1 for byte in content))
+        file.flush()
+        os.utime(file.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _rename(path: Path, other: Path) -> None:
