@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.node import process, squashfs
+from actors.node import squashfs
 from actors.node.boxed_tools import run_boxed
 from actors.node.bubblewrap import Bind, Box, Identity
 from actors.node.changes import Rules, Since, stage_changes
 from actors.node.errors import ArchiveError, NodeError, NoLayerError, NoSpaceLeftError, ToolError, is_full
 from actors.node.laying import lay
+from actors.node.owners import give
 from actors.node.plain_changes import Recording
 from actors.node.removal import remove_tree
 from actors.node.survey import Limits, Listed, Survey, survey
@@ -235,7 +236,10 @@ class Archiver:
         self.extract_stack(archives, content, "tree", layers, cancelled=cancelled)
         if cancelled.is_set():
             return PackedArchive(archives[-1], Survey())
-        process.check(["chown", "-hR", f"{self._box.user}:{self._box.user}", str(content)], timeout_s=_EXTRACT_S)
+        try:
+            give(content, uid=self._box.user)
+        except OSError as e:
+            raise _as_node_error(e) from e
         made = self._pack_alone(content, spool, cancelled)
         remove_tree(content)
         return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from actors.config import BackupLimits
 from actors.errors import BackupCreateError, BackupExpiredError, BackupNotFoundError
 from actors.models import DirectoryBackup
 from actors.node.drivers import Driver
+from actors.node.owners import give
 from actors.sandbox.facade import LocalSandbox
 from actors.service.flattening import flattening
 from storage import keys
@@ -22,7 +24,7 @@ from storage.config import BucketConfig
 from storage.metadata import BackupRecord
 from tests.support.mount_leaks import nothing_leaks
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh
-from tests.support.trees import fingerprint
+from tests.support.trees import fingerprint, make_interesting_tree
 
 TREE = "/workspace/tree"
 PROGRAM = "tests.support.programs.flatten_killed_at_a_request"
@@ -44,9 +46,10 @@ def box(node: Node) -> LocalSandbox:
 def layered(node: Node, box: LocalSandbox) -> BackupRecord:
     """An incremental backup: files changed, deleted and replaced by directories, hard links, links and modes."""
     sh(box, f"mkdir -p {TREE}/folder {TREE}/old; head -c 300000 /dev/urandom > {TREE}/folder/data")
-    sh(box, "for name in file gone kind old/a; do echo $name > $name; done; ln file other", cwd=TREE)
+    sh(box, "for name in file gone kind old/a; do echo $name > $name; done; ln file other; chmod 4755 other", cwd=TREE)
     restore(box, backup(box, TREE), TREE)
-    sh(box, "echo new > added; rm gone; rm -r old; rm kind; mkdir -m 750 kind; ln -s ../away link", cwd=TREE)
+    sh(box, "echo new > added; rm gone; rm -r old; rm kind; mkdir -m 2750 kind; ln -s ../away link", cwd=TREE)
+    sh(box, "mkfifo pipe; echo > own; chmod 6711 own; touch -d @1000 own kind", cwd=TREE)
     made = node.catalog().get("default", backup(box, TREE, name="nightly").id)
     assert made.is_incremental
     return made
@@ -78,6 +81,14 @@ def test_a_flattened_backup_is_a_full_one_that_needs_no_layer(
     for mode in ("overlay", "copy"):
         restore(box, DirectoryBackup(id=made.id, dir=TREE), f"/workspace/{mode}", mode=mode)
         assert fingerprint(node.tree(box) / "workspace" / mode) == expected
+
+
+def test_a_tree_that_is_given_to_another_owner_keeps_its_modes(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    make_interesting_tree(root, 1234)
+    before = fingerprint(root)
+    give(root, uid=4321)
+    assert fingerprint(root) == {name: replace(entry, uid=4321, gid=4321) for name, entry in before.items()}
 
 
 def test_a_full_backup_is_returned_as_it_is(node: Node, box: LocalSandbox) -> None:
