@@ -218,7 +218,7 @@ class Archiver:
             self.extract(layer, work, "layer", cancelled=cancelled)
             if not cancelled.is_set():
                 try:
-                    lay(work / "layer", parent / name, uid=self._box.uid)
+                    lay(work / "layer", parent / name, uid=self._box.user)
                 except OSError as e:
                     raise _as_node_error(e) from e
             remove_tree(work / "layer")

@@ -92,6 +92,19 @@ def test_a_changed_directory_is_backed_up_as_a_layer_and_restored_in_each_mode(n
     assert content(node, box, "/workspace/overlay") == expected
 
 
+@pytest.mark.parametrize("mode", ["overlay", "copy"])
+def test_everything_that_is_restored_belongs_to_the_sandbox(node: Node, box: LocalSandbox, mode: str) -> None:
+    sh(box, "echo changed > file; mkdir new; echo x > new/x; touch folder; ln -s file link; mkfifo fifo", cwd=TREE)
+    made = backup(box, TREE)
+    assert record(node, made.id).is_incremental
+    restore(box, made, "/workspace/again", mode)
+    assert sh(box, "find again ! -user $(id -u) -o ! -group $(id -g)") == ""
+    sh(box, "echo again > file; echo added > added", cwd="/workspace/again")
+    box.sleep()
+    box.wake()
+    assert sh(box, "find again ! -user $(id -u) -o ! -group $(id -g)") == ""
+
+
 def test_layers_are_laid_on_each_other_until_the_stack_is_deep(node: Node, box: LocalSandbox) -> None:
     depths = []
     for number in range(MAX_DEPTH + 1):
