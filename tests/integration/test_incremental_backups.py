@@ -11,7 +11,7 @@ import pytest
 
 from actors.config import BackupLimits
 from actors.errors import BackupNotFoundError
-from actors.models import RestoreOptions
+from actors.models import RestoreMode, RestoreOptions
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.increments import MAX_DEPTH
@@ -235,6 +235,34 @@ def test_a_second_write_to_a_mapped_page_is_in_the_next_layer(node: Node, plain:
         assert record(node, made.id).is_incremental
     restore(plain, made, "/workspace/again")
     assert sh(plain, "head -c 5 again/mapped") == "again"
+
+
+def test_backups_of_one_tree_under_several_names_are_each_right(node: Node, plain: LocalSandbox) -> None:
+    def check(directory: str, *, is_incremental: bool) -> None:
+        settled(node, plain)
+        expected = content(node, plain, directory.replace("link", "tree"))
+        made = backup(plain, directory)
+        assert record(node, made.id).is_incremental == is_incremental
+        restore(plain, made, "/app/again")
+        assert content(node, plain, "/app/again") == expected
+
+    check("/workspace", is_incremental=False)
+    sh(plain, "echo one > tree/file; ln -s tree link")
+    check(TREE, is_incremental=True)
+    sh(plain, "echo two > tree/file")
+    check("/workspace/link", is_incremental=True)
+    check("/workspace", is_incremental=True)
+    sh(plain, "echo three > tree/file; mv tree away; cp -a away tree; rm tree/gone")
+    check(TREE, is_incremental=False)
+    sh(plain, "rm -r tree; mv away tree")
+    check(TREE, is_incremental=False)
+    check("/workspace", is_incremental=True)
+    restore(plain, backup(plain, f"{TREE}/moved"), f"{TREE}/old", RestoreMode.COPY)
+    write(plain, f"{TREE}/file", "four")
+    plain.sleep()
+    plain.wake()
+    check(TREE, is_incremental=True)
+    check("/workspace", is_incremental=True)
 
 
 def test_fingerprints_that_are_damaged_or_of_another_directory_mean_a_full_backup(
