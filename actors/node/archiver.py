@@ -155,7 +155,7 @@ class Archiver:
             path = pack(
                 replace(self._box, binds=(Bind(staged, _STAGED),)),
                 _STAGED,
-                replace(found, excluded=[], inodes=stage.inodes),
+                replace(found, excluded=[], exclusions={}, inodes=stage.inodes),
                 timeout_s=max(0.0, deadline - time.monotonic()),
             )
         except OSError as e:
@@ -350,7 +350,7 @@ class Archiver:
         out = spool / "out"
         out.mkdir(mode=0o700)
         os.chown(out, box.user, box.user)
-        lines, words = squashfs.exclude_lines(found.excluded)
+        lines, words = squashfs.exclude_lines(found.excluded, found.exclusions)
         if lines or words:
             (out / "excludes").write_bytes(lines)
         command = squashfs.mksquashfs(

@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.node.errors import ArchiveError, NodeError, NoSpaceLeftError, ToolError, full_disk_in
+from actors.node.exclusions import Exclusion
 from actors.node.process import Ended, printable
 from actors.node.survey import Limits, survey
 
@@ -134,21 +135,39 @@ class NameReader:
             self.found = next(filter(self._wanted, names), None)
 
 
-def exclude_lines(paths: Sequence[bytes]) -> tuple[bytes, list[str]]:
-    """Turns literal paths into lines for `-ef`, and those that no line can hold into words for `-e`.
+def exclude_lines(paths: Iterable[bytes], exclusions: Mapping[bytes, Exclusion]) -> tuple[bytes, list[str]]:
+    """Turns paths into patterns: lines for `-ef`, and words for `-e` where no line can hold one.
 
-    Every byte that could have a meaning in a pattern is escaped. A path with a newline goes into the command itself.
+    Args:
+        paths: relative to the directory that is archived, and taken literally.
+        exclusions: fewer patterns for those of one directory, by its path with a slash at its end.
     """
     lines: list[bytes] = []
     words: list[str] = []
-    for path in paths:
-        escaped = b"".join(bytes((c,)) if c in _PLAIN else b"\\" + bytes((c,)) for c in path)
-        if b"\n" in path:
-            words.append(os.fsdecode(escaped))
+
+    def add(pattern: bytes) -> None:
+        if b"\n" in pattern:
+            words.append(os.fsdecode(pattern))
         else:
             # mksquashfs removes a backslash at the head of a line before it reads the pattern.
-            lines.append(b"\\" * escaped.startswith(b"\\") + escaped + b"\n")
+            lines.append(b"\\" * pattern.startswith(b"\\") + pattern + b"\n")
+
+    for path in paths:
+        above, slash, name = path.rpartition(b"/")
+        exclusion = exclusions.get(above + slash)
+        if exclusion is None or name in exclusion.others:
+            add(_literally(path))
+    for prefix, exclusion in exclusions.items():
+        for text in sorted(exclusion.beginnings):
+            add(_literally(prefix + text) + b"*")
+        for text in sorted(exclusion.endings):
+            add(_literally(prefix) + b"*" + _literally(text))
     return b"".join(lines), words
+
+
+def _literally(text: bytes) -> bytes:
+    """The text with every byte escaped that could have a meaning in a pattern."""
+    return b"".join(bytes((c,)) if c in _PLAIN else b"\\" + bytes((c,)) for c in text)
 
 
 def percent_reader(report: Callable[[int], None]) -> Callable[[bytes], None]:

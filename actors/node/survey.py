@@ -27,6 +27,7 @@ from typing import Protocol, Self
 from actors.node import mountinfo
 from actors.node.duplicates import SizeCounts
 from actors.node.errors import TreeError
+from actors.node.exclusions import FEW, Exclusion, find_exclusion
 from actors.node.ignore_rules import Rules, text_of
 from actors.node.ignored import Place, Standing, place_of
 from actors.node.tree import TEMPORARY, Tree
@@ -82,6 +83,8 @@ class Survey:
     """The sizes of the regular files."""
     excluded: list[bytes] = field(default_factory=list)
     """Paths to leave out, relative to the root; everything below an excluded directory is left out with it."""
+    exclusions: dict[bytes, Exclusion] = field(default_factory=dict)
+    """The excluded entries of each directory that has many, by its path with a slash at its end; "" is the root."""
 
 
 class Follower(Protocol):
@@ -185,16 +188,19 @@ class _Walk:
             names.sort(key=os.fsencode)
         if follower is not None:
             names = follower.choose(names)
+        left_out: list[str] = []
         for name in names:
             path = prefix + name
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
             is_directory = stat.S_ISDIR(found.st_mode)
             if not (is_directory or stat.S_IFMT(found.st_mode) in _ARCHIVED):
                 self._leave_out(path, found)
+                left_out.append(name)
                 continue
             standing = self._standing(path, name, is_directory, place)
             if standing is Standing.IGNORED:
                 self.found.excluded.append(os.fsencode(path))
+                left_out.append(name)
                 continue
             self._count(fd, name, found)
             self._list(fd, name, path, found)
@@ -202,6 +208,15 @@ class _Walk:
                 self._below(fd, path, name, depth, place, standing, follower)
             elif follower is not None:
                 follower.keep(fd, name, found)
+        self._describe(prefix, names, left_out)
+
+    def _describe(self, prefix: str, names: Sequence[str], left_out: Sequence[str]) -> None:
+        """Looks for fewer patterns for what was left out of a directory."""
+        if len(left_out) > FEW:
+            gone = set(left_out)
+            kept = [os.fsencode(name) for name in names if name not in gone]
+            excluded = [os.fsencode(name) for name in left_out]
+            self.found.exclusions[os.fsencode(prefix)] = find_exclusion(excluded, kept)
 
     def _below(
         self,

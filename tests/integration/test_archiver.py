@@ -156,6 +156,29 @@ def test_many_excluded_names_with_newlines_fit(setup: Setup) -> None:
     assert names(setup.extracted(setup.create(excludes=["a*"]))) == {b"kept"}
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_many_names_are_excluded_exactly_whatever_they_have_in_common(setup: Setup, seed: int) -> None:
+    chance = random.Random(seed)
+    letters = [b"a", b"b", b".", b"\n", b"*", b"\\", "ü".encode(), b"\xff", b"[", b" "]
+    made = {b"".join(chance.choices(letters, k=chance.randint(1, 6))) for _ in range(2_500)} - {b".", b".."}
+    first, last = chance.choice(letters[:3]), chance.choice(letters[:3])
+    (setup.work / "in").mkdir()
+    for name in made:
+        for folder in (setup.work, setup.work / "in"):
+            put(folder, name)
+    patterns = [[first.decode() + "*"], ["*" + last.decode()], ["*b*"]][seed % 3]
+    matched = [
+        lambda name: name.startswith(first), lambda name: name.endswith(last), lambda name: b"b" in name,
+    ][seed % 3]  # fmt: skip
+    left = {name for name in made if not matched(name)}
+    archived = setup.create(excludes=patterns)
+    found = setup.extracted(archived)
+    assert names(found) - {b"in"} == left
+    assert names(found / "in") == left
+    lines, words = squashfs.exclude_lines(archived.found.excluded, archived.found.exclusions)
+    assert seed % 3 == 2 or lines.count(b"\n") + len(words) < len(archived.found.excluded) / 2
+
+
 def test_everything_can_be_excluded(setup: Setup) -> None:
     put(setup.work, b"file")
     made = setup.create(excludes=["*"])

@@ -126,12 +126,12 @@ def test_an_unbuilt_box_is_an_error_of_the_box_and_not_of_the_tool() -> None:
     ],
 )
 def test_special_characters_in_excluded_names_are_escaped(path: bytes, line: bytes) -> None:
-    assert squashfs.exclude_lines([path]) == (line, [])
+    assert squashfs.exclude_lines([path], {}) == (line, [])
 
 
 def test_names_with_newlines_become_patterns_on_the_command_line() -> None:
-    assert squashfs.exclude_lines([b"a\nb", b"c"]) == (b"c\n", ["a\\\nb"])
-    assert squashfs.exclude_lines([]) == (b"", [])
+    assert squashfs.exclude_lines([b"a\nb", b"c"], {}) == (b"c\n", ["a\\\nb"])
+    assert squashfs.exclude_lines([], {}) == (b"", [])
 
 
 def test_percentages_only_rise_wherever_the_output_is_split() -> None:
