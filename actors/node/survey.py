@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
@@ -144,6 +144,22 @@ def survey(
     return walk.found
 
 
+@dataclass(slots=True)
+class _Level:
+    """A directory that the walk is in, and how far it has come."""
+
+    fd: int
+    prefix: str
+    """Its path with a slash at its end; "" for the root."""
+    place: Place | None
+    follower: Follower | None
+    names: Sequence[str] = ()
+    unseen: Iterator[str] = field(default_factory=lambda: iter(()))
+    left_out: list[str] = field(default_factory=list)
+    opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """What was opened for it."""
+
+
 class _Walk:
     def __init__(
         self,
@@ -172,75 +188,86 @@ class _Walk:
             self._listed(b"", found, b"")
         self._count_flags(fd)
         place = None if gitignore is None else place_of(gitignore, gitignore.canonical(fd), check=self._check_time)
-        self.directory(fd, "", 1, place, follower)
-        if follower is not None:
-            follower.end(fd)
+        self._walk(_Level(fd, "", place, follower))
 
-    def directory(self, fd: int, prefix: str, depth: int, place: Place | None, follower: Follower | None) -> None:
-        if depth > self._limits.depth:
+    def _walk(self, root: _Level) -> None:
+        """Walks a directory and all that is below it. Python would allow no recursion as deep as the limit."""
+        levels: list[_Level] = []
+        try:
+            self._enter(root, levels)
+            while levels:
+                level = levels[-1]
+                below = self._next_directory(level)
+                if below is not None:
+                    self._enter(below, levels)
+                    continue
+                self._describe(level)
+                if level.follower is not None:
+                    level.follower.end(level.fd)
+                levels.pop().opened.close()
+        finally:
+            for level in reversed(levels):
+                level.opened.close()
+
+    def _enter(self, level: _Level, levels: list[_Level]) -> None:
+        """Begins with a directory, which is the next one of `levels` from then on."""
+        levels.append(level)
+        if len(levels) > self._limits.depth:
             raise TreeError(f"The directory is more than {self._limits.depth} levels deep.")
         if self._cancelled is not None and self._cancelled.is_set():
             return
         self._check_time()
-        with os.scandir(fd) as entries:
+        with os.scandir(level.fd) as entries:
             names = [entry.name for entry in entries]
         if self._listed is not None:
             names.sort(key=os.fsencode)
-        if follower is not None:
-            names = follower.choose(names)
-        left_out: list[str] = []
-        for name in names:
-            path = prefix + name
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        level.names = names if level.follower is None else level.follower.choose(names)
+        level.unseen = iter(level.names)
+
+    def _next_directory(self, level: _Level) -> _Level | None:
+        """Walks on in a directory, up to the next subdirectory; returns that, or None at the end."""
+        for name in level.unseen:
+            path = level.prefix + name
+            found = os.stat(name, dir_fd=level.fd, follow_symlinks=False)
             is_directory = stat.S_ISDIR(found.st_mode)
             if not (is_directory or stat.S_IFMT(found.st_mode) in _ARCHIVED):
                 self._leave_out(path, found)
-                left_out.append(name)
+                level.left_out.append(name)
                 continue
-            standing = self._standing(path, name, is_directory, place)
+            standing = self._standing(path, name, is_directory, level.place)
             if standing is Standing.IGNORED:
                 self.found.excluded.append(os.fsencode(path))
-                left_out.append(name)
+                level.left_out.append(name)
                 continue
-            self._count(fd, name, found)
-            self._list(fd, name, path, found)
+            self._count(level.fd, name, found)
+            self._list(level.fd, name, path, found)
             if is_directory:
-                self._below(fd, path, name, depth, place, standing, follower)
-            elif follower is not None:
-                follower.keep(fd, name, found)
-        self._describe(prefix, names, left_out)
+                return self._below(level, name, standing)
+            if level.follower is not None:
+                level.follower.keep(level.fd, name, found)
+        return None
 
-    def _describe(self, prefix: str, names: Sequence[str], left_out: Sequence[str]) -> None:
+    def _describe(self, level: _Level) -> None:
         """Looks for fewer patterns for what was left out of a directory."""
-        if len(left_out) > FEW:
-            gone = set(left_out)
-            kept = [os.fsencode(name) for name in names if name not in gone]
-            excluded = [os.fsencode(name) for name in left_out]
-            self.found.exclusions[os.fsencode(prefix)] = find_exclusion(excluded, kept)
+        if len(level.left_out) > FEW:
+            gone = set(level.left_out)
+            kept = [os.fsencode(name) for name in level.names if name not in gone]
+            excluded = [os.fsencode(name) for name in level.left_out]
+            self.found.exclusions[os.fsencode(level.prefix)] = find_exclusion(excluded, kept)
 
-    def _below(
-        self,
-        fd: int,
-        path: str,
-        name: str,
-        depth: int,
-        place: Place | None,
-        standing: Standing,
-        follower: Follower | None,
-    ) -> None:
-        """Walks the subdirectory `name` of `fd`."""
+    def _below(self, above: _Level, name: str, standing: Standing) -> _Level:
+        """Opens the subdirectory `name`."""
         with contextlib.ExitStack() as stack:
-            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above.fd)
             stack.callback(os.close, child)
             self._count_flags(child)
             is_ignored = standing is Standing.HOLDS_TRACKED
-            below = None if place is None else place.below(child, name, is_ignored=is_ignored)
-            following = None if follower is None else follower.below(name)
-            if following is not None:
-                stack.callback(following.close)
-            self.directory(child, path + "/", depth + 1, below, following)
-            if following is not None:
-                following.end(child)
+            place = None if above.place is None else above.place.below(child, name, is_ignored=is_ignored)
+            follower = None if above.follower is None else above.follower.below(name)
+            if follower is not None:
+                stack.callback(follower.close)
+            return _Level(child, f"{above.prefix}{name}/", place, follower, opened=stack.pop_all())
+        raise AssertionError
 
     def _list(self, fd: int, name: str, path: str, found: os.stat_result) -> None:
         if self._listed is None:
