@@ -117,6 +117,8 @@ class NewLayers:
         Raises:
             LayersUnusableError, StorageError: as `hold`; and what `send` raises.
         """
+        if len(self._layers) > 1 and layer.sha256 == self._layers[-1].sha256:
+            return  # nothing has changed since: laid over itself, a layer shows what it shows
         known = {held.sha256 for held in self._layers}
         if layer.sha256 in known or sum(len(held.parts) for held in self._layers) + len(layer.parts) > MAX_PARTS:
             raise self._unusable("the layer cannot be laid on these", layer)

@@ -319,12 +319,24 @@ def test_only_a_signed_backup_of_the_same_tenant_is_built_on(bench: Bench) -> No
     }
 
 
-def test_a_layer_is_not_laid_on_itself(bench: Bench) -> None:
-    record = bench.on(bench.base, b"one")
-    layers = bench.layers(record)
+def test_a_layer_that_is_the_newest_already_is_not_added_again(bench: Bench) -> None:
+    first = bench.on(bench.base, b"one", ttl=1e9)
+    again = bench.on(first, b"one", ttl=1e9)
+    assert again.layers == first.layers
+    assert bench.catalog.delete(TENANT, first.id)
+    bench.collect()
+    assert bench.fetched(again) == [b"base", b"one"]
+
+
+def test_a_layer_that_lies_under_another_one_is_not_laid_over_it(bench: Bench) -> None:
+    layers = bench.layers(bench.on(bench.on(bench.base, b"one"), b"two"))
     layers.hold()
     with pytest.raises(LayersUnusableError):
         bench.add(layers, b"one")
+    onto_base = bench.layers(bench.base)
+    onto_base.hold()
+    with pytest.raises(LayersUnusableError):
+        bench.add(onto_base, b"base")
 
 
 def test_a_creation_that_lasts_too_long_does_not_commit(bench: Bench) -> None:

@@ -190,6 +190,16 @@ def test_a_directory_of_plain_files_is_backed_up_as_a_layer(node: Node, plain: L
         assert content(node, plain, "/workspace/again") == expected
 
 
+def test_backups_of_an_unchanged_directory_stay_incremental(node: Node, plain: LocalSandbox) -> None:
+    settled(node, plain)
+    backup(plain, TREE, full=True)
+    expected = content(node, plain)
+    depths = [record(node, (made := backup(plain, TREE)).id).depth for _ in range(3)]
+    assert depths == [2, 2, 2]
+    restore(plain, made, "/workspace/again")
+    assert content(node, plain, "/workspace/again") == expected
+
+
 def test_the_layer_of_plain_files_has_a_listing_of_all_files(node: Node, plain: LocalSandbox) -> None:
     backup(plain, TREE, full=True)
     sh(plain, HISTORY, cwd=TREE)
