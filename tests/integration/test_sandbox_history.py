@@ -7,18 +7,24 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
-from actors.models import DirectoryBackup
+from actors.config import BackupLimits
+from actors.errors import BackupCreateError
+from actors.models import DirectoryBackup, RestoreMode
 from actors.node import mounting
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
+from storage.collect import collect
 from storage.config import BucketConfig
+from storage.store import ObjectStore
+from tests.support.faulty_store import FaultyStore
 from tests.support.mount_leaks import nothing_leaks
-from tests.support.sandboxes import Node, backup, restore, sh
+from tests.support.sandboxes import Node, backup, restore, sh, write
 
 NODES = ("a", "b")
 DIRECTORIES = ("/workspace", "/workspace/sub", "/app")
@@ -26,10 +32,10 @@ FILES = ("/workspace/file", "/workspace/sub/file", "/app/file", "/home/sandbox/f
 Content = dict[str, str]
 
 STEPS = st.one_of(
-    st.tuples(st.just("write"), st.sampled_from(FILES)),
-    st.tuples(st.just("backup"), st.sampled_from(DIRECTORIES)),
-    st.tuples(st.just("restore"), st.integers(0, 5)),
-    st.tuples(st.sampled_from(["sleep", "sleep nowhere", "lose", "crash"]), st.none()),
+    st.tuples(st.sampled_from(["write", "put", "remove"]), st.sampled_from(FILES)),
+    st.tuples(st.sampled_from(["backup", "save", "save", "fail"]), st.sampled_from(DIRECTORIES)),
+    st.tuples(st.sampled_from(["restore", "restore copy"]), st.integers(0, 5)),
+    st.tuples(st.sampled_from(["sleep", "sleep nowhere", "lose", "crash", "tidy up"]), st.none()),
 )
 
 
@@ -73,11 +79,13 @@ class History:
         self.count = 0
         self.box = self.wake()
 
-    def wake(self, *, lost: str | None = None) -> LocalSandbox:
+    def wake(self, *, lost: str | None = None, store: ObjectStore | None = None) -> LocalSandbox:
         before = self.actors.get(self.at)
         if before is not None and before.is_awake:
             before.close()
-        box = self.actors[self.at] = self.nodes[self.at].sandbox(self.name, lost=[lost] if lost else [])
+        box = self.actors[self.at] = self.nodes[self.at].sandbox(
+            self.name, lost=[lost] if lost else [], catalog=self.nodes[self.at].catalog(store)
+        )
         box.ownership.check()  # its epoch is claimed: another test has the earlier crash
         return box
 
@@ -86,16 +94,58 @@ class History:
         sh(self.box, f"mkdir -p $(dirname {path}); echo {self.count} > {path}")
         self.model.now[path] = str(self.count)
 
+    def put(self, path: str) -> None:
+        self.count += 1
+        write(self.box, path, str(self.count))
+        self.model.now[path] = str(self.count)
+
+    def remove(self, path: str) -> None:
+        sh(self.box, f"rm -f {path}")
+        self.model.now.pop(path, None)
+
+    def _prepare(self, directory: str) -> None:
+        """Makes the directory if it is missing, and gives it what makes incremental backups pay."""
+        sh(self.box, f"mkdir -p {directory}; cd {directory}; [ -e ballast ] || head -c 100000 /dev/urandom > ballast")
+
+    def fail(self, directory: str) -> None:
+        """A backup that is made, and then cannot be committed."""
+        self._prepare(directory)
+        store = FaultyStore(self.nodes[self.at].catalog().store)
+        self.box = self.wake(store=store)
+        for _ in range(9):
+            store.fail("put", "meta.json", after=False)
+        with pytest.raises(BackupCreateError):
+            backup(self.box, directory)
+        store.faults.clear()
+
+    def tidy_up(self) -> None:
+        """Deletes the backups that no recovery needs, and then the layers that no backup needs."""
+        catalog = self.nodes[self.at].catalog()
+        state = self.nodes[self.at].state(self.name)
+        needed = {row.backup_id for row in state.checkpoints} | {row.backup_id for row in state.restored}
+        for handle, _ in self.made:
+            if handle.id not in needed:
+                assert catalog.delete("default", handle.id)
+        self.made = [(handle, content) for handle, content in self.made if handle.id in needed]
+        collect(catalog, now=datetime.now(UTC), grace_s=0)
+
+    def save(self, directory: str) -> None:
+        self.write(f"{directory}/file")
+        self.backup(directory)
+
     def backup(self, directory: str) -> None:
-        sh(self.box, f"mkdir -p {directory}")
+        self._prepare(directory)
         content = within(self.model.now, directory)
         self.made.append((backup(self.box, directory), content))
         self.model.keep(directory, content)
 
-    def restore(self, number: int) -> None:
+    def restore_copy(self, number: int) -> None:
+        self.restore(number, RestoreMode.COPY)
+
+    def restore(self, number: int, mode: RestoreMode = RestoreMode.OVERLAY) -> None:
         if self.made:
             handle, content = self.made[number % len(self.made)]
-            restore(self.box, handle)
+            restore(self.box, handle, mode=mode)
             self.model.now = without(self.model.now, handle.dir) | content
             self.model.keep(handle.dir, content)
 
@@ -148,7 +198,12 @@ def nodes(
     folder = tmp_path_factory.mktemp("history")
     with nothing_leaks(folder):
         with ExitStack() as stack:
-            yield {name: stack.enter_context(Node(folder / name, bucket, best_driver, identity=name)) for name in NODES}
+            made = {
+                name: stack.enter_context(Node(folder / name, bucket, best_driver, identity=name)) for name in NODES
+            }
+            for node in made.values():
+                node.adjust(backup=BackupLimits(incremental_min_bytes=0))
+            yield made
         mounting.sweep(folder)
 
 
@@ -159,7 +214,7 @@ def nodes(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(steps=st.lists(STEPS, min_size=3, max_size=10))
+@given(steps=st.lists(STEPS, min_size=6, max_size=14))
 def test_a_sandboxs_content_always_matches_its_model(
     nodes: dict[str, Node], steps: list[tuple[str, str | int | None]]
 ) -> None:
