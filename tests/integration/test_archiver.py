@@ -10,7 +10,7 @@ import socket
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def test_many_names_are_excluded_exactly_whatever_they_have_in_common(setup: Set
         for folder in (setup.work, setup.work / "in"):
             put(folder, name)
     patterns = [[first.decode() + "*"], ["*" + last.decode()], ["*b*"]][seed % 3]
-    matched = [
+    matched: Callable[[bytes], bool] = [
         lambda name: name.startswith(first), lambda name: name.endswith(last), lambda name: b"b" in name,
     ][seed % 3]  # fmt: skip
     left = {name for name in made if not matched(name)}
