@@ -71,10 +71,15 @@ def make_interesting_tree(path: Path, uid: int, *, max_name_bytes: int = 255) ->
 
 
 def fingerprint(path: Path, *, ignored: bytes | None = None) -> dict[bytes, Entry]:
-    """All entries below `path`, except files named `ignored`; and `path` itself, under the empty name."""
+    """All entries below `path`, except files named `ignored`; and `path` itself, under the empty name.
+
+    Fails if they belong to several users of sandboxes, since then at most one of them can be the right one.
+    """
     root = os.fsencode(path)
     names = [name for name in _walk(root) if os.path.basename(name) != ignored]
     statuses = {name: os.lstat(os.path.join(root, name) if name else root) for name in names}
+    owners = {number for status in statuses.values() for number in (status.st_uid, status.st_gid) if number in OWNERS}
+    assert len(owners) <= 1, f"the tree belongs to several sandboxes: {owners}"
     names_of: dict[tuple[int, int], list[bytes]] = {}
     for name, status in statuses.items():
         if not stat.S_ISDIR(status.st_mode):
