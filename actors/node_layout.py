@@ -29,6 +29,8 @@ class NodeLayout:
         self.cache = self.root / "cache"
         self.lowers = self.root / "lowers"
         self.trash = self.root / "trash"
+        self.adoptions = self.root / "adoptions"
+        self.flattenings = self.root / "flattenings"
         self.verified = node.data_dir / "verified"
         self.driver = self.root / "driver"
         self.namespace_owners = self.root / "namespace-owners"

@@ -1,7 +1,7 @@
 """The adoption of an unsigned backup, such as one of Cloudflare's SDK: fetch, check, sign.
 
     step       leaves
-    fetch      the archive in a work folder, which is removed at the end
+    fetch      the archive in a work folder, which is removed at the end; after a crash by the node sweeper
     check      nothing: it unpacks the archive without privilege and packs it again, as every restore will do
     sign       the commit point: metadata with our signature, the archive's digest and its new tenant
 
@@ -25,9 +25,9 @@ from actors.logs import log
 from actors.node.archive_cache import sha256_of
 from actors.node.archiver import Archiver
 from actors.node.bubblewrap import Box
-from actors.node.removal import remove_tree
 from actors.node.survey import Limits, Survey
 from actors.node.tree import Tree
+from actors.node.work_folder import working_in
 from actors.node_layout import NodeLayout
 from storage import keys
 from storage.catalog import BackupCatalog
@@ -59,22 +59,17 @@ class Adoption:
             BackupNotFoundError, BackupExpiredError: nothing was changed.
             BackupRestoreError: it was tampered with, cannot be unpacked, or something failed; nothing was changed.
         """
-        work = self.spool
-        try:
-            with failing_as(BackupRestoreError, "adopted"):
-                try:
-                    etag = self.catalog.store.head(keys.metadata(backup_id)).etag
-                    record = self._record(tenant, backup_id, owner)
-                    if record is None:
-                        return
-                    remove_tree(work)
-                    work.mkdir(parents=True, mode=0o711)
+        with failing_as(BackupRestoreError, "adopted"):
+            try:
+                etag = self.catalog.store.head(keys.metadata(backup_id)).etag
+                record = self._record(tenant, backup_id, owner)
+                if record is None:
+                    return
+                with working_in(self.spool) as work:
                     signed = self._checked(record, owner, work)
-                except ObjectMissingError:
-                    raise _missing(backup_id) from None
-                self.catalog.sign_in_place(signed, replacing=etag)
-        finally:
-            remove_tree(work)
+            except ObjectMissingError:
+                raise _missing(backup_id) from None
+            self.catalog.sign_in_place(signed, replacing=etag)
         log.info("backup_adopted", backup=backup_id, by=owner)
 
     def _record(self, tenant: str, backup_id: str, owner: str) -> BackupRecord | None:
@@ -129,7 +124,7 @@ class Adoption:
 def adoption(config: SandboxConfig, catalog: BackupCatalog) -> Adoption:
     """Builds the `Adoption` for the node that `config` is of."""
     layout, limits, uid = NodeLayout(config.node), config.backup, config.node.sandbox_uid
-    spool = layout.root / "adoptions"
+    spool = layout.adoptions
     archiver = Archiver(
         Box(uid=uid, hostname="adoption", binds=()),
         Tree(spool, tops=(), uid=uid),

@@ -1,7 +1,7 @@
 """Flattening: makes a full backup of what an incremental one holds, on a node.
 
     step       leaves
-    fetch      the layers in a work folder, which is removed at the end
+    fetch      the layers in a work folder, which is removed at the end; after a crash by the node sweeper
     flatten    one archive of them, likewise
     upload     backups/<new id>/data.sqsh; removed if anything fails, and by `gc` if the process dies
     commit     the commit point: metadata of a full backup with a new id, and its index entry
@@ -24,9 +24,9 @@ from actors.faults import failing_as
 from actors.logs import log
 from actors.node.archiver import Archiver
 from actors.node.bubblewrap import Box
-from actors.node.removal import remove_tree
 from actors.node.survey import Limits, Survey
 from actors.node.tree import Tree
+from actors.node.work_folder import working_in
 from actors.node_layout import NodeLayout
 from storage import keys
 from storage.catalog import BackupCatalog
@@ -53,19 +53,15 @@ class Flattening:
             BackupNotFoundError, BackupExpiredError: nothing was made.
             BackupCreateError: it was tampered with, or something failed; nothing is left of it.
         """
-        work = self.spool
         with failing_as(BackupCreateError, "flattened"):
             try:
                 record = self._record(tenant, backup_id)
                 if not record.is_incremental:
                     return record.id
-                remove_tree(work)
-                work.mkdir(parents=True, mode=0o711)
-                made_id = self._made(record, work)
+                with working_in(self.spool) as work:
+                    made_id = self._made(record, work)
             except ObjectMissingError:
                 raise BackupNotFoundError("There is no such backup.", context={"backup": backup_id}) from None
-            finally:
-                remove_tree(work)
         log.info("backup_flattened", backup=backup_id, made=made_id)
         return made_id
 
@@ -140,7 +136,7 @@ class Flattening:
 def flattening(config: SandboxConfig, catalog: BackupCatalog) -> Flattening:
     """Builds the `Flattening` for the node that `config` is of."""
     layout, limits, uid = NodeLayout(config.node), config.backup, config.node.sandbox_uid
-    spool = layout.root / "flattenings"
+    spool = layout.flattenings
     archiver = Archiver(
         Box(uid=uid, hostname="flattening", binds=()),
         Tree(spool, tops=(), uid=uid),

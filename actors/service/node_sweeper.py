@@ -23,6 +23,7 @@ from actors.node.lowers import Lowers
 from actors.node.mounting import sweep
 from actors.node.removal import remove_tree
 from actors.node.verified import Verified
+from actors.node.work_folder import remove_unless_in_use
 from actors.node_layout import NodeLayout
 from actors.sandbox.sandbox_lock import SandboxLock
 from actors.service.scrub import Scrub
@@ -50,6 +51,7 @@ class Swept:
     out_of_date: int = 0
     lowers: int = 0
     trash: int = 0
+    works: int = 0
     stuck: list[str] = field(default_factory=list)
 
 
@@ -210,6 +212,11 @@ class NodeSweeper:
                 continue
             except (NodeError, OSError) as e:
                 log.error("trash_left_behind", error=type(e).__name__)
+        for work in (self._layout.adoptions, self._layout.flattenings):
+            try:
+                swept.works += remove_unless_in_use(work)
+            except (NodeError, OSError) as e:
+                log.error("work_left_behind", folder=work.name, error=type(e).__name__)
         if self._layout.cache.exists():
             try:
                 self._cache.remove_leftovers()

@@ -53,7 +53,7 @@ class Theirs:
 
     def check_untouched(self, before: tuple[bytes, bytes]) -> None:
         assert self.stored == before
-        assert not (self.node.layout.root / "adoptions").exists()
+        assert not self.node.layout.adoptions.exists()
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_an_adopted_backup_is_signed_and_keeps_its_fields(theirs: Theirs) -> Non
     assert (record.sha256, record.digest.has_parts) == (sha256(archive).hexdigest(), True)
     assert (record.files, record.inodes) == (2, 4)
     assert theirs.stored[1] == archive
-    assert not (theirs.node.layout.root / "adoptions").exists()
+    assert not theirs.node.layout.adoptions.exists()
     again = theirs.stored
     theirs.adopt()
     assert theirs.stored == again

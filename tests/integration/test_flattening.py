@@ -16,6 +16,7 @@ from actors.errors import BackupCreateError, BackupExpiredError, BackupNotFoundE
 from actors.models import DirectoryBackup
 from actors.node.drivers import Driver
 from actors.node.owners import give
+from actors.node.work_folder import remove_unless_in_use
 from actors.sandbox.facade import LocalSandbox
 from actors.service.flattening import flattening
 from storage import keys
@@ -57,7 +58,7 @@ def layered(node: Node, box: LocalSandbox) -> BackupRecord:
 
 def flatten(node: Node, backup_id: str, *, tenant: str = "default") -> str:
     made = flattening(node.config, node.catalog()).flatten(tenant, backup_id)
-    assert not (node.layout.root / "flattenings").exists()
+    assert not node.layout.flattenings.exists()
     return made
 
 
@@ -117,9 +118,19 @@ def test_nothing_is_made_of_a_backup_that_is_missing_or_expired_or_lacks_a_layer
     assert {found for found in node.keys() - before if found.startswith(keys.BACKUPS_PREFIX)} == set()
 
 
+COMMITTED = {("put", "meta.json", "after"), ("put", "sandboxes/", "before"), ("put", "sandboxes/", "after")}
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    ("method", "of"), [("presign_get", ".sqsh"), ("presign_put", "data.sqsh"), ("put", "meta.json")]
+    ("method", "of"),
+    [
+        ("get", "meta.json"),
+        ("presign_get", "/layers/"),
+        ("presign_put", "data.sqsh"),
+        ("put", "meta.json"),
+        ("put", "sandboxes/"),
+    ],
 )
 def test_a_flattening_that_is_killed_leaves_nothing_or_a_whole_backup(
     node: Node, box: LocalSandbox, layered: BackupRecord, method: str, of: str, when: str
@@ -128,9 +139,11 @@ def test_a_flattening_that_is_killed_leaves_nothing_or_a_whole_backup(
     ended = crash(PROGRAM, described(node), layered.id, method, of, when)
     assert ended.status == -signal.SIGKILL and "survived" not in ended.stdout, ended
     gc(node)
+    remove_unless_in_use(node.layout.flattenings)  # as the node sweeper does
+    assert not node.layout.flattenings.exists()
     after = {row.id for row in node.catalog().page("default", layered.sandbox or "").records}
     made = after - before
-    assert len(made) == ((method, when) == ("put", "after"))
+    assert len(made) == ((method, of, when) in COMMITTED)
     found = node.keys()
     archives = {key.split("/")[1] for key in found if key.endswith("data.sqsh")}
     assert archives <= {key.split("/")[1] for key in found if key.endswith("meta.json")}

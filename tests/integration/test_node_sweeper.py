@@ -22,6 +22,7 @@ from actors.models import DirectoryBackup
 from actors.node import mountinfo
 from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
+from actors.node.work_folder import working_in
 from actors.sandbox.facade import LocalSandbox
 from actors.service.node_sweeper import OUT_OF_DATE_S, NodeSweeper, Swept
 from storage.config import BucketConfig
@@ -289,6 +290,19 @@ def test_half_made_archives_are_deleted_unless_their_maker_still_runs(kernel_nod
         assert [path.name for path in cache.glob(".*.work")] == [".made.work"]
         assert "produced" in go_on(producer)
     assert sweeper_of(kernel_node).has_archive("made")
+
+
+def test_what_a_dead_adoption_or_flattening_has_left_is_deleted_and_one_that_runs_goes_on(kernel_node: Node) -> None:
+    layout = kernel_node.layout
+    layout.adoptions.mkdir()
+    (layout.adoptions / "fetched.sqsh").write_text("left")
+    with working_in(layout.flattenings) as work:
+        (work / "layer0.sqsh").write_text("in work")
+        assert sweeper_of(kernel_node).sweep() == Swept(works=1)
+        assert not layout.adoptions.exists()
+        assert (work / "layer0.sqsh").read_text() == "in work"
+    assert not layout.flattenings.exists()
+    assert sweeper_of(kernel_node).sweep() == Swept()
 
 
 def test_a_half_made_archive_that_cannot_be_removed_does_not_block_the_sweep(kernel_node: Node) -> None:
