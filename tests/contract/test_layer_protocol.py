@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.layer_model import LayerProtocol
+from storage.collect import collect
+from storage.errors import StorageError
+from storage.layers import NewLayers
+from storage.store import list_all
+from tests.support.layer_model import GRACE, TENANT, LayerProtocol, layer_of
+from tests.support.layered import needed
+from tests.support.stepped_store import Fate, Process
 
 EXAMPLES = int(os.environ.get("HOLDFAST_TEST_LAYER_HISTORIES") or 40)
 WRITER, COLLECTOR = 0, 1
@@ -39,3 +46,71 @@ def test_no_order_with_two_switches_loses_a_layer(first: int) -> None:
 @settings(max_examples=EXAMPLES * 5, deadline=None)
 def test_three_writers_and_two_collectors_lose_no_layer(schedule: list[tuple[int, int]]) -> None:
     race(schedule, writers=3, collectors=2)
+
+
+class Collected(LayerProtocol):
+    """A bucket with work for a collector: layers that nobody needs, and references of a dead creation."""
+
+    def fill(self) -> None:
+        base, kept = self.committed()
+        for content in (b"layer 1", b"layer 2"):
+            self._write_incremental(self.store, base, content, timedelta(days=30))
+        catalog = self.catalog(self.store)
+        for record in self.committed():
+            if record.id not in (base.id, kept.id):
+                catalog.delete(TENANT, record.id)
+        dead = NewLayers(self.store, TENANT, "00000000-0000-4000-8000-000000000000", kept, clock=self.seconds)
+        dead.hold()
+        dead.add(layer_of(b"layer 3"), lambda key: self.store.put(key, b"layer 3"))
+        self.now += timedelta(days=2)
+
+    def collect_disturbed(self, number: int, fate: Fate) -> Process | None:
+        """Runs a collection, of which one request has another fate. Returns None if it makes fewer requests."""
+        now = self.now
+        process = Process(
+            "collector", self.store, lambda store: collect(self.catalog(store), now=now, grace_s=GRACE.total_seconds())
+        )
+        for fates in (["done"] * number, [fate]):
+            for each in fates:
+                if process.is_over:
+                    return None
+                process.step(each)  # type: ignore[arg-type]
+        while not process.is_over:
+            process.step()
+        assert process.failure is None or isinstance(process.failure, StorageError), process.failure
+        return process
+
+    def back_up(self, content: bytes) -> None:
+        """Makes a backup on the kept one, with layers that the collector may be about to delete."""
+        count = len(self.committed())
+        self._write_incremental(self.store, self.committed()[1], content, timedelta(days=30))
+        assert len(self.committed()) == count + 1
+
+    def arrive_late(self, process: Process) -> None:
+        for call in process.late:
+            self._arrive(call)
+
+    def check_keys(self) -> None:
+        found = {row.key for row in list_all(self.store, "")}
+        assert found == needed(self.committed())
+
+
+@pytest.mark.parametrize("fate", ["refused", "unheard", "late", "killed before", "killed after"])
+def test_a_collector_disturbed_at_any_request_loses_nothing_and_the_next_one_leaves_nothing(fate: Fate) -> None:
+    for number in itertools.count():
+        world = Collected()
+        world.open(conditional=True, contended=False)
+        world.fill()
+        process = world.collect_disturbed(number, fate)
+        if process is None:
+            break
+        for content in (b"layer 1", b"layer 3"):
+            world.back_up(content)
+            world.every_backup_has_all_it_needs()
+        world.arrive_late(process)
+        world.every_backup_has_all_it_needs()
+        world.now += timedelta(days=2)
+        world.collect_at_once()
+        world.every_backup_has_all_it_needs()
+        world.check_keys()
+    assert number > 20

@@ -122,7 +122,7 @@ def test_a_crash_at_any_step_of_a_backup_leaves_it_whole_or_leaves_nothing(
     any_store: Node, step: CreateStep, when: str
 ) -> None:
     crashing, key = Crashing(any_store), uuid.uuid4().hex
-    crashing.run(CREATE, key, step, when)
+    crashing.run(CREATE, "/workspace", key, step, when)
     committed = crashing.made("/workspace")
     is_committed = PASSED.index(step) + (when == "after") > PASSED.index(CreateStep.COMMIT)
     assert len(committed) == is_committed
@@ -163,7 +163,7 @@ def test_a_crash_during_the_upload_or_the_commit_leaves_a_whole_backup_or_nothin
     any_store: Node, method: str, when: str, nth: int, of: str, *, is_committed: bool
 ) -> None:
     crashing = Crashing(any_store, large_bytes=11_000_000)
-    crashing.run(UPLOAD, method, when, str(nth), of)
+    crashing.run(UPLOAD, "/workspace", method, when, str(nth), of)
     assert len(crashing.made("/workspace")) == is_committed
     crashing.check_taken_up()
 
@@ -185,7 +185,7 @@ def test_a_crash_while_parts_are_sent_ahead_of_the_archives_end_leaves_nothing(
     minutes = any_store.home("crashing") / "root" / "workspace" / "minutes"
     with minutes.open("w") as file:
         file.truncate(MINUTES_OF_READING)
-    crashing.run(UPLOAD, method, when, str(nth), of)
+    crashing.run(UPLOAD, "/workspace", method, when, str(nth), of)
     minutes.unlink()
     assert wait_until(lambda: any_store.processes() == {}), any_store.processes()
     assert crashing.made("/workspace") == set()

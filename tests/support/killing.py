@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from actors.sandbox import steps
 from actors.sandbox.steps import Step
@@ -80,6 +80,59 @@ class Interrupted:
             with self._lock:
                 self._calls += self._of in args[0]
                 hit = self._of in args[0] and self._calls == self._nth
+            if hit and self._when == "before":
+                self._act()
+            result = method(*args, **options)
+            if hit and self._when == "after":
+                self._act()
+            return result
+
+        return call
+
+
+_REQUESTS = frozenset(
+    {
+        "get", "get_range", "put", "head", "copy", "delete", "list", "presign_get", "presign_put", "presign_part",
+        "create_upload", "complete_upload", "abort_upload", "list_uploads",
+    }
+)  # fmt: skip
+
+
+class Counted:
+    """Wraps a store, and counts its requests from `begin` on. Runs `act` at one, before it or after it took effect.
+
+    `names` are the requests so far. A presigned URL counts as a request when it is made.
+    """
+
+    def __init__(self, store: ObjectStore, act: Callable[[], None] = die) -> None:
+        self.names: list[str] = []
+        self._store, self._act = store, act
+        self._nth = 0
+        self._when: str = "before"
+        self._is_counting = False
+        self._lock = threading.Lock()
+
+    def begin(self, nth: int = 0, when: Literal["before", "after"] = "before") -> None:
+        """Counts anew; `act` is run at the nth request, or never if that is 0."""
+        with self._lock:
+            self.names, self._nth, self._when, self._is_counting = [], nth, when, True
+
+    def end(self) -> bool:
+        """Ends the counting. Returns False if there were fewer requests than `nth`."""
+        self._is_counting = False
+        return len(self.names) >= self._nth
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if name not in _REQUESTS:
+            return method
+
+        def call(*args: Any, **options: Any) -> Any:
+            with self._lock:
+                hit = False
+                if self._is_counting:
+                    self.names.append(f"{name} {args[0]}")
+                    hit = len(self.names) == self._nth
             if hit and self._when == "before":
                 self._act()
             result = method(*args, **options)

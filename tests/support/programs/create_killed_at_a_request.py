@@ -12,11 +12,11 @@ from tests.support.killing import Interrupted
 from tests.support.s3 import FAST
 from tests.support.sandboxes import backup, from_description
 
-told, method, when, nth, of = sys.argv[1:]
+told, directory, method, when, nth, of = sys.argv[1:]
 node = from_description(told)
 node.adjust(transfer=FAST.model_copy(update={"concurrency": 1}))
 store = Interrupted(S3ObjectStore(node.bucket, transfer=FAST), method, when, int(nth), of=of)
 box = node.sandbox("crashing", catalog=node.catalog(store))
 box.ownership.change(lambda state: state)
-backup(box)
+backup(box, directory)
 print("survived", flush=True)
