@@ -36,6 +36,8 @@ soak: setup ## random calls under random kills: SOAK_S for each mount driver tha
 	  HOLDFAST_TEST_KILLED_STARTS=1000 HOLDFAST_TEST_STEPS_APART=11 \
 	  $(BIN)/python -m pytest --timeout 3600 tests/acceptance/test_fuzz.py tests/integration/test_orphans.py
 	HOLDFAST_TEST_LAYER_HISTORIES=500 $(BIN)/python -m pytest tests/integration/test_layer_properties.py
+	HOLDFAST_TEST_INCREMENTAL_HISTORIES=200 HOLDFAST_TEST_GIT_BACKUPS=50 \
+	  $(BIN)/python -m pytest tests/integration/test_incremental_history.py tests/integration/test_git_history.py
 
 test-in-container: setup ## the acceptance tests once more, in a container with the fewest privileges
 	$(BIN)/python -m tests.support.in_container tests/acceptance
