@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.config import BackupLimits
 from actors.errors import BackupNotFoundError
 from actors.models import DirectoryBackup, RestoreMode
 from actors.node import mountinfo
@@ -50,14 +51,17 @@ RESTORE = "tests.support.programs.restore_killed_at_a_step"
 class Crashing:
     """A sandbox with a directory restored from one backup, whose restore from another will be interrupted."""
 
-    def __init__(self, node: Node, mode: RestoreMode, *, mounted: bool) -> None:
-        """`mounted` is True if the directory is an overlay before the interrupted restore."""
+    def __init__(self, node: Node, mode: RestoreMode, *, mounted: bool, incremental: bool) -> None:
+        """`mounted`: the directory is an overlay before the interrupted restore. `incremental`: the new backup is."""
         self.node, self.mode, self.mounted = node, mode, mounted
+        node.adjust(backup=BackupLimits(incremental=incremental, incremental_min_bytes=0))
         box = node.sandbox()
         sh(box, "mkdir data; echo old > data/one; echo old > data/two")
         self.old = backup(box, "/workspace/data")
         sh(box, "echo new > data/one; echo new > data/two")
         self.new = backup(box, "/workspace/data")
+        self.depths = {made.id: node.catalog().get("default", made.id).depth for made in (self.old, self.new)}
+        assert self.depths == {self.old.id: 1, self.new.id: 1 + incremental}
         restore(box, self.old, mode=RestoreMode.OVERLAY if mounted else RestoreMode.COPY)
         sh(box, "echo acknowledged > data/later")
         write(box, "/app/kept", "acknowledged")
@@ -99,21 +103,18 @@ class Crashing:
         node, home = self.node, self.node.home("box")
         overlays = [entry for entry in box.info().restored if entry.mode == "overlay"]
         assert wait_until(lambda: len(list(home.glob("layers/*"))) == len(overlays))
-        assert len(list(home.glob("archives/*"))) == len(overlays)
+        archives = sum(self.depths[entry.backup_id] for entry in overlays)
+        assert len(list(home.glob("archives/*"))) == archives
         assert list(home.glob("spool/*")) == []
         assert not (home / "stage").exists()
         assert list(node.layout.cache.glob(".*.work")) == []
-        # An overlay has three mounts: the archive, the layer, and the layer in the tree.
+        # An overlay has two mounts beside those of its archives: the layer, and the layer in the tree.
         shown = [mount for mount in node.mounts() if mount.point.is_relative_to(node.tree(box))]
         assert len(shown) == len(overlays)
-        assert len(node.mounts()) == 3 * len(overlays)
-        daemons = {
-            Driver.KERNEL: [],
-            Driver.MIXED: ["squashfuse_ll"],
-            Driver.ROOTLESS: ["squashfuse_ll"],
-            Driver.FUSE: ["fuse-overlayfs", "squashfuse_ll"],
-        }
-        assert wait_until(lambda: sorted(node.processes().values()) == daemons[node.driver] * len(overlays))
+        assert len(node.mounts()) == archives + 2 * len(overlays)
+        of_overlays = ["fuse-overlayfs"] * len(overlays) if node.driver is Driver.FUSE else []
+        daemons = of_overlays + ["squashfuse_ll"] * archives if node.driver is not Driver.KERNEL else []
+        assert wait_until(lambda: sorted(node.processes().values()) == daemons), node.processes()
 
     def check_end(self, box: LocalSandbox, scratch: Path) -> None:
         """Checks that a restore works again, and that closing leaves no mount, daemon or loop device."""
@@ -126,8 +127,17 @@ class Crashing:
         assert wait_until(lambda: self.node.processes() == {})
 
 
-def check(node: Node, scratch: Path, mode: RestoreMode, step: RestoreStep, when: str, *, mounted: bool) -> None:
-    crashing = Crashing(node, mode, mounted=mounted)
+def check(
+    node: Node,
+    scratch: Path,
+    mode: RestoreMode,
+    step: RestoreStep,
+    when: str,
+    *,
+    mounted: bool,
+    incremental: bool = False,
+) -> None:
+    crashing = Crashing(node, mode, mounted=mounted, incremental=incremental)
     crashing.run(step, when)
     passed = PASSED[mode].index(step) + (when == "after")
     recorded = passed > PASSED[mode].index(RestoreStep.RECORD)
@@ -160,6 +170,23 @@ def test_a_crash_after_any_step_of_a_restore_with_fuse_leaves_old_or_new_content
     node: Node, scratch: Path, step: RestoreStep
 ) -> None:
     check(node, scratch, RestoreMode.OVERLAY, step, "after", mounted=True)
+
+
+@pytest.mark.parametrize("step", RestoreStep)
+@pytest.mark.parametrize(
+    ("driver", "mode"),
+    [
+        (Driver.KERNEL, RestoreMode.OVERLAY),
+        (Driver.KERNEL, RestoreMode.COPY),
+        (Driver.MIXED, RestoreMode.OVERLAY),
+        (Driver.ROOTLESS, RestoreMode.OVERLAY),
+    ],
+    indirect=["driver"],
+)
+def test_a_crash_after_any_step_of_the_restore_of_layers_leaves_old_or_new_content(
+    node: Node, scratch: Path, mode: RestoreMode, step: RestoreStep
+) -> None:
+    check(node, scratch, mode, step, "after", mounted=True, incremental=True)
 
 
 @pytest.mark.parametrize("mode", RestoreMode)
