@@ -118,6 +118,7 @@ class Archiver:
                 timeout_s=timeout_s,
                 listed=listed,
                 follower=None if recording is None else recording.find_follower(fd),
+                path_bytes=squashfs.PATH_BYTES,
             )
             on_survey(found)
             left_s = max(0.0, deadline - time.monotonic())
@@ -150,6 +151,7 @@ class Archiver:
                 timeout_s=max(0.0, deadline - time.monotonic()),
                 cancelled=cancelled,
                 listed=listed,
+                path_bytes=squashfs.PATH_BYTES,
             )
             on_survey(found)
             path = pack(

@@ -91,11 +91,12 @@ def stage_changes(
     timeout_s: float,
     cancelled: threading.Event,
     listed: Listed | None = None,
+    path_bytes: int | None = None,
 ) -> tuple[Survey, Stage]:
     """Stages in `folder`, which does not exist yet, what was changed in the directory `fd` since its base.
 
     The survey counts the staged files, and those that were looked at. `listed` is called with every entry of the
-    directory, as in `survey`, if the base needs every file; else with none.
+    directory, as in `survey`, if the base needs every file; else with none. `path_bytes` is as in `survey`.
 
     Raises:
         NoLayerError: the changes cannot be archived by themselves.
@@ -119,6 +120,7 @@ def stage_changes(
                 timeout_s=max(0.0, deadline - time.monotonic()),
                 listed=listed,
                 follower=follower,
+                path_bytes=path_bytes,
             )
         finally:
             follower.close()

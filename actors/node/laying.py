@@ -26,14 +26,19 @@ def lay(layer: Path, over: Path, *, uid: int) -> None:
     Raises:
         OSError, ToolError: something could not be copied or removed.
     """
-    stage = Stage(over, uid, math.inf, lambda: None)
-    fd = os.open(layer, _DIRECTORY)
+    fds: list[int] = []
     try:
-        _lay(fd, StagedDirectory(stage))
+        for folder in (layer, over):
+            fds.append(os.open(folder, _DIRECTORY))
+        # A short path of the directory: with its own one, some paths in it would be longer than the kernel takes.
+        short = f"/proc/{os.getpid()}/fd/{fds[1]}/."
+        stage = Stage(short, uid, math.inf, lambda: None)
+        _lay(fds[0], StagedDirectory(stage))
     except NoLayerError as e:
         raise ToolError(f"The layer could not be laid over the directory: {e.message}") from e
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
 
 
 def _lay(fd: int, over: StagedDirectory) -> None:

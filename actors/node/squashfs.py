@@ -23,6 +23,10 @@ from actors.node.survey import Limits, survey
 
 BLOCK = "256K"
 """The block size: as small an archive as with 1 MiB (165 of 482 MB), and cheaper to read at random."""
+PATH_BYTES = 4000
+"""The longest path, relative to the directory, in an archive. mksquashfs names a file by 4,093 bytes at most, and
+unsquashfs by as many, with the folder before it into which it unpacks (seen in an experiment; PATH_MAX in
+linux/limits.h). So a longer one could be archived, but not be unpacked again."""
 
 _SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQ")
 _XATTR_TABLE_AT = 56

@@ -34,7 +34,7 @@ def identity_of(found: os.stat_result) -> Key:
 class Stage:
     """The tree, and what is counted in it. `check` is called often, and raises when the time is up."""
 
-    root: Path
+    root: Path | str
     uid: int
     max_bytes: float
     check: Callable[[], None]

@@ -116,6 +116,7 @@ def survey(
     timeout_s: float = math.inf,
     listed: Listed | None = None,
     follower: Follower | None = None,
+    path_bytes: int | None = None,
 ) -> Survey:
     """Walks the tree below `root_fd` without leaving it.
 
@@ -127,12 +128,13 @@ def survey(
         listed: called with each entry that goes into the archive; a directory comes right before what is in it,
             names in the order of their bytes.
         follower: the root's follower. What it does not choose is not counted.
+        path_bytes: if given, the longest path, relative to the root, that anything in the archive may have.
 
     Raises:
         TreeError: a limit is exceeded (also the time limit), a directory cannot be read, or the tree changed meanwhile.
         PathError: the tree changed meanwhile.
     """
-    walk = _Walk(limits, excludes, cancelled, time.monotonic() + timeout_s, listed)
+    walk = _Walk(limits, excludes, cancelled, time.monotonic() + timeout_s, listed, path_bytes)
     root = os.open(f"/proc/self/fd/{root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         walk.root(root, gitignore, follower)
@@ -168,8 +170,10 @@ class _Walk:
         cancelled: threading.Event | None,
         deadline: float,
         listed: Listed | None,
+        path_bytes: int | None,
     ) -> None:
         self._deadline = deadline
+        self._path_bytes = path_bytes
         self._listed = listed
         self.found = Survey()
         self._excludes = Rules(map(text_of, excludes), self._check_time) if excludes else None
@@ -239,6 +243,7 @@ class _Walk:
                 self.found.excluded.append(os.fsencode(path))
                 level.left_out.append(name)
                 continue
+            self._check_length(path)
             self._count(level.fd, name, found)
             self._list(level.fd, name, path, found)
             if is_directory:
@@ -275,6 +280,11 @@ class _Walk:
         # Reading a link changes its access time, by which its other names are recognised.
         is_read = stat.S_ISLNK(found.st_mode) and found.st_nlink == 1 and self._one_name_each
         self._listed(os.fsencode(path), found, os.fsencode(os.readlink(name, dir_fd=fd)) if is_read else b"")
+
+    def _check_length(self, path: str) -> None:
+        # A character takes at most four bytes.
+        if self._path_bytes is not None and len(path) * 4 > self._path_bytes < len(os.fsencode(path)):
+            raise TreeError(f"A path in the directory is longer than {self._path_bytes} bytes.")
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline:

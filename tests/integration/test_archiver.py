@@ -380,6 +380,39 @@ def test_the_deepest_tree_that_the_settings_allow_is_archived(tmp_path: Path) ->
     assert setup.create().found.inodes == 761
 
 
+def make_path(folder: Path, size: int) -> None:
+    """Makes a file whose path, relative to the folder, has so many bytes, in directories with the longest names."""
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range((size - 1) // 256):
+        os.mkdir("n" * 255, dir_fd=fd)
+        below = os.open("n" * 255, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(os.open("f" * (size - size // 256 * 256 or 255), os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+
+
+def test_the_longest_paths_that_are_archived_can_be_unpacked_anywhere(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    make_path(setup.work, 4000)
+    made = setup.create()
+    assert made.found.inodes == 17
+    parent = tmp_path / ("p" * 200) / ("q" * 200)
+    parent.mkdir(parents=True)
+    setup.archiver.extract_stack([made.path] * 2, parent, "tree", setup.spool(), cancelled=threading.Event())
+    shown = os.open(parent / "tree", os.O_RDONLY)
+    assert os.stat("n" * 255, dir_fd=shown).st_uid == UID
+    assert survey(shown, limits=LIMITS).inodes == 17
+    os.close(shown)
+
+
+def test_a_path_that_no_copy_could_be_restored_with_is_refused_unless_it_is_left_out(setup: Setup) -> None:
+    make_path(setup.work, 4001)
+    with pytest.raises(TreeError, match="A path in the directory is longer than 4000 bytes"):
+        setup.create()
+    assert setup.create(excludes=["f*"]).found.inodes == 16
+
+
 def test_a_file_that_grows_without_end_meets_the_time_limit(setup: Setup) -> None:
     put(setup.work, b"growing")
     spool = setup.spool()
