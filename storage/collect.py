@@ -10,8 +10,14 @@ person to look at. Every step may be repeated, so an interrupted collection is s
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import Enum, auto
+from itertools import groupby, islice
+from typing import TypeVar
 
 from storage import keys
 from storage.catalog import BackupCatalog
@@ -24,11 +30,16 @@ from storage.errors import (
     TamperedMetadataError,
     UnsignedMetadataError,
 )
-from storage.layer_collection import LayerCollection
-from storage.metadata import BackupRecord, Claim, load
+from storage.layer_collection import LayerCollection, LiveBackup
+from storage.metadata import Claim, load
 from storage.store import Listed, ObjectStore, list_all
 
 logger = logging.getLogger(__name__)
+
+_AHEAD = 256
+"""So many backups at most are read before the first of them is noted."""
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,9 @@ class CollectionReport:
 
 @dataclass(slots=True)
 class _Backup:
+    """The objects of one backup."""
+
+    id: str
     metadata: Listed | None = None
     archive: Listed | None = None
     listing: Listed | None = None
@@ -71,12 +85,25 @@ class _Backup:
         return [part for part in (self.archive, self.listing) if part is not None]
 
 
+class _Fate(Enum):
+    """The result of looking at a backup."""
+
+    LIVE = auto()
+    EXPIRED = auto()
+    FENCED = auto()
+    """Deleted since the listing, or fenced off."""
+    UNSIGNED = auto()
+    TAMPERED = auto()
+    UNREADABLE = auto()
+
+
 @dataclass(slots=True)
 class _Collection:
     catalog: BackupCatalog
     now: datetime
     grace: timedelta
     dry_run: bool
+    workers: int
     expired: list[str] = field(default_factory=list)
     orphaned: list[str] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
@@ -87,7 +114,8 @@ class _Collection:
     unreadable: list[str] = field(default_factory=list)
     without_archive: list[str] = field(default_factory=list)
     with_retention: list[tuple[str, str]] = field(default_factory=list)
-    live: list[BackupRecord] = field(default_factory=list)
+    live: dict[str, LiveBackup] = field(default_factory=dict)
+    """The backups that stay, by id. Their records are not kept: one can have a megabyte."""
     fenced: dict[str, tuple[Listed, list[Listed]]] = field(default_factory=dict)
     listed: set[str] = field(default_factory=set)
     """The ids of the backups that the index lists."""
@@ -104,45 +132,76 @@ class _Collection:
     def is_old(self, at: datetime) -> bool:
         return self.now - at >= self.grace
 
+    def _each(self, work: Callable[[_Item], _Found], items: Iterable[_Item]) -> Iterator[tuple[_Item, _Found]]:
+        """Does some work for each item, for as many at a time as there are workers; yields the results in order."""
+        if self.workers == 1:
+            yield from ((item, work(item)) for item in items)
+            return
+        rest = iter(items)
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="collection") as pool:
+            while batch := list(islice(rest, _AHEAD)):
+                futures = [pool.submit(copy_context().run, work, item) for item in batch]
+                try:
+                    yield from ((item, future.result()) for item, future in zip(batch, futures, strict=True))
+                finally:
+                    for future in futures:
+                        future.cancel()
+
     def collect_backups(self) -> None:
-        backups: dict[str, _Backup] = {}
-        for row in list_all(self.store, keys.BACKUPS_PREFIX):
-            if found := keys.find_backup_object(row.key):
-                backup = backups.setdefault(found.backup_id, _Backup())
+        lists = {
+            _Fate.EXPIRED: self.expired,
+            _Fate.UNSIGNED: self.unsigned,
+            _Fate.TAMPERED: self.tampered,
+            _Fate.UNREADABLE: self.unreadable,
+        }
+        for backup, (fate, found) in self._each(self._look_at, self._backups()):
+            if backup.metadata is None:
+                self._collect_orphan(backup.id, backup.parts)
+            elif found is not None:
+                self.live[backup.id] = found
+                is_whole = backup.archive is not None or bool(found.layers)
+                if not is_whole and self.is_old(backup.metadata.last_modified):
+                    self.without_archive.append(backup.id)
+            elif fate is _Fate.FENCED:
+                self.fenced[backup.id] = (backup.metadata, backup.parts)
+            else:
+                lists[fate].append(backup.id)
+                if fate is _Fate.EXPIRED:
+                    self.freed_bytes += backup.metadata.size_bytes + sum(part.size_bytes for part in backup.parts)
+
+    def _backups(self) -> Iterator[_Backup]:
+        """All backups of the bucket. The objects of each are next to each other in the listing."""
+        rows = ((keys.find_backup_object(row.key), row) for row in list_all(self.store, keys.BACKUPS_PREFIX))
+        known = ((found, row) for found, row in rows if found is not None)
+        for backup_id, objects in groupby(known, key=lambda pair: pair[0].backup_id):
+            backup = _Backup(backup_id)
+            for found, row in objects:
                 if found.is_metadata:
                     backup.metadata = row
                 elif found.is_listing:
                     backup.listing = row
                 else:
                     backup.archive = row
-        for backup_id, backup in backups.items():
-            if backup.metadata is not None:
-                self._collect_committed(backup_id, backup.metadata, backup)
-            else:
-                self._collect_orphan(backup_id, backup.parts)
+            yield backup
 
-    def _collect_committed(self, backup_id: str, metadata: Listed, backup: _Backup) -> None:
+    def _look_at(self, backup: _Backup) -> tuple[_Fate, LiveBackup | None]:
+        """Reads the metadata of a backup, and deletes the backup if it has expired. Runs in several threads."""
+        if backup.metadata is None:
+            return _Fate.FENCED, None
         try:
-            record = self.catalog.read_signed(backup_id)
-        except ObjectMissingError:  # deleted since the listing, or fenced off
-            self.fenced[backup_id] = (metadata, backup.parts)
-            return
+            record = self.catalog.read_signed(backup.id)
+        except ObjectMissingError:
+            return _Fate.FENCED, None
         except UnsignedMetadataError:
-            self.unsigned.append(backup_id)
-            return
+            return _Fate.UNSIGNED, None
         except DocumentError as e:
             logger.warning("%s", e)
-            (self.tampered if isinstance(e, TamperedMetadataError) else self.unreadable).append(backup_id)
-            return
-        if not (record.is_expired(self.now, buffer_s=0) and self.is_old(metadata.last_modified)):
-            self.live.append(record)
-            if backup.archive is None and not record.is_incremental and self.is_old(metadata.last_modified):
-                self.without_archive.append(backup_id)
-            return
+            return _Fate.TAMPERED if isinstance(e, TamperedMetadataError) else _Fate.UNREADABLE, None
+        if not (record.is_expired(self.now, buffer_s=0) and self.is_old(backup.metadata.last_modified)):
+            return _Fate.LIVE, LiveBackup.of(record)
         if not self.dry_run:
             self.catalog.discard(record)
-        self.expired.append(backup_id)
-        self.freed_bytes += metadata.size_bytes + sum(part.size_bytes for part in backup.parts)
+        return _Fate.EXPIRED, None
 
     def collect_fenced(self) -> None:
         """Removes old fences and what is left of their backups.
@@ -194,67 +253,86 @@ class _Collection:
                 self.uploads.append(upload.key)
 
     def collect_index(self) -> None:
-        wanted = {
-            keys.index_entry(record.owner, record.sandbox, record.created_at, record.id): record
-            for record in self.live
-            if record.sandbox is not None
-        }
-        unlisted = dict(wanted)
+        claims: list[str] = []
+        states: list[tuple[str, tuple[str, str]]] = []
+        rightly: set[str] = set()
         for root in keys.INDEX_ROOTS:
             for row in list_all(self.store, root):
                 self.layers.note(row)
                 if keys.is_claim(row.key) and self.is_old(row.last_modified):
-                    self._collect_claim(row.key)
+                    claims.append(row.key)
                 if sandbox := keys.find_state(row.key):
-                    self._look_at_state(row.key, *sandbox)
+                    states.append((row.key, sandbox))
                 entry = keys.find_index_entry(row.key)
                 if entry is None:
                     continue
                 self.listed.add(entry.backup_id)
-                if unlisted.pop(row.key, None) is not None:
-                    continue
-                gone = row.key not in wanted and not self._is_committed(entry.backup_id)
-                if gone and self.is_old(row.last_modified):
+                live = self.live.get(entry.backup_id)
+                if live is not None and live.index_key == row.key:
+                    rightly.add(entry.backup_id)
+                elif self.is_old(row.last_modified) and not self._is_committed(entry.backup_id):
                     self._drop_entry(row.key)
-        for key, record in unlisted.items():
-            if self.dry_run or self.catalog.write_index_entry(record):
-                self.rebuilt.append(key)
+        self._collect_claims(claims)
+        self._look_at_states(states)
+        self._rebuild_index(rightly)
 
-    def _look_at_state(self, key: str, tenant: str, sandbox: str) -> None:
-        """Reports a state that cannot be read. The node with the sandbox's files writes it anew at the next call."""
+    def _rebuild_index(self, listed: set[str]) -> None:
+        """Writes the index entries of the backups that are not `listed` as they should be."""
+        for backup in self.live.values():
+            if backup.id in listed or backup.index_key is None:
+                continue
+            try:
+                is_written = self.dry_run or self.catalog.write_index_entry(self.catalog.read_signed(backup.id))
+            except (ObjectMissingError, DocumentError):  # deleted meanwhile, or changed by someone
+                continue
+            if is_written:
+                self.rebuilt.append(backup.index_key)
+
+    def _look_at_states(self, states: Iterable[tuple[str, tuple[str, str]]]) -> None:
+        """Reports states that cannot be read. The node with the sandbox's files writes one anew at the next call."""
+        for (key, sandbox), has_retention in self._each(lambda row: self._find_retention(row[1]), states):
+            if has_retention is None:
+                self.unreadable.append(key)
+            elif has_retention:
+                self.with_retention.append(sandbox)
+
+    def _find_retention(self, sandbox: tuple[str, str]) -> bool | None:
+        """Tells whether a sandbox has a retention policy; None if its state cannot be read."""
         try:
-            found = self.catalog.find_state(tenant, sandbox)
-            if found is not None and found.state.retention is not None:
-                self.with_retention.append((tenant, sandbox))
+            found = self.catalog.find_state(*sandbox)
         except DocumentError as e:
             logger.warning("%s", e)
-            self.unreadable.append(key)
+            return None
+        return found is not None and found.state.retention is not None
 
-    def _collect_claim(self, key: str) -> None:
-        """Removes an old claim that is damaged, or whose backup does not exist.
+    def _collect_claims(self, claims: Iterable[str]) -> None:
+        """Removes old claims that are damaged, or whose backups do not exist.
 
-        It first checks that the claim was not written anew meanwhile.
+        It first checks that a claim was not written anew meanwhile.
         """
-        if self._claims_a_backup(key):
-            return
-        try:
-            if self.is_old(self.store.head(key).last_modified):
-                self._drop_entry(key)
-        except ObjectMissingError:
-            pass
+        for key, claims_a_backup in self._each(self._claims_a_backup, claims):
+            if claims_a_backup is None:
+                self.unreadable.append(key)
+            if claims_a_backup is not False:
+                continue
+            try:
+                if self.is_old(self.store.head(key).last_modified):
+                    self._drop_entry(key)
+            except ObjectMissingError:
+                pass
 
-    def _claims_a_backup(self, key: str) -> bool:
-        """True if the claim's backup exists, or if only a later release can read the claim."""
+    def _claims_a_backup(self, key: str) -> bool | None:
+        """Tells whether the claim's backup exists; None if only a later release can read the claim."""
         try:
-            return self._is_committed(load(Claim, self.store.get(key).data, key=key).backup_id)
+            backup_id = load(Claim, self.store.get(key).data, key=key).backup_id
         except ObjectMissingError:
             return False
         except NewerDocumentError as e:
             logger.warning("%s", e)
-            self.unreadable.append(key)
-            return True
+            return None
         except (CorruptMetadataError, IntegrityError):  # it stands for nothing, and its next use replaces it
             return False
+        return backup_id in self.live or self._is_committed(backup_id)
 
     def _drop_entry(self, key: str) -> None:
         if not self.dry_run:
@@ -263,7 +341,7 @@ class _Collection:
 
     def collect_layers(self) -> None:
         """Removes layers that no backup needs; after `collect_index`, which has listed them."""
-        self.layers.collect(self.live, dropped=self.expired)
+        self.layers.collect(self.live, dropped=frozenset(self.expired))
 
     def report(self) -> CollectionReport:
         layers = self.layers
@@ -284,18 +362,21 @@ class _Collection:
         )
 
 
-def collect(catalog: BackupCatalog, *, now: datetime, grace_s: float, dry_run: bool = False) -> CollectionReport:
-    """Runs one collection over the whole bucket.
+def collect(
+    catalog: BackupCatalog, *, now: datetime, grace_s: float, dry_run: bool = False, workers: int = 1
+) -> CollectionReport:
+    """Runs one collection over the whole bucket. Takes some hundred bytes of memory for each backup.
 
     Args:
         now: aware; an object's age is the difference to the store's own time of its last change.
         grace_s: younger objects are left alone.
         dry_run: report only.
+        workers: number of threads that read documents, and delete expired backups. The rest is done in turn.
 
     Raises:
         StorageError: from the store; what was removed until then stays removed.
     """
-    run = _Collection(catalog, now, timedelta(seconds=grace_s), dry_run)
+    run = _Collection(catalog, now, timedelta(seconds=grace_s), dry_run, workers)
     run.collect_backups()
     run.collect_uploads()
     run.collect_index()

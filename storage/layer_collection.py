@@ -8,9 +8,10 @@ References that a live backup lacks are written anew, before any layer is delete
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Self
 
 from storage import keys
 from storage.errors import ObjectMissingError
@@ -25,10 +26,32 @@ _Name = tuple[str, str]
 """A tenant and a SHA-256."""
 
 
+@dataclass(frozen=True, slots=True)
+class LiveBackup:
+    """What a collection has to know of a backup that stays."""
+
+    id: str
+    owner: str
+    layers: tuple[str, ...]
+    """The digests of its layers; empty for a full backup."""
+    index_key: str | None
+    """The key of its index entry; None if it belongs to no sandbox."""
+
+    @classmethod
+    def of(cls, record: BackupRecord) -> Self:
+        """Takes what is needed from the metadata of a backup."""
+        layers = tuple(layer.sha256 for layer in record.layers or ())
+        if record.sandbox is None:
+            return cls(record.id, record.owner, layers, None)
+        key = keys.index_entry(record.owner, record.sandbox, record.created_at, record.id)
+        return cls(record.id, record.owner, layers, key)
+
+
 @dataclass(slots=True)
 class _Layer:
     archive: Listed | None = None
-    references: dict[str, Listed] = field(default_factory=dict)
+    references: dict[str, datetime] = field(default_factory=dict)
+    """The times of the last change of its references, by the ids of the backups."""
     marks: list[Listed] = field(default_factory=list)
 
 
@@ -59,59 +82,63 @@ class LayerCollection:
             return
         layer = self._layers.setdefault((found.tenant, found.sha256), _Layer())
         if found.backup_id is not None:
-            layer.references[found.backup_id] = row
+            layer.references[found.backup_id] = row.last_modified
         elif found.run is not None:
             layer.marks.append(row)
         else:
             layer.archive = row
 
-    def collect(self, live: Sequence[BackupRecord], *, dropped: Sequence[str] = ()) -> None:
+    def collect(self, live: Mapping[str, LiveBackup], *, dropped: Collection[str] = frozenset()) -> None:
         """Removes what no backup needs. Every step may be repeated.
 
         Args:
-            live: the backups that stay; they were read before the listing began.
-            dropped: the ids of backups that this collection has deleted, or in a dry run would.
+            live: the backups that stay, by id; they were read before the listing began.
+            dropped: the ids of backups that this collection has deleted, or in a dry run would; a set, if there can be
+                many.
 
         Raises:
             StorageError: from the store; what was removed until then stays removed.
         """
-        wanted = {record.id: {(record.owner, layer.sha256) for layer in record.layers or ()} for record in live}
-        self._rebuild(live)
+        for backup in live.values():
+            self._rebuild(backup)
         for name, layer in self._layers.items():
-            for backup_id in list(layer.references):
-                if self._is_stale(name, layer.references[backup_id], backup_id, wanted, dropped):
-                    self._drop(layer.references.pop(backup_id).key)
+            for backup_id, at in list(layer.references.items()):
+                if self._is_stale(name, at, backup_id, live, dropped):
+                    del layer.references[backup_id]
+                    self._drop(keys.layer_reference(*name, backup_id))
             for mark in layer.marks:
                 if self.now - mark.last_modified >= _MARKS_LAST:
                     self._drop(mark.key)
             if layer.archive is not None and not layer.references:
                 self._collect_archive(name, layer.archive)
 
-    def _rebuild(self, live: Sequence[BackupRecord]) -> None:
-        for record in live:
-            for stored in record.layers or ():
-                layer = self._layers.setdefault((record.owner, stored.sha256), _Layer())
-                if record.id not in layer.references and self._is_committed(record.id):
-                    self._write_reference(layer, record, stored.sha256)
-                if layer.archive is None and record.id not in self.incomplete and self._is_committed(record.id):
-                    self.incomplete.append(record.id)
+    def _rebuild(self, backup: LiveBackup) -> None:
+        is_incomplete = False
+        for sha256 in backup.layers:
+            layer = self._layers.setdefault((backup.owner, sha256), _Layer())
+            if backup.id not in layer.references and self._is_committed(backup.id):
+                self._write_reference(layer, backup, sha256)
+            is_incomplete = is_incomplete or (layer.archive is None and self._is_committed(backup.id))
+        if is_incomplete:
+            self.incomplete.append(backup.id)
 
-    def _write_reference(self, layer: _Layer, record: BackupRecord, sha256: str) -> None:
-        key = keys.layer_reference(record.owner, sha256, record.id)
+    def _write_reference(self, layer: _Layer, backup: LiveBackup, sha256: str) -> None:
+        key = keys.layer_reference(backup.owner, sha256, backup.id)
         if not self.dry_run:
             self.store.put(key, b"")
-        layer.references[record.id] = Listed(key, 0, self.now)
+        layer.references[backup.id] = self.now
         self.rebuilt.append(key)
 
     def _is_stale(
-        self, name: _Name, row: Listed, backup_id: str, wanted: dict[str, set[_Name]], dropped: Sequence[str]
+        self, name: _Name, at: datetime, backup_id: str, live: Mapping[str, LiveBackup], dropped: Collection[str]
     ) -> bool:
         if backup_id in dropped:
             return True
-        if self.now - row.last_modified < self.grace:
+        if self.now - at < self.grace:
             return False
-        if backup_id in wanted:
-            return name not in wanted[backup_id]
+        backup = live.get(backup_id)
+        if backup is not None:
+            return name[0] != backup.owner or name[1] not in backup.layers
         return not self._is_committed(backup_id)
 
     def _drop(self, key: str) -> None:

@@ -29,6 +29,8 @@ GRACE_S = 86_400.0
 _FIRST_S = 600.0
 """The pause before the first collection of an actor, and after a failed one, if they are not more frequent."""
 _LONGEST_PAUSE_S = 3600.0
+_WORKERS = 8
+"""Requests of a collection that are under way at once: each takes a while, and there are some for each backup."""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class BucketCollection:
 
     def _collect(self, catalog: BackupCatalog, *, dry_run: bool) -> GcReport:
         with reading("bucket"):
-            found = collect(catalog, now=_now(catalog.store), grace_s=GRACE_S, dry_run=dry_run)
+            found = collect(catalog, now=_now(catalog.store), grace_s=GRACE_S, dry_run=dry_run, workers=_WORKERS)
         if not dry_run and found.expired_backups:
             self.meter.add(DELETED_BACKUPS, "expired", amount=len(found.expired_backups))
         retired: list[str] = []
