@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
 from pydantic import SecretStr
 
@@ -51,6 +52,8 @@ _FENCE = b'{"fenced":true}'
 """The content in the place of the metadata of a backup that must not be committed any more."""
 _READERS = 8
 _PAGE = 1000
+_AT_ONCE = 100
+"""Backups read at once: the metadata of each can have a megabyte."""
 _TRIES = 3
 
 
@@ -244,7 +247,8 @@ class BackupCatalog:
         """One page of a sandbox's backups, newest first, expired ones included.
 
         Entries without metadata, and those whose metadata names another sandbox, are left out. A backup whose metadata
-        cannot be used is an `UnusableBackup`.
+        cannot be used is an `UnusableBackup`. A page ends once it has looked at a thousand entries: where nearly all
+        are left out, it has fewer than `limit` backups, or none, and yet a cursor.
 
         Raises:
             InvalidCursorError: permanent.
@@ -254,15 +258,31 @@ class BackupCatalog:
             raise InvalidCursorError("page", bucket=self.store.bucket)
         after = None if cursor is None else prefix + cursor
         rows: list[BackupRecord | UnusableBackup] = []
+        looked_at = 0
         while True:
-            listed = self.store.list(prefix, after=after, limit=limit - len(rows))
+            # Where much is left out, each round looks at as many entries as all before it, to need few rounds.
+            listed = self.store.list(prefix, after=after, limit=min(_PAGE, max(limit - len(rows), looked_at)))
+            looked_at += len(listed.objects)
             entries = [entry for row in listed.objects if (entry := keys.find_index_entry(row.key))]
-            with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
-                futures = [pool.submit(copy_context().run, self._row, entry) for entry in entries]
-            rows += [row for future in futures if (row := future.result()) is not None]
             after = listed.after
-            if after is None or len(rows) >= limit:
+            for entry, row in zip(entries, self._rows(entries), strict=True):
+                if row is not None:
+                    rows.append(row)
+                    if len(rows) == limit and entry is not entries[-1]:
+                        after = entry.key
+                        break
+            if after is None or len(rows) == limit or looked_at >= _PAGE:
                 return RecordPage(tuple(rows), after and after.removeprefix(prefix))
+
+    def _rows(self, entries: Sequence[keys.IndexEntry]) -> list[BackupRecord | UnusableBackup | None]:
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="catalog") as pool:
+            futures = [pool.submit(copy_context().run, self._row, entry) for entry in entries]
+        return [future.result() for future in futures]
+
+    def has_more_backups(self, tenant: str, sandbox: str, than: int) -> bool:
+        """Tells whether a sandbox's index has more entries than that. Reads no metadata."""
+        rows = list_all(self.store, keys.index_prefix(tenant, sandbox))
+        return next(islice(rows, than, None), None) is not None
 
     def _row(self, entry: keys.IndexEntry) -> BackupRecord | UnusableBackup | None:
         try:
@@ -278,7 +298,9 @@ class BackupCatalog:
         """Yields all usable backups of a sandbox, newest first."""
         return (row for row in self.all_rows(tenant, sandbox) if isinstance(row, BackupRecord))
 
-    def all_rows(self, tenant: str, sandbox: str, *, at_once: int = _PAGE) -> Iterator[BackupRecord | UnusableBackup]:
+    def all_rows(
+        self, tenant: str, sandbox: str, *, at_once: int = _AT_ONCE
+    ) -> Iterator[BackupRecord | UnusableBackup]:
         """Yields all backups of a sandbox, newest first, as `page` does. Holds `at_once` of them in memory."""
         cursor: str | None = None
         while True:
@@ -293,8 +315,11 @@ class BackupCatalog:
         listed = (keys.find_index_entry(row.key) for root in keys.INDEX_ROOTS for row in list_all(self.store, root))
         return [entry for entry in listed if entry is not None and entry.backup_id == backup_id]
 
-    def delete(self, tenant: str, backup_id: str) -> bool:
+    def delete(self, tenant: str, backup_id: str, *, record: BackupRecord | None = None) -> bool:
         """Deletes one of the tenant's backups. Idempotent: returns False if there is none (any more).
+
+        Args:
+            record: its metadata, if it was read by `get` just now, to save a read.
 
         A backup whose metadata cannot be believed is the tenant's if the index lists it for this tenant and no other.
         If the deletion fails halfway, the backup is gone, and the collector removes what is left of it.
@@ -303,7 +328,7 @@ class BackupCatalog:
             DocumentError: its owner is unknown, or a later release has written it; nothing was deleted.
         """
         try:
-            record = self.get(tenant, backup_id)
+            record = record or self.get(tenant, backup_id)
         except ObjectMissingError:
             return False
         except NewerDocumentError:

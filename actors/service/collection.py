@@ -16,7 +16,7 @@ from actors.errors import HoldfastError
 from actors.faults import reading
 from actors.logs import log
 from actors.metrics import COLLECTIONS, DELETED_BACKUPS, FREED_BYTES, UNMETERED, Meter
-from actors.models import GcReport, RetentionRun
+from actors.models import GcReport
 from actors.service.retention import SandboxRetention
 from storage.catalog import BackupCatalog
 from storage.collect import CollectionReport, collect
@@ -74,12 +74,10 @@ class BucketCollection:
         failed: list[str] = []
         for tenant, sandbox in found.with_retention:
             try:
-                report = self.retention.run(tenant, sandbox, RetentionRun(dry_run=dry_run))
+                retired += self.retention.apply(tenant, sandbox, dry_run=dry_run)
             except HoldfastError as e:
                 log.warning("retention_failed", tenant=tenant, sandbox=sandbox, error=e.code, detail=e.message)
                 failed.append(f"{tenant}/{sandbox}")
-            else:
-                retired += [each.id for each in report.deleted]
         return _report(found, retired, failed)
 
 

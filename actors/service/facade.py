@@ -64,6 +64,8 @@ _STATUS: dict[type[DocumentError], BackupStatus] = {
     DocumentError: BackupStatus.UNREADABLE,  # all others
 }
 _LOG = Path("/proc/self/fd/2")
+_AT_ONCE = 100
+"""Backups read at once: the metadata of each can have a megabyte, what is told of it has a few hundred bytes."""
 _BRIEF = TransferConfig(attempts=1, connect_timeout_s=1.0, idle_timeout_s=2.0)
 
 
@@ -225,8 +227,14 @@ class Service:
         """Returns one page of a sandbox's backups, newest first."""
         wanted = validated(PageOptions, {"limit": limit, "cursor": cursor})
         with reading("cursor"):
-            page = self._configured().page(tenant, sandbox_id, limit=wanted.limit, cursor=wanted.cursor)
-        return BackupPage(backups=[self._listed(row) for row in page.rows], cursor=page.cursor)
+            catalog, found, after = self._configured(), list[BackupInfo](), wanted.cursor
+            while True:
+                size = min(_AT_ONCE, wanted.limit - len(found))
+                page = catalog.page(tenant, sandbox_id, limit=size, cursor=after)
+                found += map(self._listed, page.rows)
+                after = page.cursor
+                if after is None or len(found) == wanted.limit or len(page.rows) < size:
+                    return BackupPage(backups=found, cursor=after)
 
     def backup(self, tenant: str, backup_id: str) -> BackupInfo:
         """Returns one backup. Raises BackupNotFoundError, DocumentDamagedError."""
@@ -244,13 +252,14 @@ class Service:
         """
         known, catalog = _valid(backup_id), self._configured()
         with reading("such backup"), _deletable(known):
-            if _is_slept_in(catalog, tenant, known):
+            record = _find_usable(catalog, tenant, known)
+            if _is_slept_in(catalog, tenant, known, record):
                 raise InvalidRequestError(
                     "A sandbox sleeps in this backup.",
                     hint="Delete the sandbox; or wake it, and back it up.",
                     context={"backup": known},
                 )
-            if not catalog.delete(tenant, known):
+            if not catalog.delete(tenant, known, record=record):
                 raise BackupNotFoundError("There is no such backup.", context={"backup": known})
 
     def adopt(
@@ -380,15 +389,22 @@ def _deletable(backup_id: str) -> Iterator[None]:
         raise damaged(e, hint=f"Who runs the service can: `holdfast delete --backup {backup_id} --damaged`.") from None
 
 
-def _is_slept_in(catalog: BackupCatalog, tenant: str, backup_id: str) -> bool:
-    """Tells whether a sandbox is asleep in a backup. Raises StorageError."""
-    of_sleep: bool | None
+def _find_usable(catalog: BackupCatalog, tenant: str, backup_id: str) -> BackupRecord | None:
+    """The metadata of a backup; None if it cannot be used. Raises StorageError, NewerDocumentError."""
     try:
-        record = catalog.get(tenant, backup_id)
-        sandboxes, of_sleep = {record.sandbox} - {None}, bool(record.of_sleep)
+        return catalog.get(tenant, backup_id)
     except NewerDocumentError:
         raise
     except DocumentError:
+        return None
+
+
+def _is_slept_in(catalog: BackupCatalog, tenant: str, backup_id: str, record: BackupRecord | None) -> bool:
+    """Tells whether a sandbox is asleep in a backup. `record` is its metadata, if usable. Raises StorageError."""
+    of_sleep: bool | None
+    if record is not None:
+        sandboxes, of_sleep = {record.sandbox} - {None}, bool(record.of_sleep)
+    else:
         entries = catalog.entries_of(backup_id)
         sandboxes, of_sleep = {entry.sandbox for entry in entries if entry.tenant == tenant}, None
     return any(_sleeps_in(catalog, tenant, name, backup_id, of_sleep=of_sleep) for name in sandboxes if name)

@@ -75,7 +75,7 @@ class ServiceHost:
         )
         self._contents = BackupContents(config, catalog)
         self._retention = self._service.retention
-        self._retained = RetentionQueue(lambda tenant, name: self._retention.run(tenant, name, RetentionRun()))
+        self._retained = RetentionQueue(self._retention.apply)
         self._nodes = Nodes(runtime, lambda node_id: make_node_host(node_id, config))
         warm = WarmWorkers(runtime, config.warm_workers)
         self._spawner = Spawner(runtime, self._service, self._nodes, warm, self._make)

@@ -26,7 +26,12 @@ def remade_state(catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeR
     Raises:
         StorageError: the sandbox's backups could not be listed.
     """
-    backups = [backup for backup in catalog.all_records(tenant, sandbox) if not catalog.is_expired(backup)]
+    # The digests of the parts can take a megabyte for each backup, and are not needed here.
+    backups = [
+        backup.model_copy(update={"parts": None, "layers": None})
+        for backup in catalog.all_records(tenant, sandbox)
+        if not catalog.is_expired(backup)
+    ]
     state = SandboxState(
         id=sandbox,
         tenant=tenant,

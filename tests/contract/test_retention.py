@@ -413,3 +413,30 @@ def test_each_sandbox_waits_once_and_a_failure_keeps_no_other_waiting() -> None:
     queue.add("acme", "a")
     queue.step()
     assert len(applied) == 3
+
+
+def test_a_deletion_reads_the_metadata_and_the_state_once(memory: Bucket) -> None:
+    faulty = FaultyStore(memory.catalog.store)
+    counted = Bucket(faulty)
+    backup_id = counted.backup()
+    counted.write(epoch=1)
+    faulty.calls.clear()
+    counted.service.delete_backup("acme", backup_id)
+    assert [call.split()[0] for call in faulty.calls] == ["get", "get", "delete", "delete", "delete", "delete"]
+
+
+def test_a_policy_is_applied_without_reading_metadata_while_it_keeps_as_many_as_there_are(memory: Bucket) -> None:
+    faulty = FaultyStore(memory.catalog.store)
+    counted = Bucket(faulty)
+    made = [counted.backup(hours_ago=hours) for hours in (3, 2, 1)]
+    counted.keep(keep_last=3)
+    faulty.calls.clear()
+    assert counted.service.retention.apply("acme", counted.box) == ()
+    assert [call.split()[0] for call in faulty.calls] == ["get", "list"]
+    counted.keep(pinned=made)
+    faulty.calls.clear()
+    assert counted.service.retention.apply("acme", counted.box) == ()
+    assert [call.split()[0] for call in faulty.calls] == ["get"]
+    counted.keep(keep_last=2)
+    assert counted.service.retention.apply("acme", counted.box) == made[:1]
+    assert counted.left() == set(made[1:])

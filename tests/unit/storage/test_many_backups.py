@@ -129,3 +129,32 @@ def test_a_dry_run_names_the_references_of_expired_backups(bucket: Bucket) -> No
         for layer in layers:
             bucket.store.put(keys.layer_reference("acme", layer.sha256, record.id), b"")
     assert len(bucket.collect(dry_run=True).stale_index_entries) == 400
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+def test_a_page_looks_at_a_bounded_number_of_entries_without_metadata(bucket: Bucket, limit: int) -> None:
+    newest, *gone = bucket.fill(3_000)
+    for record in gone[:-1]:
+        bucket.store.delete(keys.metadata(record.id))
+    assert bucket.catalog.page("acme", "box", limit=1).rows == (newest,)
+    bucket.store.calls.clear()
+    seen: list[str] = []
+    pages, cursor = 0, None
+    while True:
+        page = bucket.catalog.page("acme", "box", limit=limit, cursor=cursor)
+        requests = bucket.requests()
+        assert requests["get"] <= 2_000
+        assert requests["list"] <= 12
+        assert len(page.rows) <= limit
+        seen += [record.id for record in page.records]
+        pages, cursor = pages + 1, page.cursor
+        if cursor is None:
+            break
+    assert seen == [newest.id, gone[-1].id]
+    assert pages <= 5
+
+
+def test_a_full_page_reads_its_own_backups_only(bucket: Bucket) -> None:
+    bucket.fill(300)
+    assert len(bucket.catalog.page("acme", "box", limit=100).rows) == 100
+    assert bucket.requests() == {"list": 1, "get": 100}
