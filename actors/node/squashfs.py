@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.node.errors import ArchiveError, NodeError, NoSpaceLeftError, ToolError, full_disk_in
+from actors.node.errors import ArchiveError, NodeError, NoSpaceLeftError, ToolError, TreeError, full_disk_in
 from actors.node.exclusions import Exclusion
 from actors.node.process import Ended, printable
 from actors.node.survey import Limits, survey
@@ -27,6 +27,10 @@ PATH_BYTES = 4000
 """The longest path, relative to the directory, in an archive. mksquashfs names a file by 4,093 bytes at most, and
 unsquashfs by as many, with the folder before it into which it unpacks (seen in an experiment; PATH_MAX in
 linux/limits.h). So a longer one could be archived, but not be unpacked again."""
+_MOST_WORDS = 4000
+"""bwrap takes 9,000 arguments at most (seen in an experiment)."""
+_MOST_WORDS_BYTES = 100_000
+"""Less than the longest single argument. Source: MAX_ARG_STRLEN in linux/binfmts.h."""
 
 _SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQ")
 _XATTR_TABLE_AT = 56
@@ -145,6 +149,9 @@ def exclude_lines(paths: Iterable[bytes], exclusions: Mapping[bytes, Exclusion])
     Args:
         paths: relative to the directory that is archived, and taken literally.
         exclusions: fewer patterns for those of one directory, by its path with a slash at its end.
+
+    Raises:
+        TreeError: there are more words than a command can have.
     """
     lines: list[bytes] = []
     words: list[str] = []
@@ -166,6 +173,10 @@ def exclude_lines(paths: Iterable[bytes], exclusions: Mapping[bytes, Exclusion])
             add(_literally(prefix + text) + b"*")
         for text in sorted(exclusion.endings):
             add(_literally(prefix) + b"*" + _literally(text))
+    if len(words) > _MOST_WORDS or sum(map(len, words)) > _MOST_WORDS_BYTES:
+        raise TreeError(
+            "Too many of the names to leave out hold line feeds.", hint="Exclude the directories that they are in."
+        )
     return b"".join(lines), words
 
 

@@ -19,6 +19,7 @@ from actors.node.errors import (
     NoSpaceLeftError,
     ToolError,
     ToolKilledError,
+    TreeError,
 )
 from actors.node.process import Ended
 
@@ -132,6 +133,12 @@ def test_special_characters_in_excluded_names_are_escaped(path: bytes, line: byt
 def test_names_with_newlines_become_patterns_on_the_command_line() -> None:
     assert squashfs.exclude_lines([b"a\nb", b"c"], {}) == (b"c\n", ["a\\\nb"])
     assert squashfs.exclude_lines([], {}) == (b"", [])
+
+
+@pytest.mark.parametrize("names", [[b"\n%d" % n for n in range(4001)], [b"\n" * 255] * 200])
+def test_more_names_with_newlines_than_a_command_can_have_are_refused(names: list[bytes]) -> None:
+    with pytest.raises(TreeError, match="hold line feeds"):
+        squashfs.exclude_lines(names, {})
 
 
 def test_percentages_only_rise_wherever_the_output_is_split() -> None:
