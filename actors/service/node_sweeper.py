@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +33,9 @@ from storage.catalog import BackupCatalog
 from storage.errors import StorageError
 
 SWEEP_S = 300.0
-"""Pause between two sweeps."""
+"""Pause between two sweeps, at least."""
+_SHARE = 10.0
+"""A pause is at least so many times as long as the sweep before it: each reads the state of every sandbox here."""
 _UNMOUNT_S = 5.0
 _BEING_DELETED_S = 600.0
 """Time for which trash is left to the process that is deleting it."""
@@ -58,8 +60,11 @@ class Swept:
 class NodeSweeper:
     """The sweeper of one node. It also holds the node's scrub, and answers questions about the node's files."""
 
-    def __init__(self, node: NodeConfig, catalog: BackupCatalog | None) -> None:
+    def __init__(
+        self, node: NodeConfig, catalog: BackupCatalog | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._layout = NodeLayout(node)
+        self._clock = clock
         self._catalog = catalog
         verified = Verified(self._layout.verified)
         self._cache = ArchiveCache(self._layout.cache, max_bytes=node.cache_max_bytes, verified=verified)
@@ -98,8 +103,9 @@ class NodeSweeper:
 
     def step(self) -> float:
         """Sweeps once; returns the seconds until the next sweep."""
+        began = self._clock()
         self.sweep()
-        return SWEEP_S
+        return max(SWEEP_S, _SHARE * (self._clock() - began))
 
     def sweep(self) -> Swept:
         """Removes what nobody owns. Goes on when something cannot be removed, and logs it."""

@@ -24,7 +24,7 @@ from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
 from actors.node.work_folder import working_in
 from actors.sandbox.facade import LocalSandbox
-from actors.service.node_sweeper import OUT_OF_DATE_S, NodeSweeper, Swept
+from actors.service.node_sweeper import OUT_OF_DATE_S, SWEEP_S, NodeSweeper, Swept
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
 from tests.support.control_groups import pids_in
@@ -399,3 +399,11 @@ def test_a_new_node_has_nothing_to_sweep_and_one_identity_for_concurrent_callers
     assert NodeSweeper(nodes[0], None).identity() == identity
     assert NodeSweeper(nodes[1], None).identity() != identity
     assert sorted(path.name for path in (tmp_path / "a" / "node").iterdir()) == ["id", "trash"]
+
+
+@pytest.mark.parametrize(("took_s", "pause_s"), [(1.0, SWEEP_S), (100.0, 1000.0)])
+def test_a_long_sweep_of_many_sandboxes_is_followed_by_a_longer_pause(
+    kernel_node: Node, took_s: float, pause_s: float
+) -> None:
+    times = iter([5.0, 5.0 + took_s])
+    assert NodeSweeper(kernel_node.config.node, None, clock=lambda: next(times)).step() == pause_s
