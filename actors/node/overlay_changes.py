@@ -113,7 +113,7 @@ def changes_of(layer: Layer, stage: Stage, *, everywhere: bool, wanted: Collecti
         everywhere: to visit every file, because of rules that may leave out what was not changed.
         wanted: files with several names that have to be staged under each of them, if such an attempt has found any.
     """
-    has_index = _has_entries(layer.index)
+    has_index = _has_index_entries(layer.index)
     look = _Look(stage, everywhere or has_index or bool(wanted), has_index, wanted)
     with ExitStack() as stack:
         upper = os.open(layer.upper, _DIRECTORY)
@@ -123,9 +123,15 @@ def changes_of(layer: Layer, stage: Stage, *, everywhere: bool, wanted: Collecti
     raise AssertionError
 
 
-def _has_entries(folder: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        return next(entries, None) is not None
+def _has_index_entries(index: Path) -> bool:
+    """True if the kernel's index has an entry.
+
+    The kernel also uses the folder for files on their way to another place. Their names begin with "#", while entries
+    are named in hexadecimal. After the first deletion one such file stays: the whiteout that later ones are links to.
+    Source: ovl_tempname, ovl_whiteout and ovl_get_index_name in the kernel's fs/overlayfs.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return any(not name.startswith("#") for name in os.listdir(index))
     return False
 
 

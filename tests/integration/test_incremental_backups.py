@@ -11,6 +11,7 @@ import pytest
 
 from actors.config import BackupLimits
 from actors.errors import BackupNotFoundError
+from actors.metrics import ARCHIVED_BYTES, Tally
 from actors.models import RestoreMode, RestoreOptions
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
@@ -103,6 +104,17 @@ def test_everything_that_is_restored_belongs_to_the_sandbox(node: Node, box: Loc
     box.sleep()
     box.wake()
     assert sh(box, "find again ! -user $(id -u) -o ! -group $(id -g)") == ""
+
+
+def test_a_backup_after_a_deletion_looks_only_where_something_was_changed(node: Node) -> None:
+    tally = Tally()
+    box = node.sandbox(f"box-{uuid.uuid4().hex[:8]}", meter=tally)
+    make_tree(box)
+    restore(box, backup(box, TREE), TREE)
+    sh(box, "rm gone && echo changed > file", cwd=TREE)
+    tally.drain()
+    assert record(node, backup(box, TREE).id).is_incremental
+    assert tally.counts()[ARCHIVED_BYTES.name, ()] == len("changed\n")
 
 
 def test_layers_are_laid_on_each_other_until_the_stack_is_deep(node: Node, box: LocalSandbox) -> None:
