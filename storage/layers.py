@@ -19,11 +19,14 @@ References without metadata are removed once they are older than the grace perio
 does not commit (`NewLayers.check`).
 
 The archive of a full backup is no layer, and goes with that backup. It is promoted when the first incremental backup is
-made on it: the store copies it to the key of a layer.
+made on it: the store copies it to the key of a layer. `hold` only begins the copy, and `add` waits for it. That changes
+nothing in the order above, which is one of requests about one layer: the copy is part of step 3, and the commit still
+comes after it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import threading
@@ -32,6 +35,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,11 +55,23 @@ LONGEST_CREATION_S = 12 * 3600.0
 """A creation that holds layers for longer does not commit. Half the grace period of the collector."""
 _THREADS = 8
 T = TypeVar("T")
+R = TypeVar("R")
+Beside = Callable[[Callable[[], object]], Callable[[], object]]
+"""Runs a task beside what follows. Returns the function that waits for its end, and raises its error."""
 
 
 def seconds() -> float:
     """A clock that nobody sets, and that goes on while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def in_a_thread(task: Callable[[], object]) -> Callable[[], object]:
+    """Runs a task in a thread of its own (`Beside`)."""
+    with_names = partial(copy_context().run, task)  # log lines keep the call's names
+    pool = ThreadPoolExecutor(1, thread_name_prefix="layers")
+    wait = pool.submit(with_names).result
+    pool.shutdown(wait=False)
+    return wait
 
 
 class NewLayers:
@@ -75,14 +91,17 @@ class NewLayers:
         *,
         clock: Callable[[], float] = seconds,
         threads: int = _THREADS,
+        beside: Beside = in_a_thread,
     ) -> None:
-        """`base` is the signed metadata of the backup that the new one is made on."""
+        """`base` is the signed metadata of the backup that the new one is made on; `beside` runs the promotion."""
         self._store = store
         self._tenant = tenant
         self._backup_id = backup_id
         self._base = base
         self._clock = clock
         self._threads = threads
+        self._beside = beside
+        self._wait_for_promotion: Callable[[], object] | None = None
         self._began = clock()
         self._began_at: datetime | None = None
         self._layers = list(base.stack)
@@ -94,7 +113,7 @@ class NewLayers:
         return list(self._layers)
 
     def hold(self) -> None:
-        """Takes hold of all layers of the base; promotes its archive if it is a full backup.
+        """Takes hold of all layers of the base; begins to promote its archive if that is no layer yet.
 
         Raises:
             LayersUnusableError: a full backup has to be made instead.
@@ -107,10 +126,16 @@ class NewLayers:
         if rules := self._store.rules_over_layers():
             raise self._unusable(f"lifecycle rules of the bucket would delete its layers: {', '.join(rules)}")
         self._each(self._begin_or_reference, [None, *self._layers])
-        self._each(self._find_or_promote, self._layers)
+        found = self._each(self._find_unmarked, self._layers)
+        missing = [layer for layer, head in zip(self._layers, found, strict=True) if head is None]
+        if not missing:
+            return
+        if self._base.is_incremental:
+            raise self._unusable("the layer is missing", missing[0])
+        self._wait_for_promotion = self._beside(partial(self._promote, missing[0]))
 
     def add(self, layer: StoredLayer, send: Callable[[str], object]) -> None:
-        """Stores the backup's own layer, unless the tenant has it already.
+        """Stores the backup's own layer, unless the tenant has it already. On return all layers are held.
 
         `send` stores the archive under the key that it is called with, and returns once the store has confirmed it.
 
@@ -123,9 +148,9 @@ class NewLayers:
         if layer.sha256 in known or sum(len(held.parts) for held in self._layers) + len(layer.parts) > MAX_PARTS:
             raise self._unusable("the layer cannot be laid on these", layer)
         self._reference(layer)
-        self._check_marks(layer)
-        if self._find(layer) is None:
+        if self._find_unmarked(layer) is None:
             send(keys.layer(self._tenant, layer.sha256))
+        self._end_promotion()
         self._layers.append(layer)
 
     def check(self) -> None:
@@ -137,6 +162,7 @@ class NewLayers:
             LayersUnusableError: it may have.
             StorageError: the store failed.
         """
+        self._end_promotion()
         lasted_s, now = self._clock() - self._began, self._store.find_now()
         if now is not None and self._began_at is not None:
             lasted_s = max(lasted_s, (now - self._began_at).total_seconds())
@@ -144,7 +170,19 @@ class NewLayers:
             raise self._unusable("the creation has lasted too long")
 
     def release(self) -> None:
-        """Removes the references. Raises nothing: the collector removes those that are left."""
+        """Removes the references. Raises nothing: the collector removes those that are left.
+
+        If a promotion is under way, they are removed after it, beside what follows.
+        """
+        wait, self._wait_for_promotion = self._wait_for_promotion, None
+        if wait is None:
+            self._remove_references()
+        else:
+            self._beside(partial(self._remove_references, after=wait))
+
+    def _remove_references(self, *, after: Callable[[], object] = lambda: None) -> None:
+        with contextlib.suppress(StorageError):
+            after()
         try:
             self._each(self._store.delete, self._referenced)
         except StorageError as e:
@@ -162,17 +200,17 @@ class NewLayers:
         self._referenced.append(key)
         self._store.put(key, b"")
 
-    def _find_or_promote(self, layer: StoredLayer) -> None:
-        self._check_marks(layer)
-        if self._find(layer) is not None:
-            return
-        if self._base.is_incremental:
-            raise self._unusable("the layer is missing", layer)
-        self._promote(layer)
+    def _end_promotion(self) -> None:
+        """Waits for the promotion, if one was begun. Raises LayersUnusableError, and only once."""
+        wait, self._wait_for_promotion = self._wait_for_promotion, None
+        if wait is not None:
+            wait()
 
-    def _check_marks(self, layer: StoredLayer) -> None:
+    def _find_unmarked(self, layer: StoredLayer) -> Head | None:
+        """Finds a layer after its reference was written. Raises LayersUnusableError if a collector may delete it."""
         if self._store.list(keys.layer_marks(self._tenant, layer.sha256), limit=1).objects:
             raise self._unusable("a collector may be about to delete the layer", layer)
+        return self._find(layer)
 
     def _find(self, layer: StoredLayer) -> Head | None:
         try:
@@ -204,16 +242,13 @@ class NewLayers:
         key = keys.layer(self._tenant, layer.sha256) if layer else keys.metadata(self._base.id)
         return LayersUnusableError("build on", bucket=self._store.bucket, key=key, detail=why)
 
-    def _each(self, task: Callable[[T], object], items: Sequence[T]) -> None:
+    def _each(self, task: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Runs the task for all items side by side, waits for all, and raises the first error."""
         if min(self._threads, len(items)) <= 1:
-            for item in items:
-                task(item)
-            return
+            return [task(item) for item in items]
         with ThreadPoolExecutor(min(self._threads, len(items)), thread_name_prefix="layers") as pool:
             futures = [pool.submit(copy_context().run, task, item) for item in items]
-        for future in futures:
-            future.result()
+        return [future.result() for future in futures]
 
 
 def _differ(etag: str, recorded: str) -> bool:

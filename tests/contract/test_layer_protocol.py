@@ -28,24 +28,34 @@ TestLayerProtocol.settings = settings(
 )
 
 
-def race(schedule: list[tuple[int, int]], *, writers: int = 1, collectors: int = 1) -> None:
+def race(
+    schedule: list[tuple[int, int]],
+    *,
+    writers: int = 1,
+    collectors: int = 1,
+    on_full: bool = False,
+    late: bool = False,
+) -> None:
     world = LayerProtocol()
-    world.open(conditional=False, contended=False)
-    world.race(schedule, world.contend(writers, collectors))
+    world.open(conditional=False, contended=False, late=late)
+    world.race(schedule, world.contend(writers, collectors, on_full=on_full))
     world.teardown()
 
 
+@pytest.mark.parametrize(("on_full", "late"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("first", [WRITER, COLLECTOR])
-def test_no_order_with_two_switches_loses_a_layer(first: int) -> None:
+def test_no_order_with_two_switches_loses_a_layer(first: int, on_full: bool, late: bool) -> None:
     """Each goes on until a step, the other until one of its own, then the first to its end, for all steps."""
-    for one, other in itertools.product(range(13), range(1, 14)):
-        race([(first, one), (1 - first, other), (first, 1000)])
+    for one, other in itertools.product(range(14), range(1, 14)):
+        race([(first, one), (1 - first, other), (first, 1000)], on_full=on_full, late=late)
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), max_size=12))
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9)), max_size=12), st.booleans(), st.booleans())
 @settings(max_examples=EXAMPLES * 5, deadline=None)
-def test_three_writers_and_two_collectors_lose_no_layer(schedule: list[tuple[int, int]]) -> None:
-    race(schedule, writers=3, collectors=2)
+def test_three_writers_and_two_collectors_lose_no_layer(
+    schedule: list[tuple[int, int]], on_full: bool, late: bool
+) -> None:
+    race(schedule, writers=3, collectors=2, on_full=on_full, late=late)
 
 
 class Collected(LayerProtocol):

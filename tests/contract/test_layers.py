@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import threading
 import uuid
 from collections.abc import Iterator
@@ -23,7 +25,9 @@ from storage.s3 import S3ObjectStore
 from storage.store import list_all
 from storage.transfer import download, upload
 from tests.support.faulty_store import FaultyStore
+from tests.support.mount_leaks import wait_until
 from tests.support.s3 import FAST
+from tests.support.sandboxes import Background
 
 KEY = SecretStr("signing key")
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -125,6 +129,12 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     made.base = made.full(b"base", ttl=1e9)
     yield made
     clear()
+
+
+def promote(layers: NewLayers) -> None:
+    """Holds the layers of a full backup until its archive is promoted."""
+    layers.hold()
+    layers.check()
 
 
 @on_both
@@ -279,10 +289,10 @@ def test_an_archive_that_is_not_the_recorded_one_is_not_promoted(bench: Bench) -
     layer = keys.layer(TENANT, bench.base.stack[0].sha256)
     bench.store.put(keys.archive(bench.base.id), b"bose")
     with pytest.raises(LayersUnusableError, match="uploaded"):
-        bench.layers(bench.base).hold()
+        promote(bench.layers(bench.base))
     bench.store.delete(keys.archive(bench.base.id))
     with pytest.raises(LayersUnusableError):
-        bench.layers(bench.base).hold()
+        promote(bench.layers(bench.base))
     assert layer not in bench.objects()
 
 
@@ -293,17 +303,61 @@ def test_a_copy_that_the_store_makes_wrongly_is_found(bench: Bench) -> None:
 
     layers = NewLayers(Wrong(bench.store), TENANT, str(uuid.uuid4()), bench.base)
     with pytest.raises(LayersUnusableError, match="0 bytes"):
-        layers.hold()
+        promote(layers)
     layers.release()
     bench.collect(after=timedelta(minutes=1))
-    bench.layers(bench.base).hold()
+    promote(bench.layers(bench.base))
 
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_copy_that_fails_means_a_full_backup(bench: Bench, after: bool) -> None:
     bench.faulty.fail("copy", "data.sqsh", after=after)
     with pytest.raises(LayersUnusableError):
-        bench.layers(bench.base).hold()
+        promote(bench.layers(bench.base))
+
+
+@pytest.fixture
+def slow(bench: Bench) -> Iterator[tuple[NewLayers, threading.Event]]:
+    """Layers that are held while the store copies the archive of `base`, and the event at which it goes on."""
+    going = threading.Event()
+
+    class Slow(FaultyStore):
+        def copy(self, source: str, target: str, *, if_match: str) -> str:
+            assert going.wait(20)
+            return bench.store.copy(source, target, if_match=if_match)
+
+    layers = NewLayers(Slow(bench.store), TENANT, str(uuid.uuid4()), bench.base)
+    layers.hold()
+    yield layers, going
+    going.set()
+    with contextlib.suppress(LayersUnusableError):
+        layers.check()
+
+
+def test_a_promotion_goes_on_beside_the_upload_and_ends_before_the_commit(
+    bench: Bench, slow: tuple[NewLayers, threading.Event]
+) -> None:
+    layers, going = slow
+    base = keys.layer(TENANT, bench.base.stack[0].sha256)
+    adding = Background(lambda: bench.add(layers, b"one"))
+    own = keys.layer(TENANT, hashlib.sha256(b"one").hexdigest())
+    assert wait_until(lambda: own in bench.objects(), timeout_s=20)
+    assert not adding.ended and base not in bench.objects()
+    going.set()
+    adding.result()
+    assert base in bench.objects() and len(layers.layers) == 2
+
+
+def test_references_are_released_after_a_promotion_that_is_under_way(
+    bench: Bench, slow: tuple[NewLayers, threading.Event]
+) -> None:
+    layers, going = slow
+    base = keys.layer(TENANT, bench.base.stack[0].sha256)
+    layers.release()
+    assert [key for key in bench.objects() if "/refs/" in key]
+    going.set()
+    assert wait_until(lambda: not [key for key in bench.objects() if "/refs/" in key], timeout_s=20)
+    assert bench.collect(after=timedelta(minutes=1)).orphaned_layers == (base,)
 
 
 def test_only_a_signed_backup_of_the_same_tenant_is_built_on(bench: Bench) -> None:

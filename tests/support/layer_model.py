@@ -54,7 +54,7 @@ class UnconditionalStore(MemoryObjectStore):
         return False
 
 
-_STEP = re.compile(r"/layers/|^list tenants/$|^(put|delete|head) .*meta\.json")
+_STEP = re.compile(r"/layers/|^copy |^list tenants/$|^(put|delete|head) .*meta\.json")
 """The requests that make the protocol's steps."""
 
 
@@ -66,9 +66,13 @@ def layer_of(content: bytes) -> StoredLayer:
 class LayerProtocol(RuleBasedStateMachine):
     """At most three writers and two collectors at once. No committed backup ever loses a layer."""
 
-    @initialize(conditional=st.booleans(), contended=st.booleans())
-    def open(self, conditional: bool, contended: bool) -> None:
-        """A full backup and an incremental one; `contended`: on which another is made while it is deleted."""
+    @initialize(conditional=st.booleans(), contended=st.booleans(), late=st.booleans())
+    def open(self, conditional: bool, contended: bool, late: bool = False) -> None:
+        """A full backup and an incremental one; `contended`: on which another is made while it is deleted.
+
+        `late` promotions begin after all else that a backup does before its commit, and not at once.
+        """
+        self.late_promotions = late
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.conditional = conditional
         self.store = MemoryObjectStore(self.clock) if conditional else UnconditionalStore(self.clock)
@@ -82,13 +86,17 @@ class LayerProtocol(RuleBasedStateMachine):
         if contended:
             self.contend()
 
-    def contend(self, writers: int = 1, collectors: int = 1) -> list[tuple[Process, str]]:
-        """Begins backups on one that is then deleted, so that nobody else needs its layers, and collections."""
-        base = self.committed()[-1]
+    def contend(self, writers: int = 1, collectors: int = 1, *, on_full: bool = False) -> list[tuple[Process, str]]:
+        """Begins backups on one that is then deleted, so that nobody else needs its layers, and collections.
+
+        With `on_full` they are made on the full backup below that one, which stays, but whose layer nobody needs.
+        """
+        full, incremental = self.committed()
+        base = full if on_full else incremental
         for number in range(writers):
             content = b"layer %d" % (number + 1)
             self._start("writer", partial(self._write_incremental, base=base, content=content, ttl=timedelta(days=30)))
-        self.catalog(self.store).delete(TENANT, base.id)
+        self.catalog(self.store).delete(TENANT, incremental.id)
         for _ in range(collectors):
             self.begin_collection()
         return list(self.running)
@@ -162,7 +170,7 @@ class LayerProtocol(RuleBasedStateMachine):
         """As a sandbox's actor does it."""
         catalog, own = self.catalog(store), layer_of(content)
         record = self._record(own, ttl)
-        layers = NewLayers(store, TENANT, record.id, base, clock=self.seconds, threads=1)
+        layers = NewLayers(store, TENANT, record.id, base, clock=self.seconds, threads=1, beside=self._beside)
         try:
             layers.hold()
             layers.add(own, lambda key: store.put(key, content))
@@ -180,6 +188,22 @@ class LayerProtocol(RuleBasedStateMachine):
             else:
                 catalog.abandon(record.id)
             layers.release()
+
+    def _beside(self, task: Callable[[], object]) -> Callable[[], object]:
+        """Runs a task when its end is waited for, or at once: one process makes one request at a time."""
+        if self.late_promotions:
+            return task
+        failures: list[StorageError] = []
+        try:
+            task()
+        except StorageError as e:
+            failures.append(e)
+
+        def wait() -> None:
+            for failure in failures:
+                raise failure
+
+        return wait
 
     def _start(self, kind: str, work: Callable[[ObjectStore], object]) -> None:
         process = Process(f"{kind} {len(self.moved)}", self.store, work)
