@@ -64,11 +64,16 @@ class OverlayChanges:
         self._kept = set(names) - self._upper_names
         return [name for name in names if name in self._upper_names]
 
-    def keep(self, fd: int, name: str, found: os.stat_result) -> None:
-        """Notes an entry of the directory `fd` that belongs to the backup, and is no directory."""
+    def keep(self, fd: int, name: str, found: os.stat_result) -> bool:
+        """Notes an entry of the directory `fd` that belongs to the backup, and is no directory.
+
+        Returns True if it is not staged.
+        """
         self._kept.add(name)
         if self._is_whole or name in self._upper_names or self._has_changed_elsewhere(name, found):
             self._staged.add(fd, name, found)
+            return False
+        return True
 
     def _has_changed_elsewhere(self, name: str, found: os.stat_result) -> bool:
         """True if a file that is not in the upper was changed by another name of it, or needs to go with one."""

@@ -36,15 +36,20 @@ class PlainChanges:
         """Chooses all names."""
         return names
 
-    def keep(self, fd: int, name: str, found: os.stat_result) -> None:
-        """Records an entry of the directory `fd`, and stages it unless its state is the recorded one."""
-        state = self._walk.clock.state(found)
-        self._after[name] = self._walk.clock.lasting(found, state)
+    def keep(self, fd: int, name: str, found: os.stat_result) -> bool:
+        """Records an entry of the directory `fd`, and stages it unless its state is the recorded one.
+
+        Returns True if it is. Attributes and flags are then the recorded ones, too: a change of either sets the ctime.
+        """
+        clock = self._walk.clock
+        state = clock.state(found)
+        self._after[name] = clock.lasting(found, state)
         if self._staged is None:
-            return
-        is_wanted = found.st_nlink > 1 and identity_of(found) in self._walk.wanted
-        if is_wanted or self._before.get(name) != state:
+            return False
+        is_known = self._before.get(name) == state
+        if not is_known or (found.st_nlink > 1 and identity_of(found) in self._walk.wanted):
             self._staged.add(fd, name, found)
+        return is_known
 
     def below(self, name: str) -> PlainChanges:
         """The follower for the subdirectory `name`."""
@@ -63,7 +68,7 @@ class PlainChanges:
         self._walk.recorder.add(self._path, self._walk.clock.lasting(found, state), self._after)
         if self._staged is None:
             return
-        for name in sorted(self._before.keys() - self._after.keys() - {"."}):
+        for name in sorted(name for name in self._before if name not in self._after and name != "."):
             self._staged.hide(name)
         if self._before.get(".") != state:
             self._staged.make()

@@ -80,7 +80,7 @@ class Survey:
     far_times: int = 0
     flags: int = 0
     sizes: SizeCounts = field(default_factory=SizeCounts, compare=False, repr=False)
-    """The sizes of the regular files."""
+    """The sizes of the regular files that are archived."""
     excluded: list[bytes] = field(default_factory=list)
     """Paths to leave out, relative to the root; everything below an excluded directory is left out with it."""
     exclusions: dict[bytes, Exclusion] = field(default_factory=dict)
@@ -93,8 +93,13 @@ class Follower(Protocol):
     def choose(self, names: list[str]) -> list[str]:
         """The names of the directory's entries that the walk has to look at."""
 
-    def keep(self, fd: int, name: str, found: os.stat_result) -> None:
-        """Notes an entry of the directory `fd` that belongs to the backup, and is no directory."""
+    def keep(self, fd: int, name: str, found: os.stat_result) -> bool:
+        """Notes an entry of the directory `fd` that belongs to the backup, and is no directory.
+
+        Returns:
+            True if it is as an earlier backup found it, and so is not archived again: then what an archive loses of it
+            is not counted again either.
+        """
 
     def below(self, name: str) -> Self:
         """The follower for the subdirectory `name`, which belongs to the backup."""
@@ -187,7 +192,7 @@ class _Walk:
         self._one_name_each = not _shows_a_device_twice(fd)
         self.found.inodes = 1
         found = os.fstat(fd)
-        self._count_losses(fd, ".", found)
+        self._count_losses(fd, found)
         if self._listed is not None:
             self._listed(b"", found, b"")
         self._count_flags(fd)
@@ -244,12 +249,11 @@ class _Walk:
                 level.left_out.append(name)
                 continue
             self._check_length(path)
-            self._count(level.fd, name, found)
+            is_known = not is_directory and level.follower is not None and level.follower.keep(level.fd, name, found)
+            self._count(level.fd, name, found, is_known=is_known)
             self._list(level.fd, name, path, found)
             if is_directory:
                 return self._below(level, name, standing)
-            if level.follower is not None:
-                level.follower.keep(level.fd, name, found)
         return None
 
     def _describe(self, level: _Level) -> None:
@@ -315,7 +319,7 @@ class _Walk:
         else:
             self.found.devices += 1
 
-    def _count(self, fd: int, name: str, found: os.stat_result) -> None:
+    def _count(self, fd: int, name: str, found: os.stat_result, *, is_known: bool) -> None:
         limits, total = self._limits, self.found
         total.max_name_bytes = max(total.max_name_bytes, len(os.fsencode(name)))
         if self._is_another_name(found):
@@ -326,14 +330,18 @@ class _Walk:
         if stat.S_ISREG(found.st_mode):
             total.files += 1
             total.source_bytes += found.st_size
-            total.sizes.add(found.st_size)
             total.hole_bytes += max(0, found.st_size - found.st_blocks * 512)
             if total.hole_bytes > limits.hole_bytes:
                 raise TreeError(f"The sparse files of the directory hold more than {limits.hole_bytes} bytes of holes.")
             if total.source_bytes > limits.source_bytes:
                 raise TreeError(f"The directory holds more than {limits.source_bytes} bytes.")
-            self._count_flags_of_file(fd, name)
-        self._count_losses(fd, name, found)
+        if is_known:
+            return
+        if stat.S_ISREG(found.st_mode):
+            total.sizes.add(found.st_size)
+            self._count_losses_of_file(fd, name, found)
+        else:
+            self._count_losses(f"/proc/self/fd/{fd}/{name}", found)
 
     def _is_another_name(self, found: os.stat_result) -> bool:
         """True if mksquashfs takes the file for a hard link to one that was seen before.
@@ -351,10 +359,11 @@ class _Walk:
         self._linked.add(key)
         return False
 
-    def _count_losses(self, fd: int, name: str, found: os.stat_result) -> None:
+    def _count_losses(self, place: int | str, found: os.stat_result) -> None:
+        """Counts what an archive loses of an entry, given by its descriptor or its path."""
         self.found.far_times += found.st_mtime_ns // 1_000_000_000 not in _TIMES_S
         try:
-            attributes = os.listxattr(f"/proc/self/fd/{fd}/{name}", follow_symlinks=False)
+            attributes = os.listxattr(place) if isinstance(place, int) else os.listxattr(place, follow_symlinks=False)
         except OSError as e:
             if e.errno == errno.ENOTSUP:  # an unchanged file of a restored archive that has no xattrs
                 return
@@ -365,10 +374,11 @@ class _Walk:
             elif not attribute.startswith("user."):
                 self.found.other_xattrs += 1
 
-    def _count_flags_of_file(self, fd: int, name: str) -> None:
+    def _count_losses_of_file(self, fd: int, name: str, found: os.stat_result) -> None:
         file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
         try:
             self._count_flags(file)
+            self._count_losses(file, found)
         finally:
             os.close(file)
 

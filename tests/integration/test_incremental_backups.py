@@ -220,6 +220,20 @@ def test_the_layer_of_plain_files_has_a_listing_of_all_files(node: Node, plain: 
     assert listed(node, made) == listed(node, record(node, backup(plain, TREE, full=True).id))
 
 
+def test_what_the_last_backup_could_not_keep_is_counted_again_only_if_it_was_changed(
+    node: Node, plain: LocalSandbox
+) -> None:
+    sh(plain, "touch -d @-1 file old/a", cwd=TREE)
+    settled(node, plain)
+    counts = []
+    for script in ("true", "echo new > new", "chmod 600 file"):
+        sh(plain, script, cwd=TREE)
+        made = record(node, backup(plain, TREE).id)
+        assert made.is_incremental and made.not_kept is not None
+        counts.append(made.not_kept.far_times)
+    assert counts == [2, None, 1]
+
+
 def test_a_backup_of_too_many_changes_is_a_full_one_with_one_listing(node: Node, plain: LocalSandbox) -> None:
     backup(plain, TREE, full=True)
     sh(plain, "head -c 3000000 /dev/urandom > ~large", cwd=TREE)
