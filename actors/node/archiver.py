@@ -72,6 +72,7 @@ class Archiver:
         cancelled: threading.Event,
         listed: Listed | None = None,
         on_survey: Callable[[Survey], None] = lambda found: None,
+        on_staged: Callable[[], None] = lambda: None,
         on_percent: Callable[[int], None] = lambda percent: None,
         on_writing: Callable[[Path], None] = lambda path: None,
     ) -> PackedArchive:
@@ -82,6 +83,7 @@ class Archiver:
             recording: if given, and without `since`, the fingerprints of the files are recorded.
             timeout_s: for the survey and the archive together, because commands are paused until both are done.
             listed: see `survey`. Not called with `since` if that does not need every file.
+            on_staged: with `since`, called once what was changed is copied: from then on, the tree may change.
             on_writing: called with the path at which the archive is going to grow, unless it is a layer; it is moved
                 when it is verified.
 
@@ -105,10 +107,12 @@ class Archiver:
         # A read-only mount keeps access times from changing. If they change while mksquashfs reads symbolic links,
         # it takes the names of one link for different links.
         unchanged = replace(self._box, binds=tuple(replace(bind, writable=False) for bind in self._box.binds))
+        if since is not None:
+            return self._create_layer(
+                directory, spool, since, rules, pack, deadline, cancelled, listed, on_survey, on_staged
+            )
         with self._tree.directory(directory) as fd:
             inside = self._tree.nameable(fd)
-            if since is not None:
-                return self._create_layer(fd, inside, spool, since, rules, pack, deadline, cancelled, listed, on_survey)
             found = survey(
                 fd,
                 limits=self._limits,
@@ -127,8 +131,7 @@ class Archiver:
 
     def _create_layer(
         self,
-        fd: int,
-        inside: str,
+        directory: str,
         spool: Path,
         since: Since,
         rules: Rules,
@@ -137,23 +140,27 @@ class Archiver:
         cancelled: threading.Event,
         listed: Listed | None,
         on_survey: Callable[[Survey], None],
+        on_staged: Callable[[], None],
     ) -> PackedArchive:
-        """Archives what was changed in the directory `fd`, which lies at `inside`."""
+        """Archives what was changed in a directory."""
         staged = spool / "staged"
         try:
-            found, stage = stage_changes(
-                fd,
-                since,
-                staged,
-                uid=self._box.user,
-                limits=self._limits,
-                rules=rules,
-                timeout_s=max(0.0, deadline - time.monotonic()),
-                cancelled=cancelled,
-                listed=listed,
-                path_bytes=squashfs.PATH_BYTES,
-            )
+            with self._tree.directory(directory) as fd:
+                inside = self._tree.nameable(fd)
+                found, stage = stage_changes(
+                    fd,
+                    since,
+                    staged,
+                    uid=self._box.user,
+                    limits=self._limits,
+                    rules=rules,
+                    timeout_s=max(0.0, deadline - time.monotonic()),
+                    cancelled=cancelled,
+                    listed=listed,
+                    path_bytes=squashfs.PATH_BYTES,
+                )
             on_survey(found)
+            on_staged()
             path = pack(
                 replace(self._box, binds=(Bind(staged, _STAGED),)),
                 _STAGED,

@@ -6,7 +6,7 @@ Where no layer can be made, or it cannot be laid on those below, the whole direc
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from actors.sandbox.operations import Progress
 from actors.sandbox.stored import Stored
 from storage import keys
 from storage.config import TransferConfig
-from storage.errors import LayersUnusableError
+from storage.errors import LayersUnusableError, StorageError
 from storage.layers import add_file
 from storage.listing import ListingWriter
 from storage.store import ObjectStore
@@ -68,13 +68,16 @@ class Archiving:
             InvalidBackupConfigError: the directory cannot be backed up.
             OperationCancelledError, NodeError, OSError.
         """
-        return self._made(lambda: self._changes(listing) or self._create(listing=listing, ahead=ahead))
+        made = self._changes(listing)
+        return made or self._made(lambda resume: self._create(listing=listing, ahead=ahead))
 
-    def _made(self, make: Callable[[], PackedArchive]) -> PackedArchive:
+    def _made(self, make: Callable[[Callable[[], None]], PackedArchive]) -> PackedArchive:
+        """Calls `make` while everything is paused, with a function that ends the pause before `make` has returned."""
         self.progress.enter(Phase.SCANNING)
         try:
-            with self.paused():
-                made = make()
+            with ExitStack() as pause:
+                pause.enter_context(self.paused())
+                made = make(pause.close)
         except PathError as e:
             raise InvalidBackupConfigError(
                 f"The directory cannot be backed up: {e.message}", context={"dir": self.options.dir}
@@ -84,17 +87,27 @@ class Archiving:
 
     def _changes(self, listing: ListingWriter) -> PackedArchive | None:
         """The layer of what was changed; None if there is no increment, or it had to be given up."""
-        if self.increment is None:
+        increment = self.increment
+        if increment is None:
             return None
         try:
-            return self._create(since=self.increment.since, listing=listing)
+            made = self._made(lambda resume: self._create(since=increment.since, listing=listing, on_staged=resume))
+            increment.held()
+            return made
         except NoLayerError as e:
-            self.increment.give_up(self.options.dir, e.message)
-            listing.begin_anew()
-            return None
+            increment.give_up(self.options.dir, e.message)
+        except StorageError as e:
+            increment.give_up(self.options.dir, str(e))
+        listing.begin_anew()
+        return None
 
     def _create(
-        self, *, since: Since | None = None, listing: ListingWriter | None = None, ahead: GrowingUpload | None = None
+        self,
+        *,
+        since: Since | None = None,
+        listing: ListingWriter | None = None,
+        ahead: GrowingUpload | None = None,
+        on_staged: Callable[[], None] = lambda: None,
     ) -> PackedArchive:
         files = 0
 
@@ -116,6 +129,7 @@ class Archiving:
             cancelled=self.progress.cancelled,
             listed=None if listing is None else listing.add,
             on_survey=surveyed,
+            on_staged=on_staged,
             on_percent=lambda percent: self.progress.set_done(files * percent // 100),
             on_writing=(lambda path: None) if ahead is None else ahead.follow,
         )
@@ -143,7 +157,7 @@ class Archiving:
         except LayersUnusableError as e:
             self.increment.give_up(self.options.dir, str(e))
         made.path.unlink()
-        made = self._made(self._create)
+        made = self._made(lambda resume: self._create())
         return Stored(made, stamp_of(made.path), self._upload(made, None))
 
     def _upload(self, made: PackedArchive, sent: SentParts | None) -> UploadedArchive:

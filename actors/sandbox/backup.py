@@ -134,7 +134,7 @@ class BackupCreation:
                 except BaseException as e:
                     if not begun.is_noted or self._abandon(backup_id, e):
                         if increment is not None:
-                            increment.layers.release()
+                            increment.release()
                         raise
                     made_meanwhile = None
             if made_meanwhile is not None:

@@ -1,12 +1,16 @@
 """Begins incremental backups: chooses the backup that one is laid on, and takes hold of its layers in the bucket.
 
 Where there is any doubt, no incremental backup is begun, the log says why, and the caller makes a full one.
+
+The requests that take hold of the layers are made while the changes are found and archived. If they fail, that has
+cost time, and nothing else: no part of the backup is in the bucket before `held` has returned.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from actors.node.plain_changes import RecordedFiles, Recording
 from actors.sandbox.restored_directories import RestoredDirectories
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
-from storage.layers import NewLayers
+from storage.layers import NewLayers, in_a_thread
 from storage.metadata import BackupRecord
 
 _MAX_FINGERPRINTS = 16
@@ -31,15 +35,26 @@ MAX_DEPTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Increment:
-    """An incremental backup that was begun on `parent`."""
+    """An incremental backup that was begun on `parent`.
+
+    Its layers are taken hold of beside what follows: `held` waits for that, and raises LayersUnusableError or another
+    StorageError.
+    """
 
     parent: BackupRecord
     since: Since
     layers: NewLayers
+    held: Callable[[], object]
 
     def give_up(self, directory: str, why: str) -> None:
         """Releases the layers, because a full backup is made instead."""
         _say(directory, why)
+        self.release()
+
+    def release(self) -> None:
+        """Releases the layers, of a backup that will never be committed. Raises nothing."""
+        with contextlib.suppress(StorageError):
+            self.held()
         self.layers.release()
 
 
@@ -122,13 +137,9 @@ class Increments:
     def _hold(self, parent: BackupRecord, base: Base, backup_id: str) -> Increment:
         self._check(parent)
         layers = NewLayers(self.catalog.store, self.tenant, backup_id, parent)
-        try:
-            layers.hold()
-        except BaseException:
-            layers.release()
-            raise
         # With more than this, a full backup costs hardly more.
-        return Increment(parent, Since(base, max_bytes=parent.stack[0].size_bytes), layers)
+        since = Since(base, max_bytes=parent.stack[0].size_bytes)
+        return Increment(parent, since, layers, held=in_a_thread(layers.hold))
 
 
 def _say(directory: str, why: str) -> None:

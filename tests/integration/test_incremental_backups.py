@@ -164,7 +164,8 @@ def test_a_layer_that_the_collector_may_delete_is_not_built_on(node: Node, box: 
     mark = keys.layer_mark("default", base.sha256, str(uuid.uuid4()))
     store.put(mark, b"")
     before = node.keys()
-    assert not record(node, backup(box, TREE).id).is_incremental
+    made = record(node, backup(box, TREE).id)
+    assert not made.is_incremental and listed(node, made)
     assert not {key for key in node.keys() - before if "/refs/" in key}
     store.delete(mark)
     assert record(node, backup(box, TREE).id).is_incremental

@@ -224,6 +224,20 @@ def backups() -> st.SearchStrategy[Step]:
     return st.builds(Backup, excludes, st.booleans())
 
 
+def test_what_is_changed_after_the_changes_were_copied_is_not_in_the_layer(scratch: Path, best_driver: Driver) -> None:
+    with made(scratch, best_driver) as directory:
+        populate(directory.place)
+        directory.restore([directory.full()])
+        file = directory.place / "file"
+        file.write_text("before")
+        with directory.copied([directory.full()]) as copy:
+            expected = fingerprint(copy)
+        layer = directory.incremental(on_staged=lambda: file.write_text("after, and longer"))
+        assert file.read_text() == "after, and longer"
+        with directory.copied([*directory.archives, layer]) as copy:
+            assert fingerprint(copy) == expected
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("driver", [driver for driver in Driver if driver.stacks_archives], indirect=True)
 @settings(
