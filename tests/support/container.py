@@ -26,8 +26,9 @@ import httpx
 
 from actors.node import seccomp
 from actors.node.hierarchies import Hierarchies
+from tests.support.control_groups import is_removed
 from tests.support.mount_leaks import wait_until
-from tests.support.service import PROGRAMS, PROJECT, STOP_S
+from tests.support.service import PROGRAMS, PROJECT, START_S, STOP_S
 
 DOCKER = ("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
           "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE")  # fmt: skip
@@ -250,10 +251,10 @@ def _own_groups(owner: int, *, controllers: bool) -> Iterator[Hierarchies]:
     finally:
         (groups.v2 / "cgroup.kill").write_text("1")
         events = groups.v2 / "cgroup.events"
-        wait_until(lambda: "populated 0" in events.read_text(), timeout_s=20)
+        assert wait_until(lambda: "populated 0" in events.read_text()), "processes of the container do not end"
         for top in (groups.v2, *groups.v1.values()):
             for folder, _, _ in os.walk(top, topdown=False):
-                os.rmdir(folder)
+                assert wait_until(lambda folder=folder: is_removed(Path(folder))), folder  # type: ignore[misc]
 
 
 def serving(
@@ -268,5 +269,5 @@ def doctor(folder: Path, privileges: Privileges) -> tuple[int, str]:
     """The exit status and output of `holdfast doctor` in such a container."""
     argv = [str(PROGRAMS / "holdfast"), "doctor", "--data-dir", DATA, "--json"]
     with running(folder, privileges, argv) as container:
-        status = container.process.wait(60)
+        status = container.process.wait(START_S)
         return status, container.stdout.read_text() or container.stderr.read_text()

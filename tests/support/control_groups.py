@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 from actors.node.hierarchies import PROCS, Hierarchies
+
+
+def is_removed(group: Path) -> bool:
+    """Removes a group without groups below it; False while processes that have just ended are still in it."""
+    try:
+        group.rmdir()
+    except OSError as e:
+        if e.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def pids_in(name: str) -> list[int]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from tests.support.mount_leaks import wait_until
+
 
 @contextmanager
 def tmpfs(folder: Path, options: str) -> Iterator[Path]:
@@ -19,7 +21,18 @@ def tmpfs(folder: Path, options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        unmounted(folder)
+
+
+def unmounted(point: Path) -> None:
+    """Unmounts a disk. A process that has just ended, or a loop device being detached, may hold it for a moment."""
+    ended: list[subprocess.CompletedProcess[str]] = []
+
+    def is_done() -> bool:
+        ended[:] = [subprocess.run(["umount", point], capture_output=True, text=True, check=False)]
+        return ended[0].returncode == 0
+
+    assert wait_until(is_done), ended[0].stderr
 
 
 @contextmanager

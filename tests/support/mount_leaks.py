@@ -40,7 +40,7 @@ def processes_about(*words: str) -> dict[int, str]:
             continue
         with contextlib.suppress(OSError):  # the process has ended meanwhile
             texts = [(entry / name).read_text(errors="replace") for name in ("cmdline", "cgroup")]
-            texts += [os.readlink(file) for file in (entry / "fd").iterdir() if file.is_symlink()]
+            texts += targets(entry / "fd")
             if os.readlink(entry / "ns" / "mnt") != ours:
                 texts.append((entry / "mountinfo").read_text(errors="replace"))
             if any(word in text for word in words for text in texts):
@@ -48,13 +48,19 @@ def processes_about(*words: str) -> dict[int, str]:
     return found
 
 
+def targets(folder: Path) -> list[str]:
+    """The targets of a process's open files. It may close any of them, or end, meanwhile."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(folder / name))
+    return found
+
+
 def open_files() -> list[str]:
     """Open files of this process, except sockets (connections to stores come and go) and files of /proc."""
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return [path for path in found if not path.startswith(("socket:", "/proc/"))]
+    return [path for path in targets(Path("/proc/self/fd")) if not path.startswith(("socket:", "/proc/"))]
 
 
 def losses_in_hand() -> int:
@@ -62,8 +68,8 @@ def losses_in_hand() -> int:
     return len([thread for thread in threading.enumerate() if thread.name.startswith("lost-")])
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> bool:
-    """Waits for the condition; returns True if it became true in time."""
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> bool:
+    """Waits for the condition; returns True if it became true in time. The default is meant for a busy machine."""
     deadline = time.monotonic() + timeout_s
     tick = threading.Event()
     while not condition():
@@ -78,8 +84,7 @@ def nothing_leaks(scratch: Path) -> Iterator[None]:
     """Fails unless mounts and loop devices under `scratch` and all new children are gone soon after the block."""
     before = children().keys()
     yield
-    wait_until(lambda: not _left(scratch, before))
-    assert not _left(scratch, before)
+    assert wait_until(lambda: not _left(scratch, before)), _left(scratch, before)
 
 
 def loop_devices(scratch: Path) -> list[str]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from actors.node import process
+from tests.support.control_groups import is_removed
+from tests.support.mount_leaks import wait_until
 
 _PIDS = Path("/sys/fs/cgroup/pids")
 
@@ -41,4 +43,4 @@ def processes_limited(limit: int) -> Iterator[str]:
         (group / "pids.max").write_text(str(limit))
         yield f"echo $$ > {group}/cgroup.procs; "
     finally:
-        group.rmdir()
+        assert wait_until(lambda: is_removed(group)), "a process of the group does not end"

@@ -31,6 +31,7 @@ from actors.service import host as service_host
 from gateway.embedded.ray_head import PRELOADED
 from storage.config import BucketConfig
 from storage.metadata import SandboxState
+from tests.support.mount_leaks import wait_until
 from tests.support.s3 import FAST
 from tests.support.sandboxes import service_cgroup
 
@@ -61,7 +62,7 @@ def told(bucket: BucketConfig) -> str:
     )
 
 
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 _CPUS = 6
 """Number of processors that each node reports to Ray, which starts that many workers ahead."""
 
@@ -164,7 +165,7 @@ def clean(folder: Path) -> None:
     """Kills and unmounts what killed nodes have left. They do not come back to do it themselves."""
     for data_dir in folder.glob("node-*"):
         Cgroup.remove_tree(service_cgroup(data_dir))
-    assert sweep(folder) == []
+    assert wait_until(lambda: sweep(folder) == []), sweep(folder)
 
 
 def children(pid: int, title: bytes) -> list[int]:

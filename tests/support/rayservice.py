@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from actors.node import mountinfo
 from actors.node.cgroup import Cgroup
 from actors.node.mounting import sweep
 from tests.support.mount_leaks import wait_until
+from tests.support.ports import free_port
 from tests.support.sandboxes import service_cgroup
 from tests.support.service import PROJECT, START_S, STOP_S, Service, clean_environment, nothing_left
 
@@ -91,12 +90,18 @@ class Served:
 
     def deploy(self, config: Mapping[str, Any]) -> bool:
         """Sends Serve its configuration. False if Serve could not be started in the dashboard's time; repeatable."""
-        answer = self.dashboard.put("/api/serve/applications/", json=config)
+        try:
+            answer = self.dashboard.put("/api/serve/applications/", json=config)
+        except httpx.TimeoutException:
+            return False
         return answer.status_code < 500 and answer.raise_for_status().is_success
 
     def is_running(self) -> bool:
         """True if the application is running. Fails with the reason if its deployment has failed."""
-        application = self.status()["applications"]["holdfast"]
+        try:
+            application = self.status()["applications"]["holdfast"]
+        except httpx.HTTPError:  # the dashboard is busy
+            return False
         assert application["status"] != "DEPLOY_FAILED", application
         return bool(application["status"] == "RUNNING")
 
@@ -113,7 +118,7 @@ def serving(home: Path, data_dir: Path, *, keys: Mapping[str, str], api_key: str
     """
     home.mkdir()
     folder = Path(tempfile.mkdtemp(prefix="hf-serve-"))  # short, because Ray keeps sockets in it
-    port = _free_port()
+    port = free_port()
     process = _start(home, folder, {**keys, "HOLDFAST_DATA_DIR": str(data_dir)})
     service = Service(
         process, home, data_dir, f"http://127.0.0.1:{port}", api_key, home / "cluster.out", home / "cluster.err"
@@ -168,7 +173,7 @@ def _start(home: Path, folder: Path, keys: Mapping[str, str]) -> subprocess.Pope
     wanted = {
         "report": str(home / "cluster.json"),
         "folder": str(folder),
-        "dashboard": _free_port(),
+        "dashboard": free_port(),
         "groups": nodes,
     }
     process.stdin.write(json.dumps(wanted).encode() + b"\n")
@@ -195,11 +200,3 @@ def _said(service: Service) -> dict[str, str]:
     assert wait_until(is_up, timeout_s=START_S), service.stderr.read_text()
     said: dict[str, str] = json.loads(report.read_text())
     return said
-
-
-def _free_port() -> int:
-    """A free port below the range from which Ray takes its own."""
-    while True:
-        port = random.randrange(20_000, 30_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port

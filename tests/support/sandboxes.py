@@ -201,7 +201,7 @@ def service_cgroup(data_dir: Path) -> str:
     return NodeLayout(NodeConfig(data_dir=data_dir)).cgroup
 
 
-def run(sandbox: LocalSandbox, *argv: str, cwd: str = "/workspace", timeout_ms: int = 20_000) -> ExecResult:
+def run(sandbox: LocalSandbox, *argv: str, cwd: str = "/workspace", timeout_ms: int = 60_000) -> ExecResult:
     """Runs a command to its end."""
     request = ExecRequest(argv=list(argv), cwd=cwd, timeout_ms=timeout_ms)
     out: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
@@ -277,7 +277,7 @@ class Background(Generic[T]):
         """True if the call has returned or raised."""
         return not self._thread.is_alive()
 
-    def result(self, timeout_s: float = 30.0) -> T:
+    def result(self, timeout_s: float = 60.0) -> T:
         """Waits for the call; returns its result or raises its error."""
         self._thread.join(timeout_s)
         assert self.ended, "the call has not ended in time"
@@ -285,7 +285,7 @@ class Background(Generic[T]):
             raise self._error
         return self._result[0]
 
-    def error(self, timeout_s: float = 30.0) -> BaseException | None:
+    def error(self, timeout_s: float = 60.0) -> BaseException | None:
         """Waits for the call; returns its error, if it raised one."""
         self._thread.join(timeout_s)
         assert self.ended, "the call has not ended in time"
@@ -310,12 +310,12 @@ def command(sandbox: LocalSandbox, script: str) -> Iterator[Background[ExecResul
         raise AssertionError("a command without an end")
 
     background = Background(act)
-    assert started.wait(20)
+    assert started.wait(60), "the command says nothing"
     try:
         yield background
     finally:
         sandbox.stop(name)
-        assert wait_until(lambda: background.ended, timeout_s=20)
+        assert wait_until(lambda: background.ended), "the command does not end"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +327,7 @@ class Crashed:
     stderr: str
 
 
-def crash(program: str, *args: str, timeout_s: float = 60.0, before: Sequence[str] = ()) -> Crashed:
+def crash(program: str, *args: str, timeout_s: float = 120.0, before: Sequence[str] = ()) -> Crashed:
     """Runs a module of `tests.support.programs` in its own process.
 
     `before` is a command that executes the program given after it.

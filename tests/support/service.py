@@ -27,19 +27,21 @@ import httpx
 from actors.node import mountinfo
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
-from tests.support.mount_leaks import loop_devices, wait_until
+from tests.support.mount_leaks import loop_devices, targets, wait_until
 from tests.support.sandboxes import identity, service_cgroup
 
 T = TypeVar("T")
 PROJECT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 HOLDFAST = PROGRAMS / "holdfast"
-START_S = 90.0
+START_S = 180.0
 STOP_S = 120.0
 _LISTEN = "0A"
 _NO_IDENTITY = "no-identity"
 """Stands for the identity of a node that never got one. No group and no folder has this name."""
 LAST_WORDS = "stop with Ctrl-C"
+COMMAND_S = 180.0
+"""Time limit for a command of `holdfast`, which takes about two seconds on an idle machine."""
 
 
 def clean_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -141,7 +143,7 @@ class Service:
 
         Tests read objects through it and not from its folder, where rclone replaces a file in more than one step.
         """
-        (port,) = {port for pid, port in self.listening() if "rclone" in comm_of(pid)}
+        (port,) = eventually(lambda: {port for pid, port in self.listening() if "rclone" in comm_of(pid)})
         secrets = json.loads((self.data_dir / "secrets" / "secrets.json").read_text())
         return S3ObjectStore(
             BucketConfig(
@@ -163,11 +165,10 @@ class Service:
                     sockets[f"socket:[{fields[9]}]"] = _address(fields[1], width)
         found = []
         for pid in self.pids():
-            for link in Path(f"/proc/{pid}/fd").glob("*"):
-                with suppress(OSError):
-                    address = sockets.get(os.readlink(link))
-                    if address is not None:
-                        found.append((pid, address))
+            for target in targets(Path(f"/proc/{pid}/fd")):
+                address = sockets.get(target)
+                if address is not None:
+                    found.append((pid, address))
         return found
 
     def pids(self) -> dict[int, str]:
@@ -198,8 +199,10 @@ class Service:
     def _has_our_home(self, folder: Path, pid: int, started: str) -> bool:
         known = self._homes.get((pid, started))
         if known is None:
-            known = f"HOME={self.home}\0".encode() in (folder / "environ").read_bytes() + b"\0"
-            self._homes[pid, started] = known
+            environment = (folder / "environ").read_bytes()
+            known = f"HOME={self.home}\0".encode() in environment + b"\0"
+            if environment:  # it is empty for an instant while a program is started
+                self._homes[pid, started] = known
         return known
 
     def _in_cgroup(self) -> list[int]:
@@ -395,15 +398,15 @@ def nothing_left(service: Service, *, timeout_s: float = 60.0) -> None:
     assert wait_until(lambda: not service.left_behind(), timeout_s=timeout_s), service.left_behind()
 
 
-def eventually(look: Callable[[], T], *, timeout_s: float = 60.0) -> T:
-    """The first true result of `look`. Fails if there is none in time."""
+def eventually(look: Callable[[], T], *, timeout_s: float = 120.0) -> T:
+    """The first true result of `look`. Fails with the last one if there is none in time."""
     seen: list[T] = []
 
     def has_come() -> bool:
         seen[:] = [look()]
         return bool(seen[0])
 
-    assert wait_until(has_come, timeout_s=timeout_s), f"not within {timeout_s} s"
+    assert wait_until(has_come, timeout_s=timeout_s), f"not within {timeout_s} s, but {seen[0]!r}"
     return seen[0]
 
 
@@ -412,8 +415,19 @@ def comm_of(pid: int) -> str:
     return read_or_empty(Path(f"/proc/{pid}/comm")).decode(errors="replace").strip()
 
 
+def finished_lines(log: Path) -> list[str]:
+    """The lines of a log that is still written to, without the beginning of a line at its end."""
+    return log.read_text(errors="replace").rpartition("\n")[0].splitlines()
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The regular files below a folder in which files and folders may come and go."""
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return [path for path in paths if path.is_file()]
+
+
 def read_or_empty(path: Path) -> bytes:
-    """The content of a file; empty if it cannot be read because its process has just ended."""
+    """The content of a file; empty if it cannot be read, because its process has ended or it was removed."""
     try:
         return path.read_bytes()
     except OSError:

@@ -18,7 +18,7 @@ _OPTIONS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10
 _AT_SYSCALL = signal.SIGTRAP | 0x80
 _EVERY_CHILD = 0x40000000
 """Waits for threads and processes alike. Source: __WALL, waitpid(2)."""
-_LET_GO_S = 1.0
+_LET_GO_S = 30.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

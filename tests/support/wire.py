@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import Any, cast
 
-ANSWER_S = 45.0
+ANSWER_S = 120.0
 """Longer than the time after which the service answers a request whose body stops coming."""
 
 

@@ -7,7 +7,7 @@ import sys
 
 from actors.node import actor_group, holders, mountinfo
 from actors.service.node_sweeper import NodeSweeper
-from tests.support.mount_leaks import loop_devices
+from tests.support.mount_leaks import loop_devices, wait_until
 from tests.support.sandboxes import backup, from_description, run, sh
 from tests.support.stepping import Steps
 
@@ -50,6 +50,6 @@ while not ended:
 swept = NodeSweeper(node.config.node, None).sweep()
 assert not swept.stuck, swept
 assert not [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
-assert not loop_devices(node.data_dir), loop_devices(node.data_dir)
+assert wait_until(lambda: not loop_devices(node.data_dir)), loop_devices(node.data_dir)
 assert not mountinfo.mounts_under(node.data_dir)
 print(step // stride, "steps", flush=True)

@@ -10,7 +10,7 @@ import time
 
 from actors.node import actor_group, holders, mountinfo
 from actors.service.node_sweeper import NodeSweeper
-from tests.support.mount_leaks import loop_devices
+from tests.support.mount_leaks import loop_devices, wait_until
 from tests.support.sandboxes import backup, from_description, run, sh
 
 told, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -46,7 +46,7 @@ for number in range(count):
     began = time.monotonic()
     content = os.read(reading, 100)
     assert content == b"original\nlater\n", (number, content)
-    assert time.monotonic() - began < 30, number
+    assert time.monotonic() - began < 120, number
     os.close(reading)
     time.sleep(chance.uniform(0, 0.03))
     os.kill(pid, signal.SIGKILL)
@@ -54,6 +54,6 @@ for number in range(count):
 swept = NodeSweeper(node.config.node, None).sweep()
 assert not swept.stuck, swept
 assert not [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
-assert not loop_devices(node.data_dir), loop_devices(node.data_dir)
+assert wait_until(lambda: not loop_devices(node.data_dir)), loop_devices(node.data_dir)
 assert not mountinfo.mounts_under(node.data_dir)
 print("all came back", flush=True)

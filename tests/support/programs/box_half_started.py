@@ -34,7 +34,7 @@ print(main.pid, child, flush=True)
 if grouped == "alive":
     os.kill(main.pid, 9)
     process.kill_group(main)
-    print(wait_until(lambda: not os.path.exists(f"/proc/{child}/ns/mnt"), timeout_s=5), flush=True)
+    print(wait_until(lambda: not os.path.exists(f"/proc/{child}/ns/mnt")), flush=True)
     box.close()
 else:
     os.kill(main.pid, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from tests.support.sandboxes import backup, from_description, restore, run, sh
 def zombies() -> dict[int, str]:
     found: dict[int, str] = {}
     for entry in Path("/proc").glob("[0-9]*"):
-        name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
-        if rest.split()[0] == "Z":
-            found[int(entry.name)] = name
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
+            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+            if rest.split()[0] == "Z":
+                found[int(entry.name)] = name
     return found
 
 
@@ -32,6 +34,6 @@ with from_description(sys.argv[1]) as node:
     assert b"".join(box.persist("a tar"))
     group = Hierarchies.find().v1["pids"] / node.layout.sandbox_cgroup("default", "many")
     counted = group / "pids.current"
-    wait_until(lambda: counted.read_text() == "0\n", timeout_s=10)
+    wait_until(lambda: counted.read_text() == "0\n" and not zombies())
     print(zombies(), counted.read_text().strip())
     box.close()
