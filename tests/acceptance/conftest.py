@@ -28,6 +28,7 @@ def command_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandL
     """The service of the session, and its command lines that `ps` saw since its start."""
     folder = tmp_path_factory.mktemp("acceptance")
     env = {"SANDBOX_API_KEY": API_KEY, "HOLDFAST_API_KEYS": f'{{"{OTHER_TENANT}": "{OTHER_KEY}"}}'}
+    env["HOLDFAST_GC_EVERY_S"] = "0"  # else a collection begins in the midst of some test
     with running(folder / "home", folder / "data", env=env, key=API_KEY) as service, CommandLines(service) as watcher:
         yield watcher
 

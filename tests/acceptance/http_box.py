@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
-WAIT_S = 60.0
+WAIT_S = 180.0
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ import pytest
 
 from actors.node import mountinfo
 from tests.acceptance.http_box import HttpBox, refusal
-from tests.acceptance.test_meaning import bucket, tree_of
-from tests.support.service import Service
+from tests.acceptance.test_meaning import bucket, tree_of, wait_for_note
+from tests.support.service import Service, eventually
 
 CONFIG = (400, "INVALID_BACKUP_CONFIG")
 BAD_DIRS: dict[str, Any] = {
@@ -101,12 +101,14 @@ class Unchanged:
 
 
 @pytest.fixture(scope="module")
-def kept(client: httpx.Client) -> Iterator[Unchanged]:
+def kept(service: Service, client: httpx.Client) -> Iterator[Unchanged]:
     with HttpBox(client, f"bad-{uuid.uuid4().hex[:8]}").destroyed_at_the_end() as box:
         box.sh("mkdir sub; echo kept > sub/file")
         handle = box.backup()
         box.restore(box.backup("/workspace/sub"))
         box.sh("echo changed > sub/file; echo changed > top")
+        wait_for_note(service, box)
+        eventually(lambda: box.info()["commands"] == 0)
         yield Unchanged(box, handle)
 
 

@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 
 from tests.acceptance.http_box import HttpBox
-from tests.support.service import HOLDFAST, Service, clean_environment
+from tests.support.service import COMMAND_S, HOLDFAST, Service, clean_environment
 
-COMMAND_S = 60
-SAID_BY_RAY = re.compile(rb"^(\x1b\[\d+m)?\((raylet|autoscaler|pid).*\n", re.MULTILINE)
+SAID_BY_RAY = re.compile(rb"^(\x1b\[\d+m)?(\((raylet|autoscaler|pid)|\[20\d\d-).*\n", re.MULTILINE)
 COMMANDS = [
     "serve",
     "exec",

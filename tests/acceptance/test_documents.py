@@ -18,7 +18,7 @@ import pytest
 from tests.support.examples import Block, blocks, pattern
 from tests.support.service import PROJECT, Service, clean_environment
 
-LIMIT_S = 240
+LIMIT_S = 600
 SANDBOXES = ("user-123", "user-456", *(f"user-fork-{number}" for number in range(1, 7)))
 STORE = "store.env"
 _END = "\x1e"

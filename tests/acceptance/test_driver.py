@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parent / "drivers" / "main_flow.py"
 
 
 def test_another_driver_backs_up_restores_and_catches_typed_errors(service: Service, box: HttpBox) -> None:
-    said = reported(SCRIPT, box.id, home=service.home, env=service.client_env, timeout_s=120)
+    said = reported(SCRIPT, box.id, home=service.home, env=service.client_env, timeout_s=300)
     backup_id = said.pop("id")
     assert said == {
         "not found": "BackupNotFoundError",

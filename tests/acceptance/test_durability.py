@@ -56,7 +56,7 @@ def test_an_actor_that_was_killed_wakes_its_sandbox_without_a_call(service: Serv
     box.write("/workspace/later", b"written over the restore")
     before = box.client.get(box.url).json()["epoch"]
     kill(actor)
-    eventually(lambda: box.client.get(box.url).json()["epoch"] > before)
+    eventually(lambda: box.client.get(box.url).json().get("epoch", 0) > before)
     assert service.node_path(box.id, "/workspace/later").read_bytes() == b"written over the restore"
 
 
@@ -91,7 +91,7 @@ def test_an_interrupted_backup_is_an_error_and_its_idempotency_key_still_makes_o
 def test_a_thousand_calls_at_once_are_served_up_to_the_limit_and_else_refused(
     service: Service, record_property: Callable[[str, object], None]
 ) -> None:
-    said = reported(DRIVERS / "many_at_once.py", CALLS, home=service.home, env=service.client_env, timeout_s=300)
+    said = reported(DRIVERS / "many_at_once.py", CALLS, home=service.home, env=service.client_env, timeout_s=500)
     record_property("ended", said["ended"])
     assert said["ended"].keys() == {"served", "refused"}
     assert sum(said["ended"].values()) == CALLS

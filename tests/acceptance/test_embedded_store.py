@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from pathlib import Path
 
 from tests.acceptance.http_box import HttpBox
-from tests.support.service import Service, comm_of, eventually, is_ready, running
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
+from tests.support.ports import free_port
+from tests.support.service import Service, comm_of, eventually, finished_lines, is_ready, running
 
 
 def store_pids(service: Service) -> set[int]:
@@ -23,8 +17,7 @@ def store_pids(service: Service) -> set[int]:
 
 
 def events(service: Service) -> list[str]:
-    lines = [line for line in service.stderr.read_text().splitlines() if line.startswith("{")]
-    return [json.loads(line)["event"] for line in lines]
+    return [json.loads(line)["event"] for line in finished_lines(service.stderr) if line.startswith("{")]
 
 
 def test_the_store_is_in_the_configured_folder_and_restarts_there_when_killed(tmp_path: Path) -> None:
@@ -47,6 +40,7 @@ def test_the_store_is_in_the_configured_folder_and_restarts_there_when_killed(tm
                 box.restore(handle)
                 assert box.sh("cat file") == "kept\n"
                 assert box.backup("/workspace")["id"] != handle["id"]
-        assert {at for pid, at in service.listening() if comm_of(pid) == "rclone"} == {("127.0.0.1", port)}
+        listening = eventually(lambda: {at for pid, at in service.listening() if comm_of(pid) == "rclone"})
+        assert listening == {("127.0.0.1", port)}
         assert events(service).count("embedded_store_ended") == 2
     assert not file.exists()

@@ -98,7 +98,7 @@ def test_a_command_has_default_signals_and_streams_that_can_be_opened(box: HttpB
     status = dict(line.split(":\t", 1) for line in box.sh("cat /proc/self/status").splitlines() if ":\t" in line)
 
     assert disturbed_signals(status) == (0, 0)
-    assert box.exec("timeout", "-s", "INT", "0.2", "sleep", "60", timeout_ms=10_000).exit_code == 124
+    assert box.exec("timeout", "-s", "INT", "0.2", "sleep", "600", timeout_ms=120_000).exit_code == 124
     ran = box.exec("sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin; umask")
     assert (ran.stdout, ran.stderr) == (b"out\n0022\n", b"err\n")
 
@@ -130,7 +130,7 @@ def test_a_client_that_goes_away_stops_its_command(box: HttpBox) -> None:
     long = unique_seconds()
     running = box.start("sh", "-c", f"(trap '' TERM HUP; sleep {long}) & echo ready; wait")
     running.said(b"ready")
-    assert box.info()["commands"] == 1
+    eventually(lambda: box.info()["commands"] == 1)
     eventually(lambda: runs_on_the_node(long))
 
     running.hang_up()
@@ -205,7 +205,7 @@ def test_there_is_no_network(service: Service, box: HttpBox) -> None:
     assert box.exec("python3", "-c", script, "127.0.0.1", str(port)).text.startswith("refused")
     assert box.exec("python3", "-c", script, "1.1.1.1", "53").text.startswith("refused")
     assert box.sh("ls /sys/class/net 2>/dev/null || tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '") == "lo\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=3):
+    with socket.create_connection(("127.0.0.1", port), timeout=30):
         pass  # the node itself has a network
 
 
@@ -239,7 +239,7 @@ def test_a_descriptor_of_the_service_is_not_inherited(box: HttpBox) -> None:
 
 
 def test_a_fork_bomb_is_limited(box: HttpBox) -> None:
-    ran = box.exec("python3", "-c", (PROGRAMS / "forking.py").read_text(), timeout_ms=20_000)
+    ran = box.exec("python3", "-c", (PROGRAMS / "forking.py").read_text(), timeout_ms=120_000)
 
     assert ran.exit_code == 0, ran
     assert 0 < int(ran.stdout) <= 1024

@@ -21,6 +21,6 @@ def test_the_service_collects_its_bucket_by_itself_and_says_when(tmp_path: Path)
         def listed() -> list[str]:
             return [row["id"] for row in client.get(f"{box.url}/backups").json()["backups"]]
 
-        assert wait_until(lambda: listed() == made[1:], timeout_s=60), listed()
-        assert wait_until(lambda: 'holdfast_gc_runs_total{outcome="ok"}' in client.get("/metrics").text, timeout_s=30)
+        assert wait_until(lambda: listed() == made[1:], timeout_s=120), listed()
+        assert wait_until(lambda: 'holdfast_gc_runs_total{outcome="ok"}' in client.get("/metrics").text, timeout_s=120)
         assert "holdfast_gc_last_success_timestamp_seconds" in client.get("/metrics").text

@@ -10,13 +10,15 @@ from typing import Any
 import httpx
 
 from tests.acceptance.http_box import HttpBox, refusal
-from tests.support.service import HOLDFAST, Service, clean_environment
+from tests.support.service import COMMAND_S, HOLDFAST, Service, clean_environment
 
 
 def run_cli(service: Service, *argv: str) -> Any:
     """Returns the single document that a command with --json prints."""
     env = clean_environment(service.home, {"HOLDFAST_DATA_DIR": str(service.data_dir)})
-    done = subprocess.run([HOLDFAST, *argv], env=env, cwd=service.home, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(
+        [HOLDFAST, *argv], env=env, cwd=service.home, capture_output=True, timeout=COMMAND_S, check=True
+    )
     return json.loads(done.stdout)
 
 

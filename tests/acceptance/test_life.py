@@ -13,7 +13,17 @@ import pytest
 
 from actors.node import mountinfo
 from tests.acceptance.http_box import HttpBox, refusal
-from tests.support.service import STOP_S, Service, comm_of, nothing_left, refused, running, start, workers
+from tests.support.service import (
+    STOP_S,
+    Service,
+    comm_of,
+    nothing_left,
+    read_or_empty,
+    refused,
+    running,
+    start,
+    workers,
+)
 
 
 def make_some(service: Service) -> tuple[dict[str, str], dict[str, str]]:
@@ -74,7 +84,7 @@ def test_stopping_leaves_nothing_and_everything_is_there_after_the_next_start(tm
     check_some(service, handles)
     service.pids()
     service.process.kill()
-    service.process.wait(30)
+    service.process.wait(STOP_S)
     assert mountinfo.mounts_under(data_dir)
 
     second = start(home, data_dir)
@@ -194,7 +204,8 @@ def test_out_of_memory_commands_are_killed_before_actors_and_actors_before_the_s
     command = int(box.sh("cat /proc/self/oom_score_adj"))
 
     def scores(title: bytes) -> set[int]:
-        return {int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in workers(service, title)}
+        said = (read_or_empty(Path(f"/proc/{pid}/oom_score_adj")) for pid in workers(service, title))
+        return {int(score) for score in said if score}  # the actors of destroyed sandboxes may be ending
 
     assert max(scores(b"ray::ServiceHost") | scores(b"ray::NodeHost")) < min(scores(b"ray::SandboxHost"))
     assert max(scores(b"ray::SandboxHost")) < command

@@ -11,7 +11,7 @@ import pytest
 from storage import keys
 from tests.acceptance.http_box import HttpBox
 from tests.support.mount_leaks import wait_until
-from tests.support.service import HOLDFAST, Service, clean_environment, running
+from tests.support.service import COMMAND_S, HOLDFAST, Service, clean_environment, running
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def bedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def forgotten_by_command_line(service: Service, box: str, directory: str) -> list[str]:
     env = clean_environment(service.home, service.client_env)
     argv = [str(HOLDFAST), "forget", box, directory, "--json"]
-    ended = subprocess.run(argv, env=env, cwd=service.home, capture_output=True, timeout=60, check=True)
+    ended = subprocess.run(argv, env=env, cwd=service.home, capture_output=True, timeout=COMMAND_S, check=True)
     return [row["dir"] for row in json.loads(ended.stdout)["forgotten"]]
 
 
@@ -35,7 +35,7 @@ def test_calls_fail_while_a_backup_is_gone_and_work_once_its_directory_is_forgot
         box.write("/workspace/file", b"1")
         box.write("/app/file", b"2")
         running_url = f"/v1/sandbox/{box.id}/running"
-        assert wait_until(lambda: not client.get(running_url).json()["awake"], timeout_s=60)
+        assert wait_until(lambda: not client.get(running_url).json()["awake"], timeout_s=120)
         (asleep,) = (
             row for row in client.get(f"/v1/sandbox/{box.id}/backups").json()["backups"] if row["dir"] == "/app"
         )

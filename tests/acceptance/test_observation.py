@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import uuid
+from fnmatch import fnmatch
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.acceptance.http_box import HttpBox
-from tests.support.service import Service, eventually
+from tests.support.service import Service, eventually, files_below, finished_lines
 
 
 def actor_log_lines(service: Service, request_id: str) -> list[dict[str, Any]]:
     """Returns the actors' log lines for a request's id; Ray keeps their output."""
     lines = []
-    for file in service.ray_folder.rglob("worker-*.err"):
-        for line in file.read_text(errors="replace").splitlines():
-            if request_id in line:
-                lines.append(json.loads(line))
+    for file in files_below(service.ray_folder):
+        if fnmatch(file.name, "worker-*.err"):
+            lines += [json.loads(line) for line in finished_lines(file) if request_id in line]
     return lines
 
 

@@ -28,7 +28,7 @@ def tar_of(*names: str) -> Iterator[bytes]:
     while piece := process.stdout.read(2**20):
         yield piece
     process.stdout.close()
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,15 @@ import httpx
 
 from tests.acceptance.http_box import HttpBox, refusal
 from tests.support.mount_leaks import wait_until
-from tests.support.service import HOLDFAST, Service, clean_environment
+from tests.support.service import COMMAND_S, HOLDFAST, Service, clean_environment, eventually
 
 
 def run_cli(service: Service, *argv: str) -> Any:
     """Returns the single document that a command with --json prints."""
     env = clean_environment(service.home, {"HOLDFAST_DATA_DIR": str(service.data_dir)})
-    done = subprocess.run([HOLDFAST, *argv], env=env, cwd=service.home, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(
+        [HOLDFAST, *argv], env=env, cwd=service.home, capture_output=True, timeout=COMMAND_S, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -39,12 +41,11 @@ def test_backups_that_the_policy_does_not_keep_go_after_each_backup(
     put = box.client.put(f"{box.url}/retention", json=policy)
     assert (put.status_code, put.json()) == (200, policy)
     made = [backup(box) for _ in range(4)]
-    assert wait_until(lambda: listed(box) == [made[3], made[2], first], timeout_s=60), listed(box)
+    assert wait_until(lambda: listed(box) == [made[3], made[2], first], timeout_s=120), listed(box)
     assert box.client.get(f"{box.url}/retention").json() == policy
     assert refusal(other_client.get(f"{box.url}/retention")) == (404, "SANDBOX_NOT_FOUND")
     box.client.post(f"{box.url}/restore", json={"id": first, "dir": "/workspace"}).raise_for_status()
-    metrics = box.client.get("/metrics").text
-    assert 'holdfast_deleted_backups_total{reason="retention"}' in metrics
+    eventually(lambda: 'holdfast_deleted_backups_total{reason="retention"}' in box.client.get("/metrics").text)
 
 
 def test_a_policy_is_tried_set_and_applied_without_waking(service: Service, boxes: Callable[[], HttpBox]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from storage.store import list_all
 from tests.acceptance.conftest import OTHER_KEY
 from tests.acceptance.http_box import HttpBox
-from tests.support.service import CommandLines, Service, eventually, secrets_of
+from tests.support.service import CommandLines, Service, eventually, files_below, read_or_empty, secrets_of
 
 SMALL = 100_000  # bytes
 
@@ -47,8 +47,8 @@ def found_in(text: str, secrets: dict[str, str]) -> list[str]:
 
 def logs(service: Service) -> dict[Path, str]:
     """Returns every log of Ray and of our actors, and the output of `serve`."""
-    files = [path for path in service.ray_folder.rglob("*") if path.is_file() and "logs" in path.parts]
-    return {path: path.read_text(errors="replace") for path in (*files, service.stdout, service.stderr)}
+    files = [path for path in files_below(service.ray_folder) if "logs" in path.parts]
+    return {path: read_or_empty(path).decode(errors="replace") for path in (*files, service.stdout, service.stderr)}
 
 
 def test_no_process_of_the_service_ever_showed_a_secret_in_its_arguments(
@@ -131,7 +131,7 @@ def test_nothing_inside_a_sandbox_shows_a_secret_or_a_path_of_the_node(service: 
 
 def test_no_file_of_a_sandbox_or_of_the_bucket_holds_a_key(service: Service, main_flow: HttpBox) -> None:
     folder = service.data_dir / "node" / "boxes" / "default" / main_flow.id
-    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.stat().st_size < SMALL}
+    files = {path: content for path in files_below(folder) if len(content := read_or_empty(path)) < SMALL}
     store = service.store()
     objects = {found.key: store.get(found.key).data for found in list_all(store, "") if found.size_bytes < SMALL}
 

@@ -47,7 +47,7 @@ def test_a_sandbox_sleeps_and_wakes_with_its_files_and_its_writes_over_a_restore
     sleeper.restore(sleeper.backup())
     sleeper.write("/workspace/later", b"written over the restore")
 
-    assert wait_until(lambda: not is_awake(client, sleeper), timeout_s=30)
+    assert wait_until(lambda: not is_awake(client, sleeper), timeout_s=120)
 
     asleep = client.get(f"/v1/sandbox/{sleeper.id}").json()
     assert (asleep["running"], asleep["restored"][0]["dir"]) == (False, "/workspace")
@@ -61,7 +61,7 @@ def test_a_sandbox_sleeps_and_wakes_with_its_files_and_its_writes_over_a_restore
 def test_a_sandbox_known_only_by_its_files_is_reported_as_running(sleepy: Service, sleeper: HttpBox) -> None:
     client = sleeper.client
     sleeper.write("/workspace/file", b"content")
-    assert wait_until(lambda: not is_awake(client, sleeper), timeout_s=30)
+    assert wait_until(lambda: not is_awake(client, sleeper), timeout_s=120)
     # An actor that dies before its first write to the bucket leaves this state.
     sleepy.store().delete(keys.state("default", sleeper.id))
     assert client.get(f"/v1/sandbox/{sleeper.id}").status_code == 404

@@ -21,7 +21,7 @@ import pytest
 from tests.acceptance.http_box import HttpBox, Running, refusal
 from tests.support.service import Service, running
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(1200)]
 HOARD = Path(__file__).parents[1] / "support" / "hoard.py"
 GREEDY, MODEST = "greedy", "modest"
 KEYS = {GREEDY: "key-of-the-greedy-tenant", MODEST: "key-of-the-modest-tenant"}
