@@ -32,6 +32,8 @@ from tests.support.s3 import FAST
 KEY = SecretStr("signing key")
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
+"""Longer than a run of the tests by far: objects are older than the grace period then, whenever they were made."""
 
 
 @dataclass(slots=True)
@@ -229,7 +231,7 @@ def test_a_deletion_that_fails_half_way_leaves_a_whole_backup_or_none(shelf: She
         assert shelf.catalog.delete("acme", record.id)
     else:
         assert shelf.catalog.page("acme", "box").records == ()
-    shelf.collect(after_s=2 * HOUR_S)
+    shelf.collect(after_s=DAY_S)
     assert shelf.objects() == set()
 
 
@@ -281,15 +283,15 @@ def test_a_state_under_another_sandboxs_key_is_corrupt(shelf: Shelf) -> None:
 def test_a_collection_removes_expired_backups_only(shelf: Shelf) -> None:
     expired, live = shelf.backup(ttl=60), shelf.backup(ttl=100 * HOUR_S)
     before = shelf.objects()
-    report = shelf.collect(after_s=2 * HOUR_S, dry_run=True)
+    report = shelf.collect(after_s=DAY_S, dry_run=True)
     assert (report.expired_backups, report.dry_run) == ((expired.id,), True)
     assert shelf.objects() == before
-    report = shelf.collect(after_s=2 * HOUR_S)
+    report = shelf.collect(after_s=DAY_S)
     assert report == CollectionReport(
         dry_run=False, expired_backups=(expired.id,), freed_bytes=7 + len(expired.to_json())
     )
     assert shelf.objects() == {keys.metadata(live.id), keys.archive(live.id), entry_of(live)}
-    assert shelf.collect(after_s=2 * HOUR_S) == CollectionReport(dry_run=False)
+    assert shelf.collect(after_s=DAY_S) == CollectionReport(dry_run=False)
 
 
 def test_a_collection_leaves_objects_younger_than_the_grace_period(shelf: Shelf) -> None:
@@ -313,7 +315,7 @@ def test_orphans_of_every_kind_are_collected(shelf: Shelf) -> None:
     shelf.store.put(entry_of(stale), b"")
     upload_key = keys.archive(str(uuid.uuid4()))
     shelf.store.create_upload(upload_key)
-    report = shelf.collect(after_s=2 * HOUR_S)
+    report = shelf.collect(after_s=DAY_S)
     assert report == CollectionReport(
         dry_run=False,
         orphaned_archives=tuple(sorted((orphan, unlisted))),
@@ -383,7 +385,7 @@ def test_a_fence_is_collected_after_the_grace_period(shelf: Shelf) -> None:
     shelf.store.put(keys.listing(fenced), b"orphan")
     shelf.collect(after_s=HOUR_S / 2)
     assert shelf.objects() == {keys.metadata(fenced), keys.archive(fenced), keys.listing(fenced)}
-    report = shelf.collect(after_s=2 * HOUR_S)
+    report = shelf.collect(after_s=DAY_S)
     assert report.orphaned_archives == (fenced,)
     assert shelf.objects() == set()
 
@@ -409,7 +411,7 @@ def test_claims_of_deleted_backups_are_collected_and_others_kept(shelf: Shelf) -
     shelf.catalog.write_claim("acme", "box", "gone", str(uuid.uuid4()), replacing=None)
     gone, kept = keys.claim("acme", "box", "gone"), keys.claim("acme", "box", "kept")
     assert shelf.collect(after_s=60).stale_index_entries == ()
-    assert shelf.collect(after_s=2 * HOUR_S).stale_index_entries == (gone,)
+    assert shelf.collect(after_s=DAY_S).stale_index_entries == (gone,)
     assert gone not in shelf.objects() and kept in shelf.objects()
 
 
@@ -443,7 +445,7 @@ def test_a_stale_listing_deletes_no_live_backup(shelf: Shelf) -> None:
             return type(page)(objects, page.prefixes, page.after)
 
     catalog = BackupCatalog(Behind(shelf.store), KEY)
-    report = collect(catalog, now=NOW + timedelta(hours=2), grace_s=HOUR_S)
+    report = collect(catalog, now=NOW + timedelta(seconds=DAY_S), grace_s=HOUR_S)
     assert report == CollectionReport(dry_run=False)
     assert shelf.catalog.get("acme", live.id) == live
     assert entry_of(live) in shelf.objects()
@@ -454,7 +456,7 @@ def test_a_backup_without_readable_metadata_or_archive_is_reported_and_kept(shel
     shelf.store.put(keys.metadata(damaged.id), b"{")
     shelf.store.delete(keys.archive(bare.id))
     before = shelf.objects()
-    report = shelf.collect(after_s=2 * HOUR_S)
+    report = shelf.collect(after_s=DAY_S)
     assert (report.unreadable, report.without_archive) == ((damaged.id,), (bare.id,))
     assert shelf.objects() == before
 

@@ -254,7 +254,7 @@ def test_a_mark_keeps_new_backups_away_until_it_is_a_day_old(bench: Bench) -> No
         bench.layers(record).hold()
     bench.collect(after=timedelta(hours=23))
     assert mark in bench.objects()
-    bench.collect(after=timedelta(hours=25))
+    bench.collect(after=timedelta(hours=47))
     assert mark not in bench.objects()
     bench.layers(record).hold()
 

@@ -69,7 +69,7 @@ def test_a_request_ends_with_its_time_limit(
         began = time.monotonic()
         with within_moments(), pytest.raises(StoreUnavailableError):
             store.put("key", b"data")
-        assert time.monotonic() - began < 10  # without the limit, five minutes, or twenty attempts
+        assert time.monotonic() - began < 30  # without the limit, five minutes, or twenty attempts
 
 
 def test_there_is_no_limit_outside_of_the_block() -> None:

@@ -29,6 +29,7 @@ from tests.support.killing import STEP_LOG, Interrupted, act_at
 from tests.support.mount_leaks import wait_until
 from tests.support.s3 import ACCESS_KEY, BUCKET, FAST, SECRET_KEY
 from tests.support.sandboxes import Background, Node, backup, command, described, read, restore, run, sh, write
+from tests.support.service import eventually
 from tests.support.trees import MINUTES_OF_READING
 
 ONCE = FAST.model_copy(update={"attempts": 1, "concurrency": 1})
@@ -242,8 +243,9 @@ def test_a_backup_whose_mksquashfs_is_killed_leaves_nothing_and_resumes_commands
         with minutes.open("w") as file:
             file.truncate(MINUTES_OF_READING)
         making = Background(lambda: backup(box))
-        assert wait_until(lambda: tool(kernel_node, "mksquashfs") is not None)
-        os.kill(tool(kernel_node, "mksquashfs") or 0, signal.SIGKILL)
+        pid = eventually(lambda: tool(kernel_node, "mksquashfs"))
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
         error = making.error()
         assert isinstance(error, BackupCreateError) and error.context["reason"] == "TOOL_KILLED"
         assert not running.ended

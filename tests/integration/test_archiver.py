@@ -65,7 +65,7 @@ class Setup:
         return spool
 
     def create(self, spool: Path | None = None, **options: Any) -> PackedArchive:
-        given: dict[str, Any] = {"compression": "zstd", "level": 1, "timeout_s": 30, "cancelled": threading.Event()}
+        given: dict[str, Any] = {"compression": "zstd", "level": 1, "timeout_s": 100, "cancelled": threading.Event()}
         return self.archiver.create("/workspace", spool or self.spool(), **{**given, **options})
 
     def extracted(self, made: PackedArchive) -> Path:

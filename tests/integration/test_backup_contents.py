@@ -40,6 +40,7 @@ from storage.store import ObjectStore
 from tests.integration.test_sandbox_backups import foreign
 from tests.support.faulty_store import FaultyStore
 from tests.support.held_store import AwayStore
+from tests.support.mount_leaks import open_files, wait_until
 from tests.support.sandboxes import Node, backup, restore, sh
 from tests.support.trees import fingerprint
 
@@ -304,11 +305,11 @@ def test_a_comparison_that_fails_leaves_no_directory_open(kernel_node: Node, mon
     def fails(*args: object) -> None:
         raise StoreUnavailableError("get", bucket="b")
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = sorted(open_files())
     monkeypatch.setattr("storage.comparison._differences", fails)
     with pytest.raises(StorageUnavailableError) as kept:
         since(box, handle)
-    assert kept.value and len(os.listdir("/proc/self/fd")) == before
+    assert kept.value and wait_until(lambda: sorted(open_files()) == before), open_files()
     monkeypatch.undo()
     restore(box, handle)
 

@@ -41,7 +41,7 @@ def inside(
     binds: tuple[Bind, ...] = (),
 ) -> process.Ended:
     with boxed(box, argv, identity=identity, cwd="/", env=env, binds=binds) as ready:
-        return process.run(ready.argv, timeout_s=20, pass_fds=ready.fds)
+        return process.run(ready.argv, timeout_s=100, pass_fds=ready.fds)
 
 
 def said(box: Box, script: str, **options: Identity) -> str:

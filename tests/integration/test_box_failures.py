@@ -81,7 +81,7 @@ RESTORES = "tests.support.programs.restore_and_sleep"
 
 def test_a_node_without_net_admin_restores_in_both_modes_and_wakes_from_the_bucket(node: Node) -> None:
     argv = [*WITHOUT_NET_ADMIN, sys.executable, "-m", RESTORES, described(node)]
-    ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[2])
     assert ended.returncode == 0, ended.stderr
     assert all(f"{way} 1\n" in ended.stderr for way in ("overlay", "copy", "woken")), ended.stderr
 

@@ -15,7 +15,7 @@ from tests.support.ray_cluster import ENVIRONMENT, clean, told
 from tests.support.s3 import embedded_s3, moto_s3
 
 DRIVERS = Path(__file__).parent / "drivers"
-LIMIT_S = 300
+LIMIT_S = 900
 
 
 @pytest.fixture

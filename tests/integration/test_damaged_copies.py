@@ -243,8 +243,8 @@ def test_a_command_that_ends_after_damage_to_its_archive_gets_an_error(node: Nod
     box, _, noise = layered(node)
     with command(box, "echo ready; while [ ! -e /tmp/go ]; do sleep 0.05; done") as running:
         (archive,) = kept(node)
-        (node.tree(box) / "tmp" / "go").touch()
         flip(archive)
+        (node.tree(box) / "tmp" / "go").touch()
         assert isinstance(running.error(), MountLostError)
     assert_whole(box, noise)
 

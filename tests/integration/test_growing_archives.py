@@ -31,6 +31,7 @@ def written_in_steps(tree: Path, archive: Path, proxy: FaultProxy) -> tuple[int,
     Returns the size that the archive had when it was cut back, and the size to which it was cut; zeros if it was not.
     """
     argv = [
+        *("nice", "-n", "19"),  # so that it does not run while this process, which watches it, waits for a processor
         "mksquashfs",
         str(tree),
         str(archive),

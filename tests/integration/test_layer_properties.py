@@ -166,7 +166,7 @@ class Directory:
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {"compression": "zstd", "level": 1, "timeout_s": 30, "cancelled": threading.Event(), **options}
+    return {"compression": "zstd", "level": 1, "timeout_s": 100, "cancelled": threading.Event(), **options}
 
 
 @pytest.fixture

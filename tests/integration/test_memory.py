@@ -10,10 +10,12 @@ import pytest
 from actors.node.hierarchies import Hierarchies
 from actors.node.memory import Rank
 from tests.support.mount_leaks import wait_until
-from tests.support.sandboxes import Node, backup, run, service_cgroup, sh
+from tests.support.sandboxes import Node, backup, run, service_cgroup, sh, write
 
 MIB = 2**20
-HOLD = "python3 -c 'import time; x = bytearray({mib} << 20); print(len(x), flush=True); time.sleep({s})'"
+HOLD = """python3 -c 'import os, time; x = bytearray(150 << 20)
+while not os.path.exists("go"): time.sleep(0.05)'"""
+"""Takes half of the memory in the test below, and holds it until there is a file named `go`."""
 LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 
@@ -62,15 +64,19 @@ def test_when_sandboxes_fill_the_memory_only_commands_are_killed(
     codes: list[int] = []
 
     def fill(number: int) -> None:
-        codes.append(run(boxes[number], "sh", "-c", HOLD.format(mib=150, s=3)).exit_code)
+        codes.append(run(boxes[number], "sh", "-c", HOLD).exit_code)
 
     filling = [threading.Thread(target=fill, args=(number,)) for number in range(3)]
     for thread in filling:
         thread.start()
-    for thread in filling:
-        thread.join()
-    assert 137 in codes
+    try:
+        assert wait_until(lambda: 137 in codes), codes
+    finally:
+        for box in boxes:
+            write(box, "/workspace/go", "")
+        for thread in filling:
+            thread.join()
     for box in boxes:
         assert sh(box, "cat file") == "kept\n"
         backup(box)
-    assert wait_until(lambda: run(boxes[0], "sh", "-c", HOLD.format(mib=150, s=0)).exit_code == 0)
+    assert wait_until(lambda: run(boxes[0], "sh", "-c", HOLD).exit_code == 0)

@@ -20,8 +20,6 @@ from tests.support.mount_leaks import nothing_leaks, wait_until
 LONG_S = 60.0
 """Time limit for work that takes milliseconds on an idle machine, and seconds on a busy one."""
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:

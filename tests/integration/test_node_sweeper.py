@@ -28,6 +28,7 @@ from actors.service.node_sweeper import OUT_OF_DATE_S, SWEEP_S, NodeSweeper, Swe
 from storage.config import BucketConfig
 from storage.s3 import S3ObjectStore
 from tests.support.control_groups import pids_in
+from tests.support.full_disk import unmounted
 from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import wait_until
 from tests.support.s3 import FAST
@@ -75,7 +76,7 @@ def waiting(program: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 def go_on(process: subprocess.Popen[str]) -> list[str]:
     """Lets the program go on to its end, which must succeed; returns the lines that it prints."""
-    out, _ = process.communicate("\n", timeout=60)
+    out, _ = process.communicate("\n", timeout=200)
     assert process.returncode == 0
     return out.splitlines()
 
@@ -238,6 +239,7 @@ def test_files_that_this_node_put_to_sleep_are_kept_and_unmarked(moved: Moved) -
     sweeper_of(moved.node).sweep()
     moved.age(OUT_OF_DATE_S + 1)
     catalog = moved.node.catalog()
+    moved.elsewhere.close()
     found = catalog.find_state("default", "box")
     assert found is not None
     asleep = found.state.model_copy(update={"node": None, "slept_on": moved.node.layout.identity()})
@@ -315,7 +317,7 @@ def test_a_half_made_archive_that_cannot_be_removed_does_not_block_the_sweep(ker
         NodeSweeper(kernel_node.config.node.model_copy(update={"cache_max_bytes": 50}), None).sweep()
         assert list(cache.glob("*.sqsh")) == []
     finally:
-        subprocess.run(["umount", str(stuck)], check=True)
+        unmounted(stuck)
     sweeper_of(kernel_node).sweep()
     assert list(cache.glob(".*.work")) == []
 
@@ -390,7 +392,7 @@ def test_a_new_node_has_nothing_to_sweep_and_one_identity_for_concurrent_callers
     at_once = threading.Barrier(8)
 
     def ask() -> str:
-        at_once.wait(20)
+        at_once.wait(60)
         return NodeSweeper(nodes[0], None).identity()
 
     asking = [Background(ask) for _ in range(8)]

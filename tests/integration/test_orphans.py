@@ -37,11 +37,11 @@ def orphans(node: Node) -> list[holders.Holder]:
     return [holder for holder in holders.find(list(node.layout.mounting)) if holder.is_orphan]
 
 
-@pytest.mark.timeout(60 + STARTS * 5)
+@pytest.mark.timeout(200 + STARTS * 10)
 def test_a_sandbox_whose_actor_dies_at_any_moment_of_a_start_comes_back(node: Node) -> None:
     restored_box(node)
     # In its own mount namespace: other processes on this machine that make one meanwhile get no copies of its mounts.
-    ended = crash(ACTORS, described(node), str(STARTS), "1", timeout_s=50 + STARTS * 5, before=["unshare", "--mount"])
+    ended = crash(ACTORS, described(node), str(STARTS), "1", timeout_s=100 + STARTS * 10, before=["unshare", "--mount"])
     assert (ended.status, ended.stderr) == (0, ""), ended.stdout[-3000:]
     assert ended.stdout.endswith("all came back\n")
 
@@ -56,13 +56,13 @@ def test_an_orphan_of_a_half_started_bubblewrap_does_not_block_its_sandbox(node:
     assert ended.status == -9, ended.stderr
     orphan = int(ended.stdout.split()[-1])
     try:
-        assert [holder.pid for holder in orphans(node)] == [orphan]
+        assert wait_until(lambda: [holder.pid for holder in orphans(node)] == [orphan]), orphans(node)
         box = node.sandbox()
         assert sh(box, "cat data/file data/later") == "original\nlater\n"
         box.close()
         assert not NodeSweeper(node.config.node, None).sweep().stuck
         assert orphans(node) == []
-        assert loop_devices(node.data_dir) == []
+        assert wait_until(lambda: loop_devices(node.data_dir) == [])
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(orphan, signal.SIGKILL)
@@ -97,7 +97,7 @@ def test_the_sweep_ends_orphans_of_half_started_bubblewraps(kernel_node: Node) -
         assert orphans(kernel_node) != []
         assert not NodeSweeper(kernel_node.config.node, None).sweep().stuck
         assert orphans(kernel_node) == []
-        assert loop_devices(kernel_node.data_dir) == []
+        assert wait_until(lambda: loop_devices(kernel_node.data_dir) == [])
 
 
 def test_a_tool_whose_first_process_died_is_ended_with_its_children(kernel_node: Node) -> None:

@@ -21,6 +21,7 @@ from actors.node.idmapped import View
 from actors.node.tree import Tree
 from actors.node.user_namespace import UserNamespace
 from actors.sandbox.facade import LocalSandbox
+from tests.support.full_disk import unmounted
 from tests.support.mount_leaks import nothing_leaks
 from tests.support.sandboxes import UID, Node, backup, crash, described, hydrate, read, restore, run, sh, write
 
@@ -197,7 +198,7 @@ def test_a_data_folder_that_cannot_be_mapped_shares_the_user_and_doctor_names_it
         assert not found["own users"].ok and "Invalid argument" in found["own users"].detail
         assert found["user limits"].ok
     finally:
-        subprocess.run(["umount", scratch / "merged"], check=True)
+        unmounted(scratch / "merged")
 
 
 def test_a_view_is_mounted_once_and_leaves_the_folder_as_it_was(scratch: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import signal
 import subprocess
 import tarfile
 import uuid
@@ -20,6 +21,7 @@ from actors.models import ExecRequest
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.tar_process import Complaints
+from tests.support.full_disk import unmounted
 from tests.support.mount_leaks import wait_until
 from tests.support.random_trees import random_tree
 from tests.support.sandboxes import Background, Node, backup, code_of, hydrate, restore, run, sh, write
@@ -174,7 +176,7 @@ def test_an_attribute_that_cannot_be_set_is_an_error(kernel_node: Node, tmp_path
         os.setxattr(source / "file", "user.large", bytes(40_000))  # more than ext4 holds
         tar = packed_by_tar(source, "--format=posix", *XATTRS)
     finally:
-        subprocess.run(["umount", source], check=True)
+        unmounted(source)
     box = kernel_node.sandbox()
     with pytest.raises(InvalidRequestError) as caught:
         hydrate(box, tar)
@@ -361,7 +363,17 @@ def test_a_restore_ends_a_running_hydrate(kernel_node: Node, tmp_path: Path, end
         box.send(transfer, tar[start : start + 65_536])
     assert os.listdir(work(kernel_node, box)) == []
     unpacking = Background(lambda: box.commit(transfer))
-    assert wait_until(lambda: len(os.listdir(work(kernel_node, box))) > 0)
+
+    def is_stopped_half_way() -> bool:
+        tars = [pid for pid, name in kernel_node.processes().items() if name == "tar"]
+        for pid in tars:
+            os.kill(pid, signal.SIGSTOP)
+        has_begun = bool(tars) and len(os.listdir(work(kernel_node, box))) > 0
+        for pid in tars if not has_begun else ():
+            os.kill(pid, signal.SIGCONT)
+        return has_begun
+
+    assert wait_until(is_stopped_half_way)
     if end == "restore":
         restore(box, handle)
     else:
@@ -384,7 +396,7 @@ def test_a_full_disk_is_named_whatever_a_member_is_called(kernel_node: Node, tmp
         with pytest.raises(InvalidRequestError):
             hydrate(box, b"No space left on device".ljust(10_240, b"."))
     finally:
-        subprocess.run(["umount", work(kernel_node, box)], check=True)
+        unmounted(work(kernel_node, box))
 
 
 def content(folder: Path) -> dict[str, bytes | str]:

@@ -54,6 +54,7 @@ from tests.support.sandboxes import (
     sh,
     write,
 )
+from tests.support.service import files_below
 from tests.support.trees import MINUTES_OF_READING, Entry, fingerprint
 
 MODES = list(RestoreMode)
@@ -63,8 +64,8 @@ def files_under(folder: Path) -> set[str]:
     """Returns the paths of files on the node's disk, without the content of trees and the service's empty folders."""
     return {
         str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if not path.is_dir() and not {"root", "merged", "lower", "upper", "work", "locks"} & set(path.parts)
+        for path in files_below(folder)
+        if not {"root", "merged", "lower", "upper", "work", "locks"} & set(path.parts)
     }
 
 

@@ -37,7 +37,7 @@ class Nodes(Pair):
             found = self.a.catalog().find_state("default", self.name)
             return found is not None and found.state.unsaved == list(roots)
 
-        return wait_until(as_expected, timeout_s=20)
+        return wait_until(as_expected)
 
 
 @pytest.fixture

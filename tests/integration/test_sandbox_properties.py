@@ -81,7 +81,9 @@ def change(root: Path, driver: Driver) -> None:
 # fuse-overlayfs crashes on some of these trees.
 @pytest.mark.parametrize("driver", [driver for driver in Driver if driver is not Driver.FUSE], indirect=True)
 @pytest.mark.timeout(600)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(tree=TREES)
 def test_any_tree_comes_back_from_its_backup(node: Node, tree: dict[bytes, tuple[object, ...]]) -> None:
     box = node.sandbox("properties")

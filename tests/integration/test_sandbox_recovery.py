@@ -694,7 +694,7 @@ def test_a_sandbox_that_could_not_go_to_sleep_holds_nothing_of_its_node(nodes: P
     away.is_away = True
     with pytest.raises(StorageUnavailableError):
         box.sleep(in_bed)
-    assert held() == []
+    assert wait_until(lambda: held() == []), held()
     away.is_away = False
     assert sh(box, "cat file") == "1\n"
 

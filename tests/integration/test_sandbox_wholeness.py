@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ from tests.support.damage import DAMAGE
 from tests.support.held_store import AwayStore
 from tests.support.mount_leaks import children, losses_in_hand, wait_until
 from tests.support.sandboxes import Node, backup, restore, run, sh
-from tests.support.service import comm_of
+from tests.support.service import comm_of, read_or_empty
 
 
 def restored_twice(
@@ -227,7 +228,7 @@ def test_a_persist_whose_tar_is_killed_ends_with_an_error(kernel_node: Node) -> 
     (kernel_node.tree(box) / "workspace" / "large").write_bytes(os.urandom(30_000_000))
     stream = box.persist("a-name")
     next(stream)
-    (tar,) = (pid for pid in pids_of(kernel_node) if Path(f"/proc/{pid}/comm").read_text() == "tar\n")
+    (tar,) = (pid for pid in pids_of(kernel_node) if comm_of(pid) == "tar")
     os.kill(tar, signal.SIGKILL)
     with pytest.raises(HoldfastError):
         list(stream)
@@ -255,7 +256,8 @@ def test_a_command_whose_box_is_killed_ends_with_an_unknown_outcome(kernel_node:
     assert next(events) == Output(stream="stdout", data=b"begun\n")
     for pid in pids_of(kernel_node):
         if comm_of(pid) == "bwrap":
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the inner one dies with the outer one
+                os.kill(pid, signal.SIGKILL)
     with pytest.raises(SandboxUnavailableError) as raised:
         list(events)
     assert raised.value.context["outcome"] == "unknown" and raised.value.context["reason"] == "TOOL_KILLED"
@@ -263,8 +265,8 @@ def test_a_command_whose_box_is_killed_ends_with_an_unknown_outcome(kernel_node:
 
 
 def pids_of(node: Node) -> list[int]:
-    files = (Hierarchies.find().v2 / node.layout.cgroup).rglob("cgroup.procs")
-    return [int(pid) for file in files for pid in file.read_text().split()]
+    folders = [folder for folder, _, _ in os.walk(Hierarchies.find().v2 / node.layout.cgroup)]
+    return [int(pid) for folder in folders for pid in read_or_empty(Path(folder, "cgroup.procs")).split()]
 
 
 def test_an_argument_that_looks_like_an_option_is_run_as_the_command(kernel_node: Node) -> None:

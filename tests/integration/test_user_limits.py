@@ -79,7 +79,7 @@ def test_files_belong_to_the_sandboxs_own_user_and_no_namespace_descriptor_is_in
     script = "umask 0; touch /workspace/made; id -u; ls /proc/self/fd | wc -l"
     for identity, uid in ((Identity.COMMAND, "1000"), (Identity.READER, "0")):
         with boxed(boxes[0], ["sh", "-c", script], identity=identity, binds=binds) as ready:
-            ended = process.run(ready.argv, timeout_s=20, pass_fds=ready.fds)
+            ended = process.run(ready.argv, timeout_s=100, pass_fds=ready.fds)
         assert ended.stdout.decode().split() == [uid, "4"]  # 0 to 2, and that of the listed folder
         made = work / "made"
         assert (made.stat().st_uid, made.stat().st_gid) == (user, user)
@@ -106,5 +106,5 @@ def test_a_command_runs_even_if_no_user_namespace_can_be_made(
     namespace = _namespace(tmp_path, uid=2**32 - 1)  # -1 is no uid, so no namespace can have it
     box = Box(uid=UID, hostname="one", binds=(), user_namespace=namespace)
     with closing(namespace), boxed(box, ["id", "-u"]) as ready:
-        assert process.run(ready.argv, timeout_s=20, pass_fds=ready.fds).stdout == b"1000\n"
+        assert process.run(ready.argv, timeout_s=100, pass_fds=ready.fds).stdout == b"1000\n"
         assert namespace.obstacle is not None

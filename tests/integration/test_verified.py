@@ -246,17 +246,17 @@ def test_simultaneous_checks_of_an_archive_read_it_once(archive: Path, tmp_path:
 
     def slow(fd: int, go_on: GoOn) -> str:
         begun.set()
-        assert go.wait(20)
+        assert go.wait(60)
         return counted(fd, go_on)
 
     verified = Verified(tmp_path / "verified", digest=slow)
     threads = [threading.Thread(target=verified.check, args=(archive, SHA256)) for _ in range(5)]
     for thread in threads:
         thread.start()
-    assert begun.wait(20)
+    assert begun.wait(60)
     go.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert counted.count == 1
     assert verified.holds(archive, SHA256)
 

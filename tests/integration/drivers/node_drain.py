@@ -24,7 +24,7 @@ ASLEEP = [f"asleep-{number}" for number in range(4)]
 BUSY = [f"busy-{number}" for number in range(3)]
 IDLE = [f"idle-{number}" for number in range(3)]
 NAMES = [*ASLEEP, *BUSY, *IDLE]
-WITHIN_S = 60.0
+WITHIN_S = 120.0
 _LINES = "i=0; while true; do i=$((i+1)); echo $i >> /app/lines; echo $i; sleep 0.05; done"
 
 

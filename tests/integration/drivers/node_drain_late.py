@@ -49,7 +49,7 @@ def in_time(world: World, proxy: FaultProxy) -> dict[str, object]:
     put_to_sleep("asleep")
     world.nodes.add(slots=8)
     with away(proxy):
-        drain(world.nodes.id(0), within_s=90)
+        drain(world.nodes.id(0), within_s=240)
         wait_for_refusals(proxy)
     eventually(lambda: not world.nodes.is_alive(0), timeout_s=PATIENCE_S)
     held = {name: box.read_file("/workspace/file").decode() for name, box in boxes.items()}

@@ -291,13 +291,13 @@ def test_submitting_a_call_does_not_wait_for_its_actor_to_be_found(monkeypatch: 
             sent.set()
 
     def find(name: str, namespace: str) -> Told:
-        assert submitted.wait(10)
+        assert submitted.wait(60)
         return Told()
 
     monkeypatch.setattr(ray, "get_actor", find)
     submit(Call(lambda: ActorRef("a").call_if_alive(lambda actor: actor.stop, None)))
     submitted.set()
-    assert sent.wait(10)
+    assert sent.wait(60)
 
 
 MOVING = wrapped(SandboxMovingError())
@@ -309,7 +309,7 @@ def test_a_call_waits_longer_for_a_sandbox_that_leaves_a_drained_node(
 ) -> None:
     actor = Actor(*[MOVING] * 6, "done")  # the pauses before these take 0.6 s in total
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
-    assert Call(lambda: ActorRef("a", retry_s=0.25).call(lambda actor: actor.answer)).result() == "done"
+    assert Call(lambda: ActorRef("a", retry_s=0.5).call(lambda actor: actor.answer)).result() == "done"
 
 
 def test_the_wait_for_a_moving_sandbox_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

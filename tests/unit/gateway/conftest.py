@@ -18,7 +18,7 @@ from tests.unit.gateway.memory_cluster import MemoryCluster
 
 KEY = "key-of-the-default-tenant"
 OTHER_KEY = "key-of-the-other-tenant"
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 @dataclass

@@ -342,14 +342,14 @@ def test_an_interrupt_cancels_the_backup_on_the_server(
 
     def back_up() -> None:
         begun.set()
-        assert cancelled.wait(10)
+        assert cancelled.wait(60)
 
     box.while_backing_up = back_up
     box.on_cancel = cancelled.set
     box.failure = OperationCancelledError("Cancelled.")
 
     def interrupt() -> None:
-        assert begun.wait(10)
+        assert begun.wait(60)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()

@@ -13,13 +13,15 @@ from tests.unit.gateway.conftest import KEY, make_gateway
 from tests.unit.gateway.test_server import Listening
 
 CASES = cases(KEY, "box")
+PAUSE_S = 1.5
+"""Time limit for what does not come. On a busy machine, what does come takes long, too."""
 
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[tuple[str, int]]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(LimitedH11Protocol, "header_limit_s", 0.3)
-        with Listening(make_gateway(body_idle_s=0.3).app, connections=64) as listening:
+        patched.setattr(LimitedH11Protocol, "header_limit_s", PAUSE_S)
+        with Listening(make_gateway(body_idle_s=PAUSE_S).app, connections=64) as listening:
             yield "127.0.0.1", listening.port
 
 

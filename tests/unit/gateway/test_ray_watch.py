@@ -9,7 +9,7 @@ import pytest
 from actors.errors import ServiceUnavailableError
 from gateway.embedded.ray_watch import RayWatch
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 def test_the_service_shuts_down_when_a_part_of_ray_has_ended() -> None:

@@ -21,18 +21,18 @@ def fail() -> None:
 
 
 def test_a_step_that_hangs_leaves_the_time_reserved_for_the_next() -> None:
-    clock, began = Stop(0.3), time.monotonic()
-    assert clock.step("hangs", hang, keep_s=0.2) is False
+    clock, began = Stop(2.0), time.monotonic()
+    assert clock.step("hangs", hang, keep_s=1.9) is False
     assert clock.left_s() > 0.0
     assert clock.step("next", lambda: None, keep_s=0.0) is True
     assert clock.step("hangs again", hang, keep_s=0.0) is False
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 30.0
 
 
 def test_a_step_is_begun_even_if_its_time_is_already_over() -> None:
     clock, done = Stop(0.0), threading.Event()
     clock.step("late", done.set, keep_s=1.0)
-    assert done.wait(5.0)
+    assert done.wait(30.0)
 
 
 def test_a_step_that_has_become_pointless_is_abandoned_at_once() -> None:
