@@ -105,7 +105,7 @@ def nodes(tmp_path: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator
         yield a.alone_in_the_bucket(), b
 
 
-@pytest.mark.timeout(120 + 20 * BACKUPS)
+@pytest.mark.timeout(300 + 30 * BACKUPS)
 @pytest.mark.parametrize("files", ["overlay", "plain"])
 def test_each_backup_of_a_work_tree_of_git_restores_to_what_it_was(
     nodes: tuple[Node, Node], files: Literal["overlay", "plain"]
