@@ -275,9 +275,11 @@ class Ownership:
         The write happens in the background, and nobody waits for it. After a loss, the recovery names these roots.
         """
         self._unsaved = list(roots)
-        state = self.state
-        if state is not None and state.node is not None and self._lacks():  # otherwise the claim writes it
-            self._catching_up.begin()
+        if self._lacks():
+            state = self.state
+            has_epoch = state is not None and state.node is not None
+            # A claim under way may have been composed before, without these roots.
+            self._catching_up.begin(after_s=0.0 if has_epoch else _SOON_S)
 
     def acknowledge(self, at: datetime) -> None:
         """Notes that a caller was surely informed of the recovery of that instant: no other caller has to be."""

@@ -398,6 +398,24 @@ def test_the_epoch_is_claimed_by_the_first_change_or_in_the_background(world: Wo
     assert kinds(world.stored) == ["created", "first", "woke"]
 
 
+@pytest.mark.parametrize(
+    "claim", [Ownership.acquire_epoch_in_background, lambda ownership: ownership.change(noted("used"))]
+)
+def test_unsaved_roots_that_are_noted_while_the_epoch_is_claimed_are_written_after_it(
+    world: World, claim: Callable[[Ownership], None]
+) -> None:
+    held = HeldStore(world.faulty, "put", "state.json")
+    ownership = opened(replace(world, catalog=BackupCatalog(held, SecretStr("key"))).ownership())
+    ownership.note_unsaved([])
+    claiming = Background(lambda: claim(ownership))
+    held.wait()
+    ownership.note_unsaved(["/workspace"])
+    held.released.set()
+    claiming.result()
+    assert wait_until(lambda: world.has(keys.state(TENANT, world.sandbox)))
+    assert wait_until(lambda: world.stored.unsaved == ["/workspace"])
+
+
 @pytest.mark.parametrize("is_pending", [False, True])
 def test_the_first_change_is_written_with_the_claim_unless_a_backup_has_to_be_settled(
     world: World, *, is_pending: bool
