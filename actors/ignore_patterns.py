@@ -61,6 +61,8 @@ class Pattern:
     """True if it is matched with the last part of a path, at any depth."""
     includes: bool
     """True if it includes again what an earlier pattern has excluded."""
+    literal: str | None = None
+    """The text that a pattern without wildcards matches, with `DIRECTORY_MARK` if only a directory's; else None."""
 
 
 def parse(line: str) -> Pattern | None:
@@ -78,6 +80,7 @@ def _read(line: str) -> tuple[Pattern | None, Flaw | None]:
     includes = body.startswith("!")
     body = body[includes:]
     literal = next((index for index, c in enumerate(body) if c in _SPECIAL), len(body))
+    is_literal = literal == len(body)
     only_directories = body.endswith("/")
     body = body.removesuffix("/") if only_directories else body
     by_name = "/" not in body
@@ -90,7 +93,8 @@ def _read(line: str) -> tuple[Pattern | None, Flaw | None]:
     if expressions.nothing is not None:
         return None, expressions.nothing
     mark = r"\x00" if only_directories else r"\x00?"
-    pattern = Pattern(expressions.made + mark, by_name=by_name, includes=includes)
+    text = body + DIRECTORY_MARK * only_directories if is_literal else None
+    pattern = Pattern(expressions.made + mark, by_name=by_name, includes=includes, literal=text)
     if not {"", ".", ".."}.isdisjoint(body.split("/")):
         return pattern, Flaw.PARTS
     return pattern, Flaw.REVERSED if expressions.has_reversed_range else None

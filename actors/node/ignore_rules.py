@@ -1,7 +1,7 @@
 """Matches paths against a list of gitignore(5) patterns, of which the last that matches decides.
 
-RE2 matches some dozens of patterns at a time, in linear time and with bounded memory, because a sandbox's command may
-have written them.
+Patterns without wildcards are found in a table. RE2 matches the others, some dozens at a time, in linear time and with
+bounded memory, because a sandbox's command may have written them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _MEMORY_BYTES = 512 * 1024
 """RE2's memory for one compiled expression and its cached states. 100 patterns take about three times as much."""
 _BYTES_OF_MEMORY = 64
 """RE2's memory for each byte of an expression, with a reserve: most bytes are one instruction, of 16 bytes."""
+_Ranked = tuple[int, Pattern]
+"""A pattern, and how many come after it: of those that match, the one with the lowest rank decides."""
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}".encode().decode("latin-1")
 
 
@@ -81,7 +83,16 @@ class Rules:
         for pattern in _patterns(lines, check):
             patterns.append(pattern)
             self.size += Size(1, len(pattern.expression))
-        self._groups = [_Group(group) for group in _groups(patterns[::-1])]
+        self._includes = [pattern.includes for pattern in reversed(patterns)]
+        self._names: dict[str, int] = {}
+        self._paths: dict[str, int] = {}
+        others: list[_Ranked] = []
+        for rank, pattern in enumerate(reversed(patterns)):
+            if pattern.literal is None:
+                others.append((rank, pattern))
+            else:
+                (self._names if pattern.by_name else self._paths).setdefault(pattern.literal, rank)
+        self._groups = [_Group(group) for group in _groups(others)]
 
     def verdict(self, path: str, *, is_directory: bool) -> bool | None:
         """Returns True for an excluded path, False for one that is included again, None if no pattern matches.
@@ -89,14 +100,27 @@ class Rules:
         Args:
             path: relative to the directory of the patterns, in Latin-1.
         """
+        self._check()
+        found = self._find_literal(path, is_directory=is_directory)
         path_bytes = (path + DIRECTORY_MARK * is_directory).encode("latin-1")
         name_bytes = path_bytes.rpartition(b"/")[2]
         for group in self._groups:
+            if found is not None and found < group.first_rank:
+                break
             self._check()
-            found = group.find(path_bytes, name_bytes)
-            if found is not None:
-                return not found.includes
-        return None
+            rank = group.find(path_bytes, name_bytes)
+            if rank is not None:
+                found = rank if found is None else min(found, rank)
+                break
+        return None if found is None else not self._includes[found]
+
+    def _find_literal(self, path: str, *, is_directory: bool) -> int | None:
+        """The lowest rank of the patterns without wildcards that match."""
+        name = path.rpartition("/")[2]
+        ranks = [self._names.get(name), self._paths.get(path)]
+        if is_directory:
+            ranks += [self._names.get(name + DIRECTORY_MARK), self._paths.get(path + DIRECTORY_MARK)]
+        return min((rank for rank in ranks if rank is not None), default=None)
 
 
 def _patterns(lines: Iterable[str], check: Callable[[], None]) -> Iterator[Pattern]:
@@ -109,15 +133,15 @@ def _patterns(lines: Iterable[str], check: Callable[[], None]) -> Iterator[Patte
             yield pattern
 
 
-def _groups(patterns: Sequence[Pattern]) -> Iterator[list[Pattern]]:
-    group: list[Pattern] = []
+def _groups(patterns: Sequence[_Ranked]) -> Iterator[list[_Ranked]]:
+    group: list[_Ranked] = []
     size = 0
-    for pattern in patterns:
+    for rank, pattern in patterns:
         size += len(pattern.expression)
         if group and (len(group) == _TOGETHER or size > _BYTES_TOGETHER):
             yield group
             group, size = [], len(pattern.expression)
-        group.append(pattern)
+        group.append((rank, pattern))
     if group:
         yield group
 
@@ -125,22 +149,21 @@ def _groups(patterns: Sequence[Pattern]) -> Iterator[list[Pattern]]:
 class _Group:
     """Some patterns that are matched together, the last one first."""
 
-    def __init__(self, patterns: Sequence[Pattern]) -> None:
-        ranked = list(enumerate(patterns))
-        self._patterns = patterns
-        self._of_name = _Alternatives([(rank, pattern) for rank, pattern in ranked if pattern.by_name])
-        self._of_path = _Alternatives([(rank, pattern) for rank, pattern in ranked if not pattern.by_name])
+    def __init__(self, patterns: Sequence[_Ranked]) -> None:
+        self.first_rank = patterns[0][0]
+        self._of_name = _Alternatives([(rank, pattern) for rank, pattern in patterns if pattern.by_name])
+        self._of_path = _Alternatives([(rank, pattern) for rank, pattern in patterns if not pattern.by_name])
 
-    def find(self, path: bytes, name: bytes) -> Pattern | None:
+    def find(self, path: bytes, name: bytes) -> int | None:
+        """The lowest rank of the patterns that match."""
         ranks = (self._of_name.first(name), self._of_path.first(path))
-        found = min((rank for rank in ranks if rank is not None), default=None)
-        return None if found is None else self._patterns[found]
+        return min((rank for rank in ranks if rank is not None), default=None)
 
 
 class _Alternatives:
     """Patterns as one expression of RE2. It first tests whether any matches, which is fast, and only then which one."""
 
-    def __init__(self, patterns: Sequence[tuple[int, Pattern]]) -> None:
+    def __init__(self, patterns: Sequence[_Ranked]) -> None:
         self._ranks = [rank for rank, _ in patterns]
         self._expressions = [pattern.expression for _, pattern in patterns]
         self._any: re2._Regexp | None = None

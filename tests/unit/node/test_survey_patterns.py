@@ -79,3 +79,18 @@ def test_the_last_matching_pattern_decides() -> None:
     assert rules.verdict("x7", is_directory=False) is False
     assert rules.verdict("a/x7", is_directory=False) is True
     assert rules.verdict("other", is_directory=False) is None
+
+
+@pytest.mark.parametrize("number", [1_000, 4_000])
+def test_patterns_without_wildcards_take_no_match_each(number: int) -> None:
+    checks: list[None] = []
+    lines = [f"name{n}" for n in range(number)] + [f"/a/b{n}/" for n in range(number)] + ["!/a/b7", "*.log"]
+    rules = Rules(lines, lambda: checks.append(None))
+    checks.clear()
+    assert rules.verdict("x/name5", is_directory=False) is True
+    assert rules.verdict("x/name", is_directory=False) is None
+    assert rules.verdict("a/b5", is_directory=True) is True
+    assert rules.verdict("a/b5", is_directory=False) is None
+    assert rules.verdict("a/b7", is_directory=True) is False
+    assert rules.verdict("name5/x.log", is_directory=False) is True
+    assert len(checks) == 2 * 6
