@@ -194,23 +194,30 @@ class Recorder:
         self._file: IO[bytes] = path.open("wb")
         self._index: list[tuple[str, int, int]] = []
         self._entries = 0
+        self._is_given_up = False
+        """True if there are too many entries, or the disk is full: the backup does not fail for that."""
 
     def add(self, directory: str, itself: bytes, entries: dict[str, bytes]) -> None:
         """Records a directory, by its path from the root, with its own state and those of its entries."""
         self._entries += len(entries) + 1
-        if self._entries > _MAX_ENTRIES:
+        if self._is_given_up or self._entries > _MAX_ENTRIES:
+            self._is_given_up = True
             return
         names = os.fsencode("\0".join((_ITSELF, *entries)))  # all at once: a call for each takes longer
-        self._index.append((directory, self._file.tell(), len(names)))
-        self._file.write(names + itself + b"".join(entries.values()))
+        try:
+            self._index.append((directory, self._file.tell(), len(names)))
+            self._file.write(names + itself + b"".join(entries.values()))
+        except OSError:
+            self._is_given_up = True
 
     def close(self) -> None:
-        """Closes the file. Repeatable."""
-        self._file.close()
+        """Closes the file. Repeatable; raises nothing."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def finish(self, header: Header, target: Path) -> None:
         """Puts the fingerprints in the place `target`, whole or not at all. Raises OSError."""
-        if self._entries > _MAX_ENTRIES:
+        if self._is_given_up:
             self.close()
             self.path.unlink()
             target.unlink(missing_ok=True)
@@ -221,7 +228,7 @@ class Recorder:
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
         self._file.write(_TRAILER.pack(len(index), len(head), digest))
-        self.close()
+        self._file.close()
         target.parent.mkdir(mode=0o700, exist_ok=True)
         os.replace(self.path, target)
 

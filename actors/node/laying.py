@@ -35,6 +35,8 @@ def lay(layer: Path, over: Path, *, uid: int) -> None:
         stage = Stage(short, uid, math.inf, lambda: None)
         _lay(fds[0], StagedDirectory(stage))
     except NoLayerError as e:
+        if isinstance(e.__cause__, OSError):
+            raise e.__cause__ from None
         raise ToolError(f"The layer could not be laid over the directory: {e.message}") from e
     finally:
         for fd in fds:

@@ -109,14 +109,17 @@ class Recording:
         """The follower for a walk over the directory `fd`; the last one's fingerprints count.
 
         Raises:
-            NoLayerError: fingerprints of this directory would prove nothing.
+            NoLayerError: fingerprints of this directory would prove nothing, or cannot be written.
         """
         self.close()
         check_file_system(fd)
         self._root = os.fstat(fd)
         clock = Clock(fd, self._uid)
         self._lead_ns = clock.lead_ns
-        self._recorder = Recorder(self._path)
+        try:
+            self._recorder = Recorder(self._path)
+        except OSError as e:
+            raise NoLayerError(f"fingerprints cannot be written ({e.strerror})") from e
         return changes_since(before, stage, self._recorder, clock, wanted=wanted)
 
     def find_follower(self, fd: int) -> PlainChanges | None:

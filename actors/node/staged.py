@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,8 +63,21 @@ class _Link:
     names: int = 1
 
 
+@contextmanager
+def _staging() -> Iterator[None]:
+    """Raises NoLayerError for an OSError, which is its cause: perhaps the whole directory can be archived."""
+    try:
+        yield
+    except OSError as e:
+        name = errno.errorcode.get(e.errno or 0, "unknown error")
+        raise NoLayerError(f"what was changed could not be staged ({name})") from e
+
+
 class StagedDirectory:
-    """A directory of the stage. It is made, with those above it, once something in it is staged."""
+    """A directory of the stage. It is made, with those above it, once something in it is staged.
+
+    Its methods raise NoLayerError.
+    """
 
     def __init__(self, stage: Stage, above: StagedDirectory | None = None, name: str = "") -> None:
         self._stage = stage
@@ -71,6 +85,7 @@ class StagedDirectory:
         self.path: str = os.path.join(above.path, name) if above is not None else str(stage.root)
         self._is_made = False
 
+    @_staging()
     def make(self) -> None:
         """Makes the directory. Repeatable."""
         if self._is_made:
@@ -89,6 +104,7 @@ class StagedDirectory:
         """The subdirectory `name`, which is not made yet."""
         return StagedDirectory(self._stage, self, name)
 
+    @_staging()
     def add(self, fd: int, name: str, found: os.stat_result) -> None:
         """Stages a file, a symbolic link or a FIFO of the directory `fd`, with its status `found`."""
         self.make()
@@ -111,6 +127,7 @@ class StagedDirectory:
             os.mkfifo(target, 0o600)
         self._copy_attributes(f"/proc/self/fd/{fd}/{name}", found, target)
 
+    @_staging()
     def hide(self, name: str) -> None:
         """Stages a whiteout."""
         self.make()
@@ -120,6 +137,7 @@ class StagedDirectory:
         self._stage.inodes += 1
         self._stage.whiteouts += 1
 
+    @_staging()
     def finish(self, fd: int) -> None:
         """Gives the directory the attributes of `fd`, if it was made. Nothing may be added afterwards."""
         if self._is_made:
