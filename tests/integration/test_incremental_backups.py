@@ -36,6 +36,36 @@ chmod 750 folder/deep; touch -d @1234567890 folder/deep; ln -s '../../far away' 
 """
 
 
+WRITER = """
+import mmap, os, random
+
+held = [mmap.mmap(open(f"{n}", "r+b").fileno(), 0) for n in range(5)]
+print("begun", flush=True)
+while True:
+    n, at, data = random.randrange(20), random.randrange(4000), random.randbytes(8)
+    if n < len(held):
+        held[n][at : at + 8] = data
+        continue
+    way = random.choice(["write", "map", "exchange", "attribute"])
+    if way == "write":
+        with open(f"{n}", "r+b") as file:
+            os.pwrite(file.fileno(), data, at)
+    elif way == "map":
+        with open(f"{n}", "r+b") as file, mmap.mmap(file.fileno(), 0) as page:
+            page[at : at + 8] = data
+    elif way == "exchange":
+        other = random.randrange(len(held), 20)
+        os.rename(f"{n}", "between")
+        if other != n:
+            os.rename(f"{other}", f"{n}")
+        os.rename("between", f"{other}")
+    else:
+        os.setxattr(f"{n}", "user.x", data)
+    os.utime(f"{n}", (1000, 1000))
+"""
+"""Changes files in ways that leave their sizes and times alone, and some through mappings that it keeps."""
+
+
 def make_tree(box: LocalSandbox) -> None:
     sh(box, f"mkdir -p {TREE}/folder/deep {TREE}/folder/kind {TREE}/old {TREE}/moved")
     sh(box, "head -c 300000 /dev/urandom > folder/deep/data", cwd=TREE)
@@ -272,6 +302,21 @@ def test_a_second_write_to_a_mapped_page_is_in_the_next_layer(node: Node, plain:
         assert record(node, made.id).is_incremental
     restore(plain, made, "/workspace/again")
     assert sh(plain, "head -c 5 again/mapped") == "again"
+
+
+def test_backups_beside_a_command_that_writes_all_the_time_miss_nothing(node: Node, plain: LocalSandbox) -> None:
+    write(plain, "/workspace/writer.py", WRITER)
+    sh(plain, "head -c 3000000 /dev/urandom > more", cwd=TREE)  # beside which all changes together are small
+    sh(plain, "for n in $(seq 0 19); do head -c 4096 /dev/urandom > $n; done", cwd=TREE)
+    backup(plain, TREE, full=True)
+    for _ in range(3):
+        with command(plain, f"cd {TREE}; exec python3 ../writer.py"):
+            assert record(node, backup(plain, TREE).id).is_incremental
+        expected = content(node, plain)
+        made = backup(plain, TREE)
+        assert record(node, made.id).is_incremental
+        restore(plain, made, "/workspace/again")
+        assert content(node, plain, "/workspace/again") == expected
 
 
 def test_backups_of_one_tree_under_several_names_are_each_right(node: Node, plain: LocalSandbox) -> None:
