@@ -135,7 +135,7 @@ class BackupRestoreError(HoldfastError):
 
 
 class BackupNotListedError(HoldfastError):
-    """The backup's files cannot be listed: it has no listing, and its archive is none that can be read in place."""
+    """The backup's files cannot be listed: it has no listing, and an archive of it cannot be read in place."""
 
     code = "BACKUP_NOT_LISTED"
 

@@ -6,12 +6,12 @@ import logging
 from dataclasses import dataclass
 
 from storage import keys
+from storage.archive_contents import ArchiveContents, StoredArchive
 from storage.catalog import BackupCatalog
-from storage.errors import NotListedError, ObjectMissingError
+from storage.errors import ObjectMissingError
 from storage.listing import Contents, Listing
 from storage.metadata import BackupRecord
 from storage.ranges import RangedObject
-from storage.squashfs_tables import ArchiveContents
 from storage.store import ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OpenedContents:
-    """The contents of a backup. `is_listing` is False if they are read from the archive's own tables."""
+    """The contents of a backup. `is_listing` is False if they are read from its archives' own tables."""
 
     contents: Contents
     is_listing: bool
@@ -42,8 +42,8 @@ def open_contents(store: ObjectStore, record: BackupRecord, *, hasty: bool = Fal
     """Opens the contents of a backup for reading. `hasty`: see `RangedObject`. A scan raises the same errors.
 
     Raises:
-        ObjectMissingError: it has neither a listing nor an archive; permanent.
-        NotListedError: it has no listing, and its archive cannot be listed; permanent.
+        ObjectMissingError: it has no listing, and its archive or one of its layers is missing; permanent.
+        NotListedError: it has no listing, and an archive of it cannot be listed; permanent.
         CorruptMetadataError: its listing is not the one that was recorded; permanent.
     """
     if record.listing is not None:
@@ -53,7 +53,11 @@ def open_contents(store: ObjectStore, record: BackupRecord, *, hasty: bool = Fal
             return OpenedContents(Listing(source, record.listing), True)
         except ObjectMissingError:
             logger.warning("backup %s has lost its listing", record.id)
-    key = keys.archive(record.id)
-    if record.layers is not None:
-        raise NotListedError("list", bucket=store.bucket, key=key, detail="it is incremental, and has no listing")
-    return OpenedContents(ArchiveContents(store, key, record.size_bytes, hasty=hasty), False)
+    return OpenedContents(ArchiveContents(store, _archives(record), hasty=hasty), False)
+
+
+def _archives(record: BackupRecord) -> list[StoredArchive]:
+    """The archives that its content consists of, the oldest first."""
+    if record.layers is None:
+        return [StoredArchive(keys.archive(record.id), record.size_bytes)]
+    return [StoredArchive(keys.layer(record.owner, layer.sha256), layer.size_bytes) for layer in record.layers]

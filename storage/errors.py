@@ -17,7 +17,7 @@
     │   └── UnsignedMetadataError       nobody has signed it
     ├── LayersUnusableError             no incremental backup can be made on this one now; make a full one
     ├── TransferCancelledError          somebody cancelled the transfer; nothing of it is left
-    ├── NotListedError                  a backup has no listing, and its archive cannot be listed
+    ├── NotListedError                  a backup has no listing, and an archive of it cannot be listed
     ├── InvalidCursorError              a page was asked for with a cursor this package did not issue
     └── LifecycleUnsupportedError       the store has no lifecycle rules
 

@@ -1,8 +1,8 @@
-"""The contents of a squashfs archive in the bucket, read from its tables by ranged reads; file data is never read.
+"""The tables of a squashfs archive in the bucket, read by ranged reads; file data is never read.
 
-The tables of inodes and directories lie behind the data, in metadata blocks of 8 KiB, each compressed by itself. A scan
-reads those blocks that it needs. The archive may be hostile: every number is checked before it is used, no block
-inflates beyond 8 KiB, and a scan ends with an error once it has read too many blocks or names.
+The tables of inodes and directories lie behind the data, in metadata blocks of 8 KiB, each compressed by itself. Only
+those blocks are read that are needed. The archive may be hostile: every number is checked before it is used, no block
+inflates beyond 8 KiB, and after too many blocks or names comes an error.
 
 Source: Documentation/filesystems/squashfs.rst of Linux, and fs/squashfs/squashfs_fs.h for the fields.
 """
@@ -14,11 +14,12 @@ import struct
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from storage.errors import IntegrityError, NotListedError
-from storage.listing import Entry, sort_key
-from storage.ranges import RangedObject
+from storage.listing import Entry
+from storage.ranges import WINDOW_BYTES, RangedObject
 from storage.store import ObjectStore
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
@@ -29,7 +30,7 @@ _INODE = struct.Struct("<4H2I")
 """Type, permissions, owner and group as indices, time of the last change, number."""
 _DIRECTORY, _LONG_DIRECTORY = struct.Struct("<2I2HI"), struct.Struct("<4I2HI")
 _FILE, _LONG_FILE = struct.Struct("<4I"), struct.Struct("<3Q4I")
-_LINK = struct.Struct("<2I")
+_LINK = _DEVICE = struct.Struct("<2I")
 _RUN, _NAME = struct.Struct("<3I"), struct.Struct("<HhHH")
 """The header of a run of names whose inodes lie in one block, and that of a name."""
 _KINDS = (
@@ -51,21 +52,29 @@ _MAX_DEPTH = 768
 _MAX_BLOCKS = 100_000
 _MAX_NAMES = 2_000_000
 _CACHED_BLOCKS = 128
-_SMALL_TABLE_BYTES = 2**20
 
 
-class ArchiveContents:
-    """The contents of one archive. `scan` raises NotListedError for what is no sound archive."""
+class ArchiveTables:
+    """The names and inodes of one archive. What is no sound archive gives NotListedError."""
 
-    def __init__(self, store: ObjectStore, key: str, size_bytes: int, *, hasty: bool = False) -> None:
-        """Reads the superblock. `hasty`: see `RangedObject`.
+    def __init__(
+        self,
+        store: ObjectStore,
+        key: str,
+        size_bytes: int,
+        *,
+        work: Work,
+        window_bytes: int = WINDOW_BYTES,
+        hasty: bool = False,
+    ) -> None:
+        """Reads the superblock. `window_bytes`, `hasty`: see `RangedObject`, of which there are two at most.
 
         Raises:
             ObjectMissingError: there is no archive.
             NotListedError: it is none, or is compressed in a way that is not known here.
         """
-        self._bounds = _Bounds(store.bucket, key)
-        source = RangedObject(store, key, size_bytes, hasty=hasty)
+        self._bounds = _Bounds(store.bucket, key, work)
+        source = RangedObject(store, key, size_bytes, window_bytes=window_bytes, hasty=hasty)
         try:
             fields = _SUPERBLOCK.unpack(source.read(0, _SUPERBLOCK.size, exactly=True))
         except IntegrityError:
@@ -80,43 +89,26 @@ class ArchiveContents:
         if inflate is None:
             raise self._bounds.broken("its compression is not known here")
         self._inodes = _Table(source, inodes, directories, inflate, self._bounds)
-        other = RangedObject(store, key, size_bytes, hasty=hasty)
-        self._directories = _Table(other, directories, used, inflate, self._bounds)
+        if not source.is_whole:
+            source = RangedObject(store, key, size_bytes, window_bytes=window_bytes, hasty=hasty)
+        self._directories = _Table(source, directories, used, inflate, self._bounds)
         self._root = root
 
-    def scan(self, start: bytes, end: bytes | None, *, deep: bool) -> Iterator[Entry]:
-        """See `storage.listing.Contents`."""
-        root = self._inode(b"", self._root >> 16, self._root & 0xFFFF)
-        if root.names is None:
+    def root(self) -> Inode:
+        """The root directory, whose path is empty."""
+        root = self.inode(b"", self._root >> 16, self._root & 0xFFFF)
+        if root.place is None:
             raise self._bounds.broken("its root is no directory")
-        if not start:
-            yield root.entry
-            if not deep:
-                return
-        yield from self._below(root, start, end, deep=deep, depth=1)
+        return root
 
-    def _below(self, above: _Found, start: bytes, end: bytes | None, *, deep: bool, depth: int) -> Iterator[Entry]:
-        if depth > _MAX_DEPTH:
+    def check_depth(self, depth: int) -> None:
+        """Raises NotListedError for a directory with this number of others above it, if that is too large."""
+        if depth >= _MAX_DEPTH:
             raise self._bounds.broken(f"it is more than {_MAX_DEPTH} levels deep")
-        prefix = above.entry.path + b"/" if above.entry.path else b""
-        for name, block, offset in self._names(above):
-            path = prefix + name
-            key = sort_key(path)
-            if end is not None and key >= end:
-                return
-            is_before = key < start
-            if is_before and not start.startswith(key + b"\0"):
-                continue
-            found = self._inode(path, block, offset)
-            if not is_before:
-                yield found.entry
-            if found.names is not None and (deep or is_before):
-                yield from self._below(found, start, end, deep=deep, depth=depth + 1)
 
-    def _names(self, of: _Found) -> Iterator[tuple[bytes, int, int]]:
-        """Yields each name in a directory, and the block and the offset of its inode."""
-        assert of.names is not None
-        block, offset, left = of.names
+    def names(self, block: int, offset: int, size_bytes: int) -> Iterator[Name]:
+        """Yields the names in a directory, in the order of their bytes. `block`, `offset`: the place of the first."""
+        left = size_bytes
         reader = _Reader(self._directories, block, offset)
         last = b""
         while left > 0:
@@ -134,18 +126,19 @@ class ArchiveContents:
                     raise self._bounds.broken("names that are out of order, or cannot be")
                 last = name
                 self._bounds.count_name()
-                yield name, inode_block, inode_offset
+                yield Name(name, self, inode_block, inode_offset)
         if left:
             raise self._bounds.broken("a directory of another size than it says")
 
-    def _inode(self, path: bytes, block: int, offset: int) -> _Found:
+    def inode(self, path: bytes, block: int, offset: int) -> Inode:
+        """The inode at a place of the table. `path` is that of its entry."""
         reader = _Reader(self._inodes, block, offset)
         kind, permissions, _, _, modified_s, _ = _INODE.unpack(reader.take(_INODE.size))
         if not 1 <= kind <= 2 * len(_KINDS):
             raise self._bounds.broken("an inode of an unknown kind")
         is_long, number = divmod(kind - 1, len(_KINDS))
         form = _KINDS[number]
-        size, target, names = 0, b"", None
+        size, target, names, is_whiteout = 0, b"", None, False
         if form == stat.S_IFDIR:
             names = self._place_of_names(reader, is_long=bool(is_long))
         elif form == stat.S_IFREG:
@@ -156,8 +149,10 @@ class ArchiveContents:
             if length > _MAX_TARGET_BYTES:
                 raise self._bounds.broken("a link with too long a target")
             target = reader.take(length)
+        elif form == stat.S_IFCHR:
+            is_whiteout = _DEVICE.unpack(reader.take(_DEVICE.size))[1] == 0
         entry = Entry(path, form | (permissions & 0o7777), size, modified_s, 0, target)
-        return _Found(entry, names)
+        return Inode(entry, self, names, is_whiteout)
 
     def _place_of_names(self, reader: _Reader, *, is_long: bool) -> tuple[int, int, int]:
         """The block, the offset and the bytes of a directory's names."""
@@ -168,29 +163,57 @@ class ArchiveContents:
         return block, offset, max(0, size - _NO_NAMES_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """An entry and, of a directory, the block, the offset and the bytes of its names."""
+class Name(NamedTuple):
+    """A name in a directory of an archive, and the place of its inode."""
+
+    name: bytes
+    tables: ArchiveTables
+    block: int
+    offset: int
+
+    def inode(self, path: bytes) -> Inode:
+        """Reads the inode."""
+        return self.tables.inode(path, self.block, self.offset)
+
+
+class Inode(NamedTuple):
+    """An entry of an archive. `is_whiteout` is True for a character device 0:0."""
 
     entry: Entry
-    names: tuple[int, int, int] | None
+    tables: ArchiveTables
+    place: tuple[int, int, int] | None
+    """Of a directory, the block, the offset and the bytes of its names."""
+    is_whiteout: bool
+
+    def names(self) -> Iterator[Name]:
+        """Yields what is in it, if it is a directory."""
+        return self.tables.names(*self.place) if self.place else iter(())
+
+
+@dataclass(slots=True)
+class Work:
+    """The work that is done for one reader, which is limited, and its blocks in memory. Archives may share it."""
+
+    blocks: int = 0
+    names: int = 0
+    cache: OrderedDict[tuple[_Table, int], tuple[bytes, int]] = field(default_factory=OrderedDict)
 
 
 class _Bounds:
-    """The work that is done for one archive, which is limited."""
+    """The limits of the work, for one archive."""
 
-    def __init__(self, bucket: str, key: str) -> None:
+    def __init__(self, bucket: str, key: str, work: Work) -> None:
         self._bucket, self._key = bucket, key
-        self._blocks = self._names = 0
+        self.work = work
 
     def count_block(self) -> None:
-        self._blocks += 1
-        if self._blocks > _MAX_BLOCKS:
+        self.work.blocks += 1
+        if self.work.blocks > _MAX_BLOCKS:
             raise self.broken("its tables are too large or too scattered")
 
     def count_name(self) -> None:
-        self._names += 1
-        if self._names > _MAX_NAMES:
+        self.work.names += 1
+        if self.work.names > _MAX_NAMES:
             raise self.broken("it has too many names")
 
     def broken(self, detail: str) -> NotListedError:
@@ -205,16 +228,16 @@ class _Table:
     ) -> None:
         self._source, self._start, self._end, self._inflate = source, start, end, inflate
         self.bounds = bounds
-        self._cache: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
 
     def block(self, number: int) -> tuple[bytes, int]:
         """The content of a block, and the next one."""
-        found = self._cache.get(number)
+        cache = self.bounds.work.cache
+        found = cache.get((self, number))
         if found is None:
             found = self._read(number)
-            self._cache[number] = found
-            if len(self._cache) > _CACHED_BLOCKS:
-                self._cache.popitem(last=False)
+            cache[self, number] = found
+            if len(cache) > _CACHED_BLOCKS:
+                cache.popitem(last=False)
         return found
 
     def _read(self, number: int) -> tuple[bytes, int]:
@@ -223,7 +246,7 @@ class _Table:
         if at + 2 > self._end:
             raise self.bounds.broken("a block outside of its table")
         try:
-            if self._end - self._start <= _SMALL_TABLE_BYTES:
+            if self._end - self._start <= self._source.window_bytes:
                 self._source.read(self._start, self._end - self._start)  # one request for the whole table
             header = int.from_bytes(self._source.read(at, 2), "little")
             size = header & ~_STORED_AS_IT_IS

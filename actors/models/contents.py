@@ -49,8 +49,8 @@ class BackupFile(FileState):
 class ContentsSource(StrEnum):
     """The origin of what is known of a backup's files.
 
-    `listing`: the listing that the service made with the backup, and signed. `archive`: the tables of the archive
-    itself, which were not compared with its signed digest.
+    `listing`: the listing that the service made with the backup, and signed. `archive`: the tables of its archive, or
+    of all archives of an incremental backup, which were not compared with the signed digests.
     """
 
     LISTING = "listing"

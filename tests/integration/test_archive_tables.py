@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from storage import squashfs_tables as module
+from storage.archive_contents import ArchiveContents, StoredArchive
 from storage.errors import NotListedError
-from storage.listing import Entry, keys_below
+from storage.listing import Entry, keys_below, sort_key
 from storage.paging import entry_page, find_entry
-from storage.squashfs_tables import ArchiveContents
 from tests.support.entries import KnownContents, in_order
 from tests.support.memory_store import MemoryObjectStore
 
@@ -61,10 +61,41 @@ def tree_of(folder: Path) -> list[Entry]:
     return in_order(found)
 
 
-def opened(data: bytes) -> ArchiveContents:
+def opened(*stack: bytes) -> ArchiveContents:
+    """The contents of these archives, the oldest first."""
     store = MemoryObjectStore()
-    store.put(KEY, data)
-    return ArchiveContents(store, KEY, len(data))
+    for number, data in enumerate(stack):
+        store.put(f"{KEY}{number}", data)
+    return ArchiveContents(store, [StoredArchive(f"{KEY}{number}", len(data)) for number, data in enumerate(stack)])
+
+
+def make_layer(folder: Path, choose: random.Random, *, levels: int = 4) -> None:
+    """Makes a directory with a few of a few names: files, links, directories and whiteouts."""
+    folder.mkdir()
+    for name in choose.sample(("a", "a!", "b", ".wh.a", "\udcff"), choose.randrange(5)):
+        place = folder / name
+        kind = choose.choice("fldddw") if levels else "f"
+        if kind == "f":
+            place.write_bytes(b"x" * choose.randrange(9))
+        elif kind == "l":
+            place.symlink_to(str(choose.random()))
+        elif kind == "d":
+            make_layer(place, choose, levels=levels - 1)
+            place.chmod(choose.choice((0o700, 0o755)))
+        else:
+            os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(0, 0))
+
+
+def laid_over(tree: list[Entry], layer: list[Entry]) -> list[Entry]:
+    """The tree after a layer, entry by entry, as one who unpacks it would do it."""
+    found = {each.path: each for each in tree}
+    for each in layer:
+        if not (each.is_directory and each.path in found and found[each.path].is_directory):
+            for path in [path for path in found if path == each.path or path.startswith(each.path + b"/")]:
+                del found[path]
+        if not stat.S_ISCHR(each.mode):
+            found[each.path] = each
+    return in_order(found.values())
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +134,55 @@ def test_a_scan_of_an_archive_begins_and_ends_anywhere(tree: Path, tmp_path: Pat
         if cursor is None:
             break
     assert found == [entry for entry in known.entries if entry.path.startswith(b"many/")]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_archives_that_are_laid_over_each_other_are_listed_as_one_tree(tmp_path: Path, seed: int) -> None:
+    choose = random.Random(seed)
+    expected: list[Entry] = []
+    stack: list[bytes] = []
+    for number in range(choose.randrange(2, 9)):
+        folder = tmp_path / f"layer{number}"
+        make_layer(folder, choose)
+        stack.append(squash(folder, tmp_path / f"archive{number}", "-comp", choose.choice(COMPRESSIONS)))
+        expected = laid_over(expected, tree_of(folder))
+        contents, known = opened(*stack), KnownContents(expected)
+        assert list(contents.scan(b"", None, deep=True)) == expected
+        for each in expected:
+            start, end = keys_below(each.path)
+            for deep in (False, True):
+                assert list(contents.scan(start, end, deep=deep)) == list(known.scan(start, end, deep=deep))
+            assert list(contents.scan(sort_key(each.path), None, deep=True)) == list(
+                known.scan(sort_key(each.path), None, deep=True)
+            )
+        hidden = {each.path for each in tree_of(folder)} - {each.path for each in expected}
+        assert all(find_entry(contents, path) is None for path in hidden)
+
+
+def test_archives_are_listed_as_deep_as_any_backup_is(tmp_path: Path) -> None:
+    for layer in ("older", "newer"):
+        folder = tmp_path / layer
+        folder.mkdir()
+        subprocess.run(["mkdir", "-p", "/".join("d" * 767)], cwd=folder, check=True)
+    stack = [squash(tmp_path / layer, tmp_path / f"{layer}.sqsh") for layer in ("older", "newer")]
+    listed = list(opened(*stack).scan(b"", None, deep=True))
+    assert [entry.path.count(b"d") for entry in listed] == list(range(768))
+    subprocess.run(["mkdir", "-p", "/".join("d" * 768)], cwd=tmp_path / "newer", check=True)
+    deeper = squash(tmp_path / "newer", tmp_path / "deeper.sqsh")
+    with pytest.raises(NotListedError):
+        list(opened(stack[0], deeper).scan(b"", None, deep=True))
+
+
+def test_the_archives_of_a_stack_share_one_limit_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer in ("older", "newer"):
+        (tmp_path / layer).mkdir()
+        for number in range(6):
+            os.mknod(tmp_path / layer / f"{number}", 0o600 | stat.S_IFCHR, os.makedev(0, 0))
+    stack = [squash(tmp_path / layer, tmp_path / f"{layer}.sqsh") for layer in ("older", "newer")]
+    assert [entry.path for entry in opened(*stack).scan(b"", None, deep=True)] == [b""]
+    monkeypatch.setattr(module, "_MAX_NAMES", 10)
+    with pytest.raises(NotListedError):
+        list(opened(*stack).scan(b"", None, deep=True))
 
 
 def test_an_empty_directory_is_listed(tmp_path: Path) -> None:
@@ -161,13 +241,8 @@ def test_an_archive_that_contains_itself_ends_with_an_error(tmp_path: Path) -> N
         list(opened(bytes(data)).scan(b"", None, deep=True))
 
 
-def test_few_requests_list_a_directory_of_a_large_archive(tree: Path, tmp_path: Path) -> None:
-    (tmp_path / "large").mkdir()
-    (tmp_path / "large" / "data").write_bytes(random.Random(1).randbytes(8 * 2**20))
-    subprocess.run(["cp", "-a", str(tree / "a"), str(tmp_path / "large" / "a")], check=True)
-    data = squash(tmp_path / "large", tmp_path / "archive")
-    store = MemoryObjectStore()
-    store.put(KEY, data)
+def counted(store: MemoryObjectStore) -> list[int]:
+    """The sizes of the ranges that are read from the store from now on."""
     asked: list[int] = []
     get = store.get_range
 
@@ -176,6 +251,28 @@ def test_few_requests_list_a_directory_of_a_large_archive(tree: Path, tmp_path: 
         return get(key, start=start, size_bytes=size_bytes)
 
     store.get_range = counting  # type: ignore[method-assign, assignment]
-    contents = ArchiveContents(store, KEY, len(data))
+    return asked
+
+
+def test_few_requests_list_a_directory_of_a_large_archive_and_seven_layers(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "data").write_bytes(random.Random(1).randbytes(8 * 2**20))
+    subprocess.run(["cp", "-a", str(tree / "a"), str(tmp_path / "large" / "a")], check=True)
+    data = squash(tmp_path / "large", tmp_path / "archive")
+    store = MemoryObjectStore()
+    store.put(KEY, data)
+    asked = counted(store)
+    contents = ArchiveContents(store, [StoredArchive(KEY, len(data))])
     assert [entry.path for entry in contents.scan(*keys_below(b"a"), deep=False)] == [b"a/again", b"a/b", b"a/link"]
     assert len(asked) <= 3 and sum(asked) < 2**20
+    stack = [StoredArchive(KEY, len(data))]
+    for number in range(7):
+        (tmp_path / "layer" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "layer" / "a" / f"{number}").touch()
+        layer = squash(tmp_path / "layer", tmp_path / f"layer{number}")
+        store.put(f"{number}", layer)
+        stack.append(StoredArchive(f"{number}", len(layer)))
+    asked.clear()
+    listed = entry_page(ArchiveContents(store, stack), b"a", recursive=False, limit=1000).entries
+    assert [entry.path for entry in listed] == [*(b"a/%d" % n for n in range(7)), b"a/again", b"a/b", b"a/link"]
+    assert len(asked) <= 3 + 7 and sum(asked) < 2**20

@@ -1,7 +1,7 @@
 """A layer of changes, laid over the archives below it, shows what a full archive of the directory shows.
 
 The full archive is the reference. After each random history both are restored, the stack of layers on mounts and as a
-copy, and compared in every attribute that an archive keeps.
+copy, and compared in every attribute that an archive keeps. Both are listed from the bucket, too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,9 +32,12 @@ from actors.node.layers import Layer, Layers
 from actors.node.plain_changes import RecordedFiles, Recording
 from actors.node.survey import Limits
 from actors.node.tree import Tree
+from storage.archive_contents import ArchiveContents, StoredArchive
+from storage.listing import Entry
+from tests.support.memory_store import MemoryObjectStore
 from tests.support.mount_leaks import nothing_leaks
 from tests.support.sandboxes import UID
-from tests.support.tree_operations import Change, Kind, apply, changes, populate
+from tests.support.tree_operations import NAMES, Change, Kind, apply, changes, populate
 from tests.support.trees import fingerprint
 
 MIB = 2**20
@@ -43,6 +47,7 @@ KINDS: tuple[Kind, ...] = (
     "write", "append", "truncate", "replace", "rename", "rename", "unlink", "rmtree", "rmdir", "mkdir", "mkdir",
     "symlink", "chmod", "touch", "setxattr", "removexattr", "exchange", "exchange", "rewrite",
 )  # fmt: skip
+LIKE_WHITEOUTS = (".wh.a", ".wh..wh..opq")
 UNLESS_LIMITED: dict[Limit, Kind] = {Limit.LINKS: "link", Limit.FIFOS: "fifo"}
 Excludes = tuple[str, ...]
 EXCLUDES: tuple[Excludes, ...] = ((), ("a",), ("/a/*",), ("*", "!/c", "!/b"), ("x*", "b/"))
@@ -197,13 +202,33 @@ def check_layer(directory: Directory, excludes: Excludes = ()) -> list[CachedArc
 
 
 def check_stack(directory: Directory, stack: Sequence[CachedArchive], excludes: Excludes) -> None:
-    full = directory.full(excludes=excludes)
+    walked: list[Entry] = []
+    full = directory.full(excludes=excludes, listed=lambda *found: walked.append(in_seconds(*found)))
+    listed = in_bucket(stack)
+    assert listed == in_bucket([full])
+    unknown = {entry.path for entry in walked if not entry.target}
+    assert [entry._replace(target=b"") if entry.path in unknown else entry for entry in listed] == walked
     with directory.copied([full]) as copy:
         expected = fingerprint(copy)
     with directory.copied(stack) as copy:
         assert fingerprint(copy) == expected
     with directory.mounted(stack) as shown:
         assert fingerprint(shown) == expected
+
+
+def in_seconds(path: bytes, found: os.stat_result, target: bytes) -> Entry:
+    size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return Entry(path, found.st_mode, size, found.st_mtime_ns // 1_000_000_000, 0, target)
+
+
+def in_bucket(stack: Sequence[CachedArchive]) -> list[Entry]:
+    """What the service lists of a backup that consists of these archives."""
+    store, stored = MemoryObjectStore(), []
+    for archive in stack:
+        data = archive.path.read_bytes()
+        store.put(archive.sha256, data)
+        stored.append(StoredArchive(archive.sha256, len(data)))
+    return list(ArchiveContents(store, stored).scan(b"", None, deep=True))
 
 
 def run(directory: Directory, steps: Sequence[Step]) -> None:
@@ -248,7 +273,7 @@ def test_what_is_changed_after_the_changes_were_copied_is_not_in_the_layer(scrat
 @given(data=st.data())
 def test_a_layer_shows_what_a_full_archive_shows(scratch: Path, driver: Driver, data: st.DataObject) -> None:
     kinds = (*KINDS, *(kind for limit, kind in UNLESS_LIMITED.items() if limit not in driver.limits))
-    one: st.SearchStrategy[Step] = changes(*kinds)
+    one: st.SearchStrategy[Step] = changes(*kinds, names=(*NAMES, *LIKE_WHITEOUTS))
     between: st.SearchStrategy[Step] = st.one_of(backups(), st.just("reopen"))
     steps = data.draw(st.lists(st.one_of(one, one, one, one, one, between), min_size=3, max_size=30))
     with made(scratch, driver) as directory:
@@ -265,7 +290,7 @@ def test_a_layer_shows_what_a_full_archive_shows(scratch: Path, driver: Driver, 
 )
 @given(data=st.data())
 def test_a_layer_over_plain_files_shows_what_a_full_archive_shows(scratch: Path, data: st.DataObject) -> None:
-    one: st.SearchStrategy[Step] = changes(*KINDS, "link", "fifo")
+    one: st.SearchStrategy[Step] = changes(*KINDS, "link", "fifo", names=(*NAMES, *LIKE_WHITEOUTS))
     steps = data.draw(st.lists(st.one_of(one, one, one, one, backups()), min_size=3, max_size=30))
     with made(scratch, Driver.KERNEL) as directory:
         populate(directory.place)

@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,8 +23,7 @@ Kind = Literal[
     "write", "append", "truncate", "replace", "rename", "unlink", "rmtree", "rmdir", "mkdir", "symlink", "link",
     "chmod", "touch", "setxattr", "removexattr", "fifo", "exchange", "rewrite",
 ]  # fmt: skip
-_NAMES = st.sampled_from(["a", "b", "c", "x" * 255])
-PATHS = st.lists(_NAMES, min_size=1, max_size=3).map("/".join)
+NAMES = ("a", "b", "c", "x" * 255)
 TEMPORARY = ".temporary"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -38,9 +38,14 @@ class Change:
     number: int
 
 
-def changes(*kinds: Kind) -> st.SearchStrategy[Change]:
+def paths(names: Sequence[str] = NAMES) -> st.SearchStrategy[str]:
+    """Strategy for a path of one to three names."""
+    return st.lists(st.sampled_from(names), min_size=1, max_size=3).map("/".join)
+
+
+def changes(*kinds: Kind, names: Sequence[str] = NAMES) -> st.SearchStrategy[Change]:
     """Strategy for a change of one of these kinds."""
-    return st.builds(Change, st.sampled_from(kinds), PATHS, PATHS, st.integers(0, 999))
+    return st.builds(Change, st.sampled_from(kinds), paths(names), paths(names), st.integers(0, 999))
 
 
 def populate(root: Path) -> None:
