@@ -135,7 +135,9 @@ class ServiceCalls:
     def flatten(self, backup_id: str) -> Call[BackupInfo]:
         """Makes a full backup of what an incremental one holds; returns the new one, or the same if it is full.
 
-        The incremental one stays. Raises BackupNotFoundError, BackupExpiredError, BackupCreateError.
+        The incremental one stays. A repeated call makes another full one.
+
+        Raises BackupNotFoundError, BackupExpiredError, BackupCreateError.
         """
         return self._call(lambda service: service.flatten.remote(self.tenant, backup_id))
 

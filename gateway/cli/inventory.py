@@ -32,9 +32,8 @@ def list_all(
         )
         return
     backups = list(session.sandbox(box).backups())
-    session.output.rows(
-        {"backups": backups}, ("backup", "created", "dir", "bytes", "expires", "name"), [_row(b) for b in backups]
-    )
+    header = ("backup", "created", "dir", "bytes", "expires", "name", "total", "archives")
+    session.output.rows({"backups": backups}, header, [_row(b) for b in backups])
 
 
 @with_session
@@ -88,6 +87,7 @@ def _sandboxes(service: ServiceCalls) -> Iterator[SandboxRef]:
 def _row(b: BackupInfo) -> tuple[str, ...]:
     created = b.created_at.isoformat(timespec="seconds")
     if b.status is not BackupStatus.OK:
-        return (b.id, created, b.dir or "", "", b.status.value, "")
+        return (b.id, created, b.dir or "", "", b.status.value, "", "", "")
     expires = "expired" if b.expired or b.expires_at is None else b.expires_at.isoformat(timespec="seconds")
-    return (b.id, created, b.dir or "", str(b.size_bytes), expires, b.name or "")
+    whole = ("" if number is None else str(number) for number in (b.total_bytes, b.depth))
+    return (b.id, created, b.dir or "", str(b.size_bytes), expires, b.name or "", *whole)

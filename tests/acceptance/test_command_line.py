@@ -173,6 +173,33 @@ def test_every_command_prints_one_json_document(cli: Cli, box: HttpBox, tmp_path
     assert cli.json("delete", box.id) == {"deleted": box.id}
 
 
+def test_an_incremental_backup_is_listed_compared_and_flattened(cli: Cli, box: HttpBox) -> None:
+    box.sh("mkdir d; head -c 2000000 /dev/urandom > data; echo 1 > d/a; echo 2 > d/b; echo 3 > gone")
+    first = cli.json("backup", box.id, "/workspace", "--full")["id"]
+    cli.json("restore", box.id, first)
+    box.sh("echo 22 > d/a; rm gone; mkdir gone; echo > gone/x; rm d/b")
+    second = cli.json("backup", box.id, "/workspace")["id"]
+
+    rows = {row["id"]: row for row in cli.json("list", box.id)["backups"]}
+    listed = cli.json("ls", "--recursive", f"{second}:/")
+    changes = {row["path"]: row["change"] for row in cli.json("diff", first, second)["changes"]}
+    flattened = cli.json("flatten", second)["flattened"][0]
+
+    assert (rows[first]["depth"], rows[second]["depth"], rows[second]["parent"]) == (1, 2, first)
+    assert rows[second]["total_bytes"] == rows[first]["size_bytes"] + rows[second]["size_bytes"]
+    assert listed["source"] == "archive"
+    assert [file["path"] for file in listed["files"]] == ["/d", "/d/a", "/data", "/gone", "/gone/x"]
+    assert changes == {"/d/a": "changed", "/d/b": "removed", "/gone": "changed", "/gone/x": "added"}
+    assert cli.json("diff", second, box.id)["changes"] == []
+    url = f"/v1/backup/{second}"
+    assert box.client.get(f"{url}/files", params={"recursive": True}).json() == listed
+    assert box.client.get(f"/v1/sandbox/{box.id}/diff/{second}").json()["changes"] == []
+    assert (flattened["depth"], "parent" in flattened) == (1, False)
+    assert cli.json("diff", second, flattened["id"])["changes"] == []
+    again = box.client.post(f"/v1/sandbox/{box.id}/backup", json={"dir": "/workspace", "full": True}).json()["id"]
+    assert box.client.get(f"/v1/backup/{again}").json()["depth"] == 1
+
+
 def test_the_lifecycle_of_a_store_without_rules_is_a_clear_error(cli: Cli) -> None:
     document = cli.json("lifecycle", status=1)
 

@@ -54,6 +54,7 @@ DOORS: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
     "a service's tenant": (lambda value: ServiceCalls(tenant=value), TENANTS),
     "argv": (lambda value: box().exec(value), TEXTS),
     "a backup's excludes": (lambda value: box().create_backup("/workspace", excludes=value), TEXTS),
+    "a full backup": (lambda value: box().create_backup("/workspace", full=value), ["yes", 1, None]),
     "excludes of persist": (lambda value: box().persist(excludes=value), TEXTS),
     "removed labels": (lambda value: box().change_labels(removed=value), TEXTS),
     "a mode of a restore": (lambda value: box().restore_backup(BACKUP, mode=value), ["", "move", 1, True]),

@@ -167,11 +167,15 @@ class MemorySandbox:
             finally:
                 self.current = None
             handle = DirectoryBackup(id=str(uuid.uuid4()), dir=options.dir)
+            below = None if options.full else self.tenant.latest(self.id, options.dir)
             self.tenant.backups[handle.id] = BackupInfo(
                 id=handle.id,
                 dir=handle.dir,
                 name=options.name,
                 size_bytes=1,
+                total_bytes=1 if below is None else (below.total_bytes or 0) + 1,
+                depth=1 if below is None else (below.depth or 0) + 1,
+                parent=None if below is None else below.id,
                 ttl_s=options.ttl,
                 created_at=NOW,
                 expires_at=NOW + timedelta(seconds=options.ttl),
@@ -362,6 +366,21 @@ class MemoryTenant:
             raise BackupNotFoundError("No such backup.", context={"backup": backup_id})
         return self.backups[backup_id]
 
+    def latest(self, sandbox_id: str, directory: str) -> BackupInfo | None:
+        """The latest backup of a sandbox's directory, which the next one is made on."""
+        made = [backup for backup in self.backups.values() if (backup.sandbox, backup.dir) == (sandbox_id, directory)]
+        return made[-1] if made else None
+
+    def flattened(self, backup_id: str) -> BackupInfo:
+        """A full backup of what a backup holds."""
+        found = self.found(backup_id)
+        if found.depth == 1:
+            return found
+        whole = {"id": str(uuid.uuid4()), "size_bytes": found.total_bytes, "depth": 1, "parent": None}
+        made = found.model_copy(update=whole)
+        self.backups[made.id] = made
+        return made
+
     def changed(self, backup_id: str, cursor: str | None) -> ChangesPage:
         """One change on each page."""
         self.found(backup_id)
@@ -473,7 +492,7 @@ class MemoryService:
         return Later(act)
 
     def flatten(self, backup_id: str) -> Later[BackupInfo]:
-        return Later(lambda: self._tenant.found(backup_id))
+        return Later(lambda: self._tenant.flattened(backup_id))
 
     def collect(self, *, dry_run: bool = False) -> Later[GcReport]:
         return Later(lambda: GcReport(dry_run=dry_run))

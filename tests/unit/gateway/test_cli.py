@@ -97,6 +97,23 @@ def test_backup_passes_on_every_option_and_prints_the_id(
     assert capsys.readouterr().out.strip() in cluster.tenant("default").backups
 
 
+def test_an_incremental_backup_is_listed_with_its_archives_and_flattened(
+    cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
+) -> None:
+    first, second = (box.create_backup(BackupOptions(dir="/workspace", name="n")).result().id for _ in range(2))
+    assert run(cluster, "list", "box") == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert {row[0]: (row[3], *row[5:]) for row in rows} == {first: ("1", "n", "1", "1"), second: ("1", "n", "2", "2")}
+    assert run(cluster, "flatten", second, first) == 0
+    made, same = capsys.readouterr().out.splitlines()
+    assert same == first and made not in (first, second)
+    assert run(cluster, "inspect", made) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["size_bytes"], shown["total_bytes"], shown["depth"]) == (2, 2, 1)
+    assert run(cluster, "flatten", "00000000-0000-4000-8000-000000000000", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["code"] == "BACKUP_NOT_FOUND"
+
+
 def test_the_files_of_a_backup_are_listed_page_by_page(
     cluster: MemoryCluster, box: MemorySandbox, capsys: Capture
 ) -> None:

@@ -91,6 +91,28 @@ def test_a_fork_answers_with_an_outcome_for_each_sandbox(gateway: Gateway) -> No
     assert gateway.request("POST", path, json={"count": 1}, key=OTHER_KEY).json()["code"] == "BACKUP_NOT_FOUND"
 
 
+def test_an_incremental_backup_tells_its_archives_and_is_made_a_full_one(gateway: Gateway) -> None:
+    def layers(info: dict[str, object]) -> tuple[object, ...]:
+        return tuple(info.get(name) for name in ("size_bytes", "total_bytes", "depth", "parent"))
+
+    bodies = ({"dir": "/workspace"}, {"dir": "/workspace"}, {"dir": "/workspace", "full": True})
+    first, second, full = (gateway.request("POST", "/v1/sandbox/box/backup", json=body).json()["id"] for body in bodies)
+    listed = gateway.request("GET", "/v1/sandbox/box/backups").json()["backups"]
+    expected = {first: (1, 1, 1, None), second: (1, 2, 2, first), full: (1, 1, 1, None)}
+    assert {info["id"]: layers(info) for info in listed} == expected
+    path = f"/v1/backup/{second}"
+    assert layers(gateway.request("GET", path).json()) == expected[second]
+    made = gateway.request("POST", f"{path}/flatten").json()
+    assert made["id"] not in expected and layers(made) == (2, 2, 1, None)
+    assert gateway.request("POST", f"/v1/backup/{made['id']}/flatten").json() == made
+    assert layers(gateway.request("GET", path).json()) == expected[second]
+    for other in (f"{path}/flatten", f"/v1/backup/{'0' * 8}-0000-4000-8000-{'0' * 12}/flatten"):
+        refused = gateway.request("POST", other, key=OTHER_KEY)
+        assert (refused.status_code, refused.json()["code"]) == (404, "BACKUP_NOT_FOUND")
+    wrong = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace", "full": "yes"})
+    assert (wrong.status_code, wrong.json()["code"]) == (400, "INVALID_BACKUP_CONFIG")
+
+
 def test_the_key_decides_the_tenant(gateway: Gateway) -> None:
     handle = gateway.request("POST", "/v1/sandbox/box/backup", json={"dir": "/workspace"}).json()
     path = f"/v1/backup/{handle['id']}"
