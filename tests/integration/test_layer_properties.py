@@ -231,6 +231,19 @@ def in_bucket(stack: Sequence[CachedArchive]) -> list[Entry]:
     return list(ArchiveContents(store, stored).scan(b"", None, deep=True))
 
 
+def make(change: Change, place: Path) -> None:
+    """Makes a change as a command of the sandbox would."""
+    apply(change, place)
+    belongs_to_sandbox(place)
+
+
+def belongs_to_sandbox(place: Path) -> None:
+    """Gives to the sandbox's user what the test has made: the tools of an archive see the files of no other."""
+    for path in (place, *place.rglob("*")):
+        if path.lstat().st_uid != UID:
+            os.chown(path, UID, UID, follow_symlinks=False)
+
+
 def run(directory: Directory, steps: Sequence[Step]) -> None:
     for step in steps:
         if step == "reopen":
@@ -240,7 +253,7 @@ def run(directory: Directory, steps: Sequence[Step]) -> None:
             if step.then_restored:
                 directory.restore(stack)
         else:
-            apply(step, directory.place)
+            make(step, directory.place)
     check_layer(directory)
 
 
@@ -252,6 +265,7 @@ def backups() -> st.SearchStrategy[Step]:
 def test_what_is_changed_after_the_changes_were_copied_is_not_in_the_layer(scratch: Path, best_driver: Driver) -> None:
     with made(scratch, best_driver) as directory:
         populate(directory.place)
+        belongs_to_sandbox(directory.place)
         directory.restore([directory.full()])
         file = directory.place / "file"
         file.write_text("before")
@@ -278,6 +292,7 @@ def test_a_layer_shows_what_a_full_archive_shows(scratch: Path, driver: Driver, 
     steps = data.draw(st.lists(st.one_of(one, one, one, one, one, between), min_size=3, max_size=30))
     with made(scratch, driver) as directory:
         populate(directory.place)
+        belongs_to_sandbox(directory.place)
         directory.restore([directory.full()])
         run(directory, steps)
 
@@ -294,10 +309,11 @@ def test_a_layer_over_plain_files_shows_what_a_full_archive_shows(scratch: Path,
     steps = data.draw(st.lists(st.one_of(one, one, one, one, backups()), min_size=3, max_size=30))
     with made(scratch, Driver.KERNEL) as directory:
         populate(directory.place)
+        belongs_to_sandbox(directory.place)
         directory.recorded()
         for step in [*steps, Backup(())]:
             if isinstance(step, Change):
-                apply(step, directory.place)
+                make(step, directory.place)
             elif isinstance(step, Backup):
                 directory.since_recorded(excludes=step.excludes)
                 check_stack(directory, directory.archives, step.excludes)
