@@ -57,7 +57,7 @@ imports: $(INSTALLED_FOR_DEVELOPERS)
 docs: $(INSTALLED_FOR_DEVELOPERS) ## the documents as a site, in build/docs; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-bench: setup ## Holdfast beside other tools, on this machine; BENCH=--quick for smaller directories
+bench: setup ## Holdfast beside other tools, on this machine; BENCH=--quick for smaller directories, a few minutes
 	PYTHONPATH=examples $(BIN)/python -m bench $(BENCH)
 
 setup: system-for-tests $(INSTALLED_FOR_DEVELOPERS) ## what a developer needs

@@ -100,9 +100,14 @@ def start(data_dir: Path, **settings: str) -> Service:
     command = [str(Path(sys.executable).with_name("holdfast")), "serve", "--port", "0", "--data-dir", str(data_dir)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("R2_", "BACKUP_", "RAY_"))}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment | settings)
-    url = listening_url(process, data_dir)
-    service = Service(process, url, (data_dir / "secrets" / "api_key").read_text())
-    wait_for(lambda: is_ready(service.api))
+    try:
+        url = listening_url(process, data_dir)
+        service = Service(process, url, (data_dir / "secrets" / "api_key").read_text())
+        wait_for(lambda: is_ready(service.api))
+    except BaseException:
+        process.terminate()
+        process.wait(60)
+        raise
     return service
 
 

@@ -1,11 +1,17 @@
-"""Measures how long Ray takes to make an actor that does nothing: a time in seconds per line. For `first_calls.py`."""
+"""Measures how long Ray takes with actors that do nothing. Prints the times, in seconds. For `first_calls.py`."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import ray
+
+CALLS = 200
 
 
 @ray.remote(num_cpus=0)
@@ -16,12 +22,33 @@ class Noop:
         return True
 
 
-ray.init(num_cpus=0, include_dashboard=False, log_to_driver=False, configure_logging=False)
-actors = []
-for number in range(int(sys.argv[1])):
-    time.sleep(1)
+def seconds_to_answer(actors: Sequence[Any]) -> float:
+    """Calls each actor once; returns the time until all have answered."""
     began = time.perf_counter()
-    actor = Noop.options(name=f"noop-{number}").remote()
-    ray.get(actor.ping.remote())
-    print(time.perf_counter() - began, flush=True)
-    actors.append(actor)
+    ray.get([actor.ping.remote() for actor in actors])
+    return time.perf_counter() - began
+
+
+def seconds_to_create(number: int) -> float:
+    """Makes actors at once; returns the time until all have answered."""
+    began = time.perf_counter()
+    made: list[Any] = [Noop.remote() for _ in range(number)]
+    seconds_to_answer(made)
+    took_s = time.perf_counter() - began
+    for actor in made:
+        ray.kill(actor)
+    return took_s
+
+
+rounds, many = map(int, sys.argv[1:])
+# As many processors as the service's Ray has: they decide how many processes Ray starts at once.
+processors = len(os.sched_getaffinity(0))
+ray.init(num_cpus=processors, include_dashboard=False, log_to_driver=False, configure_logging=False)
+create_s = []
+for _ in range(rounds):
+    time.sleep(1)
+    create_s.append(seconds_to_create(1))
+actor = Noop.remote()
+seconds_to_answer([actor])
+call_s = [seconds_to_answer([actor]) for _ in range(CALLS)]
+print(json.dumps({"create_s": create_s, "call_s": call_s, "many_s": [seconds_to_create(many)]}))

@@ -12,12 +12,12 @@ _POLL_S = 0.02
 
 
 def named(part: bytes) -> list[int]:
-    """The ids of the processes whose command line has `part`."""
+    """The ids of the processes below this one whose command line has `part`."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for pid in _below():
         with suppress(OSError):
-            if part in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+            if part in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return found
 
 
@@ -64,15 +64,22 @@ class Peak:
 
 def _anonymous_kib() -> dict[int, tuple[str, int]]:
     """The name and the memory that is not of files, of each process below this one."""
-    found, parents = dict[int, tuple[str, int]](), dict[int, int]()
+    found = {}
+    for pid, fields in _below().items():
+        if "RssAnon" in fields:
+            found[pid] = fields["Name"].strip(), int(fields["RssAnon"].split()[0])
+    return found
+
+
+def _below() -> dict[int, dict[str, str]]:
+    """The fields of /proc/<pid>/status of each process below this one."""
+    found = dict[int, dict[str, str]]()
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             lines = (folder / "status").read_text().splitlines()
-            fields = dict(line.split(":", 1) for line in lines if ":" in line)
-            parents[int(folder.name)] = int(fields["PPid"])
-            if "RssAnon" in fields:
-                found[int(folder.name)] = fields["Name"].strip(), int(fields["RssAnon"].split()[0])
-    return {pid: row for pid, row in found.items() if os.getpid() in _ancestors(pid, parents)}
+            found[int(folder.name)] = dict(line.split(":", 1) for line in lines if ":" in line)
+    parents = {pid: int(fields["PPid"]) for pid, fields in found.items()}
+    return {pid: fields for pid, fields in found.items() if os.getpid() in _ancestors(pid, parents)}
 
 
 def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:

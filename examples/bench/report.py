@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.memory import Figure
 from bench.samples import Row
 
-_BAR_HEIGHT, _LABEL_WIDTH, _CHART_WIDTH, _LONGEST = 16, 420, 420, 2.0
+_LINE, _BAR, _LABELS, _SIDE = 20, 14, 620, 260
+"""Sizes in the chart, in pixels: of a line, a bar, the column of labels, and the bars' room on each side of 1."""
+_LARGEST = 100.0
+"""The largest ratio that the chart has room for, and the reciprocal of the smallest."""
+
+
+def load() -> str:
+    """The number of processes that ran or waited in the last minute."""
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def machine() -> dict[str, str]:
@@ -28,7 +38,7 @@ def machine() -> dict[str, str]:
         "processors": f"{len(os.sched_getaffinity(0))} of {model}",
         "memory": f"{memory_gib:.0f} GiB",
         "kernel": platform.release(),
-        "load before": f"{os.getloadavg()[0]:.1f}",
+        "load before": load(),
         **{tool: version(command) for tool, command in _VERSIONS.items()},
     }
 
@@ -50,22 +60,26 @@ def version(command: Sequence[str]) -> str:
     return next(iter((said.stdout or said.stderr).splitlines()), "")
 
 
-def show(rows: Sequence[Row], figures: Sequence[tuple[str, str]]) -> None:
-    """Prints the tables. A ratio compares the medians of one run with the row's reference."""
-    table = Table("workload", "what", "contestant", "median", "min", "max", "ratio", "reach", "stored")
+def show(rows: Sequence[Row], figures: Sequence[Figure]) -> None:
+    """Prints the tables. A ratio compares the medians of one run with the row's references."""
+    table = Table("workload", "what", "contestant", "median", "min", "max", "ratio", "reach", "sent")
     for row in rows:
         for name, times in row.times_s.items():
-            ratio = row.ratio(name)
+            sent = row.sent_mb(name)
             table.add_row(
                 row.workload,
                 row.what,
                 name,
                 *(f"{figure * 1000:,.1f} ms" for figure in (row.median_s(name), min(times), max(times))),
-                "" if ratio is None else f"{ratio:.2f} x {row.reference}",
+                "\n".join(f"{ratio:.3g} x {reference}" for reference, ratio in row.ratios(name).items()),
                 f"<= {row.reach:g}" if row.reach and name == "holdfast" else "",
-                f"{row.stored_bytes[name] / 1e6:.1f} MB" if row.stored_bytes.get(name) else "",
+                f"{sent:.1f} MB" if sent >= 0.05 else "",
             )
-    console = Console(width=180)
+        for name, why in row.failures.items():
+            table.add_row(
+                row.workload, row.what, f"[red]{name}[/red]", "[red]FAILED[/red]", "", "", f"[red]{why}[/red]"
+            )
+    console = Console(width=200)
     console.print(table)
     beside = Table("figure", "value")
     for figure in figures:
@@ -73,7 +87,7 @@ def show(rows: Sequence[Row], figures: Sequence[tuple[str, str]]) -> None:
     console.print(beside)
 
 
-def document(rows: Sequence[Row], figures: Sequence[tuple[str, str]], described: dict[str, Any]) -> str:
+def document(rows: Sequence[Row], figures: Sequence[Figure], described: dict[str, Any]) -> str:
     """All measurements as JSON."""
     return json.dumps(
         {
@@ -82,10 +96,11 @@ def document(rows: Sequence[Row], figures: Sequence[tuple[str, str]], described:
                 {
                     "workload": row.workload,
                     "what": row.what,
-                    "reference": row.reference,
                     "times_s": row.times_s,
-                    "stored_bytes": row.stored_bytes,
-                    "ratios": {name: row.ratio(name) for name in row.times_s},
+                    "median_s": {name: row.median_s(name) for name in row.times_s},
+                    "ratios": {name: row.ratios(name) for name in row.times_s},
+                    "sent_bytes": row.sent_bytes,
+                    "failures": row.failures,
                 }
                 for row in rows
             ],
@@ -96,33 +111,41 @@ def document(rows: Sequence[Row], figures: Sequence[tuple[str, str]], described:
 
 
 def chart(rows: Sequence[Row]) -> str:
-    """The ratios as bars, in an SVG file. The line is the reference; bars that end before it are faster."""
-    bars = [
-        (f"{row.workload}: {row.what}, {name}", ratio)
-        for row in rows
-        for name in row.times_s
-        if (ratio := row.ratio(name)) is not None
-    ]
-    height = (len(bars) + 2) * (_BAR_HEIGHT + 4)
-    unit = _CHART_WIDTH / _LONGEST
+    """The ratios to each row's first reference as bars, in an SVG file.
+
+    The scale is logarithmic. Bars to the left of the line are faster than the reference, those to the right slower.
+    """
+    lines = list(_lines(rows))
+    middle, height = _LABELS + _SIDE, (len(lines) + 1) * _LINE
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LABEL_WIDTH + _CHART_WIDTH + 60}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{middle + _SIDE + 60}" height="{height}" '
         'font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
-    for number, (label, ratio) in enumerate(bars):
-        top = number * (_BAR_HEIGHT + 4) + 8
-        width = min(ratio, _LONGEST) * unit
-        color = "#3a7" if ratio <= 1 else "#c63"
-        parts.append(f'<text x="{_LABEL_WIDTH - 8}" y="{top + 12}" text-anchor="end">{escape(label)}</text>')
-        parts.append(f'<rect x="{_LABEL_WIDTH}" y="{top}" width="{width:.1f}" height="{_BAR_HEIGHT}" fill="{color}"/>')
-        parts.append(f'<text x="{_LABEL_WIDTH + width + 4:.1f}" y="{top + 12}">{ratio:.2f}</text>')
-    line = _LABEL_WIDTH + unit
-    parts.append(f'<line x1="{line}" y1="0" x2="{line}" y2="{height}" stroke="black" stroke-dasharray="4"/>')
+    for number, (label, ratio) in enumerate(lines):
+        top = number * _LINE + 8
+        if ratio is None:
+            parts.append(f'<text x="8" y="{top + 11}" font-weight="bold">{escape(label)}</text>')
+            continue
+        reach = _SIDE * min(1.0, abs(math.log(ratio, _LARGEST)))
+        left, color = (middle - reach, "#3a7") if ratio <= 1 else (middle, "#c63")
+        parts.append(f'<text x="{_LABELS - 8}" y="{top + 11}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<rect x="{left:.1f}" y="{top}" width="{reach:.1f}" height="{_BAR}" fill="{color}"/>')
+        parts.append(f'<text x="{middle + (reach if ratio > 1 else 0) + 4:.1f}" y="{top + 11}">{ratio:.3g}</text>')
+    parts.append(f'<line x1="{middle}" y1="0" x2="{middle}" y2="{height}" stroke="black"/>')
     return "\n".join([*parts, "</svg>", ""])
 
 
-def write(folder: Path, rows: Sequence[Row], figures: Sequence[tuple[str, str]], described: dict[str, Any]) -> None:
+def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, float | None]]:
+    """The lines of the chart: headings without a ratio, and contestants."""
+    for row in rows:
+        yield f"{row.workload}: {row.what}, beside {row.references[0]}", None
+        for name in row.times_s:
+            if row.references[0] in (ratios := row.ratios(name)):
+                yield name, ratios[row.references[0]]
+
+
+def write(folder: Path, rows: Sequence[Row], figures: Sequence[Figure], described: dict[str, Any]) -> None:
     """Writes bench.json and bench.svg into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(document(rows, figures, described))

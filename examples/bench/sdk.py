@@ -29,6 +29,7 @@ class SdkPipeline:
         self._bucket = bucket
         self._scratch = scratch
         self._restored: list[Path] = []
+        self._made = set[str]()
 
     def back_up(self, folder: Path) -> str:
         """Archives and uploads a directory; returns the backup's id."""
@@ -44,7 +45,15 @@ class SdkPipeline:
         assert self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"] == size
         self._client.put_object(Bucket=self._bucket, Key=f"sdk/{backup}/meta.json", Body=json.dumps({"size": size}))
         archive.unlink()
+        self._made.add(backup)
         return backup
+
+    def delete_all_but(self, *kept: str) -> None:
+        """Deletes all backups but these."""
+        for backup in self._made - set(kept):
+            for name in ("meta.json", "data.sqsh"):
+                self._client.delete_object(Bucket=self._bucket, Key=f"sdk/{backup}/{name}")
+            self._made.discard(backup)
 
     def _put_parts(self, archive: Path, key: str, size: int) -> None:
         upload = self._client.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"]
@@ -97,7 +106,8 @@ class SdkPipeline:
             folder = self._restored.pop()
             for name in ("merged", "lower"):
                 # Lazily: fuse-overlayfs may still be about to end, and keeps the lower file system busy until then.
-                subprocess.run(["umount", "--lazy", folder / name], check=False)
+                if (folder / name).is_mount():
+                    subprocess.run(["umount", "--lazy", folder / name], check=True)
             shutil.rmtree(folder)
 
     def _signed(self, operation: str, **parameters: Any) -> str:
