@@ -392,11 +392,11 @@ def test_an_unreachable_store_is_unavailable(place: Place) -> None:
 
 def test_the_stores_clock_is_the_one_that_dates_objects(place: Place) -> None:
     before = place.store.find_now()
-    place.store.put("dated", b"")
+    place.store.put(place.key("dated"), b"")
     after = place.store.find_now()
     assert before is not None and after is not None
     second = timedelta(seconds=1)
-    assert before - second <= place.store.head("dated").last_modified <= after + second
+    assert before - second <= place.store.head(place.key("dated")).last_modified <= after + second
 
 
 def test_lifecycle_rules_are_installed_beside_foreign_ones_or_refused_with_a_hint(place: Place) -> None:
