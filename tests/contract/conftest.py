@@ -47,6 +47,16 @@ def rclone_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketCo
 
 
 @pytest.fixture(scope="session")
+def emptied_rclone_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketConfig]:
+    """A server for tests that empty its bucket, and list all of it.
+
+    rclone may list an object again that was written by several requests at once and then deleted, as other tests do.
+    """
+    with embedded_s3(tmp_path_factory.mktemp("emptied")) as server:
+        yield server.config
+
+
+@pytest.fixture(scope="session")
 def moto_config() -> Iterator[BucketConfig]:
     with moto_s3() as config:
         yield config

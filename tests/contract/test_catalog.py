@@ -76,7 +76,7 @@ def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf]:
     if request.param == "memory":
         store: ObjectStore = MemoryObjectStore()
     else:
-        store = S3ObjectStore(request.getfixturevalue("rclone_config"), transfer=FAST)
+        store = S3ObjectStore(request.getfixturevalue("emptied_rclone_config"), transfer=FAST)
 
     def clear() -> None:
         for row in list(list_all(store, "")):

@@ -117,7 +117,8 @@ class Bench:
 
 @pytest.fixture(params=["rclone"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    store = S3ObjectStore(request.getfixturevalue(f"{request.param}_config"), transfer=FAST)
+    name = {"rclone": "emptied_rclone_config", "moto": "moto_config"}[request.param]
+    store = S3ObjectStore(request.getfixturevalue(name), transfer=FAST)
 
     def clear() -> None:
         for row in list(list_all(store, "")):
