@@ -34,6 +34,8 @@ from actors.sandbox.tree_lock import TreeLock
 
 _PIECE_BYTES = 64 * 1024
 _STOPS_REMEMBERED = 1000
+_READING_ENDS_S = 5.0
+"""A pipe whose process was killed ends at once, unless another process has been given it."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class _Running:
     error: HoldfastError | None = None
     ended: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    readers: list[threading.Thread] = field(default_factory=list)
 
     def stop(self, error: HoldfastError) -> None:
         """Kills the command. Its caller gets `error`, unless an earlier stop has set another."""
@@ -61,6 +64,13 @@ class RunningTool:
     def process(self) -> subprocess.Popen[bytes]:
         """The process of the tool's box."""
         return self._running.process
+
+    def beside(self, read: Callable[[], None]) -> threading.Thread:
+        """Starts a thread that reads a pipe of the process to its end. The pipe is closed after that."""
+        reader = threading.Thread(target=read, name="reader", daemon=True)
+        reader.start()
+        self._running.readers.append(reader)
+        return reader
 
     def check_undisturbed(self, said: bytes) -> None:
         """Raises unless the tool, which has ended with the output `said`, came to its own end. Call it only once.
@@ -230,6 +240,8 @@ class Commands:
         finally:
             running.ended.set()
             process.kill_group(child)
+            for reader in running.readers:
+                reader.join(_READING_ENDS_S)
             for pipe in (child.stdin, child.stdout, child.stderr, running.status):
                 if pipe is not None:
                     with suppress(BrokenPipeError):  # input that a stopped tool did not read

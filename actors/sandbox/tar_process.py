@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import tempfile
-import threading
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -27,7 +26,7 @@ from actors.node.bubblewrap import Identity
 from actors.node.errors import is_full
 from actors.node.process import kill_group, printable
 from actors.node.tree import DEAD_MOUNT
-from actors.sandbox.commands import Commands
+from actors.sandbox.commands import Commands, RunningTool
 
 _XATTRS = ("--xattrs", "--xattrs-include=user.*")
 _TAR_IN = ("tar", "--extract", "--file=-", "--no-same-owner", "--delay-directory-restore", *_XATTRS, "--block-number",
@@ -115,10 +114,9 @@ class _Tar:
             commands.tool(uuid.uuid4().hex, argv, identity=Identity.READER, stdin=stdin)
         )
         self._tar = self._tool.process
-        self._complaints = Complaints(self._tar)
+        self._complaints = Complaints(self._tool)
         self._said = bytearray()
-        self._drain = threading.Thread(target=self._read_what_it_says, daemon=True)
-        self._drain.start()
+        self._drain = self._tool.beside(self._read_what_it_says)
 
     def take(self, data: bytes) -> bool:
         """Feeds the next bytes to tar. Returns False if tar has read the whole archive already."""
@@ -185,11 +183,10 @@ class _Tar:
 class Complaints:
     """The stderr of a tar process, read in a thread of its own so that tar never blocks on it."""
 
-    def __init__(self, tar: subprocess.Popen[bytes]) -> None:
+    def __init__(self, tar: RunningTool) -> None:
         self._said = bytearray()
-        self._pipe = tar.stderr
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._pipe = tar.process.stderr
+        self._reader = tar.beside(self._read)
 
     def said(self) -> bytes:
         """The output, once tar has ended."""

@@ -172,7 +172,7 @@ class Transfers:
         with self._commands.tool(command_id, argv, identity=Identity.READER, stdin=stdin) as tool:
             tar = tool.process
             assert tar.stdout is not None and tar.stderr is not None
-            complaints = Complaints(tar)
+            complaints = Complaints(tool)
             if tar.stdin is not None and excludes.lines is not None:  # tar reads all of it before it writes anything
                 with suppress(BrokenPipeError):  # tar has ended, and says why on stderr
                     tar.stdin.write(excludes.lines)

@@ -8,8 +8,9 @@ import random
 import signal
 import subprocess
 import tarfile
+import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import pytest
 
 from actors.errors import InvalidRequestError, NoSpaceError
 from actors.models import ExecRequest
+from actors.node.bubblewrap import Identity
 from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
 from actors.sandbox.tar_process import Complaints
@@ -147,12 +149,36 @@ def test_files_that_change_during_persist_do_not_break_the_archive(kernel_node: 
     assert box.stop("a-name")
 
 
+def started(read: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=read)
+    thread.start()
+    return thread
+
+
+def test_a_pipe_of_a_tool_is_closed_only_after_its_reader_has_ended(kernel_node: Node) -> None:
+    box = kernel_node.sandbox("one")
+    sh(box, "true")
+    heard: list[bytes] = []
+    commands, late = box.parts.commands, threading.Event()
+    with commands.tool("a-name", ["echo", "all"], identity=Identity.READER, stdin=None) as tool:
+        pipe = tool.process.stdout
+        assert pipe is not None
+
+        def read() -> None:
+            late.wait(0.5)
+            heard.extend(pipe)
+
+        tool.beside(read)
+    assert heard == [b"all\n"]
+
+
 def test_a_file_that_goes_before_its_attributes_are_listed_is_no_complaint() -> None:
     said = (
         r"tar: d: Warning: Cannot llistxattrat: No such file or directory\ntar: ./e: Cannot open: Permission denied\n"
     )
     with subprocess.Popen(["printf", said], stdout=subprocess.PIPE) as printing:
-        complaints = Complaints(SimpleNamespace(stderr=printing.stdout))  # type: ignore[arg-type]
+        tool = SimpleNamespace(process=SimpleNamespace(stderr=printing.stdout), beside=started)
+        complaints = Complaints(tool)  # type: ignore[arg-type]
         assert complaints.text() == "tar: ./e: Cannot open: Permission denied"
 
 
