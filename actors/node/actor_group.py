@@ -16,7 +16,7 @@ from pathlib import Path
 from actors.logs import log
 from actors.node.cgroup import remove_groups
 from actors.node.errors import CgroupError
-from actors.node.hierarchies import ACTOR, PROCS, Hierarchies
+from actors.node.hierarchies import ACTOR, PROCS, Hierarchies, pids_in
 
 _PROC = Path("/proc")
 _END_S = 3.0
@@ -47,15 +47,14 @@ def end_orphans(node_group: str) -> int:
     for group in (Hierarchies.find().v2 / node_group).glob(f"{ACTOR}*"):
         if _lives(group.name):
             continue
-        with suppress(FileNotFoundError):  # another process has removed the group
-            orphans = (group / PROCS).read_text().split()
-            for pid in orphans:
-                log.warning("orphan_ended", pid=int(pid), name=_comm(pid), of=group.name)
-            ended += len(orphans)
-            try:
-                remove_groups(group, timeout_s=_END_S)
-            except CgroupError as e:
-                log.error("orphan_hangs", of=group.name, detail=e.message)
+        orphans = pids_in(group)
+        for pid in orphans:
+            log.warning("orphan_ended", pid=pid, name=_comm(pid), of=group.name)
+        ended += len(orphans)
+        try:
+            remove_groups(group, timeout_s=_END_S)
+        except CgroupError as e:
+            log.error("orphan_hangs", of=group.name, detail=e.message)
     return ended
 
 
@@ -81,7 +80,7 @@ def _identity(process: str) -> tuple[str, str]:
     return pid, fields[_STARTED]
 
 
-def _comm(pid: str) -> str:
+def _comm(pid: int) -> str:
     with suppress(OSError):
-        return (_PROC / pid / "comm").read_text().strip()
+        return (_PROC / str(pid) / "comm").read_text().strip()
     return "?"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from actors.node import delegation, process
 from actors.node.errors import CgroupError
-from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies, own_procs
+from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies, own_procs, unless_removed
 from actors.node.memory import Rank, share_of_sandboxes, share_of_socket_buffers
 
 JOIN = (
@@ -198,7 +198,7 @@ class Cgroup:
             guard.communicate(b"dismissed\n")
 
     def kill(self, *, timeout_s: float = 10.0) -> None:
-        """Kills every process of the group, also paused ones, and waits until none is left.
+        """Kills every process of the group, also paused ones, and waits until none is left or the group is removed.
 
         Raises:
             CgroupError: a process is still there after `timeout_s` (it hangs in the kernel).
@@ -206,22 +206,23 @@ class Cgroup:
         kill = self._path / "cgroup.kill"
         if kill.exists():
             # Killed repeatedly, because a process may enter the group right after a kill.
-            self._wait_for("populated 0", timeout_s, "could not be ended", repeat=lambda: kill.write_text("1"))
+            with unless_removed():
+                self._wait_for("populated 0", timeout_s, "could not be ended", repeat=lambda: kill.write_text("1"))
 
     def thaw(self) -> None:
         """Resumes processes that a dead actor has left paused."""
         freeze = self._path / "cgroup.freeze"
         if freeze.exists():
-            freeze.write_text("0")
+            with unless_removed():
+                freeze.write_text("0")
 
     def remove(self, *, timeout_s: float = 10.0) -> None:
         """Kills the group's processes and removes the group. Idempotent. Raises CgroupError as `kill`."""
         self.kill(timeout_s=timeout_s)
         for path in (self._path, *self._v1.values()):
             try:
-                path.rmdir()
-            except FileNotFoundError:
-                pass
+                with unless_removed():
+                    path.rmdir()
             except OSError as e:
                 if e.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                     raise

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from actors.node.cgroup import remove_groups
-from actors.node.hierarchies import PROCS, Hierarchies
+from actors.node.hierarchies import PROCS, Hierarchies, pids_in
 
 _LOCK = "lock"
 _PRESENCE = "node/presence"
@@ -35,8 +35,8 @@ def remove(data_dir: Path) -> None:
 
 def _is_shared(tops: list[Path]) -> bool:
     """True if a service that we cannot see, in another pid namespace, may use the groups."""
-    members = [pid for top in tops for file in top.rglob(PROCS) for pid in file.read_text().split()]
-    return "0" in members or (not members and os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE)
+    pids = [pid for top in tops for file in top.rglob(PROCS) for pid in pids_in(file.parent)]
+    return 0 in pids or (not pids and os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE)
 
 
 def _has_another_service(data_dir: Path) -> bool:

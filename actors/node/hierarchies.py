@@ -8,10 +8,11 @@ Source: cgroups(7) and cgroup_namespaces(7) for both files; Documentation/admin-
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +25,8 @@ ACTOR = "actor-"
 """Prefix of the names of the groups that the actors make for their own processes, in the node's group."""
 PROCS = "cgroup.procs"
 _CONTROLLERS = ("cpu", "memory", "pids")
+_OF_A_REMOVED_GROUP = (errno.ENOENT, errno.ENODEV)
+"""The second one where the file was opened before. Source: kernfs_get_active in fs/kernfs/dir.c."""
 _MOUNTS = Path("/proc/self/mountinfo")
 _GROUPS = Path("/proc/self/cgroup")
 
@@ -72,6 +75,26 @@ class Hierarchies:
                     yield Path(folder, name)
 
 
+@contextmanager
+def unless_removed() -> Iterator[None]:
+    """Ends the block, without an error, where it meets a group that another process has removed meanwhile."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _OF_A_REMOVED_GROUP:
+            raise
+
+
+def pids_in(group: Path) -> list[int]:
+    """The pids of the processes in a group itself; 0 for each that our pid namespace does not show.
+
+    There are none in a group that has been removed. Raises OSError.
+    """
+    with unless_removed():
+        return [int(pid) for pid in (group / PROCS).read_text().split()]
+    return []
+
+
 def own_procs() -> Path:
     """The `cgroup.procs` file of the cgroup v2 group that this process is in now.
 
@@ -112,10 +135,9 @@ def _search(root: Path) -> Path | None:
 
     Such a mount does not tell which group its root is.
     """
-    me = str(os.getpid())
     for folder, _, _ in os.walk(root):
         with suppress(OSError):
-            if me in Path(folder, PROCS).read_text().split():
+            if os.getpid() in pids_in(Path(folder)):
                 return Path(_started_in(PurePosixPath(folder)))
     return None
 

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from actors.config import NodeConfig
-from actors.node import former_groups
+from actors.node import actor_group, former_groups
 from actors.node.cgroup import Cgroup, Limits
 from actors.node.hierarchies import PROCS, SERVICE_LEAF, Hierarchies
 from actors.node_layout import NodeLayout
@@ -224,6 +225,18 @@ def test_the_doctor_says_which_limits_are_not_in_force_and_why(parent: Path) -> 
     hidden = "".join(f"umount {path}; " for path in {str(p) for p in Hierarchies.find().roots[1:]})
     out = said(parent, "cgroup_findings", "unshare", "--mount", "sh", "-c", f'{hidden}exec "$@"', "sh")
     assert "('limits', False, False, 'not all in force: this control group has no controller for memory and proc" in out
+
+
+def test_groups_of_dead_actors_are_removed_by_many_at_once(parent: Path) -> None:
+    no_process = range(2**22, 2**22 + 30)  # above the kernel's greatest pid
+    node_group = f"{parent.name}/node"
+    for _ in range(20):
+        groups = [parent / "node" / f"actor-{pid}-1" for pid in no_process]
+        for group in groups:
+            group.mkdir(parents=True)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(actor_group.end_orphans, [node_group] * 4)) == [0] * 4
+        assert not [group for group in groups if group.exists()]
 
 
 @pytest.mark.parametrize("given", ["sandbox-node-1", "rack 4/node 1", "../../elsewhere"])

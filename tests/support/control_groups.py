@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from actors.node.hierarchies import PROCS, Hierarchies
+from actors.node import hierarchies
+from actors.node.hierarchies import Hierarchies
 
 
 def is_removed(group: Path) -> bool:
@@ -21,5 +22,4 @@ def is_removed(group: Path) -> bool:
 
 def pids_in(name: str) -> list[int]:
     """The processes in one group below the service's own now. Empty if there is no such group."""
-    file = Hierarchies.find().v2 / name / PROCS
-    return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+    return hierarchies.pids_in(Hierarchies.find().v2 / name)
