@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage import keys
+from storage.beside import in_a_thread
 from storage.config import TransferConfig
 from storage.errors import IntegrityError, LayersUnusableError, ObjectMissingError, StorageError
 from storage.metadata import MAX_LAYERS, MAX_PARTS, BackupRecord, StoredLayer
@@ -63,15 +64,6 @@ Beside = Callable[[Callable[[], object]], Callable[[], object]]
 def seconds() -> float:
     """A clock that nobody sets, and that goes on while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def in_a_thread(task: Callable[[], object]) -> Callable[[], object]:
-    """Runs a task in a thread of its own (`Beside`)."""
-    with_names = partial(copy_context().run, task)  # log lines keep the call's names
-    pool = ThreadPoolExecutor(1, thread_name_prefix="layers")
-    wait = pool.submit(with_names).result
-    pool.shutdown(wait=False)
-    return wait
 
 
 class NewLayers:
@@ -125,7 +117,8 @@ class NewLayers:
             raise self._unusable("the backup cannot be laid on")
         if rules := self._store.rules_over_layers():
             raise self._unusable(f"lifecycle rules of the bucket would delete its layers: {', '.join(rules)}")
-        self._each(self._begin_or_reference, [None, *self._layers])
+        requests: list[Callable[[], object]] = [partial(self._reference, layer) for layer in self._layers]
+        self._each(lambda request: request(), [self._note_time, *requests])
         found = self._each(self._find_unmarked, self._layers)
         missing = [layer for layer, head in zip(self._layers, found, strict=True) if head is None]
         if not missing:
@@ -188,12 +181,9 @@ class NewLayers:
         except StorageError as e:
             logger.warning("a failed backup may have left references to layers behind: %s", e)
 
-    def _begin_or_reference(self, layer: StoredLayer | None) -> None:
-        """Writes the reference to a layer; without a layer, notes the store's time. Seconds do not matter there."""
-        if layer is None:
-            self._began_at = self._store.find_now()
-        else:
-            self._reference(layer)
+    def _note_time(self) -> None:
+        """Notes the store's time. The references are written within seconds of it, which do not matter."""
+        self._began_at = self._store.find_now()
 
     def _reference(self, layer: StoredLayer) -> None:
         key = keys.layer_reference(self._tenant, layer.sha256, self._backup_id)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from actors.errors import BackupNotFoundError
@@ -16,12 +14,13 @@ from actors.node.archive_cache import ArchiveCache, CachedArchive, sha256_of
 from actors.node.archiver import Archiver
 from actors.sandbox.operations import Progress
 from storage import keys
+from storage.beside import in_a_thread
 from storage.catalog import BackupCatalog
 from storage.config import TransferConfig
 from storage.digests import ArchiveDigest
 from storage.errors import ObjectMissingError, UnsignedMetadataError
 from storage.metadata import BackupRecord, StoredLayer
-from storage.store import Head, ObjectStore
+from storage.store import ObjectStore
 from storage.transfer import download
 
 
@@ -30,30 +29,14 @@ class InBucket:
 
     def __init__(self, store: ObjectStore, backup_id: str, archives: Iterable[str]) -> None:
         """`archives` are keys; those of archives that have just come from the bucket need not be among them."""
-        self._store = store
         self._backup_id = backup_id
-        self._answers = [self._asked(key) for key in archives]
-
-    def _asked(self, key: str) -> Future[Head]:
-        answer = Future[Head]()
-        try:
-            run = copy_context().run
-            threading.Thread(target=run, args=(self._ask, key, answer), name="in-bucket", daemon=True).start()
-        except RuntimeError:  # Python raises it where a thread's start fails with EAGAIN
-            self._ask(key, answer)
-        return answer
-
-    def _ask(self, key: str, answer: Future[Head]) -> None:
-        try:
-            answer.set_result(self._store.head(key))
-        except BaseException as e:
-            answer.set_exception(e)
+        self._answers = [in_a_thread(partial(store.head, key)) for key in archives]
 
     def check(self) -> None:
         """Waits for the answers. Raises BackupNotFoundError, StorageError."""
         try:
             for answer in self._answers:
-                answer.result()
+                answer()
         except ObjectMissingError:
             raise _missing(self._backup_id) from None
 

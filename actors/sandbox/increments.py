@@ -22,9 +22,10 @@ from actors.node.errors import NoLayerError
 from actors.node.fingerprints import Fingerprints
 from actors.node.plain_changes import RecordedFiles, Recording
 from actors.sandbox.restored_directories import RestoredDirectories
+from storage.beside import in_a_thread
 from storage.catalog import BackupCatalog
 from storage.errors import StorageError
-from storage.layers import NewLayers, in_a_thread
+from storage.layers import NewLayers
 from storage.metadata import BackupRecord
 
 _MAX_FINGERPRINTS = 16
