@@ -32,7 +32,7 @@ from storage.errors import (
 )
 from storage.layer_collection import LayerCollection, LiveBackup
 from storage.metadata import Claim, load
-from storage.store import Listed, ObjectStore, list_all
+from storage.store import Listed, ObjectStore, exists, list_all
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ class _Collection:
 
     def _collect_orphan(self, backup_id: str, parts: list[Listed]) -> None:
         old = [part for part in parts if self.is_old(part.last_modified)]
-        if old and not self._is_committed(backup_id):
+        if old and not exists(self.store, keys.metadata(backup_id)):
             self._collect_parts(backup_id, old)
 
     def _collect_parts(self, backup_id: str, parts: list[Listed]) -> None:
@@ -235,13 +235,6 @@ class _Collection:
             self.freed_bytes += part.size_bytes
         if parts:
             self.orphaned.append(backup_id)
-
-    def _is_committed(self, backup_id: str) -> bool:
-        try:
-            self.store.head(keys.metadata(backup_id))
-        except ObjectMissingError:
-            return False
-        return True
 
     def collect_uploads(self) -> None:
         uploads = list(self.store.list_uploads(keys.BACKUPS_PREFIX))
@@ -270,7 +263,7 @@ class _Collection:
                 live = self.live.get(entry.backup_id)
                 if live is not None and live.index_key == row.key:
                     rightly.add(entry.backup_id)
-                elif self.is_old(row.last_modified) and not self._is_committed(entry.backup_id):
+                elif self.is_old(row.last_modified) and not exists(self.store, keys.metadata(entry.backup_id)):
                     self._drop_entry(row.key)
         self._collect_claims(claims)
         self._look_at_states(states)
@@ -332,7 +325,7 @@ class _Collection:
             return None
         except (CorruptMetadataError, IntegrityError):  # it stands for nothing, and its next use replaces it
             return False
-        return backup_id in self.live or self._is_committed(backup_id)
+        return backup_id in self.live or exists(self.store, keys.metadata(backup_id))
 
     def _drop_entry(self, key: str) -> None:
         if not self.dry_run:

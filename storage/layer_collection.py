@@ -14,10 +14,9 @@ from datetime import datetime, timedelta
 from typing import Self
 
 from storage import keys
-from storage.errors import ObjectMissingError
 from storage.layers import seconds
 from storage.metadata import BackupRecord
-from storage.store import Listed, ObjectStore
+from storage.store import Listed, ObjectStore, exists
 
 _MARKS_LAST = timedelta(days=1)
 _DELETE_WITHIN_S = 300.0
@@ -28,7 +27,7 @@ _Name = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class LiveBackup:
-    """What a collection has to know of a backup that stays."""
+    """A backup that stays, as a collection has to know it."""
 
     id: str
     owner: str
@@ -116,9 +115,9 @@ class LayerCollection:
         is_incomplete = False
         for sha256 in backup.layers:
             layer = self._layers.setdefault((backup.owner, sha256), _Layer())
-            if backup.id not in layer.references and self._is_committed(backup.id):
+            if backup.id not in layer.references and exists(self.store, keys.metadata(backup.id)):
                 self._write_reference(layer, backup, sha256)
-            is_incomplete = is_incomplete or (layer.archive is None and self._is_committed(backup.id))
+            is_incomplete = is_incomplete or (layer.archive is None and exists(self.store, keys.metadata(backup.id)))
         if is_incomplete:
             self.incomplete.append(backup.id)
 
@@ -139,7 +138,7 @@ class LayerCollection:
         backup = live.get(backup_id)
         if backup is not None:
             return name[0] != backup.owner or name[1] not in backup.layers
-        return not self._is_committed(backup_id)
+        return not exists(self.store, keys.metadata(backup_id))
 
     def _drop(self, key: str) -> None:
         if not self.dry_run:
@@ -168,10 +167,3 @@ class LayerCollection:
             unwanted = False
         self.store.delete(mark)
         return unwanted
-
-    def _is_committed(self, backup_id: str) -> bool:
-        try:
-            self.store.head(keys.metadata(backup_id))
-        except ObjectMissingError:
-            return False
-        return True

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from storage.errors import ObjectMissingError
+
 SMALL_OBJECT_BYTES = 4 * 2**20
 
 
@@ -207,6 +209,15 @@ class ObjectStore(Protocol):
 
     def list_uploads(self, prefix: str) -> Sequence[Upload]:
         """All unfinished multipart uploads of keys that begin with `prefix`."""
+
+
+def exists(store: ObjectStore, key: str) -> bool:
+    """Tells whether there is an object. Raises StorageError."""
+    try:
+        store.head(key)
+    except ObjectMissingError:
+        return False
+    return True
 
 
 def list_all(store: ObjectStore, prefix: str) -> Iterator[Listed]:
