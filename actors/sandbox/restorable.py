@@ -23,18 +23,14 @@ def restorable(
     try:
         record = catalog.get(tenant, backup_id)
     except ObjectMissingError:
-        raise BackupNotFoundError("There is no such backup.", context={"backup": backup_id}) from None
+        raise no_such_backup(backup_id) from None
     if not (record.is_signed or restores_unsigned):
         raise UnsignedMetadataError(
             "restore",
             key=keys.metadata(record.id),
             hint=f"Run `holdfast adopt {record.id}`, or set HOLDFAST_RESTORE_UNSIGNED=true.",
         )
-    if catalog.is_expired(record):
-        raise BackupExpiredError(
-            "The backup's time to live has elapsed.",
-            context={"backup": backup_id, "expired_at": record.expires_at.isoformat()},
-        )
+    check_unexpired(catalog, record)
     if record.of_sleep and record.sandbox != into:
         raise InvalidBackupConfigError(
             "The backup was made to put another sandbox to sleep, and goes when that sandbox sleeps again.",
@@ -42,3 +38,17 @@ def restorable(
             context={"backup": backup_id, "sandbox": record.sandbox},
         )
     return record
+
+
+def check_unexpired(catalog: BackupCatalog, record: BackupRecord) -> None:
+    """Raises BackupExpiredError if a backup's time to live has elapsed, or will within moments."""
+    if catalog.is_expired(record):
+        raise BackupExpiredError(
+            "The backup's time to live has elapsed.",
+            context={"backup": record.id, "expired_at": record.expires_at.isoformat()},
+        )
+
+
+def no_such_backup(backup_id: str) -> BackupNotFoundError:
+    """The error for a backup that does not exist, or is another tenant's."""
+    return BackupNotFoundError("There is no such backup.", context={"backup": backup_id})

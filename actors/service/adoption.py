@@ -12,32 +12,27 @@ our owner. So each node converts this one as it first fetches it, and keeps the 
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from actors.config import SandboxConfig
-from actors.errors import BackupExpiredError, BackupNotFoundError, BackupRestoreError
+from actors.errors import BackupRestoreError
 from actors.faults import failing_as
 from actors.logs import log
-from actors.node.archive_cache import sha256_of
 from actors.node.archiver import Archiver
-from actors.node.bubblewrap import Box
-from actors.node.survey import Limits, Survey
-from actors.node.tree import Tree
+from actors.node.survey import Survey
 from actors.node.work_folder import working_in
 from actors.node_layout import NodeLayout
+from actors.sandbox.restorable import check_unexpired, no_such_backup
+from actors.service.node_archiver import node_archiver
 from storage import keys
 from storage.catalog import BackupCatalog
 from storage.config import TransferConfig
-from storage.digests import part_count
 from storage.errors import ObjectMissingError
+from storage.layers import layer_at
 from storage.metadata import BackupRecord
 from storage.transfer import download
-
-_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +63,7 @@ class Adoption:
                 with working_in(self.spool) as work:
                     signed = self._checked(record, owner, work)
             except ObjectMissingError:
-                raise _missing(backup_id) from None
+                raise no_such_backup(backup_id) from None
             self.catalog.sign_in_place(signed, replacing=etag)
         log.info("backup_adopted", backup=backup_id, by=owner)
 
@@ -77,16 +72,12 @@ class Adoption:
         record = self.catalog.read(backup_id)
         if record.is_signed:
             if record.owner != owner:
-                raise _missing(backup_id)
+                raise no_such_backup(backup_id)
             return None
         if record.owner != tenant:
-            raise _missing(backup_id)
+            raise no_such_backup(backup_id)
         entries = self.catalog.check_nobody_elses(tenant, backup_id)
-        if self.catalog.is_expired(record):
-            raise BackupExpiredError(
-                "The backup's time to live has elapsed.",
-                context={"backup": backup_id, "expired_at": record.expires_at.isoformat()},
-            )
+        check_unexpired(self.catalog, record)
         if owner == tenant and len(entries) == 1:  # it was signed once, for the sandbox that still lists it
             return record.model_copy(update={"sandbox": entries[0].sandbox})
         return record
@@ -103,16 +94,15 @@ class Adoption:
             progress=lambda size_bytes: None,
             cancelled=never,
         )
-        part_bytes = self.transfer.part_bytes_for(record.size_bytes)
-        sha256, parts = sha256_of(archive), list(_part_digests(archive, part_bytes))
+        digests = layer_at(archive, self.transfer)
         found: Survey = self.archiver.convert(archive, work, cancelled=never).found
         return record.model_copy(
             update={
                 "version": 1,
                 "tenant": owner,
-                "sha256": sha256,
-                "part_bytes": part_bytes,
-                "parts": parts,
+                "sha256": digests.sha256,
+                "part_bytes": digests.part_bytes,
+                "parts": digests.parts,
                 "files": found.files,
                 "inodes": found.inodes,
                 "source_bytes": found.source_bytes,
@@ -123,28 +113,6 @@ class Adoption:
 
 def adoption(config: SandboxConfig, catalog: BackupCatalog) -> Adoption:
     """Builds the `Adoption` for the node that `config` is of."""
-    layout, limits, uid = NodeLayout(config.node), config.backup, config.node.sandbox_uid
-    spool = layout.adoptions
-    archiver = Archiver(
-        Box(uid=uid, hostname="adoption", binds=()),
-        Tree(spool, tops=(), uid=uid),
-        limits=Limits(limits.inodes, limits.source_bytes, limits.hole_bytes, limits.depth),
-        memory_bytes=limits.memory_bytes,
-    )
+    spool = NodeLayout(config.node).adoptions
+    archiver = node_archiver(config, spool, "adoption")
     return Adoption(catalog=catalog, archiver=archiver, spool=spool, transfer=config.transfer)
-
-
-def _part_digests(archive: Path, part_bytes: int) -> Iterator[str]:
-    """Yields the SHA-256 of each part of a file, in order. An empty file has one part."""
-    size_bytes = archive.stat().st_size
-    with archive.open("rb") as file:
-        for _ in range(part_count(size_bytes, part_bytes)):
-            digest, left = hashlib.sha256(), part_bytes
-            while left and (chunk := file.read(min(_CHUNK_BYTES, left))):
-                digest.update(chunk)
-                left -= len(chunk)
-            yield digest.hexdigest()
-
-
-def _missing(backup_id: str) -> BackupNotFoundError:
-    return BackupNotFoundError("There is no such backup.", context={"backup": backup_id})

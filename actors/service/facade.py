@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actors.bucket import configured, open_catalog
 from actors.config import SandboxConfig
-from actors.errors import BackupNotFoundError, InvalidBackupConfigError, InvalidRequestError
+from actors.errors import InvalidBackupConfigError, InvalidRequestError
 from actors.faults import damaged, reading
 from actors.logs import log
 from actors.metrics import UNMETERED, Meter
@@ -35,6 +35,7 @@ from actors.models import (
     TenantName,
     validated,
 )
+from actors.sandbox.restorable import no_such_backup
 from actors.service.collection import BucketCollection
 from actors.service.doctor import bucket_checks, checks
 from actors.service.retention import SandboxRetention
@@ -260,7 +261,7 @@ class Service:
                     context={"backup": known},
                 )
             if not catalog.delete(tenant, known, record=record):
-                raise BackupNotFoundError("There is no such backup.", context={"backup": known})
+                raise no_such_backup(known)
 
     def adopt(
         self, tenant: str, backup_id: str, owner: str | None, adopt: Callable[[str, str, str], None]

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.config import SandboxConfig
-from actors.errors import BackupCreateError, BackupExpiredError, BackupNotFoundError
+from actors.errors import BackupCreateError
 from actors.faults import failing_as
 from actors.logs import log
 from actors.node.archiver import Archiver
-from actors.node.bubblewrap import Box
-from actors.node.survey import Limits, Survey
-from actors.node.tree import Tree
+from actors.node.survey import Survey
 from actors.node.work_folder import working_in
 from actors.node_layout import NodeLayout
+from actors.sandbox.restorable import check_unexpired, no_such_backup
+from actors.service.node_archiver import node_archiver
 from storage import keys
 from storage.catalog import BackupCatalog
 from storage.config import TransferConfig
@@ -61,18 +61,15 @@ class Flattening:
                 with working_in(self.spool) as work:
                     made_id = self._made(record, work)
             except ObjectMissingError:
-                raise BackupNotFoundError("There is no such backup.", context={"backup": backup_id}) from None
+                raise no_such_backup(backup_id) from None
         log.info("backup_flattened", backup=backup_id, made=made_id)
         return made_id
 
     def _record(self, tenant: str, backup_id: str) -> BackupRecord:
-        self.catalog.read_signed(backup_id)
-        record = self.catalog.get(tenant, backup_id)
-        if self.catalog.is_expired(record):
-            raise BackupExpiredError(
-                "The backup's time to live has elapsed.",
-                context={"backup": backup_id, "expired_at": record.expires_at.isoformat()},
-            )
+        record = self.catalog.read_signed(backup_id)
+        if record.owner != tenant:
+            raise no_such_backup(backup_id)
+        check_unexpired(self.catalog, record)
         return record
 
     def _made(self, record: BackupRecord, work: Path) -> str:
@@ -135,12 +132,8 @@ class Flattening:
 
 def flattening(config: SandboxConfig, catalog: BackupCatalog) -> Flattening:
     """Builds the `Flattening` for the node that `config` is of."""
-    layout, limits, uid = NodeLayout(config.node), config.backup, config.node.sandbox_uid
-    spool = layout.flattenings
-    archiver = Archiver(
-        Box(uid=uid, hostname="flattening", binds=()),
-        Tree(spool, tops=(), uid=uid),
-        limits=Limits(limits.inodes, limits.source_bytes, limits.hole_bytes, limits.depth),
-        memory_bytes=limits.memory_bytes,
+    spool = NodeLayout(config.node).flattenings
+    archiver = node_archiver(config, spool, "flattening")
+    return Flattening(
+        catalog=catalog, archiver=archiver, spool=spool, transfer=config.transfer, uid=config.node.sandbox_uid
     )
-    return Flattening(catalog=catalog, archiver=archiver, spool=spool, transfer=config.transfer, uid=uid)
