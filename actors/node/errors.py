@@ -148,7 +148,7 @@ class ArchiveRefusedError(NodeError):
 
 
 class NoLayerError(NodeError):
-    """What was changed in a directory cannot be archived by itself. `message` completes "because …"."""
+    """A directory's changes cannot be archived by themselves. `message` completes "because …"."""
 
 
 class LayerMismatchError(NodeError):

@@ -25,7 +25,6 @@ kernel/time/tick-sched.c.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import mmap
@@ -40,6 +39,7 @@ from typing import IO, Self
 
 from actors.node import mountinfo
 from actors.node.errors import NoLayerError
+from actors.node.system_calls import checked, libc
 from actors.node.verified import boot_id
 
 _STATE = struct.Struct("<IQQqqI")
@@ -55,7 +55,6 @@ _CLOCK_REALTIME_COARSE = 5
 """Source: linux/time.h."""
 _SECOND_NS = 1_000_000_000
 _MAX_ENTRIES = 500_000
-_libc = ctypes.CDLL(None, use_errno=True)
 _FILE_SYSTEMS = frozenset({"ext4", "xfs"})
 """Those whose device and inode numbers in /proc/<pid>/maps are those of stat(2), and that note a write to a mapping."""
 
@@ -180,8 +179,9 @@ def _write_back(fd: int) -> None:
     """
     copy = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(copy) != 0:
-            raise NoLayerError("the file system could not be synced")
+        checked(libc.syncfs(copy))
+    except OSError as e:
+        raise NoLayerError("the file system could not be synced") from e
     finally:
         os.close(copy)
 

@@ -21,7 +21,7 @@ import stat
 from collections.abc import Iterator
 
 from actors.node.drivers import Driver
-from actors.node.union import Union
+from actors.node.union import DIRECTORY_FLAGS, Union
 
 _HIDES = ".wh."
 _OPAQUE_FILE = ".wh..wh..opq"
@@ -71,7 +71,7 @@ def _convert_sign(upper: int, lower: Union | None, name: str, found: dict[str, o
 @contextlib.contextmanager
 def _directory(folder: int, name: str) -> Iterator[int]:
     """Opens the directory `name` of a folder for the block."""
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    fd = os.open(name, DIRECTORY_FLAGS, dir_fd=folder)
     try:
         yield fd
     finally:

@@ -15,9 +15,7 @@ from pathlib import Path
 from actors.node.errors import NoLayerError, ToolError
 from actors.node.removal import remove_tree
 from actors.node.staged import Stage, StagedDirectory
-from actors.node.union import is_whiteout
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+from actors.node.union import DIRECTORY_FLAGS, is_whiteout
 
 
 def lay(layer: Path, over: Path, *, uid: int) -> None:
@@ -29,7 +27,7 @@ def lay(layer: Path, over: Path, *, uid: int) -> None:
     fds: list[int] = []
     try:
         for folder in (layer, over):
-            fds.append(os.open(folder, _DIRECTORY))
+            fds.append(os.open(folder, DIRECTORY_FLAGS))
         # A short path of the directory: with its own one, some paths in it would be longer than the kernel takes.
         short = f"/proc/{os.getpid()}/fd/{fds[1]}/."
         stage = Stage(short, uid, math.inf, lambda: None)
@@ -55,7 +53,7 @@ def _lay(fd: int, over: StagedDirectory) -> None:
             if not is_whiteout(found):
                 over.add(fd, name, found)
             continue
-        child = os.open(name, _DIRECTORY, dir_fd=fd)
+        child = os.open(name, DIRECTORY_FLAGS, dir_fd=fd)
         try:
             _lay(child, over.below(name))
         finally:

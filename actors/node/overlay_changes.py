@@ -19,7 +19,7 @@ from pathlib import Path
 
 from actors.node.layers import Layer
 from actors.node.staged import Key, Stage, StagedDirectory, identity_of
-from actors.node.union import Union
+from actors.node.union import DIRECTORY_FLAGS, Union
 
 _MARKS = (
     "trusted.overlay.opaque", "trusted.overlay.redirect",
@@ -27,7 +27,6 @@ _MARKS = (
 )  # fmt: skip
 """The xattrs of a directory in an upper that make it more than a part of the lower directory of the same path."""
 _OPAQUE_FILES = frozenset({".wh..wh..opq", ".wh..opq"})
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class OverlayChanges:
         with ExitStack() as stack:
             upper = None
             if self._upper is not None and name in self._upper_names:
-                upper = os.open(name, _DIRECTORY, dir_fd=self._upper)
+                upper = os.open(name, DIRECTORY_FLAGS, dir_fd=self._upper)
                 stack.callback(os.close, upper)
             lower = None if self._lower is None else stack.enter_context(self._lower.below(name))
             is_whole = self._is_whole or lower is None or (upper is not None and _is_marked(upper))
@@ -121,7 +120,7 @@ def changes_of(layer: Layer, stage: Stage, *, everywhere: bool, wanted: Collecti
     has_index = _has_index_entries(layer.index)
     look = _Look(stage, everywhere or has_index or bool(wanted), has_index, wanted)
     with ExitStack() as stack:
-        upper = os.open(layer.upper, _DIRECTORY)
+        upper = os.open(layer.upper, DIRECTORY_FLAGS)
         stack.callback(os.close, upper)
         lower = stack.enter_context(Union.of(layer.lowers))
         return OverlayChanges(look, StagedDirectory(stage), lower, upper, _is_marked(upper), stack.pop_all())

@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""The flags of open(2) for a directory that must not be a symbolic link."""
 
 
 class Union:
@@ -75,7 +76,7 @@ def _is_hidden_by(entry: os.DirEntry[str]) -> bool:
 
 def _opened(stack: ExitStack, path: str | Path, *, dir_fd: int | None = None) -> int:
     # The roots of archives may be symbolic links to their shared mounts.
-    flags = _DIRECTORY if dir_fd is not None else _DIRECTORY & ~os.O_NOFOLLOW
+    flags = DIRECTORY_FLAGS if dir_fd is not None else DIRECTORY_FLAGS & ~os.O_NOFOLLOW
     fd = os.open(path, flags, dir_fd=dir_fd)
     stack.callback(os.close, fd)
     return fd
