@@ -6,12 +6,10 @@ import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from actors.config import BackupLimits
 from actors.errors import BackupCreateError, BackupExpiredError, BackupNotFoundError
 from actors.models import DirectoryBackup
 from actors.node.drivers import Driver
@@ -20,10 +18,9 @@ from actors.node.work_folder import remove_unless_in_use
 from actors.sandbox.facade import LocalSandbox
 from actors.service.flattening import flattening
 from storage import keys
-from storage.collect import collect
 from storage.config import BucketConfig
 from storage.metadata import BackupRecord
-from tests.support.mount_leaks import nothing_leaks
+from tests.support.layered import gc, layering_node
 from tests.support.sandboxes import Node, backup, crash, described, restore, sh
 from tests.support.trees import fingerprint, make_interesting_tree
 
@@ -33,8 +30,7 @@ PROGRAM = "tests.support.programs.flatten_killed_at_a_request"
 
 @pytest.fixture
 def node(tmp_path: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[Node]:
-    with nothing_leaks(tmp_path), Node(tmp_path / "node", bucket, best_driver) as node:
-        node.adjust(backup=BackupLimits(incremental_min_bytes=0))
+    with layering_node(tmp_path, bucket, best_driver) as node:
         yield node
 
 
@@ -60,10 +56,6 @@ def flatten(node: Node, backup_id: str, *, tenant: str = "default") -> str:
     made = flattening(node.config, node.catalog()).flatten(tenant, backup_id)
     assert not node.layout.flattenings.exists()
     return made
-
-
-def gc(node: Node) -> None:
-    collect(node.catalog(), now=datetime.now(UTC) + timedelta(days=2), grace_s=86_400)
 
 
 def test_a_flattened_backup_is_a_full_one_that_needs_no_layer(

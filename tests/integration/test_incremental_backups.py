@@ -22,7 +22,8 @@ from storage.contents import open_contents
 from storage.listing import Entry as Listed
 from storage.metadata import BackupRecord
 from storage.s3 import S3ObjectStore
-from tests.support.mount_leaks import nothing_leaks, wait_until
+from tests.support.layered import layering_node
+from tests.support.mount_leaks import wait_until
 from tests.support.s3 import FAST
 from tests.support.sandboxes import Node, backup, command, restore, sh, write
 from tests.support.trees import Entry, fingerprint
@@ -80,8 +81,7 @@ def settled(node: Node, box: LocalSandbox) -> None:
 
 @pytest.fixture
 def node(tmp_path: Path, bucket: BucketConfig, best_driver: Driver) -> Iterator[Node]:
-    with nothing_leaks(tmp_path), Node(tmp_path / "node", bucket, best_driver) as node:
-        node.adjust(backup=BackupLimits(incremental_min_bytes=0))
+    with layering_node(tmp_path, bucket, best_driver) as node:
         yield node
 
 

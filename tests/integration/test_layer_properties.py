@@ -222,7 +222,7 @@ def in_seconds(path: bytes, found: os.stat_result, target: bytes) -> Entry:
 
 
 def in_bucket(stack: Sequence[CachedArchive]) -> list[Entry]:
-    """What the service lists of a backup that consists of these archives."""
+    """Lists a backup that consists of these archives, as the service does."""
     store, stored = MemoryObjectStore(), []
     for archive in stack:
         data = archive.path.read_bytes()

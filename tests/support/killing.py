@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from actors.sandbox import steps
@@ -51,6 +52,16 @@ def act_at(name: str, when: str, act: Callable[[], None] = die) -> None:
     observe_steps(seen)
 
 
+def _called(call: Callable[[], Any], act: Callable[[], None], when: str | None) -> Any:
+    """Makes a call; runs `act` before it, or after it took effect, if `when` says so."""
+    if when == "before":
+        act()
+    result = call()
+    if when == "after":
+        act()
+    return result
+
+
 class Interrupted:
     """Wraps a store, and runs `act` at the nth call of one method, "before" or "after" the call takes effect.
 
@@ -80,12 +91,7 @@ class Interrupted:
             with self._lock:
                 self._calls += self._of in args[0]
                 hit = self._of in args[0] and self._calls == self._nth
-            if hit and self._when == "before":
-                self._act()
-            result = method(*args, **options)
-            if hit and self._when == "after":
-                self._act()
-            return result
+            return _called(partial(method, *args, **options), self._act, self._when if hit else None)
 
         return call
 
@@ -133,11 +139,6 @@ class Counted:
                 if self._is_counting:
                     self.names.append(f"{name} {args[0]}")
                     hit = len(self.names) == self._nth
-            if hit and self._when == "before":
-                self._act()
-            result = method(*args, **options)
-            if hit and self._when == "after":
-                self._act()
-            return result
+            return _called(partial(method, *args, **options), self._act, self._when if hit else None)
 
         return call

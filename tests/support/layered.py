@@ -6,18 +6,22 @@ All that the bucket then holds of it is accounted for: each backup has what it n
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+from actors.config import BackupLimits
 from actors.models import DirectoryBackup
+from actors.node.drivers import Driver
 from actors.sandbox.facade import LocalSandbox
 from storage import keys
 from storage.collect import CollectionReport, collect
+from storage.config import BucketConfig
 from storage.errors import ObjectMissingError
 from storage.metadata import BackupRecord
-from tests.support.mount_leaks import wait_until
+from tests.support.mount_leaks import nothing_leaks, wait_until
 from tests.support.sandboxes import Node, backup, restore, sh
 from tests.support.trees import Entry, fingerprint
 
@@ -36,6 +40,14 @@ set -e
 echo {number} > file; echo {number} > new{number}; rm -f gone; rm -rf old kind; mkdir kind; echo {number} > kind/x
 chmod 750 folder/deep; ln -sf '../{number}' link; mkdir -p dir{number}; rm -rf dir{before}
 """
+
+
+@contextmanager
+def layering_node(folder: Path, bucket: BucketConfig, driver: Driver) -> Iterator[Node]:
+    """A node in `folder` that makes incremental backups of small directories, too. It must leave nothing behind."""
+    with nothing_leaks(folder), Node(folder / "node", bucket, driver) as node:
+        node.adjust(backup=BackupLimits(incremental_min_bytes=0))
+        yield node
 
 
 def gc(node: Node, *, days: float = 2) -> CollectionReport:
@@ -107,7 +119,7 @@ class Layered:
         return DirectoryBackup(id=list(self.made)[-1], dir=TREE)
 
     def content(self) -> Content:
-        """What the directory holds."""
+        """The content of the directory."""
         return fingerprint(self._place)
 
     def change(self) -> None:

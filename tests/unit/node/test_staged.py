@@ -1,4 +1,4 @@
-"""What cannot be staged means that no layer can be made, and is no error of the directory."""
+"""A file that cannot be staged means that no layer can be made, and is no error of the directory."""
 
 from __future__ import annotations
 
