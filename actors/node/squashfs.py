@@ -27,6 +27,7 @@ PATH_BYTES = 4000
 """The longest path, relative to the directory, in an archive. mksquashfs names a file by 4,093 bytes at most, and
 unsquashfs by as many, with the folder before it into which it unpacks (seen in an experiment; PATH_MAX in
 linux/limits.h). So a longer one could be archived, but not be unpacked again."""
+_PROCESSORS = str(max(1, os.cpu_count() or 1))
 _MOST_WORDS = 4000
 """bwrap takes 9,000 arguments at most (seen in an experiment)."""
 _MOST_WORDS_BYTES = 100_000
@@ -88,7 +89,6 @@ def mksquashfs(
     compression: str,
     level: int | None,
     memory_bytes: int,
-    processors: int,
     excludes: str | None,
     duplicates: bool = True,
 ) -> list[str]:
@@ -102,7 +102,7 @@ def mksquashfs(
     argv += ["-comp", compression, "-b", BLOCK, "-mkfs-time", "0", "-xattrs"]
     if level is not None:
         argv += ["-Xcompression-level", str(level)]
-    argv += ["-mem", f"{memory_bytes >> 20}M", "-processors", str(processors)]
+    argv += ["-mem", f"{memory_bytes >> 20}M", "-processors", _PROCESSORS]
     argv += ["-force-uid", str(uid), "-force-gid", str(uid)]
     if not duplicates:
         argv.append("-no-duplicates")
@@ -111,9 +111,9 @@ def mksquashfs(
     return argv
 
 
-def unsquashfs(archive: str, target: str, *, processors: int) -> list[str]:
+def unsquashfs(archive: str, target: str) -> list[str]:
     """The command that unpacks an archive into a directory that does not exist yet."""
-    options = ["-no-progress", "-quiet", "-user-xattrs", "-processors", str(processors)]
+    options = ["-no-progress", "-quiet", "-user-xattrs", "-processors", _PROCESSORS]
     return ["unsquashfs", *options, "-dest", target, archive]
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from actors.errors import InvalidBackupConfigError
 from actors.models import BackupOptions, Compression, Phase
-from actors.node.archiver import Archiver, PackedArchive
+from actors.node.archiver import Archiver
 from actors.node.changes import Since
 from actors.node.errors import NoLayerError, PathError
+from actors.node.packing import ArchiveRequest, PackedArchive
 from actors.node.plain_changes import Recording
 from actors.node.survey import Survey
 from actors.node.verified import stamp_of
@@ -117,21 +118,23 @@ class Archiving:
             self.progress.enter(Phase.COMPRESSING, total=files)
 
         return self.archiver.create(
-            self.options.dir,
-            self.work,
-            compression=self.options.compression.format,
-            level=default_level(self.options.compression),
-            excludes=self.options.excludes,
-            gitignore=self.options.gitignore,
-            since=since,
-            recording=self.recording,
-            timeout_s=self.pause_s,
-            cancelled=self.progress.cancelled,
-            listed=None if listing is None else listing.add,
-            on_survey=surveyed,
-            on_staged=on_staged,
-            on_percent=lambda percent: self.progress.set_done(files * percent // 100),
-            on_writing=(lambda path: None) if ahead is None else ahead.follow,
+            ArchiveRequest(
+                directory=self.options.dir,
+                spool=self.work,
+                compression=self.options.compression.format,
+                level=default_level(self.options.compression),
+                timeout_s=self.pause_s,
+                cancelled=self.progress.cancelled,
+                excludes=self.options.excludes,
+                gitignore=self.options.gitignore,
+                since=since,
+                recording=self.recording,
+                listed=None if listing is None else listing.add,
+                on_survey=surveyed,
+                on_staged=on_staged,
+                on_percent=lambda percent: self.progress.set_done(files * percent // 100),
+                on_writing=(lambda path: None) if ahead is None else ahead.follow,
+            )
         )
 
     def store(self, made: PackedArchive, sent: SentParts | None) -> Stored:

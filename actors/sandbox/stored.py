@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from actors.node.archiver import PackedArchive
+from actors.node.packing import PackedArchive
 from actors.node.survey import Survey
 from actors.node.verified import Stamp
 from actors.sandbox.increments import Increment

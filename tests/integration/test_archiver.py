@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from actors.node import process, squashfs
-from actors.node.archiver import Archiver, PackedArchive
+from actors.node.archiver import Archiver
 from actors.node.bubblewrap import Bind, Box
 from actors.node.errors import (
     ArchiveError,
@@ -30,6 +30,7 @@ from actors.node.errors import (
     TreeError,
 )
 from actors.node.mounting import sweep
+from actors.node.packing import ArchiveRequest, PackedArchive
 from actors.node.survey import Limits, survey
 from actors.node.tree import Tree
 from tests.support.mount_leaks import children, wait_until
@@ -65,8 +66,15 @@ class Setup:
         return spool
 
     def create(self, spool: Path | None = None, **options: Any) -> PackedArchive:
-        given: dict[str, Any] = {"compression": "zstd", "level": 1, "timeout_s": 100, "cancelled": threading.Event()}
-        return self.archiver.create("/workspace", spool or self.spool(), **{**given, **options})
+        given: dict[str, Any] = {
+            "directory": "/workspace",
+            "spool": spool or self.spool(),
+            "compression": "zstd",
+            "level": 1,
+            "timeout_s": 100,
+            "cancelled": threading.Event(),
+        }
+        return self.archiver.create(ArchiveRequest(**{**given, **options}))
 
     def extracted(self, made: PackedArchive) -> Path:
         parent = self.spool()
@@ -496,9 +504,7 @@ def test_a_tree_that_changed_after_the_walk_is_refused(setup: Setup) -> None:
 
 def test_a_missing_directory_is_named_in_the_error(setup: Setup) -> None:
     with pytest.raises(PathMissingError):
-        setup.archiver.create(
-            "/workspace/none", setup.spool(), compression="zstd", level=1, timeout_s=5, cancelled=threading.Event()
-        )
+        setup.create(directory="/workspace/none")
 
 
 def test_a_cancelled_archive_ends_at_once(setup: Setup) -> None:

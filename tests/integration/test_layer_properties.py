@@ -29,6 +29,7 @@ from actors.node.changes import OverlaidArchives, Since
 from actors.node.drivers import Driver, Limit
 from actors.node.fingerprints import Fingerprints
 from actors.node.layers import Layer, Layers
+from actors.node.packing import ArchiveRequest, PackedArchive
 from actors.node.plain_changes import RecordedFiles, Recording
 from actors.node.survey import Limits
 from actors.node.tree import Tree
@@ -86,14 +87,18 @@ class Directory:
         made.mkdir(mode=0o711)
         return made
 
+    def _created(self, **options: Any) -> PackedArchive:
+        given = {"compression": "zstd", "level": 1, "timeout_s": 100, "cancelled": threading.Event(), **options}
+        return self.archiver.create(ArchiveRequest(directory="/workspace/tree", spool=self.spool(), **given))
+
     def full(self, **options: Any) -> CachedArchive:
-        made = self.archiver.create("/workspace/tree", self.spool(), **_given(options))
+        made = self._created(**options)
         return CachedArchive(made.path, sha256_of(made.path))
 
     def incremental(self, **options: Any) -> CachedArchive:
         assert self.layer is not None
         since = Since(OverlaidArchives(self.layer), 100 * MIB)
-        made = self.archiver.create("/workspace/tree", self.spool(), since=since, **_given(options))
+        made = self._created(since=since, **options)
         return CachedArchive(made.path, sha256_of(made.path))
 
     def recorded(self) -> CachedArchive:
@@ -111,7 +116,7 @@ class Directory:
         )
         assert before is not None
         since = Since(RecordedFiles(before, recording), 100 * MIB)
-        made = self.archiver.create("/workspace/tree", self.spool(), since=since, **_given(options))
+        made = self._created(since=since, **options)
         archive = CachedArchive(made.path, sha256_of(made.path))
         self._keep(recording, archive)
         return archive
@@ -168,10 +173,6 @@ class Directory:
 
     def _hide(self) -> None:
         binds.unbind(self.place, deadline_s=10)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {"compression": "zstd", "level": 1, "timeout_s": 100, "cancelled": threading.Event(), **options}
 
 
 @pytest.fixture
