@@ -1,4 +1,4 @@
-"""The catalog of the bucket: commits, lists and deletes backups, and reads and writes the sandboxes' documents.
+"""The catalog of the bucket: commits, lists and deletes backups. The sandboxes' documents are its `sandboxes`.
 
 Metadata is the commit point: written last, deleted first. So a reader of metadata finds a whole archive; an archive
 without metadata belongs to nobody, and the collector removes it. The index entry is written after the metadata, and
@@ -14,7 +14,6 @@ its metadata. Only the first writer can create that object, so the backup either
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +25,10 @@ from itertools import islice
 from pydantic import SecretStr
 
 from storage import keys
+from storage.documents import find, read, write
 from storage.errors import (
     CorruptMetadataError,
     DocumentError,
-    IntegrityError,
     InvalidCursorError,
     NewerDocumentError,
     ObjectMissingError,
@@ -39,15 +38,13 @@ from storage.errors import (
     TamperedMetadataError,
     UnsignedMetadataError,
 )
-from storage.metadata import BackupRecord, Claim, Document, SandboxState, load
+from storage.metadata import BackupRecord, load
+from storage.sandbox_documents import SandboxDocuments
 from storage.signing import sign, verify
-from storage.store import SMALL_OBJECT_BYTES, ObjectStore, Stored, list_all
+from storage.store import ObjectStore, list_all
 
 logger = logging.getLogger(__name__)
 
-STATE_BYTES = 16 * 2**20
-_ASIDE_BYTES = 256 * 2**20
-"""Size limit of a damaged document that is kept for a person."""
 _FENCE = b'{"fenced":true}'
 """The content in the place of the metadata of a backup that must not be committed any more."""
 _READERS = 8
@@ -86,35 +83,8 @@ class RecordPage:
         return tuple(row for row in self.rows if isinstance(row, BackupRecord))
 
 
-@dataclass(frozen=True, slots=True)
-class NamePage:
-    """One page of a tenant's sandboxes, in the order of their names. `cursor` is None on the last page."""
-
-    names: tuple[str, ...]
-    cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredState:
-    """A sandbox's state document, and the ETag to pass when it is written again."""
-
-    state: SandboxState
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredClaim:
-    """The backup that an idempotency key stands for, and the ETag to pass when the claim is written again.
-
-    `backup_id` is None where the claim is damaged: it stands for nothing, and may be replaced.
-    """
-
-    backup_id: str | None
-    etag: str
-
-
 class BackupCatalog:
-    """Reads and writes the documents of one bucket. Thread-safe, without state of its own."""
+    """The backups of one bucket, and in `sandboxes` its sandboxes. Thread-safe, without state of its own."""
 
     def __init__(
         self,
@@ -129,6 +99,7 @@ class BackupCatalog:
         self._signing_key = signing_key
         self._verifying_keys = (signing_key, *old_keys)
         self._clock = clock
+        self.sandboxes = SandboxDocuments(store, clock)
 
     def commit(self, record: BackupRecord) -> Committed:
         """Signs and writes the metadata of a backup whose archive is stored, then its index entry.
@@ -149,7 +120,7 @@ class BackupCatalog:
                 break
             except (PreconditionFailedError, StoreUnavailableError) as e:
                 # Either error may come after our own write took effect: only reading tells.
-                found = self._find_stored(key)
+                found = find(self.store, key)
                 if found is not None and found.data == data:
                     break
                 if found is not None:
@@ -159,14 +130,8 @@ class BackupCatalog:
         return Committed(signed, self.write_index_entry(signed))
 
     def sign_in_place(self, record: BackupRecord, *, replacing: str) -> None:
-        """Signs metadata that is in the bucket already, and unsigned. `replacing` and errors as in `write_state`."""
-        self._write(keys.metadata(record.id), sign(record, self._signing_key), replacing=replacing)
-
-    def _find_stored(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored | None:
-        try:
-            return self.store.get(key, max_bytes=max_bytes)
-        except ObjectMissingError:
-            return None
+        """Signs metadata that is in the bucket already, and unsigned. `replacing`, errors: see `documents.write`."""
+        write(self.store, keys.metadata(record.id), sign(record, self._signing_key), replacing=replacing)
 
     def write_index_entry(self, record: BackupRecord) -> bool:
         """Writes the index entry of a committed backup of ours. Idempotent; logs a failure, and returns False."""
@@ -180,13 +145,6 @@ class BackupCatalog:
             return False
         return True
 
-    def _document(self, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored:
-        """Reads a document as it is stored. Raises ObjectMissingError; CorruptMetadataError if it is too large."""
-        try:
-            return self.store.get(key, max_bytes=max_bytes)
-        except IntegrityError as e:
-            raise CorruptMetadataError("read", bucket=self.store.bucket, key=key, detail=e.detail) from None
-
     def read(self, backup_id: str) -> BackupRecord:
         """The metadata of a backup of any tenant: signed by us, or by nobody (`BackupRecord.is_signed`).
 
@@ -197,7 +155,7 @@ class BackupCatalog:
             DocumentError: it is damaged, tampered with or of a later release; permanent.
         """
         key = keys.metadata(backup_id)
-        data = self._document(key).data
+        data = read(self.store, key).data
         bucket = self.store.bucket
         if data == _FENCE:
             raise ObjectMissingError("read", bucket=bucket, key=key, detail="the backup was fenced off")
@@ -445,118 +403,3 @@ class BackupCatalog:
             for upload in self.store.list_uploads(key):
                 self.store.abort_upload(upload.key, upload.upload_id)
             self.store.delete(key)
-
-    def find_claim(self, tenant: str, sandbox: str, idempotency_key: str) -> StoredClaim | None:
-        """The backup that the key stands for, which need not be committed or exist; None if the key was never used.
-
-        Raises:
-            NewerDocumentError: permanent.
-        """
-        key = keys.claim(tenant, sandbox, idempotency_key)
-        try:
-            stored = self.store.get(key, max_bytes=_ASIDE_BYTES)
-        except ObjectMissingError:
-            return None
-        try:
-            return StoredClaim(load(Claim, stored.data, bucket=self.store.bucket, key=key).backup_id, stored.etag)
-        except CorruptMetadataError as e:
-            logger.warning("%s", e)
-            return StoredClaim(None, stored.etag)
-
-    def write_claim(
-        self, tenant: str, sandbox: str, idempotency_key: str, backup_id: str, *, replacing: str | None
-    ) -> None:
-        """Makes the key stand for a backup that is about to be committed. `replacing`, errors: see `write_state`."""
-        self._write(keys.claim(tenant, sandbox, idempotency_key), Claim(backup_id=backup_id), replacing=replacing)
-
-    def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
-        """A sandbox's state document; None if it was never written.
-
-        Raises:
-            CorruptMetadataError: it is damaged, or another sandbox's; permanent.
-            NewerDocumentError: permanent.
-        """
-        key = keys.state(tenant, sandbox)
-        try:
-            stored = self._document(key, max_bytes=STATE_BYTES)
-        except ObjectMissingError:
-            return None
-        return StoredState(self._state(tenant, sandbox, stored.data), stored.etag)
-
-    def _state(self, tenant: str, sandbox: str, data: bytes) -> SandboxState:
-        key = keys.state(tenant, sandbox)
-        state = load(SandboxState, data, bucket=self.store.bucket, key=key)
-        if (state.tenant, state.id) != (tenant, sandbox):
-            raise CorruptMetadataError("read", bucket=self.store.bucket, key=key, detail="it names another sandbox")
-        return state
-
-    def set_aside_state(self, tenant: str, sandbox: str) -> str:
-        """Copies a sandbox's damaged state document for a person. Returns its ETag, to pass when it is replaced.
-
-        Raises:
-            ObjectMissingError, PreconditionFailedError: it was deleted or written anew meanwhile.
-            StorageError: no copy could be kept, so it must not be replaced.
-        """
-        key = keys.state(tenant, sandbox)
-        stored = self.store.get(key, max_bytes=_ASIDE_BYTES)
-        if len(stored.data) <= STATE_BYTES:
-            with contextlib.suppress(CorruptMetadataError):
-                self._state(tenant, sandbox, stored.data)
-                raise PreconditionFailedError("set aside", bucket=self.store.bucket, key=key, detail="it is sound now")
-        aside = keys.aside(key, self._clock())
-        self.store.put(aside, stored.data)
-        logger.error("the damaged document %s is kept as %s", key, aside)
-        return stored.etag
-
-    def write_state(self, state: SandboxState, *, replacing: str | None) -> str:
-        """Writes a sandbox's state document and returns its ETag.
-
-        Args:
-            replacing: the ETag of the state that this one was made from, or None if there was none. A store with
-                conditional writes refuses a second writer whose state was made from the same one.
-
-        Raises:
-            PreconditionFailedError: somebody else has written it since; permanent.
-            StoreUnavailableError: it is unknown whether it was written.
-        """
-        return self._write(keys.state(state.tenant, state.id), state, replacing=replacing)
-
-    def _write(self, key: str, document: Document, *, replacing: str | None) -> str:
-        data, conditional = document.to_json(), self.store.supports_conditional_writes()
-        try:
-            return self.store.put(
-                key,
-                data,
-                if_none_match=conditional and replacing is None,
-                if_match=replacing if conditional else None,
-            )
-        except (PreconditionFailedError, StoreUnavailableError):
-            # A retry inside the store may have found its own earlier write.
-            stored = self._find_stored(key, max_bytes=STATE_BYTES)
-            if stored is None or stored.data != data:
-                raise
-            return stored.etag
-
-    def delete_state(self, tenant: str, sandbox: str) -> None:
-        """Deletes a sandbox's state document; its backups stay. Idempotent."""
-        self.store.delete(keys.state(tenant, sandbox))
-
-    def count_states(self) -> int:
-        """Number of sandboxes, of all tenants, with a state. Takes one request per 1000 objects beside the archives."""
-        return sum(
-            keys.find_state(row.key) is not None for root in keys.INDEX_ROOTS for row in list_all(self.store, root)
-        )
-
-    def sandboxes(self, tenant: str, *, limit: int = 100, cursor: str | None = None) -> NamePage:
-        """One page of the tenant's sandboxes that have a state, an index entry or a claim.
-
-        Raises:
-            InvalidCursorError: permanent.
-        """
-        prefix = keys.sandboxes_prefix(tenant)
-        if cursor is not None and not keys.is_name(cursor):
-            raise InvalidCursorError("sandboxes", bucket=self.store.bucket)
-        after = None if cursor is None else f"{prefix}{cursor}/"
-        listed = self.store.list(prefix, after=after, limit=limit, delimiter="/")
-        names = tuple(row.removeprefix(prefix).rstrip("/") for row in listed.prefixes)
-        return NamePage(names, names[-1] if names and listed.after is not None else None)

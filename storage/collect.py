@@ -292,7 +292,7 @@ class _Collection:
     def _find_retention(self, sandbox: tuple[str, str]) -> bool | None:
         """Tells whether a sandbox has a retention policy; None if its state cannot be read."""
         try:
-            found = self.catalog.find_state(*sandbox)
+            found = self.catalog.sandboxes.find_state(*sandbox)
         except DocumentError as e:
             logger.warning("%s", e)
             return None

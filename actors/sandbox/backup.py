@@ -50,7 +50,7 @@ from actors.sandbox.operations import Progress
 from actors.sandbox.steps import CreateStep, step
 from actors.sandbox.stored import Stored
 from storage import keys
-from storage.catalog import BackupCatalog, StoredClaim
+from storage.catalog import BackupCatalog
 from storage.config import TransferConfig
 from storage.errors import (
     DocumentError,
@@ -63,6 +63,7 @@ from storage.errors import (
 )
 from storage.listing import ListingWriter
 from storage.metadata import BackupRecord, ListingDigest
+from storage.sandbox_documents import StoredClaim
 
 _LISTING = "files.list"
 
@@ -166,7 +167,7 @@ class BackupCreation:
         """The backup that an earlier call made with the same key, if it can be restored."""
         if idempotency_key is None:
             return None
-        claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)
+        claim = self.catalog.sandboxes.find_claim(self.tenant, self.sandbox, idempotency_key)
         return self._claimed(claim, options)
 
     def _claimed(self, claim: StoredClaim | None, options: BackupOptions) -> DirectoryBackup | None:
@@ -330,11 +331,13 @@ class BackupCreation:
         return True
 
     def _claim(self, record: BackupRecord, options: BackupOptions, idempotency_key: str) -> DirectoryBackup | None:
-        claim = self.catalog.find_claim(self.tenant, self.sandbox, idempotency_key)
+        claim = self.catalog.sandboxes.find_claim(self.tenant, self.sandbox, idempotency_key)
         made = self._claimed(claim, options)
         if made is None:
             replaced = claim.etag if claim else None
-            self.catalog.write_claim(self.tenant, self.sandbox, idempotency_key, record.id, replacing=replaced)
+            self.catalog.sandboxes.write_claim(
+                self.tenant, self.sandbox, idempotency_key, record.id, replacing=replaced
+            )
         return made
 
     def _write_metadata(self, record: BackupRecord) -> None:

@@ -45,7 +45,7 @@ from actors.state.document import StateRead
 from actors.state.labels import relabelled
 from actors.state.patience import answered_in_moments
 from storage import lifecycle
-from storage.catalog import BackupCatalog, StoredState, UnusableBackup
+from storage.catalog import BackupCatalog, UnusableBackup
 from storage.config import TransferConfig
 from storage.errors import (
     DocumentError,
@@ -57,6 +57,7 @@ from storage.errors import (
 from storage.metadata import BackupRecord, SandboxState
 from storage.room import lacks_room
 from storage.s3 import S3ObjectStore
+from storage.sandbox_documents import StoredState
 
 _STATUS: dict[type[DocumentError], BackupStatus] = {
     UnsignedMetadataError: BackupStatus.UNSIGNED,
@@ -97,7 +98,7 @@ class Service:
         """
         if self._catalog is not None:
             with reading("bucket"):
-                self._catalog.sandboxes("default", limit=1)
+                self._catalog.sandboxes.page("default", limit=1)
         full = {
             "The disk of the sandboxes' files": lacks_room(self._config.node.data_dir, 0),
             "The disk of the bucket": self._catalog is not None and self._catalog.store.lacks_room(0),
@@ -123,7 +124,7 @@ class Service:
         catalog = self._catalog
         if catalog is None:
             return None
-        return answered_in_moments(lambda: StateRead(catalog.find_state(tenant, sandbox_id)))
+        return answered_in_moments(lambda: StateRead(catalog.sandboxes.find_state(tenant, sandbox_id)))
 
     def record_new(self, tenant: str, sandbox_id: str) -> StateRead | None:
         """Writes the state of a new sandbox, so that its caller finds it in the list. Returns like `find_state`.
@@ -134,7 +135,7 @@ class Service:
             return None
         state = _new_state(tenant, sandbox_id)
         try:
-            return StateRead(StoredState(state, self._brief.write_state(state, replacing=None)))
+            return StateRead(StoredState(state, self._brief.sandboxes.write_state(state, replacing=None)))
         except StorageError as e:
             log.warning("sandbox_not_recorded", sandbox=sandbox_id, error=type(e).__name__)
             return None
@@ -147,7 +148,7 @@ class Service:
 
     def count_sandboxes(self) -> int | None:
         """Number of sandboxes in the bucket; None without a bucket. Raises StorageError."""
-        return self._catalog.count_states() if self._catalog is not None else None
+        return self._catalog.sandboxes.count_states() if self._catalog is not None else None
 
     def create_sandbox(self, tenant: str, labels: Mapping[str, str] | None = None) -> str:
         """Records a new sandbox and returns its random id. Labels need a bucket that is configured."""
@@ -156,7 +157,7 @@ class Service:
             self.set_labels(tenant, sandbox_id, labels)
         elif self._catalog is not None:
             with reading("bucket"):
-                self._catalog.write_state(_new_state(tenant, sandbox_id), replacing=None)
+                self._catalog.sandboxes.write_state(_new_state(tenant, sandbox_id), replacing=None)
         return sandbox_id
 
     def set_labels(self, tenant: str, sandbox_id: str, labels: Mapping[str, str]) -> dict[str, str]:
@@ -192,7 +193,7 @@ class Service:
         """Returns one page of a tenant's sandboxes."""
         wanted = validated(PageOptions, {"limit": limit, "cursor": cursor})
         with reading("cursor"):
-            page = self._configured().sandboxes(tenant, limit=wanted.limit, cursor=wanted.cursor)
+            page = self._configured().sandboxes.page(tenant, limit=wanted.limit, cursor=wanted.cursor)
         awake = self._awake(tenant, page.names)
         rows = [SandboxRef(id=name, running=name in awake) for name in page.names]
         return SandboxPage(sandboxes=rows, cursor=page.cursor)
@@ -206,7 +207,7 @@ class Service:
             return False
         with reading("sandbox"):
             try:
-                return self._catalog.find_state(tenant, sandbox_id) is not None
+                return self._catalog.sandboxes.find_state(tenant, sandbox_id) is not None
             except DocumentError:
                 return True
 
@@ -414,7 +415,7 @@ def _is_slept_in(catalog: BackupCatalog, tenant: str, backup_id: str, record: Ba
 def _sleeps_in(catalog: BackupCatalog, tenant: str, sandbox: str, backup_id: str, *, of_sleep: bool | None) -> bool:
     """Tells whether this sandbox is asleep in a backup. `of_sleep`: the backup was made for a sleep; None: unknown."""
     try:
-        found = catalog.find_state(tenant, sandbox)
+        found = catalog.sandboxes.find_state(tenant, sandbox)
     except DocumentError:
         if of_sleep is False:  # so no sandbox is asleep in it, whatever the state said
             return False

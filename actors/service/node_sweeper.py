@@ -197,7 +197,7 @@ class NodeSweeper:
         if self._catalog is None:
             return None
         try:
-            found = self._catalog.find_state(tenant, sandbox)
+            found = self._catalog.sandboxes.find_state(tenant, sandbox)
         except StorageError as e:
             log.warning("state_not_read", sandbox=sandbox, detail=str(e))
             return None

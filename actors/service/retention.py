@@ -76,7 +76,7 @@ class SandboxRetention:
         """
         catalog = self.catalog()
         with reading_state():
-            if wanted == Retention() and catalog.find_state(tenant, sandbox) is None:  # nothing to remove
+            if wanted == Retention() and catalog.sandboxes.find_state(tenant, sandbox) is None:  # nothing to remove
                 return wanted
         return self._change(tenant, sandbox, lambda _: wanted)
 

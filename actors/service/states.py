@@ -28,7 +28,7 @@ def state_of(catalog: BackupCatalog | None, tenant: str, sandbox_id: str) -> San
     found = None
     if catalog is not None:
         with reading_state():
-            found = catalog.find_state(tenant, sandbox_id)
+            found = catalog.sandboxes.find_state(tenant, sandbox_id)
     if found is None:
         raise SandboxNotFoundError("There is no such sandbox.", context={"sandbox": sandbox_id})
     return found.state

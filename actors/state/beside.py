@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 from actors.errors import StorageUnavailableError
 from actors.state.document import Change, StateDocument, StateRead
-from storage.catalog import BackupCatalog, StoredState
+from storage.catalog import BackupCatalog
 from storage.errors import PreconditionFailedError, StoreUnavailableError
 from storage.metadata import SandboxState
+from storage.sandbox_documents import StoredState
 
 
 def changed_beside_its_actor(
@@ -31,7 +32,7 @@ def changed_beside_its_actor(
         StorageUnavailableError: the state may or may not have been changed; try again.
         StorageError: the state could not be read; nothing was changed.
     """
-    document = StateDocument(catalog, tenant, sandbox_id)
+    document = StateDocument(catalog.sandboxes, tenant, sandbox_id)
     found = document.find()
     if found is not None and change(found.state) == found.state:
         return found.state

@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 from actors.errors import SupersededError
 from actors.logs import log
 from actors.state.lifecycle import Life, LifeCycle
-from storage.catalog import BackupCatalog, StoredState
 from storage.errors import CorruptMetadataError, PreconditionFailedError, StorageError
 from storage.metadata import BackupRecord, Checkpoint, Event, SandboxState
+from storage.sandbox_documents import SandboxDocuments, StoredState
 from storage.time_limit import held
 
 MAX_EVENTS = 100
@@ -58,14 +58,14 @@ class StateRead:
 class StateDocument:
     """The bucket's document of one sandbox. All changes to it go through `update`. Thread-safe."""
 
-    def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str) -> None:
-        self._catalog = catalog
+    def __init__(self, documents: SandboxDocuments, tenant: str, sandbox: str) -> None:
+        self._documents = documents
         self._tenant = tenant
         self._sandbox = sandbox
 
     def find(self) -> StoredState | None:
         """Reads the state; None if there is none. Raises StorageError."""
-        return self._catalog.find_state(self._tenant, self._sandbox)
+        return self._documents.find_state(self._tenant, self._sandbox)
 
     def update(
         self,
@@ -90,37 +90,37 @@ class StateDocument:
             StoreUnavailableError: it is unknown whether it was written.
         """
         read = read or self.find
-        if known is None or not self._catalog.store.supports_conditional_writes():
+        if known is None or not self._documents.store.supports_conditional_writes():
             known = StateRead(read())
         for _ in range(_TRIES):
             base = known.stored
             check(base)
             wanted = change(base.state if base else None)
             try:
-                return StoredState(wanted, self._catalog.write_state(wanted, replacing=base.etag if base else None))
+                return StoredState(wanted, self._documents.write_state(wanted, replacing=base.etag if base else None))
             except PreconditionFailedError:
                 known = StateRead(read())
         raise PreconditionFailedError("update", detail="others kept changing the state")
 
     def replace_damaged(self, state: SandboxState) -> StoredState:
         """Replaces a damaged state, and keeps a copy of the damaged one. Raises StorageError."""
-        etag = self._catalog.set_aside_state(self._tenant, self._sandbox)
+        etag = self._documents.set_aside_state(self._tenant, self._sandbox)
         log.error("damaged_state_replaced", sandbox=self._sandbox)
-        return StoredState(state, self._catalog.write_state(state, replacing=etag))
+        return StoredState(state, self._documents.write_state(state, replacing=etag))
 
     def delete(self) -> None:
         """Deletes the state. Raises StorageError: it may still be there."""
-        self._catalog.delete_state(self._tenant, self._sandbox)
+        self._documents.delete_state(self._tenant, self._sandbox)
 
 
 class DurableState:
     """The state document under one actor's epoch. Thread-safe: writes happen one at a time, in order."""
 
-    def __init__(self, catalog: BackupCatalog, tenant: str, sandbox: str, place: NodeRef, life: LifeCycle) -> None:
+    def __init__(self, documents: SandboxDocuments, tenant: str, sandbox: str, place: NodeRef, life: LifeCycle) -> None:
         """`life` is told if another actor has taken over the sandbox."""
-        self._document = StateDocument(catalog, tenant, sandbox)
+        self._document = StateDocument(documents, tenant, sandbox)
         self._life = life
-        self._bucket = catalog.store.bucket
+        self._bucket = documents.store.bucket
         self._tenant = tenant
         self._sandbox = sandbox
         self._place = place

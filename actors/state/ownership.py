@@ -24,9 +24,10 @@ from actors.state.patience import answered_in_moments
 from actors.state.remaking import remade_state
 from actors.state.sleep_cleanup import SleepCleanup
 from actors.state.unsettled import UnsettledBackups
-from storage.catalog import BackupCatalog, StoredState
+from storage.catalog import BackupCatalog
 from storage.errors import CorruptMetadataError, DocumentError, StorageError, StoreUnavailableError
 from storage.metadata import Checkpoint, SandboxState
+from storage.sandbox_documents import StoredState
 from storage.time_limit import within_moments
 
 _SOON_S = 0.2
@@ -55,9 +56,13 @@ class Ownership:
         self._catalog = catalog
         self.life = LifeCycle()
         """The sandbox's life in this actor. Everything but waking it moves it here; the sandbox itself wakes."""
-        self._durable = DurableState(catalog, tenant, sandbox, place, self.life) if catalog is not None else None
-        self._sleep_cleanup = SleepCleanup(catalog, tenant, sandbox) if catalog is not None else None
-        self._unsettled = UnsettledBackups(catalog, tenant, sandbox, record) if catalog is not None else None
+        self._durable: DurableState | None = None
+        self._sleep_cleanup: SleepCleanup | None = None
+        self._unsettled: UnsettledBackups | None = None
+        if catalog is not None:
+            self._durable = DurableState(catalog.sandboxes, tenant, sandbox, place, self.life)
+            self._sleep_cleanup = SleepCleanup(catalog, tenant, sandbox)
+            self._unsettled = UnsettledBackups(catalog, tenant, sandbox, record)
         self._found: StateRead | None = None
         """The state that `locate` read or `suppose` was given, until an epoch is claimed with it."""
         self._located: SandboxState | None = None

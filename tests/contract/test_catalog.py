@@ -238,46 +238,46 @@ def test_a_deletion_that_fails_half_way_leaves_a_whole_backup_or_none(shelf: She
 def test_sandboxes_are_listed_per_tenant_in_pages(shelf: Shelf) -> None:
     names = ["a", "a-b", "a0", "b"]
     for name in names:
-        shelf.catalog.write_state(SandboxState(id=name, tenant="acme", created_at=NOW), replacing=None)
+        shelf.catalog.sandboxes.write_state(SandboxState(id=name, tenant="acme", created_at=NOW), replacing=None)
         shelf.backup(sandbox=name)
     shelf.backup(sandbox="other", tenant="default")
     seen: list[str] = []
     cursor: str | None = None
     while True:
-        page = shelf.catalog.sandboxes("acme", limit=1, cursor=cursor)
+        page = shelf.catalog.sandboxes.page("acme", limit=1, cursor=cursor)
         seen += page.names
         cursor = page.cursor
         if cursor is None:
             break
     assert sorted(seen) == names and len(seen) == len(names)
-    assert shelf.catalog.sandboxes("default").names == ("other",)
+    assert shelf.catalog.sandboxes.page("default").names == ("other",)
     with pytest.raises(InvalidCursorError):
-        shelf.catalog.sandboxes("acme", cursor="../")
+        shelf.catalog.sandboxes.page("acme", cursor="../")
 
 
 def test_a_state_is_written_read_and_deleted(shelf: Shelf) -> None:
-    assert shelf.catalog.find_state("acme", "box") is None
+    assert shelf.catalog.sandboxes.find_state("acme", "box") is None
     first = SandboxState(id="box", tenant="acme", created_at=NOW)
-    etag = shelf.catalog.write_state(first, replacing=None)
+    etag = shelf.catalog.sandboxes.write_state(first, replacing=None)
     restored = RestoredDirectory(dir="/app", backup_id=str(uuid.uuid4()), mode="overlay", restored_at=NOW)
     second = first.model_copy(update={"restored": [restored]})
     shelf.faulty.fail("put", "state.json", after=True)
-    newer = shelf.catalog.write_state(second, replacing=etag)
-    stored = shelf.catalog.find_state("acme", "box")
+    newer = shelf.catalog.sandboxes.write_state(second, replacing=etag)
+    stored = shelf.catalog.sandboxes.find_state("acme", "box")
     assert stored is not None and (stored.state, stored.etag) == (second, newer)
     if shelf.store.supports_conditional_writes():
         for stale in (etag, None):
             with pytest.raises(PreconditionFailedError):
-                shelf.catalog.write_state(first, replacing=stale)
-    shelf.catalog.delete_state("acme", "box")
-    assert shelf.catalog.find_state("acme", "box") is None
+                shelf.catalog.sandboxes.write_state(first, replacing=stale)
+    shelf.catalog.sandboxes.delete_state("acme", "box")
+    assert shelf.catalog.sandboxes.find_state("acme", "box") is None
 
 
 def test_a_state_under_another_sandboxs_key_is_corrupt(shelf: Shelf) -> None:
     state = SandboxState(id="other", tenant="acme", created_at=NOW)
     shelf.store.put(keys.state("acme", "box"), state.to_json())
     with pytest.raises(CorruptMetadataError):
-        shelf.catalog.find_state("acme", "box")
+        shelf.catalog.sandboxes.find_state("acme", "box")
 
 
 def test_a_collection_removes_expired_backups_only(shelf: Shelf) -> None:
@@ -392,23 +392,23 @@ def test_a_fence_is_collected_after_the_grace_period(shelf: Shelf) -> None:
 
 def test_a_claim_is_replaced_only_if_it_is_unchanged(shelf: Shelf) -> None:
     one, other = str(uuid.uuid4()), str(uuid.uuid4())
-    assert shelf.catalog.find_claim("acme", "box", "key") is None
-    shelf.catalog.write_claim("acme", "box", "key", one, replacing=None)
-    found = shelf.catalog.find_claim("acme", "box", "key")
+    assert shelf.catalog.sandboxes.find_claim("acme", "box", "key") is None
+    shelf.catalog.sandboxes.write_claim("acme", "box", "key", one, replacing=None)
+    found = shelf.catalog.sandboxes.find_claim("acme", "box", "key")
     assert found is not None and found.backup_id == one
-    assert shelf.catalog.find_claim("acme", "other", "key") is None
+    assert shelf.catalog.sandboxes.find_claim("acme", "other", "key") is None
     if shelf.store.supports_conditional_writes():
         with pytest.raises(PreconditionFailedError):
-            shelf.catalog.write_claim("acme", "box", "key", other, replacing=None)
-    shelf.catalog.write_claim("acme", "box", "key", other, replacing=found.etag)
-    replaced = shelf.catalog.find_claim("acme", "box", "key")
+            shelf.catalog.sandboxes.write_claim("acme", "box", "key", other, replacing=None)
+    shelf.catalog.sandboxes.write_claim("acme", "box", "key", other, replacing=found.etag)
+    replaced = shelf.catalog.sandboxes.find_claim("acme", "box", "key")
     assert replaced is not None and replaced.backup_id == other
 
 
 def test_claims_of_deleted_backups_are_collected_and_others_kept(shelf: Shelf) -> None:
     live = shelf.backup(ttl=100 * HOUR_S)
-    shelf.catalog.write_claim("acme", "box", "kept", live.id, replacing=None)
-    shelf.catalog.write_claim("acme", "box", "gone", str(uuid.uuid4()), replacing=None)
+    shelf.catalog.sandboxes.write_claim("acme", "box", "kept", live.id, replacing=None)
+    shelf.catalog.sandboxes.write_claim("acme", "box", "gone", str(uuid.uuid4()), replacing=None)
     gone, kept = keys.claim("acme", "box", "gone"), keys.claim("acme", "box", "kept")
     assert shelf.collect(after_s=60).stale_index_entries == ()
     assert shelf.collect(after_s=DAY_S).stale_index_entries == (gone,)
@@ -416,8 +416,8 @@ def test_claims_of_deleted_backups_are_collected_and_others_kept(shelf: Shelf) -
 
 
 def test_a_claim_that_is_renewed_during_a_collection_is_kept(shelf: Shelf) -> None:
-    shelf.catalog.write_claim("acme", "box", "key", str(uuid.uuid4()), replacing=None)
-    claimed = shelf.catalog.find_claim("acme", "box", "key")
+    shelf.catalog.sandboxes.write_claim("acme", "box", "key", str(uuid.uuid4()), replacing=None)
+    claimed = shelf.catalog.sandboxes.find_claim("acme", "box", "key")
     assert claimed is not None
     later = datetime.now(UTC) + timedelta(hours=2)
 
@@ -430,7 +430,7 @@ def test_a_claim_that_is_renewed_during_a_collection_is_kept(shelf: Shelf) -> No
 
     report = collect(BackupCatalog(Meanwhile(shelf.store), KEY), now=later, grace_s=HOUR_S)
     assert report.stale_index_entries == ()
-    assert shelf.catalog.find_claim("acme", "box", "key") == claimed
+    assert shelf.catalog.sandboxes.find_claim("acme", "box", "key") == claimed
 
 
 def test_a_stale_listing_deletes_no_live_backup(shelf: Shelf) -> None:
@@ -472,9 +472,9 @@ def test_foreign_objects_in_the_bucket_are_not_collected(shelf: Shelf) -> None:
 def test_state_documents_are_counted_over_all_tenants(shelf: Shelf) -> None:
     for tenant, name in (("acme", "one"), ("acme", "two"), ("default", "one")):
         state = SandboxState(id=name, tenant=tenant, created_at=NOW)
-        shelf.catalog.write_state(state, replacing=None)
+        shelf.catalog.sandboxes.write_state(state, replacing=None)
     shelf.backup(sandbox="gone")
     shelf.store.put("sandboxes/one/state.json.bak", b"")
-    assert shelf.catalog.count_states() == 3
-    shelf.catalog.delete_state("acme", "one")
-    assert shelf.catalog.count_states() == 2
+    assert shelf.catalog.sandboxes.count_states() == 3
+    shelf.catalog.sandboxes.delete_state("acme", "one")
+    assert shelf.catalog.sandboxes.count_states() == 2

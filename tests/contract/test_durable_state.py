@@ -30,9 +30,10 @@ from actors.state.location import Origin
 from actors.state.node_record import Entry, Record, RecoveryItem, RecoveryPlan
 from actors.state.ownership import Ownership
 from storage import keys
-from storage.catalog import STATE_BYTES, BackupCatalog, StoredState
+from storage.catalog import BackupCatalog
 from storage.errors import ObjectMissingError, StorageError, StoreUnavailableError
 from storage.metadata import BackupRecord, Checkpoint, RecoveredDirectory, Recovery, SandboxState
+from storage.sandbox_documents import STATE_BYTES, StoredState
 from storage.store import ObjectStore
 from tests.contract.conftest import Place
 from tests.support.faulty_store import FaultyStore
@@ -55,7 +56,7 @@ class World:
     place: Place
 
     def durable(self, node: str = "a") -> DurableState:
-        return DurableState(self.catalog, TENANT, self.sandbox, NodeRef(node, f"cluster-{node}"), LifeCycle())
+        return DurableState(self.catalog.sandboxes, TENANT, self.sandbox, NodeRef(node, f"cluster-{node}"), LifeCycle())
 
     def owner(self, node: str = "a") -> DurableState:
         durable = self.durable(node)
@@ -74,7 +75,7 @@ class World:
 
     @property
     def stored(self) -> SandboxState:
-        found = self.catalog.find_state(TENANT, self.sandbox)
+        found = self.catalog.sandboxes.find_state(TENANT, self.sandbox)
         assert found is not None
         return found.state
 
@@ -84,9 +85,9 @@ class World:
 
     def rewrite(self, change: Callable[[SandboxState], SandboxState]) -> None:
         """Writes the state as a process that is not its actor."""
-        found = self.catalog.find_state(TENANT, self.sandbox)
+        found = self.catalog.sandboxes.find_state(TENANT, self.sandbox)
         assert found is not None
-        self.catalog.write_state(change(found.state), replacing=found.etag)
+        self.catalog.sandboxes.write_state(change(found.state), replacing=found.etag)
 
     def record(self, directory: str = "/workspace", *, of_sleep: bool = False, partial: bool = False) -> BackupRecord:
         return BackupRecord(
@@ -149,7 +150,7 @@ def test_epochs_rise_by_one_with_each_actor(world: World) -> None:
 
 def test_the_first_epoch_keeps_the_labels_and_age_of_a_recorded_sandbox(world: World) -> None:
     made = SandboxState(id=world.sandbox, tenant=TENANT, created_at=NOW - timedelta(days=1), labels={"a": "1"})
-    world.catalog.write_state(made, replacing=None)
+    world.catalog.sandboxes.write_state(made, replacing=None)
     world.owner()
     assert (world.stored.created_at, world.stored.labels, world.stored.epoch) == (made.created_at, {"a": "1"}, 1)
 
@@ -199,7 +200,7 @@ def test_of_two_actors_that_claim_an_epoch_from_the_same_state_one_fails(world: 
 
 def test_an_actor_does_not_recreate_a_sandbox_that_was_destroyed_elsewhere(world: World) -> None:
     old = world.owner()
-    world.catalog.delete_state(TENANT, world.sandbox)
+    world.catalog.sandboxes.delete_state(TENANT, world.sandbox)
     with pytest.raises(SupersededError):
         old.change(noted("late"))
     assert not world.has(keys.state(TENANT, world.sandbox))
@@ -433,7 +434,7 @@ def test_the_first_change_is_written_with_the_claim_unless_a_backup_has_to_be_se
 
 def test_a_supposed_state_saves_a_read_but_is_checked_at_the_first_write(world: World) -> None:
     world.owner("a")
-    found = StateRead(world.catalog.find_state(TENANT, world.sandbox))
+    found = StateRead(world.catalog.sandboxes.find_state(TENANT, world.sandbox))
     ownership = world.ownership("a")
     world.faulty.fail("get", "state.json", after=False)
     ownership.suppose(found)
@@ -458,7 +459,7 @@ def test_a_supposed_state_is_ignored_after_locating(world: World) -> None:
 
 def test_a_new_recorded_sandbox_begins_afresh_under_its_first_epoch(world: World) -> None:
     made = SandboxState(id=world.sandbox, tenant=TENANT, created_at=NOW)
-    etag = world.catalog.write_state(made, replacing=None)
+    etag = world.catalog.sandboxes.write_state(made, replacing=None)
     ownership = world.ownership("a")
     ownership.suppose(StateRead(StoredState(made, etag)))
     assert ownership.locate(has_record=False) is Origin.AFRESH

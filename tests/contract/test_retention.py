@@ -80,9 +80,9 @@ class Bucket:
 
     def write(self, **fields: object) -> None:
         """Writes the sandbox's state, as its actor does."""
-        found = self.catalog.find_state("acme", self.box)
+        found = self.catalog.sandboxes.find_state("acme", self.box)
         made = found.state if found else SandboxState(id=self.box, tenant="acme", created_at=NOW)
-        self.catalog.write_state(made.model_copy(update=fields), replacing=found.etag if found else None)
+        self.catalog.sandboxes.write_state(made.model_copy(update=fields), replacing=found.etag if found else None)
 
     def keep(self, **policy: object) -> Retention:
         return self.service.retention.set("acme", self.box, Retention.model_validate(policy))
@@ -106,18 +106,18 @@ def test_a_policy_is_set_changed_and_removed_and_nothing_else_of_the_state(bucke
     with pytest.raises(SandboxNotFoundError):
         policies.policy("acme", bucket.box)
     assert policies.set("acme", bucket.box, Retention()) == Retention()
-    assert bucket.catalog.find_state("acme", bucket.box) is None
+    assert bucket.catalog.sandboxes.find_state("acme", bucket.box) is None
     bucket.write(epoch=7, labels={"a": "1"})
     a = bucket.backup()
     assert bucket.keep(keep_last=3, pinned=[a]) == Retention(keep_last=3, pinned=[a])
     assert policies.change("acme", bucket.box, RetentionChange(keep_daily=2, unpin=[a])).pinned == []
     assert policies.policy("acme", bucket.box) == Retention(keep_last=3, keep_daily=2)
-    found = bucket.catalog.find_state("acme", bucket.box)
+    found = bucket.catalog.sandboxes.find_state("acme", bucket.box)
     assert found is not None and (found.state.epoch, found.state.labels) == (7, {"a": "1"})
     bucket.service.set_labels("acme", bucket.box, {"b": "2"})
     assert policies.policy("acme", bucket.box).keep_last == 3
     assert bucket.keep() == Retention()
-    found = bucket.catalog.find_state("acme", bucket.box)
+    found = bucket.catalog.sandboxes.find_state("acme", bucket.box)
     assert found is not None and b"retention" not in found.state.to_json()
 
 
@@ -224,7 +224,7 @@ def test_a_policy_that_cannot_be_read_deletes_nothing(memory: Bucket) -> None:
 
 
 def test_an_actor_adopts_the_policy_and_never_writes_an_older_one(bucket: Bucket) -> None:
-    actor = DurableState(bucket.catalog, "acme", bucket.box, NodeRef("node"), LifeCycle())
+    actor = DurableState(bucket.catalog.sandboxes, "acme", bucket.box, NodeRef("node"), LifeCycle())
     actor.acquire_epoch(None, lambda state: state)
     bucket.keep(keep_last=2)
     actor.change(lambda state: state.model_copy(update={"unsaved": []}))
@@ -268,7 +268,7 @@ def test_a_run_ends_when_its_policy_is_changed_or_its_sandbox_destroyed(
 
     def act() -> None:
         if destroyed:
-            memory.catalog.delete_state("acme", memory.box)
+            memory.catalog.sandboxes.delete_state("acme", memory.box)
         else:
             memory.keep(keep_last=50)
 

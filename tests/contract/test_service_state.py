@@ -14,9 +14,11 @@ from actors.config import NodeConfig, SandboxConfig
 from actors.errors import InvalidRequestError, SandboxNotFoundError, StorageUnavailableError
 from actors.service.facade import Service
 from storage import keys
-from storage.catalog import BackupCatalog, StoredState
+from storage.catalog import BackupCatalog
 from storage.errors import StoreUnavailableError
 from storage.metadata import BackupRecord, Checkpoint, Event, RecoveredDirectory, Recovery, SandboxState, StoredLayer
+from storage.sandbox_documents import SandboxDocuments, StoredState
+from storage.store import ObjectStore
 from tests.contract.conftest import Place
 from tests.support.s3 import FAST
 
@@ -38,20 +40,25 @@ class Bucket:
         self.box = f"box-{uuid.uuid4().hex[:12]}"
         self.service = self.over(self.catalog)
 
+    def over_documents(self, documents: SandboxDocuments) -> Service:
+        catalog = BackupCatalog(self.catalog.store, SecretStr("signing key"))
+        catalog.sandboxes = documents
+        return self.over(catalog)
+
     def over(self, catalog: BackupCatalog) -> Service:
         return Service(self.config, catalog, awake=lambda tenant, sandboxes: ())
 
     def state(self) -> SandboxState:
-        found = self.catalog.find_state("acme", self.box)
+        found = self.catalog.sandboxes.find_state("acme", self.box)
         assert found is not None
         return found.state
 
     def write(self, **fields: object) -> SandboxState:
         """Writes the sandbox's state, as its actor does."""
-        found = self.catalog.find_state("acme", self.box)
+        found = self.catalog.sandboxes.find_state("acme", self.box)
         made = found.state if found else SandboxState(id=self.box, tenant="acme", created_at=NOW)
         state = made.model_copy(update=fields)
-        self.catalog.write_state(state, replacing=found.etag if found else None)
+        self.catalog.sandboxes.write_state(state, replacing=found.etag if found else None)
         return state
 
 
@@ -60,11 +67,11 @@ def bucket(place_of_documents: Place) -> Bucket:
     return Bucket(place_of_documents)
 
 
-class Interrupted(BackupCatalog):
-    """A catalog in which `meanwhile` runs between each read of a state and the write that follows."""
+class Interrupted(SandboxDocuments):
+    """Documents of which `meanwhile` runs between each read of a state and the write that follows."""
 
-    def __init__(self, catalog: BackupCatalog, meanwhile: Callable[[], object]) -> None:
-        super().__init__(catalog.store, SecretStr("signing key"))
+    def __init__(self, store: ObjectStore, meanwhile: Callable[[], object]) -> None:
+        super().__init__(store, lambda: NOW)
         self._meanwhile = meanwhile
 
     def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
@@ -113,11 +120,11 @@ def test_a_sandbox_with_a_damaged_state_exists(bucket: Bucket) -> None:
 
 
 def test_existence_is_not_guessed_while_the_bucket_is_unavailable(bucket: Bucket) -> None:
-    class Away(BackupCatalog):
+    class Away(SandboxDocuments):
         def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
             raise StoreUnavailableError("get", bucket="b", key="k")
 
-    service = bucket.over(Away(bucket.catalog.store, SecretStr("signing key")))
+    service = bucket.over_documents(Away(bucket.catalog.store, lambda: NOW))
     with pytest.raises(StorageUnavailableError):
         service.exists("acme", bucket.box)
 
@@ -133,7 +140,7 @@ def test_concurrent_writes_of_the_actor_are_kept(bucket: Bucket, place_of_docume
         if epoch is not None:
             bucket.write(epoch=epoch)
 
-    service = bucket.over(Interrupted(bucket.catalog, actor_writes))
+    service = bucket.over_documents(Interrupted(bucket.catalog.store, actor_writes))
     assert service.change_labels("acme", bucket.box, {"b": "2"}, []) == {"a": "1", "b": "2"}
     assert (bucket.state().epoch, bucket.state().labels) == (2, {"a": "1", "b": "2"})
 
@@ -143,19 +150,19 @@ def test_setting_labels_fails_if_the_state_changes_all_the_time(bucket: Bucket, 
         pytest.skip(f"{place_of_documents.name} has no conditional writes, so the last writer wins")
     state = bucket.write()
     writes = iter(range(1, 1000))
-    service = bucket.over(Interrupted(bucket.catalog, lambda: bucket.write(epoch=next(writes))))
+    service = bucket.over_documents(Interrupted(bucket.catalog.store, lambda: bucket.write(epoch=next(writes))))
     with pytest.raises(StorageUnavailableError):
         service.set_labels("acme", bucket.box, {"a": "1"})
     assert bucket.state().labels == state.labels
 
 
 def test_an_unconfirmed_write_has_an_unknown_outcome(bucket: Bucket) -> None:
-    class Unsure(BackupCatalog):
+    class Unsure(SandboxDocuments):
         def write_state(self, state: SandboxState, *, replacing: str | None) -> str:
             super().write_state(state, replacing=replacing)
             raise StoreUnavailableError("put", bucket="b", key="k")
 
-    service = bucket.over(Unsure(bucket.catalog.store, SecretStr("signing key")))
+    service = bucket.over_documents(Unsure(bucket.catalog.store, lambda: NOW))
     with pytest.raises(StorageUnavailableError) as raised:
         service.set_labels("acme", bucket.box, {"a": "1"})
     assert raised.value.context == {"outcome": "unknown"}

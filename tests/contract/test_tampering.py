@@ -213,10 +213,10 @@ def test_a_forged_fence_over_a_committed_backup_does_not_remove_its_archive(shel
 def test_a_damaged_claim_is_ignored_replaced_and_collected(shelf: Shelf, damage: bytes) -> None:
     key, record = keys.claim("acme", "box", "k"), shelf.backup(ttl=1000 * HOUR_S)
     shelf.store.put(key, damage)
-    found = shelf.catalog.find_claim("acme", "box", "k")
+    found = shelf.catalog.sandboxes.find_claim("acme", "box", "k")
     assert found is not None and found.backup_id is None
-    shelf.catalog.write_claim("acme", "box", "k", record.id, replacing=found.etag)
-    again = shelf.catalog.find_claim("acme", "box", "k")
+    shelf.catalog.sandboxes.write_claim("acme", "box", "k", record.id, replacing=found.etag)
+    again = shelf.catalog.sandboxes.find_claim("acme", "box", "k")
     assert again is not None and again.backup_id == record.id
     shelf.store.put(key, damage)
     assert shelf.collect(after_s=10 * HOUR_S).stale_index_entries == (key,)
@@ -228,9 +228,9 @@ def test_a_later_releases_claim_and_state_are_reported_and_left_alone(shelf: She
     for key in (claim, state):
         shelf.store.put(key, b'{"version":3}')
     with pytest.raises(NewerDocumentError):
-        shelf.catalog.find_claim("acme", "box", "k")
+        shelf.catalog.sandboxes.find_claim("acme", "box", "k")
     with pytest.raises(NewerDocumentError):
-        shelf.catalog.find_state("acme", "box")
+        shelf.catalog.sandboxes.find_state("acme", "box")
     assert set(shelf.collect(after_s=10 * HOUR_S).unreadable) == {claim, state}
     assert shelf.objects() == {claim, state}
 
@@ -242,9 +242,9 @@ def test_a_damaged_state_is_reported_and_copied_aside_before_it_is_replaced(shel
     key = keys.state("acme", "box")
     shelf.store.put(key, damage)
     with pytest.raises(CorruptMetadataError):
-        shelf.catalog.find_state("acme", "box")
+        shelf.catalog.sandboxes.find_state("acme", "box")
     assert shelf.collect(after_s=10 * HOUR_S).unreadable == (key,)
-    etag = shelf.catalog.set_aside_state("acme", "box")
+    etag = shelf.catalog.sandboxes.set_aside_state("acme", "box")
     assert etag == shelf.store.get(key, max_bytes=2**26).etag
     (aside,) = shelf.objects() - {key}
     assert aside.startswith("damaged/") and aside.endswith(key)

@@ -135,7 +135,7 @@ def test_a_sandbox_without_files_here_is_destroyed_on_a_full_disk(
         assert not node.home("box").exists()
         with fill(disk):
             node.sandbox(awake=False).destroy()
-        assert node.catalog().find_state("default", "box") is None
+        assert node.catalog().sandboxes.find_state("default", "box") is None
 
 
 def test_a_read_only_disk_is_named_as_the_cause(tmp_path: Path, best_driver: Driver) -> None:

@@ -240,10 +240,10 @@ def test_files_that_this_node_put_to_sleep_are_kept_and_unmarked(moved: Moved) -
     moved.age(OUT_OF_DATE_S + 1)
     catalog = moved.node.catalog()
     moved.elsewhere.close()
-    found = catalog.find_state("default", "box")
+    found = catalog.sandboxes.find_state("default", "box")
     assert found is not None
     asleep = found.state.model_copy(update={"node": None, "slept_on": moved.node.layout.identity()})
-    catalog.write_state(asleep, replacing=found.etag)
+    catalog.sandboxes.write_state(asleep, replacing=found.etag)
     assert sweeper_of(moved.node).sweep() == Swept()
     assert not moved.mark.exists()
     moved.check_kept()

@@ -173,7 +173,7 @@ def test_a_hand_over_ends_open_transfers_with_an_error(nodes: Pair) -> None:
 
 def test_a_sandbox_that_was_never_used_leaves_nothing_in_the_bucket(nodes: Pair) -> None:
     nodes.box(nodes.drained, awake=False).hand_over()
-    assert nodes.drained.catalog().find_state("default", nodes.name) is None
+    assert nodes.drained.catalog().sandboxes.find_state("default", nodes.name) is None
 
 
 def test_calls_during_a_hand_over_wait_and_see_no_half_removed_tree(nodes: Pair) -> None:

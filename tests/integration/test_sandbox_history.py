@@ -188,7 +188,7 @@ class History:
         catalog = self.nodes["a"].catalog()
         own = {handle.id for handle, _ in self.made}
         assert {row.id for row in catalog.page("default", self.name).records} == own
-        assert catalog.find_state("default", self.name) is None
+        assert catalog.sandboxes.find_state("default", self.name) is None
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_destroy_leaves_nothing_but_the_backups(node: Node) -> None:
         assert isinstance(running.error(), ExecStoppedError)
     assert not node.home("doomed").exists()
     assert mountinfo.mounts_under(node.data_dir) == []
-    assert node.catalog().find_state("default", "doomed") is None
+    assert node.catalog().sandboxes.find_state("default", "doomed") is None
     assert [path for path in (Hierarchies.find().v2 / node.layout.cgroup).iterdir() if path.is_dir()] == []
     box.destroy()
     heir = node.sandbox("doomed")

@@ -34,7 +34,7 @@ class Nodes(Pair):
         """Waits for the bucket's state to name exactly these roots as unsaved; true if it does."""
 
         def as_expected() -> bool:
-            found = self.a.catalog().find_state("default", self.name)
+            found = self.a.catalog().sandboxes.find_state("default", self.name)
             return found is not None and found.state.unsaved == list(roots)
 
         return wait_until(as_expected)

@@ -431,7 +431,7 @@ def overlay(node: Node) -> tuple[Node, DirectoryBackup]:
 
 
 def recovery_of(node: Node) -> list[tuple[str, DirectoryStatus, str | None]]:
-    found = node.catalog().find_state("default", "held")
+    found = node.catalog().sandboxes.find_state("default", "held")
     recovery = public_recovery(found.state.recovery) if found else None
     return [(row.dir, row.status, row.error) for row in recovery.directories] if recovery else []
 

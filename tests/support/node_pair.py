@@ -45,7 +45,7 @@ class Pair:
 
     @property
     def is_known(self) -> bool:
-        return self.a.catalog().find_state("default", self.name) is not None
+        return self.a.catalog().sandboxes.find_state("default", self.name) is not None
 
     @property
     def backups(self) -> dict[str, str | None]:

@@ -122,7 +122,7 @@ class World:
 
     def state(self, sandbox_id: str) -> SandboxState | None:
         """The state document of a sandbox, if there is one."""
-        found = self.catalog.find_state(DEFAULT_TENANT, sandbox_id)
+        found = self.catalog.sandboxes.find_state(DEFAULT_TENANT, sandbox_id)
         return found.state if found else None
 
     def place(self, sandbox_id: str) -> int | None:

@@ -147,7 +147,7 @@ class Node:
 
     def state(self, sandbox_id: str) -> SandboxState:
         """The sandbox's state document in the bucket, which must exist."""
-        found = self.catalog().find_state("default", sandbox_id)
+        found = self.catalog().sandboxes.find_state("default", sandbox_id)
         assert found is not None
         return found.state
 

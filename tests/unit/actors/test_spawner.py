@@ -21,8 +21,8 @@ from actors.service.placement import Nodes
 from actors.service.spawner import Spawner
 from actors.service.warm_workers import WarmWorkers
 from actors.state.document import StateRead
-from storage.catalog import StoredState
 from storage.metadata import SandboxState
+from storage.sandbox_documents import StoredState
 from tests.support.scripted_runtime import Clock, Handle, ScriptedRuntime
 
 NAME = sandbox_actor_name("default", "box")

@@ -76,8 +76,8 @@ def bucket() -> Bucket:
 def test_a_collection_reads_each_document_once(bucket: Bucket, number: int, workers: int) -> None:
     made = bucket.fill(number)
     for n in range(number):
-        bucket.catalog.write_state(SandboxState(id=f"box-{n}", tenant="acme", created_at=NOW), replacing=None)
-        bucket.catalog.write_claim("acme", "box", f"key {n}", made[n].id, replacing=None)
+        bucket.catalog.sandboxes.write_state(SandboxState(id=f"box-{n}", tenant="acme", created_at=NOW), replacing=None)
+        bucket.catalog.sandboxes.write_claim("acme", "box", f"key {n}", made[n].id, replacing=None)
     bucket.store.calls.clear()
     assert bucket.collect(workers=workers) == CollectionReport(dry_run=False)
     requests = bucket.requests()
