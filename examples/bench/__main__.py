@@ -66,11 +66,11 @@ def measure(scratch: Path, rows: list[Row], figures: list[Figure], given: argpar
             rows += Directory(tools, workload, forks=3 if quick else 10).rows()
         if given.only not in (None, WITHOUT_DIRECTORY):
             return
-        forks = 10 if quick else 50
-        limits = first_calls.EmptyActors.measured(rounds=rounds, many=forks)
+        forks, boxes = (10, 5) if quick else (50, 40)
+        limits = first_calls.EmptyActors.measured(rounds=rounds, many=forks, idlers=boxes)
         rows += calls.rows(tools, limits, forks=forks, file_mib=32 if quick else 256)
         rows.append(first_calls.with_a_waiting_worker(holdfast, rounds=rounds))
-        figures += memory.figures(tools, boxes=5 if quick else 40, size_mib=50 if quick else 500)
+        figures += memory.figures(tools, limits.idle, boxes=boxes, size_mib=50 if quick else 500)
     rows.append(first_calls.without_a_worker(scratch / "cold", limits, rounds=rounds))
 
 

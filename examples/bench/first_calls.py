@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.processes import Idle
 from bench.samples import Contestant, Row, interleaved
 from bench.service import Holdfast, running
 
@@ -51,19 +52,21 @@ def without_a_worker(folder: Path, limits: EmptyActors, *, rounds: int) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class EmptyActors:
-    """Times, in s, of Ray actors that do nothing, in a Ray of their own."""
+    """Ray actors that do nothing, in a Ray of their own: times in s, and what they take while idle."""
 
     create_s: list[float]
     """From the creation of one to its first answer."""
     call_s: list[float]
     many_s: list[float]
     """From the creation of many at once to all first answers."""
+    idle: Idle
 
     @classmethod
-    def measured(cls, *, rounds: int, many: int) -> EmptyActors:
-        """Measures them."""
+    def measured(cls, *, rounds: int, many: int, idlers: int) -> EmptyActors:
+        """Measures them. `idlers` is the number of idle actors."""
         program = str(Path(__file__).with_name("noop_actor.py"))
         environment = {**os.environ, **NO_PRESTART, "RAY_AUTH_MODE": "disabled"}
-        command = [sys.executable, program, str(rounds), str(many)]
+        command = [sys.executable, program, str(rounds), str(many), str(idlers)]
         said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)
-        return cls(**json.loads(said.stdout))
+        found = json.loads(said.stdout)
+        return cls(**found | {"idle": Idle(**found["idle"])})

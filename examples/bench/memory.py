@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
-from bench.processes import Peak, cpu_s, named, pss_mb
+from bench.processes import Idle, Peak, named
 from bench.tools import Tools
 from bench.workloads import random_bytes
 
 Figure = tuple[str, str]
-_IDLE_S = 10.0
 
 
-def figures(tools: Tools, *, boxes: int, size_mib: int) -> Iterator[Figure]:
-    """Measures all figures."""
+def figures(tools: Tools, empty_actor: Idle, *, boxes: int, size_mib: int) -> Iterator[Figure]:
+    """Measures all figures. `empty_actor` is what an idle Ray actor takes that does nothing."""
     holdfast = tools.holdfast
     names = [holdfast.new_name() for _ in range(boxes)]
     for name in names:
         holdfast.execute(name, "true")
-    yield from _idle(boxes)
+    yield from _idle(boxes, empty_actor)
 
     folder = tools.folder("memory")
     random_bytes(folder, size_mib=size_mib)
@@ -48,14 +46,12 @@ def figures(tools: Tools, *, boxes: int, size_mib: int) -> Iterator[Figure]:
     holdfast.delete_all_but()
 
 
-def _idle(boxes: int) -> Iterator[Figure]:
+def _idle(boxes: int, empty_actor: Idle) -> Iterator[Figure]:
     actors = named(b"ray::SandboxHost")
     assert len(actors) >= boxes, f"{len(actors)} sandboxes are awake, not {boxes}"
-    used_s = -sum(map(cpu_s, actors))
-    time.sleep(_IDLE_S)
-    used_s = (used_s + sum(map(cpu_s, actors))) / _IDLE_S
-    yield f"memory of an awake idle sandbox, of {boxes}", f"{sum(map(pss_mb, actors)) / len(actors):.1f} MB (PSS)"
-    yield "processor time of an awake idle sandbox", f"{1000 * used_s / len(actors):.1f} ms a second"
+    for what, idle in ((f"an awake idle sandbox, of {boxes}", Idle.measured(actors)), ("an empty actor", empty_actor)):
+        yield f"memory of {what}", f"{idle.pss_mb:.1f} MB (PSS)"
+        yield f"processor time of {what}", f"{idle.cpu_ms_per_s:.1f} ms a second"
 
 
 def _peak(what: str, peak: Peak) -> Figure:

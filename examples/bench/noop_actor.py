@@ -1,4 +1,7 @@
-"""Measures how long Ray takes with actors that do nothing. Prints the times, in seconds. For `first_calls.py`."""
+"""Measures how long Ray takes with actors that do nothing, and what they take. For `first_calls.py`.
+
+Arguments: number of rounds, of actors made at once, and of idle actors. Prints the figures as JSON.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import ray
+
+from bench.processes import Idle
 
 CALLS = 200
 
@@ -18,8 +24,18 @@ CALLS = 200
 class Noop:
     """An actor that only answers."""
 
-    def ping(self) -> bool:
-        return True
+    def ping(self) -> int:
+        """Returns the id of the actor's process."""
+        return os.getpid()
+
+
+def idle(number: int) -> Idle:
+    """What each of so many actors takes while nobody calls it."""
+    made: list[Any] = [Noop.remote() for _ in range(number)]
+    found = Idle.measured(ray.get([actor.ping.remote() for actor in made]))
+    for actor in made:
+        ray.kill(actor)
+    return found
 
 
 def seconds_to_answer(actors: Sequence[Any]) -> float:
@@ -40,7 +56,7 @@ def seconds_to_create(number: int) -> float:
     return took_s
 
 
-rounds, many = map(int, sys.argv[1:])
+rounds, many, idlers = map(int, sys.argv[1:])
 # As many processors as the service's Ray has: they decide how many processes Ray starts at once.
 processors = len(os.sched_getaffinity(0))
 ray.init(num_cpus=processors, include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -51,4 +67,5 @@ for _ in range(rounds):
 actor = Noop.remote()
 seconds_to_answer([actor])
 call_s = [seconds_to_answer([actor]) for _ in range(CALLS)]
-print(json.dumps({"create_s": create_s, "call_s": call_s, "many_s": [seconds_to_create(many)]}))
+many_s = [seconds_to_create(many)]
+print(json.dumps({"create_s": create_s, "call_s": call_s, "many_s": many_s, "idle": asdict(idle(idlers))}))

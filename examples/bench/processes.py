@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 _POLL_S = 0.02
+_IDLE_S = 10.0
 
 
 def named(part: bytes) -> list[int]:
@@ -33,6 +37,22 @@ def cpu_s(pid: int) -> float:
     """The processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What each of some idle processes takes, on average."""
+
+    pss_mb: float
+    cpu_ms_per_s: float
+
+    @classmethod
+    def measured(cls, pids: Sequence[int]) -> Idle:
+        """Watches the processes for some seconds."""
+        used_s = -sum(map(cpu_s, pids))
+        time.sleep(_IDLE_S)
+        used_s = (used_s + sum(map(cpu_s, pids))) / _IDLE_S
+        return cls(sum(map(pss_mb, pids)) / len(pids), 1000 * used_s / len(pids))
 
 
 class Peak:
