@@ -78,7 +78,8 @@ class LayerProtocol(RuleBasedStateMachine):
         self.store = MemoryObjectStore(self.clock) if conditional else UnconditionalStore(self.clock)
         self.running: list[tuple[Process, str]] = []
         self.moved: dict[Process, datetime] = {}
-        self.late: list[tuple[datetime, Callable[[], object]]] = []
+        self.late: list[tuple[datetime, str, Callable[[], object]]] = []
+        """Requests that may have their effect yet: since when, and what they ask for."""
         self.ids: list[str] = []
         self.makers: dict[str, threading.Thread] = {}
         self._write_full(self.store, b"base 0", timedelta(days=30))
@@ -133,13 +134,18 @@ class LayerProtocol(RuleBasedStateMachine):
         return found
 
     def deletable(self) -> list[BackupRecord]:
-        """The backups whose writers are over.
+        """The backups whose writers are over, and whose metadata is not on its way once more.
 
         `BackupCatalog.commit` writes metadata again if it got no answer and finds none. So a backup that a person
-        deletes in this instant comes back, with nothing else of it: a limit that full backups have as well.
+        deletes before both writes are over comes back, with nothing else of it: a limit that full backups have as well.
         """
         running = {process.thread for process, _ in self.running}
-        return [record for record in self.committed() if self.makers[record.id] not in running]
+        awaited = {request for _, request, _ in self.late}
+        return [
+            record
+            for record in self.committed()
+            if self.makers[record.id] not in running and f"put {keys.metadata(record.id)}" not in awaited
+        ]
 
     # What the processes do.
 
@@ -274,9 +280,10 @@ class LayerProtocol(RuleBasedStateMachine):
         self._step(process, kind, fate)
 
     def _step(self, process: Process, kind: str, fate: Fate) -> None:
+        request = process.at
         process.step(fate)
         self.moved[process] = self.now
-        self.late += [(self.now, call) for call in process.late]
+        self.late += [(self.now, request, call) for call in process.late]
         process.late.clear()
         if process.is_over:
             self.running.remove((process, kind))
@@ -287,7 +294,7 @@ class LayerProtocol(RuleBasedStateMachine):
     @rule(data=st.data())
     def arrive(self, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(self.late) - 1), "request")
-        self._arrive(self.late.pop(at)[1])
+        self._arrive(self.late.pop(at)[2])
 
     def _arrive(self, call: Callable[[], object]) -> None:
         with contextlib.suppress(PreconditionFailedError, ObjectMissingError):
@@ -296,7 +303,7 @@ class LayerProtocol(RuleBasedStateMachine):
     @rule(hours=st.sampled_from([1, 6, 11]))
     def wait(self, hours: int) -> None:
         later = self.now + timedelta(hours=hours)
-        waiting = [self.moved[process] for process, _ in self.running] + [since for since, _ in self.late]
+        waiting = [self.moved[process] for process, _ in self.running] + [since for since, _, _ in self.late]
         if all(later - since <= LONGEST_PAUSE for since in waiting):
             self.now = later
 
@@ -320,7 +327,7 @@ class LayerProtocol(RuleBasedStateMachine):
         for process, kind in list(self.running):
             while not process.is_over:
                 self._step(process, kind, "done")
-        for _, call in self.late:
+        for _, _, call in self.late:
             self._arrive(call)
         self.every_backup_has_all_it_needs()
         for record in self.committed():
