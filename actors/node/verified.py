@@ -166,12 +166,12 @@ class Verified:
 
         Raises:
             DamagedCopyError: the archive has another digest, or cannot be read; nothing was linked.
-            FileExistsError: something is at `target` already.
+            FileExistsError: something is at `target` already; nothing was changed.
         """
         with self._locked(sha256, go_on):
             checked = self._check(archive, sha256, go_on)
+            os.link(archive, target, follow_symlinks=False)  # first: where it fails, the record stays valid
             os.utime(archive, ns=(time.time_ns(), checked.mtime_ns))
-            os.link(archive, target, follow_symlinks=False)
             linked = stamp_of(target)
             if not linked.has_content_of(checked):
                 target.unlink()

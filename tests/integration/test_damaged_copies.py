@@ -83,6 +83,28 @@ def assert_whole(box: LocalSandbox, noise: str) -> None:
 # --- the cache
 
 
+def bytes_read() -> int:
+    """The bytes that this process has read from files so far. Source: proc_pid_io(5), rchar."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_a_restore_over_the_same_backup_reads_no_archive(kernel_node: Node, incremental: bool) -> None:
+    box = kernel_node.sandbox()
+    sh(box, "head -c 30000000 /dev/urandom > noise")
+    handle = backup(box)
+    if incremental:
+        restore(box, handle)
+        sh(box, "head -c 30000000 /dev/urandom > more")
+        handle = backup(box)
+    restore(box, handle)
+    before = bytes_read()
+    restore(box, handle)
+    assert bytes_read() - before < 10_000_000
+    assert len(kept(kernel_node)) == 1 + incremental
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_entry_is_fetched_anew_and_the_restore_succeeds(

@@ -171,6 +171,17 @@ def test_adding_and_removing_links_costs_no_reading(
     assert records(tmp_path) == []
 
 
+def test_a_link_that_is_there_already_costs_no_reading(
+    verified: Verified, archive: Path, tmp_path: Path, counted: Counted
+) -> None:
+    verified.link(archive, SHA256, tmp_path / "link")
+    with pytest.raises(FileExistsError):
+        verified.link(archive, SHA256, tmp_path / "link")
+    assert verified.holds(archive, SHA256)
+    verified.check(tmp_path / "link", SHA256)
+    assert counted.count == 1
+
+
 def test_a_link_does_not_make_a_changed_archive_good(verified: Verified, archive: Path, tmp_path: Path) -> None:
     verified.check(archive, SHA256)
     os.link(archive, tmp_path / "other")
