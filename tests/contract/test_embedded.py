@@ -59,6 +59,12 @@ def test_no_key_is_in_an_argument_and_the_folder_is_private(tmp_path: Path) -> N
         assert server.config.host.startswith("127.0.0.1:")
 
 
+def test_the_server_computes_no_digests_that_nobody_compares(tmp_path: Path) -> None:
+    with embedded_s3(tmp_path) as server:
+        argv = Path(f"/proc/{server.pid}/cmdline").read_bytes().split(b"\0")
+        assert {b"--ignore-checksum", b"--no-checksum"} <= set(argv)
+
+
 def test_the_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
     server = EmbeddedS3(tmp_path, access_key=SecretStr(ACCESS_KEY), secret_key=SecretStr(SECRET_KEY))
     starter = threading.Thread(target=server.start)
