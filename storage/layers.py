@@ -8,7 +8,7 @@ reads and listings see every completed write:
     the creation of a backup                          the collector
     1. writes its reference                           1. lists the references: none
     2. lists the marks: none                          2. writes a mark of its own
-    3. finds the archive by HEAD, or stores it        3. lists the references again: none
+    3. finds the archive, or stores it                3. lists the references again: none
     4. commits the metadata                           4. deletes the archive, then its mark
 
 If step 3 of the collector misses the reference, then the mark was there before it. So step 2 of the creation sees the
@@ -120,7 +120,7 @@ class NewLayers:
         requests: list[Callable[[], object]] = [partial(self._reference, layer) for layer in self._layers]
         self._each(lambda request: request(), [self._note_time, *requests])
         found = self._each(self._find_unmarked, self._layers)
-        missing = [layer for layer, head in zip(self._layers, found, strict=True) if head is None]
+        missing = [layer for layer, is_there in zip(self._layers, found, strict=True) if not is_there]
         if not missing:
             return
         if self._base.is_incremental:
@@ -141,7 +141,7 @@ class NewLayers:
         if layer.sha256 in known or sum(len(held.parts) for held in self._layers) + len(layer.parts) > MAX_PARTS:
             raise self._unusable("the layer cannot be laid on these", layer)
         self._reference(layer)
-        if self._find_unmarked(layer) is None:
+        if not self._find_unmarked(layer):
             send(keys.layer(self._tenant, layer.sha256))
         self._end_promotion()
         self._layers.append(layer)
@@ -196,20 +196,25 @@ class NewLayers:
         if wait is not None:
             wait()
 
-    def _find_unmarked(self, layer: StoredLayer) -> Head | None:
-        """Finds a layer after its reference was written. Raises LayersUnusableError if a collector may delete it."""
+    def _find_unmarked(self, layer: StoredLayer) -> bool:
+        """Tells whether a layer is there, after its reference was written.
+
+        Raises LayersUnusableError if a collector may be about to delete it.
+        """
         if self._store.list(keys.layer_marks(self._tenant, layer.sha256), limit=1).objects:
             raise self._unusable("a collector may be about to delete the layer", layer)
         return self._find(layer)
 
-    def _find(self, layer: StoredLayer) -> Head | None:
+    def _find(self, layer: StoredLayer) -> bool:
         try:
-            head = self._store.head(keys.layer(self._tenant, layer.sha256))
+            self._check_size(layer, self._store.size_of(keys.layer(self._tenant, layer.sha256)))
         except ObjectMissingError:
-            return None
-        if head.size_bytes != layer.size_bytes:
-            raise self._unusable(f"the layer has {head.size_bytes} bytes instead of {layer.size_bytes}", layer)
-        return head
+            return False
+        return True
+
+    def _check_size(self, layer: StoredLayer, size_bytes: int) -> None:
+        if size_bytes != layer.size_bytes:
+            raise self._unusable(f"the layer has {size_bytes} bytes instead of {layer.size_bytes}", layer)
 
     def _promote(self, layer: StoredLayer) -> None:
         source, target = keys.archive(self._base.id), keys.layer(self._tenant, layer.sha256)
@@ -220,12 +225,13 @@ class NewLayers:
             if before.size_bytes != layer.size_bytes or _differ(before.etag, self._base.etag or before.etag):
                 raise self._unusable("the backup's archive is not the one that was uploaded", layer)
             self._store.copy(source, target, if_match=before.etag)
-            after = self._find(layer)
+            after = self._store.head(target)
+            self._check_size(layer, after.size_bytes)
         except LayersUnusableError:
             raise
         except StorageError as e:
             raise self._unusable(f"the backup's archive could not be copied: {e}", layer) from None
-        if after is None or not _is_copy(before, after):
+        if not _is_copy(before, after):
             raise self._unusable("the store has not copied the backup's archive as it is", layer)
 
     def _unusable(self, why: str, layer: StoredLayer | None = None) -> LayersUnusableError:

@@ -29,6 +29,7 @@ from storage.errors import (
     TornReadError,
 )
 from storage.lifecycle import over_layers
+from storage.on_disk import size_on_disk
 from storage.room import full_told, lacks_room
 from storage.store import SMALL_OBJECT_BYTES, Head, Listed, Page, SignedRequest, Stored, Upload
 from storage.time_limit import held, left_s
@@ -207,6 +208,14 @@ class S3ObjectStore:
             answer = self._client.head_object(Bucket=self.bucket, Key=key)
         etag = self._etag(answer, "head", key)
         return Head(answer["ContentLength"], etag, answer["LastModified"], _etag_is_digest(answer))
+
+    def size_of(self, key: str) -> int:
+        if self._config.folder is not None:
+            self.check()  # the store has to answer, and the keys have to open it
+            size_bytes = size_on_disk(self._config.folder / self.bucket, key)
+            if size_bytes is not None:
+                return size_bytes
+        return self.head(key).size_bytes
 
     def copy(self, source: str, target: str, *, if_match: str) -> str:
         with full_told(self, "copy", target, 0), self._translated("copy", source):

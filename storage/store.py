@@ -138,6 +138,13 @@ class ObjectStore(Protocol):
             ObjectMissingError: permanent.
         """
 
+    def size_of(self, key: str) -> int:
+        """The size of an object, in bytes; cheaper than `head` for a store that reads an object to tell its ETag.
+
+        Raises:
+            ObjectMissingError: permanent.
+        """
+
     def copy(self, source: str, target: str, *, if_match: str) -> str:
         """Copies the state `if_match` of an object within the store, and returns the copy's ETag. Atomic.
 

@@ -30,7 +30,7 @@ class InBucket:
     def __init__(self, store: ObjectStore, backup_id: str, archives: Iterable[str]) -> None:
         """`archives` are keys; those of archives that have just come from the bucket need not be among them."""
         self._backup_id = backup_id
-        self._answers = [in_a_thread(partial(store.head, key)) for key in archives]
+        self._answers = [in_a_thread(partial(store.size_of, key)) for key in archives]
 
     def check(self) -> None:
         """Waits for the answers. Raises BackupNotFoundError, StorageError."""

@@ -59,6 +59,39 @@ def test_no_key_is_in_an_argument_and_the_folder_is_private(tmp_path: Path) -> N
         assert server.config.host.startswith("127.0.0.1:")
 
 
+def bytes_read(server: EmbeddedS3) -> int:
+    """The bytes that the server has read from files and sockets. Source: proc_pid_io(5), rchar."""
+    lines = Path(f"/proc/{server.pid}/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
+def test_the_size_of_an_object_is_told_without_reading_it(tmp_path: Path) -> None:
+    size_bytes = 20_000_000
+    with embedded_s3(tmp_path) as server:
+        store = S3ObjectStore(server.config, transfer=FAST)
+        store.put("large", os.urandom(size_bytes))
+        before = bytes_read(server)
+        assert store.size_of("large") == size_bytes
+        assert bytes_read(server) - before < size_bytes / 2
+        store.head("large")
+        assert bytes_read(server) - before >= size_bytes
+
+
+def test_the_size_of_an_object_is_asked_for_where_its_file_is_not_seen(tmp_path: Path) -> None:
+    with embedded_s3(tmp_path / "data") as server:
+        S3ObjectStore(server.config, transfer=FAST).put("a", b"xyz")
+        elsewhere = server.config.model_copy(update={"folder": tmp_path / "elsewhere"})
+        assert S3ObjectStore(elsewhere, transfer=FAST).size_of("a") == 3
+
+
+def test_a_dead_server_tells_no_size(tmp_path: Path) -> None:
+    with embedded_s3(tmp_path) as server:
+        config = server.config
+        S3ObjectStore(config, transfer=FAST).put("a", b"xyz")
+    with pytest.raises(StoreUnavailableError):
+        S3ObjectStore(config, transfer=FAST).size_of("a")
+
+
 def test_the_server_computes_no_digests_that_nobody_compares(tmp_path: Path) -> None:
     with embedded_s3(tmp_path) as server:
         argv = Path(f"/proc/{server.pid}/cmdline").read_bytes().split(b"\0")

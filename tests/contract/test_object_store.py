@@ -114,6 +114,18 @@ def test_a_missing_object_is_an_error_that_names_it(any_place: Place, operation:
     assert not caught.value.retryable
 
 
+def test_the_size_of_an_object_is_that_of_its_newest_content(any_place: Place) -> None:
+    key = any_place.key("deeper/a")
+    for data in (b"x" * 100, b"", b"y" * 7):
+        any_place.store.put(key, data)
+        assert any_place.store.size_of(key) == len(data) == any_place.store.head(key).size_bytes
+    any_place.store.delete(key)
+    for missing in (key, any_place.key("deeper"), any_place.key("none")):
+        with pytest.raises(ObjectMissingError) as caught:
+            any_place.store.size_of(missing)
+        assert caught.value.key == missing
+
+
 def test_a_copy_has_the_content_and_replaces_what_was_there(any_place: Place) -> None:
     source, target = any_place.key("a"), any_place.key("deeper/b.sqsh")
     etag = any_place.store.put(source, b"content")

@@ -22,7 +22,7 @@ class FaultyStore:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.inner, name)
-        if name not in ("get", "get_range", "put", "head", "copy", "delete", "list"):
+        if name not in ("get", "get_range", "put", "head", "size_of", "copy", "delete", "list"):
             return method
 
         def call(key: str, *args: Any, **kwargs: Any) -> Any:

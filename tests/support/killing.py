@@ -98,8 +98,8 @@ class Interrupted:
 
 _REQUESTS = frozenset(
     {
-        "get", "get_range", "put", "head", "copy", "delete", "list", "presign_get", "presign_put", "presign_part",
-        "create_upload", "complete_upload", "abort_upload", "list_uploads",
+        "get", "get_range", "put", "head", "size_of", "copy", "delete", "list", "presign_get", "presign_put",
+        "presign_part", "create_upload", "complete_upload", "abort_upload", "list_uploads",
     }
 )  # fmt: skip
 

@@ -60,6 +60,9 @@ class MemoryObjectStore:
         found = self._object("head", key)
         return Head(len(found.data), found.etag, found.last_modified)
 
+    def size_of(self, key: str) -> int:
+        return len(self._object("size_of", key).data)
+
     def copy(self, source: str, target: str, *, if_match: str) -> str:
         with self._lock:
             found = self._objects.get(source)

@@ -14,7 +14,7 @@ Fate = Literal["done", "refused", "unheard", "late", "killed before", "killed af
 effect later; the process dies before it, or right after it."""
 
 _PATIENCE_S = 30.0
-_REQUESTS = ("get", "put", "head", "copy", "delete", "list", "list_uploads", "abort_upload")
+_REQUESTS = ("get", "put", "head", "size_of", "copy", "delete", "list", "list_uploads", "abort_upload")
 
 
 class Killed(BaseException):

@@ -5,15 +5,14 @@ import pytest
 from actors.errors import BackupNotFoundError
 from actors.sandbox.fetch import InBucket
 from storage.errors import StoreUnavailableError
-from storage.store import Head
 from tests.support.memory_store import MemoryObjectStore
 
 
 class AbsentStore(MemoryObjectStore):
     """A store that does not answer."""
 
-    def head(self, key: str) -> Head:
-        raise StoreUnavailableError("head", bucket=self.bucket, key=key)
+    def size_of(self, key: str) -> int:
+        raise StoreUnavailableError("size_of", bucket=self.bucket, key=key)
 
 
 @pytest.fixture
