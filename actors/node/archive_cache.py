@@ -13,21 +13,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fasteners import InterProcessLock
-
 from actors.logs import log
+from actors.node import file_lock
 from actors.node.errors import ArchiveError, DamagedCopyError, ToolError
 from actors.node.removal import remove_tree
 from actors.node.verified import SUFFIX, Stamp, Verified, stamp_of
 
-_POLL_S = 0.1
 _LOCK_FILES = 4096
 
 
@@ -60,13 +57,13 @@ class ArchiveCache:
     ) -> tuple[CachedArchive, bool]:
         """Makes a hard link to a backup's archive at `link`. Produces the archive first if the cache does not have it.
 
-        Single flight: one process produces an archive; the others wait and then use it.
+        Single flight: one thread of one process produces an archive; the others wait and then use it.
 
         Args:
             produce: makes the archive in the empty folder that it is called with; returns its path and SHA-256.
             sha256: the digest in the signed metadata; entries with another digest are removed. Without it, as for an
                 archive that was converted here, the digest in the entry's name counts.
-            waiting: called repeatedly while another process has the lock, or the archive is read; raises to end the
+            waiting: called repeatedly while somebody else has the lock, or the archive is read; raises to end the
                 wait.
 
         Returns:
@@ -151,34 +148,20 @@ class ArchiveCache:
     @contextmanager
     def _locked(self, backup_id: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         self._locks.mkdir(parents=True, exist_ok=True)
-        lock = InterProcessLock(self._lock_file(backup_id))
-        try:
-            while not lock.acquire(blocking=False):
-                waiting()
-                time.sleep(_POLL_S)
-        except BaseException:
-            lock.lockfile.close()  # fasteners leaves it open after a failed attempt
-            raise
-        try:
+        with file_lock.held(self._lock_file(backup_id), waiting):
             yield
-        finally:
-            lock.release()
 
     def _lock_file(self, backup_id: str) -> Path:
         """The lock file of a backup, one of `_LOCK_FILES`. A file for each backup would be left behind for ever."""
         return self._locks / str(zlib.crc32(backup_id.encode()) % _LOCK_FILES)
 
     def remove_leftovers(self) -> None:
-        """Removes the work folders of processes that died while they produced an archive."""
+        """Removes the work folders of processes that died while they produced an archive; never one that is in use."""
         for work in self._folder.glob(".*.work"):
-            lock = InterProcessLock(self._lock_file(work.stem.removeprefix(".")))
-            if lock.acquire(blocking=False):
-                try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+            with file_lock.held_if_free(self._lock_file(work.stem.removeprefix("."))) as is_free:
+                if is_free:
                     remove_tree(work)
-                finally:
-                    lock.release()
-            else:
-                lock.lockfile.close()
 
     def evict(self) -> None:
         """Removes each archive that no longer fits into the cache beside those that were used more recently."""

@@ -13,7 +13,6 @@ Nobody but root can change an archive between its check and its use: all archive
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -26,13 +25,13 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from actors.node import file_lock
 from actors.node.errors import DamagedCopyError
 from actors.node.removal import remove_tree
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CHUNK_BYTES = 1024 * 1024
 _MODE = 0o400
-_POLL_S = 0.02
 _TRIES = 3
 SUFFIX = ".sqsh"
 
@@ -310,18 +309,8 @@ class Verified:
 
     @contextmanager
     def _locked(self, sha256: str, go_on: GoOn = _nothing) -> Iterator[None]:
-        """Holds the archive's lock, by flock(2), which also excludes other threads, and ends with the process."""
+        """Holds the archive's lock."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = hashlib.sha256(os.fsencode(sha256)).hexdigest()[:2]  # `sha256` may be any file name's stem
-        fd = os.open(self._folder / f".lock-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    go_on()
-                    time.sleep(_POLL_S)
+        with file_lock.held(self._folder / f".lock-{name}", go_on):
             yield
-        finally:
-            os.close(fd)

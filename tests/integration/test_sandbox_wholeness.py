@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -288,6 +291,25 @@ def test_waiting_for_another_process_to_fetch_the_archive_can_be_cancelled(tmp_p
         with pytest.raises(OperationCancelledError):
             cache.obtain("one", tmp_path / "link", never, waiting=cancelled)
         other.communicate(b"\n")
+
+
+def test_an_archive_is_produced_once_for_all_threads_of_a_process(tmp_path: Path) -> None:
+    cache = ArchiveCache(tmp_path / "cache", max_bytes=100)
+    begun, awaited = threading.Event(), threading.Event()
+
+    def produce(work: Path) -> tuple[Path, str]:
+        begun.set()
+        assert awaited.wait(60), "nobody else waited for it"
+        cache.remove_leftovers()  # as a wake and the sweeper do in threads of the same process
+        (work / "made").write_bytes(b"made")
+        return work / "made", hashlib.sha256(b"made").hexdigest()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.obtain, "one", tmp_path / "first", produce)
+        assert begun.wait(60)
+        second = pool.submit(cache.obtain, "one", tmp_path / "second", never, waiting=awaited.set)
+        assert [each.result()[1] for each in (first, second)] == [False, True]
+    assert [(tmp_path / name).read_bytes() for name in ("first", "second")] == [b"made"] * 2
 
 
 def never(work: Path) -> tuple[Path, str]:

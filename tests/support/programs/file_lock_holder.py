@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fasteners import InterProcessLock
+from actors.node import file_lock
 
-lock = InterProcessLock(Path(sys.argv[1]))
-print(lock.acquire(), flush=True)
-sys.stdin.readline()
+with file_lock.held_if_free(Path(sys.argv[1])) as is_ours:
+    print(is_ours, flush=True)
+    sys.stdin.readline()
