@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from actors.node import file_lock
 from actors.node.removal import remove_tree
 
 
@@ -34,41 +35,68 @@ def working_in(folder: Path) -> Iterator[Path]:
             os.close(fd)
 
 
+@contextmanager
+def unless_in_use(folder: Path) -> Iterator[bool]:
+    """Keeps others from working in the folder within the block. Yields False if it does not exist, or is in use."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield file_lock.take(fd) and _is_at(fd, folder)
+    finally:
+        os.close(fd)
+
+
 def remove_unless_in_use(folder: Path) -> bool:
     """Removes what a dead process has left in the folder. Returns False if there is nothing, or if it is in use.
 
     Raises:
         OSError, ToolError: it cannot be removed.
     """
-    with suppress(FileNotFoundError):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with unless_in_use(folder) as is_unused:
+        if is_unused:
             remove_tree(folder)
-            return True
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
-    return False
+        return is_unused
 
 
 def _made(folder: Path) -> int:
-    """Makes the folder and locks it. Returns the descriptor that holds the lock."""
+    """Makes the folder and locks it. Returns the descriptor that holds the lock.
+
+    A folder is removed only by the holder of its lock. Otherwise `remove_unless_in_use`, which has just found an
+    earlier folder unused, could remove the new one.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        remove_tree(folder)
-        folder.mkdir(parents=True, mode=0o711)
+        is_new = _is_made(folder)
         try:
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # `remove_unless_in_use` has come in between
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(fd), os.stat(folder)):
-                return fd
-        except FileNotFoundError:
-            pass
+            if _is_at(fd, folder):
+                if is_new:
+                    return fd
+                remove_tree(folder)
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _is_made(folder: Path) -> bool:
+    """Makes the folder. Returns False if it exists."""
+    try:
+        folder.mkdir(mode=0o711)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_at(fd: int, folder: Path) -> bool:
+    """True if the open folder still has its name."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), os.stat(folder))
+    return False

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from actors.models import DirectoryBackup
 from actors.node import mountinfo
 from actors.node.drivers import Driver
 from actors.node.hierarchies import Hierarchies
-from actors.node.work_folder import working_in
+from actors.node.work_folder import remove_unless_in_use, working_in
 from actors.sandbox.facade import LocalSandbox
 from actors.service.node_sweeper import OUT_OF_DATE_S, SWEEP_S, NodeSweeper, Swept
 from storage.config import BucketConfig
@@ -305,6 +306,33 @@ def test_what_a_dead_adoption_or_flattening_has_left_is_deleted_and_one_that_run
         assert (work / "layer0.sqsh").read_text() == "in work"
     assert not layout.flattenings.exists()
     assert sweeper_of(kernel_node).sweep() == Swept()
+
+
+def test_no_sweep_removes_the_work_that_begins_where_a_dead_process_has_left_some(tmp_path: Path) -> None:
+    folder, over = tmp_path / "work", threading.Event()
+    swept = [0, 0]
+
+    def sweep(own: int) -> None:
+        while not over.is_set():
+            remove_unless_in_use(folder)
+            swept[own] += 1
+
+    def wait_for_two_of_each() -> None:
+        before = list(swept)
+        assert wait_until(lambda: all(now >= then + 2 for now, then in zip(swept, before, strict=True)))
+
+    with ThreadPoolExecutor(len(swept)) as pool:
+        sweeps = [pool.submit(sweep, own) for own in range(len(swept))]
+        try:
+            for _ in range(60):
+                folder.mkdir(exist_ok=True)  # a dead process's
+                with working_in(folder) as work:
+                    (work / "part").touch()
+                    wait_for_two_of_each()
+                    assert (work / "part").exists()
+        finally:
+            over.set()
+        assert [each.result() for each in sweeps] == [None, None]
 
 
 def test_a_half_made_archive_that_cannot_be_removed_does_not_block_the_sweep(kernel_node: Node) -> None:
