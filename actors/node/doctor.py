@@ -13,7 +13,7 @@ from actors.node import process
 from actors.node.box_trials import tried_boxes
 from actors.node.causes import FULL, NOT_ROOT, USES, brief, cgroup_cause, explain, foreseen, lacking, option
 from actors.node.cgroup import Cgroup, Limits
-from actors.node.driver_choice import Verdict, advice, available, verdict
+from actors.node.driver_choice import Verdict, advice, available, scratch_in, verdict
 from actors.node.drivers import Driver, Setting
 from actors.node.errors import NodeError
 from actors.node.idmapped import View, obstacle
@@ -223,11 +223,13 @@ def _refusal(folder: Path, uid: int) -> str | None:
     """Shows a folder in `folder`, or beside it, as another user's. Returns the reason why that is refused, if it is."""
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     with (
-        TemporaryDirectory(prefix=".view-", dir=there) as shown,
+        scratch_in(there) as scratch,
         TemporaryDirectory(prefix="holdfast-doctor-") as owners,
         closing(UserNamespace(Path(owners), uid)) as namespace,
     ):
-        view = View(Path(shown), namespace)
+        shown = scratch / "view"
+        shown.mkdir()
+        view = View(shown, namespace)
         view.mount()
         view.unmount()
         return namespace.sharing

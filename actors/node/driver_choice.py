@@ -16,18 +16,19 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from fasteners import InterProcessLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from actors.node import process, proofs, trials
+from actors.node import mounting, process, proofs, trials
 from actors.node.drivers import MERGED, Driver, Setting
 from actors.node.errors import DriverUnavailableError, NodeError, ToolError, full_disk_in
 from actors.node.removal import remove_tree
+from actors.node.work_folder import made_anew, unless_in_use
 
 _NEEDS = {
     Driver.KERNEL: "It needs CAP_SYS_ADMIN, loop devices, the squashfs and overlay modules, and ext4 or xfs under it.",
@@ -128,7 +129,7 @@ def _try(driver: Driver, folder: Path) -> Verdict:
             return Verdict(obstacle=f"{program} is missing: install the package {package}.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _scratch(folder) as scratch:
+        with scratch_in(folder) as scratch:
             return Verdict(failed=tuple(proofs.failures(driver, scratch, _SHA256)))
     except (NodeError, OSError) as e:
         full = full_disk_in(str(e))
@@ -138,14 +139,33 @@ def _try(driver: Driver, folder: Path) -> Verdict:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A new folder for one trial, deleted afterwards. What is still mounted in it stays."""
-    scratch = Path(tempfile.mkdtemp(prefix=".driver-", dir=folder))
-    try:
-        yield scratch
-    finally:
-        with contextlib.suppress(ToolError):  # the trial's own error is what counts
-            remove_tree(scratch)
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """A new folder for one trial, deleted afterwards. What is still mounted in it stays.
+
+    While the trial runs, `remove_leftovers` leaves it alone. Raises OSError.
+    """
+    with made_anew(folder / f".driver-{uuid.uuid4().hex}") as scratch:
+        try:
+            yield scratch
+        finally:
+            with contextlib.suppress(ToolError):  # the trial's own error is what counts
+                remove_tree(scratch)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Unmounts and deletes the trials under `folder` whose processes were killed. Trials that run now go on.
+
+    Returns:
+        The mount points that could not be unmounted.
+    """
+    left: list[Path] = []
+    for scratch in [path for path in folder.glob(".*") if path.is_dir()]:
+        with unless_in_use(scratch) as is_unused:
+            if is_unused:
+                left += mounting.sweep(scratch)
+                with contextlib.suppress(ToolError):  # the next call tries again
+                    remove_tree(scratch)
+    return left
 
 
 def _short(complaint: str) -> str:

@@ -25,14 +25,21 @@ def working_in(folder: Path) -> Iterator[Path]:
     Raises:
         OSError, ToolError: the folder cannot be made or removed.
     """
+    with made_anew(folder):
+        try:
+            yield folder
+        finally:
+            remove_tree(folder)
+
+
+@contextmanager
+def made_anew(folder: Path) -> Iterator[Path]:
+    """Does as `working_in`, and leaves the removal at the end to the caller."""
     fd = _made(folder)
     try:
         yield folder
     finally:
-        try:
-            remove_tree(folder)
-        finally:
-            os.close(fd)
+        os.close(fd)
 
 
 @contextmanager

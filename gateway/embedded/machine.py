@@ -197,8 +197,9 @@ def _clean_node(node: NodeConfig) -> None:
     """Cleans up after an earlier service that was killed: unmounts, ends its commands, and empties the trash.
 
     Unmounts only below the folders in which the service mounts: any other mount in the data folder is the operator's.
+    A `holdfast doctor` that tries mount drivers meanwhile keeps its mounts.
     """
-    from actors.node import former_groups
+    from actors.node import driver_choice, former_groups
     from actors.node.cgroup import Cgroup
     from actors.node.errors import NodeError
     from actors.node.mounting import sweep
@@ -209,7 +210,8 @@ def _clean_node(node: NodeConfig) -> None:
     Cgroup.remove_tree(layout.cgroup)
     former_groups.remove(layout.data_dir)
     for folder in layout.mounting:
-        for stuck in sweep(folder, and_itself=False):
+        is_of_trials = folder == layout.driver
+        for stuck in driver_choice.remove_leftovers(folder) if is_of_trials else sweep(folder, and_itself=False):
             log.error("mount_left_behind", mount=stuck.name)
     try:
         remove_tree(layout.trash)

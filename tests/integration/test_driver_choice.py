@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from actors.node import doctor, driver_choice, mounting, process, proofs, trials
+from actors.config import NodeConfig
+from actors.node import doctor, driver_choice, mountinfo, mounting, process, proofs, trials
 from actors.node.driver_choice import Verdict
 from actors.node.drivers import Driver
 from actors.node.errors import DriverUnavailableError
+from actors.node_layout import NodeLayout
+from gateway.embedded import machine
 from tests.conftest import ALLOW_MISSING_DRIVERS
 from tests.support.mount_leaks import nothing_leaks, open_files
 from tests.support.user_namespace import in_a_user_namespace
@@ -135,6 +140,32 @@ def test_a_failing_trial_leaves_nothing_mounted_or_open(
         assert found.obstacle is not None and "python failed with status -9" in found.obstacle
         assert [file for file in open_files() if file.startswith(str(scratch))] == []
     assert [file.suffix for file in place.iterdir()] == [".json"]
+
+
+def test_a_driver_is_not_refused_because_a_service_starts_during_its_trials(scratch: Path) -> None:
+    over, node = threading.Event(), NodeConfig(data_dir=scratch)
+
+    def start_again_and_again() -> None:
+        while not over.is_set():
+            machine._clean_node(node)
+
+    with ThreadPoolExecutor(1) as pool:
+        starts = pool.submit(start_again_and_again)
+        try:
+            assert driver_choice.prove(Driver.KERNEL, NodeLayout(node).driver) == Verdict()
+        finally:
+            over.set()
+        assert starts.result() is None
+
+
+def test_a_start_removes_the_trials_of_killed_processes(scratch: Path) -> None:
+    node = NodeConfig(data_dir=scratch)
+    left = NodeLayout(node).driver / ".driver-left"
+    left.mkdir(parents=True)
+    tmpfs(left / "mounted")
+    machine._clean_node(node)
+    assert mountinfo.mounts_under(scratch) == []
+    assert not left.exists()
 
 
 def test_a_cached_obstacle_expires_after_some_minutes(scratch: Path) -> None:
