@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from actors.node.cgroup import remove_groups
-from actors.node.hierarchies import PROCS, Hierarchies, pids_in
+from actors.node.hierarchies import Hierarchies, pids_in
 
 _LOCK = "lock"
 _PRESENCE = "node/presence"
@@ -35,18 +36,27 @@ def remove(data_dir: Path) -> None:
 
 def _is_shared(tops: list[Path]) -> bool:
     """True if a service that we cannot see, in another pid namespace, may use the groups."""
-    pids = [pid for top in tops for file in top.rglob(PROCS) for pid in pids_in(file.parent)]
+    pids = [pid for top in tops for folder, _, _ in os.walk(top) for pid in pids_in(Path(folder))]
     return 0 in pids or (not pids and os.readlink("/proc/self/ns/pid") != _FIRST_PID_NAMESPACE)
 
 
 def _has_another_service(data_dir: Path) -> bool:
     """True if a process has a service's lock files open at the paths of ours, and they are other files than ours."""
     places = (str(data_dir / _LOCK), str(data_dir / _PRESENCE))
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
+    for link in _open_files():
         with suppress(OSError):
             path = os.readlink(link)
             if (path == places[0] or path.startswith(f"{places[1]}/")) and not path.endswith(_DELETED):
-                opened = link.stat()
+                opened = os.stat(link)
                 if not (os.path.exists(path) and os.path.samestat(opened, os.stat(path))):
                     return True
     return False
+
+
+def _open_files() -> Iterator[str]:
+    """The links to the open files of all processes. Any of them may be gone by the time it is read."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        numbers: list[str] = []
+        with suppress(OSError):  # the process has ended
+            numbers = os.listdir(f"/proc/{pid}/fd")
+        yield from (f"/proc/{pid}/fd/{number}" for number in numbers)

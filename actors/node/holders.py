@@ -8,6 +8,7 @@ the same. Such processes are found by the mounts that they hold.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -84,25 +85,30 @@ def end_orphans(folders: Sequence[Path]) -> int:
 
 def unused_loop_devices(folders: Sequence[Path]) -> Iterator[Path]:
     """Yields the loop devices of files below `folders` that no mount of this namespace uses."""
-    mounted = {mount.device for mount in mountinfo.mounts()}
+    ours = {}
     for device in Path("/sys/block").glob("loop*"):
         with suppress(OSError):
             file = Path((device / "loop" / "backing_file").read_text().strip())
-            is_ours = any(file.is_relative_to(folder) for folder in folders)
-            if is_ours and (device / "dev").read_text().strip() not in mounted:
-                yield Path("/dev") / device.name
+            if any(file.is_relative_to(folder) for folder in folders):
+                ours[(device / "dev").read_text().strip()] = Path("/dev") / device.name
+    mounted = {mount.device for mount in mountinfo.mounts()}  # last: a device may just have been mounted
+    yield from (device for number, device in ours.items() if number not in mounted)
 
 
 def detach(device: Path) -> None:
-    """Detaches a loop device, as soon as it is no longer in use. Raises OSError.
+    """Detaches a loop device, as soon as it is no longer in use. Success if it has no file any more. Raises OSError.
 
     Source: loop(4), LOOP_CLR_FD: "if the device is in use, it is detached at the last close".
     """
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, _LOOP_CLR_FD, 0)
-    finally:
-        os.close(fd)
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _LOOP_CLR_FD, 0)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        if e.errno != errno.ENXIO:
+            raise
 
 
 @dataclass(frozen=True, slots=True)

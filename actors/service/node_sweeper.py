@@ -153,7 +153,8 @@ class NodeSweeper:
         except MountBusyError:  # it is awake
             return
         try:
-            self._sweep_box(tenant, sandbox, home, swept, lives_elsewhere=lives_elsewhere)
+            if home.exists():  # else it was removed since it was listed
+                self._sweep_box(tenant, sandbox, home, swept, lives_elsewhere=lives_elsewhere)
         except (NodeError, OSError) as e:
             log.error("sandbox_not_swept", sandbox=sandbox, error=type(e).__name__)
             swept.stuck.append(sandbox)

@@ -95,8 +95,12 @@ class Scrub:
     def _archives(self) -> Iterator[_Found]:
         for entry in self._cache.entries():
             yield _Found(entry.path, entry.sha256)
-        for path in self._boxes.glob(f"*/*/archives/*{SUFFIX}"):
-            yield _Found(path, path.stem, sandbox=path.parent.parent.name)
+        for folder in self._boxes.glob("*/*/archives"):
+            found: list[Path] = []
+            with contextlib.suppress(FileNotFoundError):  # the sandbox was removed meanwhile
+                found += folder.glob(f"*{SUFFIX}")
+            for path in found:
+                yield _Found(path, path.stem, sandbox=folder.parent.name)
 
     def _is_good(self, found: _Found, stamp: Stamp) -> bool:
         """Tells whether an archive is good. If its digest differs, drops its record and reads the archive once more."""

@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,6 +218,27 @@ def test_a_group_of_the_earlier_layout_is_left_alone_while_another_service_uses_
             finally:
                 command.kill()
                 service.kill()
+
+
+def test_a_process_that_ends_while_open_files_are_listed_keeps_no_group_of_the_earlier_layout(
+    former: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending = subprocess.Popen(["sleep", "1000"])
+
+    def before(list_: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def listed(path: Any) -> Any:
+            if os.fspath(path) == f"/proc/{ending.pid}/fd":
+                ending.kill()
+                ending.wait()
+            return list_(path)
+
+        return listed
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, before(getattr(os, name)))
+    former_groups.remove(tmp_path / "data")
+    assert ending.returncode == -9
+    assert not former.exists()
 
 
 def test_the_doctor_says_which_limits_are_not_in_force_and_why(parent: Path) -> None:

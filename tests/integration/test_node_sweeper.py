@@ -280,6 +280,18 @@ def test_without_the_bucket_no_file_is_marked_outdated_and_no_mark_is_lost(moved
     assert sweeper.sweep() == Swept(out_of_date=1)
 
 
+def test_a_sandbox_that_is_removed_while_the_bucket_is_asked_for_it_is_not_stuck(moved: Moved) -> None:
+    class Asked:
+        def find_state(self, tenant: str, sandbox: str) -> object:
+            found = moved.node.catalog().sandboxes.find_state(tenant, sandbox)
+            moved.node.layout.remove(moved.home)  # by its actor, which hands it over
+            return found
+
+    sweeper = NodeSweeper(moved.node.config.node, SimpleNamespace(sandboxes=Asked()))  # type: ignore[arg-type]
+    assert sweeper.sweep() == Swept()
+    assert not moved.node.layout.sandbox_lock("default", "box").exists()
+
+
 # --- files that a node's sandboxes share
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,12 @@ def test_an_unmounted_loop_device_of_ours_is_detached(kernel_node: Node) -> None
     assert loop_devices(kernel_node.data_dir)
     NodeSweeper(kernel_node.config.node, None).sweep()
     assert wait_until(lambda: not loop_devices(kernel_node.data_dir))
+
+
+def test_a_loop_device_that_another_process_has_just_detached_is_no_error(tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    os.mknod(device, stat.S_IFBLK | 0o600, os.makedev(60, 0))  # there is no such device: ENXIO, as for a detached one
+    holders.detach(device)
 
 
 AT_EACH_STEP = "tests.support.programs.actors_killed_at_each_step"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,24 @@ def test_a_round_reads_each_archive_once_and_finds_nothing_in_good_ones(kernel_n
     entry = cached(kernel_node, handle)
     assert record(kernel_node).holds(entry, entry.stem.partition("_")[2])
     assert sh(box, "cat later") == "later\n"
+
+
+def test_a_round_goes_on_when_a_sandbox_is_removed_as_its_archives_are_listed(
+    kernel_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layered(kernel_node)
+    leaving = kernel_node.home("leaving") / "archives"
+    leaving.mkdir(parents=True)
+    scandir = os.scandir
+
+    def listed(path: Any) -> Any:
+        if os.fspath(path) == str(leaving):
+            leaving.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", listed)
+    assert scrub_of(kernel_node).round() == Scrubbed(read=1)
+    assert not leaving.exists()
 
 
 def test_a_damaged_cache_entry_is_removed_without_any_call(kernel_node: Node) -> None:
