@@ -39,6 +39,7 @@ class NodeResources:
         self._cgroup = cgroup
         self._user_namespace = user_namespace
         self._cache = cache
+        self._has_removed_leftovers = False
 
     def claim(self) -> None:
         """Takes the sandbox lock, and begins to make the user namespace. Raises MountBusyError, OSError."""
@@ -66,9 +67,14 @@ class NodeResources:
         threading.Thread(target=announce_entry, name="announce", daemon=True).start()
 
     def remove_leftovers(self) -> None:
-        """Removes the unfinished work of an earlier actor: its spool, and parts of archives in the cache."""
-        remove_tree(self._folder / "spool")
-        self._cache.remove_leftovers()
+        """Removes the unfinished work of an earlier actor: its spool, and parts of archives in the cache.
+
+        Only once: a sandbox may be taken up anew, after damage, while an operation of this actor works in the spool.
+        """
+        if not self._has_removed_leftovers:
+            remove_tree(self._folder / "spool")
+            self._cache.remove_leftovers()
+            self._has_removed_leftovers = True
 
     def end_orphans(self) -> bool:
         """Ends the processes of dead actors that hold mounts of this node. Returns False if there are none."""

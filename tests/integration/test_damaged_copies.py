@@ -16,11 +16,13 @@ from actors.node import verified
 from actors.node.verified import Verified
 from actors.sandbox.facade import LocalSandbox
 from storage import keys
+from storage.s3 import S3ObjectStore
 from tests.support.damage import DAMAGE, flip, flip_unseen
-from tests.support.held_store import AwayStore
+from tests.support.held_store import AwayStore, HeldStore
 from tests.support.killing import act_at
 from tests.support.mount_leaks import wait_until
-from tests.support.sandboxes import Node, backup, command, read, restore, run, sh
+from tests.support.s3 import FAST
+from tests.support.sandboxes import Background, Node, backup, command, read, restore, run, sh
 
 MODES = list(RestoreMode)
 NOISE = "sha256sum noise"
@@ -471,3 +473,22 @@ def test_an_archive_lies_where_no_sandbox_can_reach_it(node: Node) -> None:
         assert (status.st_uid, status.st_mode & 0o077) == (0, 0), folder
     with contextlib.suppress(FileNotFoundError):
         assert run(box, "ls", str(entry)).exit_code != 0
+
+
+def test_a_sandbox_that_is_taken_up_anew_after_damage_goes_on_with_its_restore(kernel_node: Node) -> None:
+    box, _, noise = layered(kernel_node)
+    sh(box, "mkdir ~/data; echo saved > ~/data/file")
+    handle = backup(box, "/home/sandbox/data")
+    sh(box, "rm ~/data/file")
+    cached(kernel_node, handle).unlink()
+    box.close()
+    held = HeldStore(S3ObjectStore(kernel_node.bucket, transfer=FAST), "presign_get", "data.sqsh")
+    box = kernel_node.sandbox(catalog=kernel_node.catalog(held))
+    restoring = Background(lambda: restore(box, handle, "/home/sandbox/data"))
+    held.wait()
+    flip(kept(kernel_node)[0])
+    assert_whole(box, noise)
+    held.released.set()
+    restoring.result()
+    assert sh(box, "cat ~/data/file") == "saved\n"
+    assert_whole(box, noise)
