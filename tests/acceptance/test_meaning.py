@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -592,8 +591,8 @@ def tree_of_names(path: Path) -> set[str]:
 
 def forget_archives(service: Service) -> None:
     """Empties the node's cache of archives, as an operator may at any time."""
-    for path in (service.data_dir / "node" / "cache").iterdir():
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in (service.data_dir / "node" / "cache").glob("*.sqsh"):
+        path.unlink(missing_ok=True)
 
 
 def flip_a_byte(file: Path) -> None:

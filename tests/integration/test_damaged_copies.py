@@ -49,7 +49,7 @@ def cached(node: Node, handle: DirectoryBackup) -> Path:
 
 
 def kept(node: Node, name: str = "box") -> list[Path]:
-    return sorted((node.home(name) / "archives").iterdir())
+    return sorted((node.home(name) / "archives").glob("*.sqsh"))  # not the name under which another one is being made
 
 
 def record(node: Node) -> Verified:

@@ -8,7 +8,7 @@ import shutil
 from contextlib import suppress
 
 from tests.support.mount_leaks import loop_devices, processes_about
-from tests.support.service import Service
+from tests.support.service import Service, files_below
 
 _LINES = 60
 
@@ -31,7 +31,7 @@ def _namespace(pid: int) -> str:
 
 def _complaints(service: Service) -> list[str]:
     found: list[tuple[str, str]] = []
-    for log in service.ray_folder.rglob("worker-*.err"):
+    for log in [file for file in files_below(service.ray_folder) if file.match("worker-*.err")]:
         shutil.copy(log, service.home)
         for line in log.read_text(errors="replace").splitlines():
             with suppress(ValueError):
