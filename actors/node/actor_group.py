@@ -20,8 +20,10 @@ from actors.node.hierarchies import ACTOR, PROCS, Hierarchies, pids_in
 
 _PROC = Path("/proc")
 _END_S = 3.0
-_STARTED = 19
-"""Index of a process's start time among the fields of /proc/<pid>/stat after the name. Source: proc_pid_stat(5)."""
+_FLAGS, _STARTED = 6, 19
+"""Indices of a process's flags and start time in /proc/<pid>/stat, after the name. Source: proc_pid_stat(5)."""
+_EXITING = 0x4
+"""The flag of a process that is ending, PF_EXITING. Source: include/linux/sched.h."""
 
 
 def enter(node_group: str) -> None:
@@ -72,10 +74,14 @@ def _lives(name: str) -> bool:
 
 
 def _identity(process: str) -> tuple[str, str]:
-    """The pid and start time of a process, which no other process has had. Raises FileNotFoundError if it is dead."""
+    """The pid and start time of a process, which no other process has had.
+
+    Raises FileNotFoundError if it is dead, or is ending: a successor may begin once its locks are gone, before it is
+    dead.
+    """
     pid, _, rest = (_PROC / process / "stat").read_text().partition(" ")
     fields = rest.rpartition(")")[2].split()
-    if fields[0] in ("Z", "X"):
+    if fields[0] in ("Z", "X") or int(fields[_FLAGS]) & _EXITING:
         raise FileNotFoundError(process)
     return pid, fields[_STARTED]
 

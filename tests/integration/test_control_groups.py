@@ -6,6 +6,7 @@ v1 hierarchies stands for memory: the kernel's rules about it are the same.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -259,6 +260,24 @@ def test_groups_of_dead_actors_are_removed_by_many_at_once(parent: Path) -> None
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(actor_group.end_orphans, [node_group] * 4)) == [0] * 4
         assert not [group for group in groups if group.exists()]
+
+
+def test_an_actor_whose_lock_is_gone_counts_as_dead_before_it_has_ended(parent: Path, tmp_path: Path) -> None:
+    node_group, lock = f"{parent.name}/node", tmp_path / "lock"
+    argv = [sys.executable, "-m", "tests.support.programs.ending_slowly", node_group, str(lock)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=PROJECT) as actor:
+        assert actor.stdout is not None and actor.stdout.readline() == b"ready\n"
+        (group,) = (parent / "node").glob("actor-*")
+        with in_group(group) as orphan:
+            assert actor_group.end_orphans(node_group) == 0
+            with lock.open("a") as successors:
+                actor.kill()
+                fcntl.lockf(successors, fcntl.LOCK_EX)
+                actor_group.end_orphans(node_group)
+            ended = wait_until(lambda: orphan.poll() is not None, timeout_s=10)
+            orphan.kill()
+            assert ended
+    assert not group.exists()
 
 
 @pytest.mark.parametrize("given", ["sandbox-node-1", "rack 4/node 1", "../../elsewhere"])
