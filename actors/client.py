@@ -13,14 +13,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from actors.errors import InvalidBackupConfigError, InvalidRequestError
+from actors.input_source import InputSource
 from actors.models import (
     DEFAULT_TENANT,
     DEFAULT_TTL_S,
+    MAX_INPUT_BYTES,
     MAX_PAGE,
     MAX_TIMEOUT_MS,
     TRANSFER_BYTES,
@@ -52,10 +56,10 @@ from actors.models import (
 from actors.pages import pages
 from actors.rpc.calls import Call
 from actors.rpc.cluster import connect
-from actors.rpc.sandbox_calls import SandboxCalls, Upload
+from actors.rpc.sandbox_calls import InputWriter, SandboxCalls, Upload
 from actors.rpc.service_calls import ServiceCalls
 
-__all__ = ["Sandbox", "SandboxCalls", "ServiceCalls", "Upload", "get_sandbox", "get_service"]
+__all__ = ["InputWriter", "Sandbox", "SandboxCalls", "ServiceCalls", "Upload", "get_sandbox", "get_service"]
 
 
 class Sandbox:
@@ -133,10 +137,15 @@ class Sandbox:
         cwd: str = "/workspace",
         env: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
+        stdin: bytes | str | BinaryIO | None = None,
     ) -> ExecResult:
-        """Runs a command to its end and returns its output. A non-zero exit is a result, not an error."""
+        """Runs a command to its end and returns its output. A non-zero exit is a result, not an error.
+
+        The command reads `stdin` as its standard input: bytes, text (in UTF-8), or a file of bytes of any size, which
+        is sent as the command reads it. A command need not read it. Without `stdin`, its input is /dev/null.
+        """
         output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
-        for event in self.exec_stream(argv, cwd=cwd, env=env, timeout_s=timeout_s):
+        for event in self.exec_stream(argv, cwd=cwd, env=env, timeout_s=timeout_s, stdin=stdin):
             if isinstance(event, Exit):
                 return ExecResult(
                     exit_code=event.exit_code,
@@ -153,14 +162,21 @@ class Sandbox:
         cwd: str = "/workspace",
         env: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
+        stdin: bytes | str | BinaryIO | None = None,
     ) -> Iterator[ExecEvent]:
-        """Runs a command and yields its output as it comes."""
+        """Runs a command and yields its output as it comes. `stdin` is as for `exec`."""
         if isinstance(argv, str):
             raise InvalidRequestError("argv must be a list of words; for a shell use ['sh', '-c', ...].")
         values: dict[str, Any] = {"argv": list(argv), "cwd": cwd, "env": dict(env or {})}
         if timeout_s is not None:
             values["timeout_ms"] = _milliseconds(timeout_s)
-        return iter(self.calls.exec(validated(ExecRequest, values)))
+        given = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
+        file = io.BytesIO(given) if isinstance(given, bytes) else given
+        if isinstance(given, bytes) and len(given) <= MAX_INPUT_BYTES:
+            values["stdin_base64"] = base64.b64encode(given).decode("ascii")
+        elif file is not None:
+            values["stdin_stream"] = True
+        return InputSource(file).feeding(self.calls, self.calls.exec(validated(ExecRequest, values)))
 
     def read_file(self, path: str) -> bytes:
         """The whole content of a file; use `calls.read_file` for a file that does not fit into memory."""

@@ -37,6 +37,8 @@ class ExecLimits(Frozen):
     processes: Annotated[int, Field(gt=0)] = 1024
     file_bytes: Annotated[int, Field(gt=0)] = 64 * GIB
     open_files: Annotated[int, Field(gt=0)] = 65_536
+    input_pause_s: Annotated[float, Field(gt=0)] = 120.0
+    """Longest time without a sign of the writer of a command's input. Then it counts as lost: the input is cut off."""
 
 
 class BackupLimits(Frozen):

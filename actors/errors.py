@@ -14,6 +14,8 @@
     ├── SandboxNotFoundError            a read of a sandbox that was never used
     ├── SandboxExistsError              a fork into a sandbox that is in use already; nothing was changed
     ├── FileNotFoundInSandboxError      no such file
+    ├── CommandNotFoundError            no such command that takes input
+    ├── InputTakenError                 somebody else sends the command's input, or has sent it
     ├── PathForbiddenError              a path outside the writable roots, or one that a command may not enter
     ├── NotARegularFileError            a directory, socket or device where a file is needed
     ├── NoSpaceError                    the node's disk, or the bucket, is full
@@ -46,6 +48,8 @@ from typing import Any, ClassVar
 
 Context = Mapping[str, Any]
 
+INPUT_CUT_OFF = "INPUT_CUT_OFF"
+"""The reason in the context of the error of a command that was stopped because the rest of its input will not come."""
 DRAINING = "DRAINING"
 """The reason in the context of an error that a node causes which is being drained."""
 RETRYABLE = "retryable"
@@ -164,6 +168,18 @@ class FileNotFoundInSandboxError(HoldfastError):
     code = "FILE_NOT_FOUND"
 
 
+class CommandNotFoundError(HoldfastError):
+    """No command of this id takes input in the sandbox: it was not started for that, or its actor has died."""
+
+    code = "COMMAND_NOT_FOUND"
+
+
+class InputTakenError(HoldfastError):
+    """The input of the command was sent already, or is being sent by another call; nothing was changed."""
+
+    code = "INPUT_TAKEN"
+
+
 class PathForbiddenError(HoldfastError):
     """The path is not at or under one of the writable roots, or the command's user may not enter its directory."""
 
@@ -201,7 +217,10 @@ class ExecOutputLimitError(ExecError):
 
 
 class ExecStoppedError(ExecError):
-    """The command or the transfer was stopped from outside: by a restore, a cancel or the sandbox's end."""
+    """The command or the transfer was stopped from outside: by a restore, a cancel or the sandbox's end.
+
+    A command is stopped, too, if its input is cut off.
+    """
 
     code = "EXEC_STOPPED"
 

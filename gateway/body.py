@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -21,8 +21,17 @@ from gateway.raw_names import with_raw_names
 M = TypeVar("M", bound=BaseModel)
 
 
-async def pieces(request: Request, *, limit_bytes: int, idle_s: float, total_s: float) -> AsyncIterator[bytes]:
+async def pieces(
+    request: Request,
+    *,
+    limit_bytes: int,
+    idle_s: float,
+    total_s: float,
+    on_pause: Callable[[], Awaitable[bool]] | None = None,
+) -> AsyncIterator[bytes]:
     """Yields the body's pieces as they arrive.
+
+    With `on_pause`, the body may pause for longer than `idle_s`: this is called then, and ends the body by False.
 
     Raises:
         RequestTooLargeError: the body is, or is declared to be, longer than `limit_bytes`.
@@ -41,6 +50,10 @@ async def pieces(request: Request, *, limit_bytes: int, idle_s: float, total_s: 
             async with asyncio.timeout_at(min(loop.time() + idle_s, deadline)):
                 message = await request.receive()
         except TimeoutError:
+            if loop.time() < deadline and on_pause is not None:
+                if await on_pause():
+                    continue
+                return
             if loop.time() < deadline:
                 sentence, limit = "The request's body stopped coming.", {"idle_s": idle_s}
             else:
@@ -87,8 +100,8 @@ async def parsed(
     """
     config: GatewayConfig = request.app.state.config
     body = bytearray()
-    limits = {"idle_s": config.body_idle_s, "total_s": config.body_total_s}
-    async for piece in pieces(request, limit_bytes=config.max_body_bytes, **limits):
+    limit_bytes, idle_s, total_s = config.max_body_bytes, config.body_idle_s, config.body_total_s
+    async for piece in pieces(request, limit_bytes=limit_bytes, idle_s=idle_s, total_s=total_s):
         body += piece
     if not body and empty is not None:
         return empty

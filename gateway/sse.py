@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncGenerator
 
 from actors.errors import HoldfastError
-from actors.models import ExecEvent, Exit
+from actors.models import ExecEvent, Exit, Output, Started
 from gateway.streaming import Source
 
 MEDIA_TYPE = "text/event-stream"
@@ -23,8 +23,10 @@ def frame(event: str, data: str) -> bytes:
     return f"event: {event}\ndata: {data}\n\n".encode("ascii")
 
 
-def encoded(event: ExecEvent) -> bytes:
-    """The frame of a piece of output, or of the exit."""
+def encoded(event: Started | ExecEvent) -> bytes:
+    """The frame of the beginning, of a piece of output, or of the exit."""
+    if isinstance(event, Started):
+        return frame("started", json.dumps({"command_id": event.command_id}))
     if isinstance(event, Exit):
         return frame("exit", json.dumps({"exit_code": event.exit_code}))
     return frame(event.stream, base64.b64encode(event.data).decode("ascii"))
@@ -35,7 +37,7 @@ def failed(error: HoldfastError) -> bytes:
     return frame("error", json.dumps({"error": error.message, "code": error.code}))
 
 
-async def frames(source: Source[ExecEvent], *, keep_alive_s: float) -> AsyncGenerator[bytes, None]:
+async def frames(source: Source[Started | ExecEvent], *, keep_alive_s: float) -> AsyncGenerator[bytes, None]:
     """The whole stream: output as it comes, a comment in every silence, and `exit` or `error` last."""
     while True:
         if not await source.wait(keep_alive_s):
@@ -48,5 +50,5 @@ async def frames(source: Source[ExecEvent], *, keep_alive_s: float) -> AsyncGene
             return
         if event is None:
             return
-        if isinstance(event, Exit) or event.data:
+        if not isinstance(event, Output) or event.data:
             yield encoded(event)

@@ -36,6 +36,7 @@ from actors.models.base import (
 )
 from actors.models.commands import (
     MAX_COMMAND_BYTES,
+    MAX_INPUT_BYTES,
     MAX_STRING_BYTES,
     MAX_TIMEOUT_MS,
     MAX_VARIABLES,
@@ -44,6 +45,7 @@ from actors.models.commands import (
     ExecResult,
     Exit,
     Output,
+    Started,
 )
 from actors.models.contents import (
     BackupFile,
@@ -137,6 +139,7 @@ __all__ = [
     "MAX_EXCLUDES_BYTES",
     "MAX_EXPIRE_DAYS",
     "MAX_FORKS",
+    "MAX_INPUT_BYTES",
     "MAX_LABELS",
     "MAX_LABEL_LENGTH",
     "MAX_NAME_LENGTH",
@@ -218,6 +221,7 @@ __all__ = [
     "SandboxPage",
     "SandboxPath",
     "SandboxRef",
+    "Started",
     "TenantName",
     "exclude_patterns",
     "invalid",

@@ -69,27 +69,36 @@ def start(
 def start_for(
     owner: int, argv: Sequence[str], *, pass_fds: Sequence[int] = (), stdin: int | None = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
-    """Starts a tool whose output goes into pipes that belong to the user `owner`, with a umask of 022.
+    """Starts a tool whose pipes belong to the user `owner`, with a umask of 022. Its input is one if `stdin` is PIPE.
 
-    A process of that user can then open /dev/stdout and /dev/stderr: the kernel opens the pipe once more, and checks
-    its permissions like a file's. Raises ToolMissingError.
+    A process of that user can then open /dev/stdin, /dev/stdout and /dev/stderr: the kernel opens the pipe once more,
+    and checks its permissions like a file's. Raises ToolMissingError.
 
     Source: pipe(7) and proc_pid_fd(5).
     """
     with ExitStack() as not_started, ExitStack() as given:
         out, err = _Pipe(owner, not_started, given), _Pipe(owner, not_started, given)
-        child = start(argv, pass_fds=pass_fds, stdin=stdin, stdout=out.given, stderr=err.given, umask=_UMASK)
-        child.stdout, child.stderr = out.file, err.file
+        fed = _Pipe(owner, not_started, given, inwards=True) if stdin == subprocess.PIPE else None
+        child = start(
+            argv,
+            pass_fds=pass_fds,
+            stdin=fed.given if fed else stdin,
+            stdout=out.given,
+            stderr=err.given,
+            umask=_UMASK,
+        )
+        child.stdin, child.stdout, child.stderr = fed.file if fed else None, out.file, err.file
         not_started.pop_all()
     return child
 
 
 class _Pipe:
-    """A pipe that belongs to a user: the file that reads from it, and the descriptor for the child."""
+    """A pipe that belongs to a user: our file, and the descriptor for the child, which reads if it leads `inwards`."""
 
-    def __init__(self, owner: int, not_started: ExitStack, given: ExitStack) -> None:
-        reading, self.given = os.pipe()
-        self.file = not_started.enter_context(os.fdopen(reading, "rb"))
+    def __init__(self, owner: int, not_started: ExitStack, given: ExitStack, *, inwards: bool = False) -> None:
+        reading, writing = os.pipe()
+        ours, self.given = (writing, reading) if inwards else (reading, writing)
+        self.file: IO[bytes] = not_started.enter_context(os.fdopen(ours, "wb" if inwards else "rb"))
         given.callback(os.close, self.given)
         os.fchown(self.given, owner, owner)
 

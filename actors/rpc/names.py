@@ -5,7 +5,7 @@ from __future__ import annotations
 NAMESPACE = "holdfast"
 SERVICE_NAME = "service"
 SANDBOX_PREFIX = "sandbox:"
-MAILBOX, EXEC, FILES, READS = "mailbox", "exec", "files", "reads"
+MAILBOX, EXEC, INPUT, FILES, READS = "mailbox", "exec", "input", "files", "reads"
 """The lanes of a sandbox in which calls may have to wait."""
 
 

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from actors.errors import ExecStoppedError, InvalidBackupConfigError
+from actors.errors import CommandNotFoundError, ExecStoppedError, InvalidBackupConfigError
 from actors.models import (
     DEFAULT_TENANT,
     BackupOptions,
@@ -35,6 +35,7 @@ from actors.models import (
     RetentionRun,
     SandboxId,
     SandboxInfo,
+    Started,
     exclude_patterns,
     listed,
     validated,
@@ -72,6 +73,46 @@ class Upload:
     def abort(self) -> Call[None]:
         """Discards what was sent. Does not fail if the transfer has ended."""
         return Call(lambda: self._actor.call_if_alive(lambda actor: actor.abort.remote(self._id), None))
+
+
+class InputWriter:
+    """The writer of a running command's input: call `send` any number of times, then `end`.
+
+    Call `cut` if the rest will not come. The command must not take a part of its input for the whole, so it is stopped.
+    """
+
+    def __init__(self, actor: ActorRef, command_id: str) -> None:
+        self._actor = ActorRef(actor.name, create=_without_command)  # the command ends with its actor
+        self._id = command_id
+        self._writer = uuid.uuid4().hex
+
+    def send(self, data: bytes) -> Call[bool]:
+        """Sends the next bytes, at most `TRANSFER_BYTES` at a time. Waits until the command has taken all of them.
+
+        False if the command has ended, or has closed its input: the rest need not be sent. No bytes only ask for that.
+        """
+        return Call(lambda: self.sending(data))
+
+    def sending(self, data: bytes) -> Steps[bool]:
+        """The steps of `send`."""
+        is_taken: bool = yield from self._actor.call(
+            lambda actor: actor.send_input.remote(self._id, self._writer, data)
+        )
+        return is_taken
+
+    def end(self) -> Call[None]:
+        """Lets the command read the end of its input."""
+        return Call(lambda: self._actor.call(lambda actor: actor.end_input.remote(self._id, self._writer)))
+
+    def cut(self) -> Call[None]:
+        """Stops the command, unless all was sent. Does not fail if it has ended."""
+        return Call(
+            lambda: self._actor.call_if_alive(lambda actor: actor.cut_input.remote(self._id, self._writer), None)
+        )
+
+
+def _without_command(lane: str | None, cached_backup_id: str | None) -> Steps[Any]:
+    raise CommandNotFoundError("The command has ended, with the sandbox's actor.")
 
 
 def _without_actor(lane: str | None, cached_backup_id: str | None) -> Steps[Any]:
@@ -144,8 +185,10 @@ class SandboxCalls:
 
         return Call(steps)
 
-    def exec(self, request: ExecRequest) -> Stream[ExecEvent]:
+    def exec(self, request: ExecRequest) -> Stream[Started | ExecEvent]:
         """Runs a command; yields `Output`s as they come and `Exit` last. Closing the stream stops the command.
+
+        With `stdin_stream`, yields `Started` first: its `command_id` is for `command_input`.
 
         Raises:
             InvalidRequestError: argv and env are longer than the node accepts.
@@ -154,6 +197,21 @@ class SandboxCalls:
             ExecError: the command was ended from outside; the subclass says how.
         """
         return self._stream(EXEC, lambda actor, name: actor.exec.remote(name, request))
+
+    def command_input(self, command_id: str) -> Call[InputWriter]:
+        """Begins to write the input of a command that runs with `stdin_stream`. Only one caller can.
+
+        Raises:
+            CommandNotFoundError: no command of this id takes input.
+            InputTakenError: another caller writes it, or has written it.
+        """
+
+        def steps() -> Steps[InputWriter]:
+            writer = InputWriter(self.actor, command_id)
+            yield from writer.sending(b"")
+            return writer
+
+        return Call(steps)
 
     def read_file(self, path: str) -> Stream[bytes]:
         """The bytes of a regular file. Raises FileNotFoundInSandboxError, PathForbiddenError, NotARegularFileError."""

@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 
 from actors.errors import TooManyCallsError
 
-THREADS: Mapping[str, int] = {"mailbox": 1, "exec": 32, "files": 8, "reads": 16}
-"""Number of calls that each lane serves at once. Reads have a lane of their own because they wait for their readers."""
+THREADS: Mapping[str, int] = {"mailbox": 1, "exec": 32, "input": 32, "files": 8, "reads": 16}
+"""Number of calls that each lane serves at once. Reads have a lane of their own because they wait for their readers.
+
+Each running command has at most one call in `input`, which waits for the command to read.
+"""
 WAITING_LIMIT = 64
 """Maximum number of calls that wait in each lane."""
 _ON_ITS_WAY_S = 30.0

@@ -29,6 +29,7 @@ from actors.models import (
     RestoreBackupResult,
     RestoreOptions,
     SandboxInfo,
+    Started,
 )
 from actors.node.drivers import Driver
 from actors.sandbox.destruction import Destruction
@@ -192,9 +193,21 @@ class LocalSandbox:
 
     # --- exec, files and reads
 
-    def exec(self, command_id: str, request: ExecRequest) -> Iterator[ExecEvent]:
+    def exec(self, command_id: str, request: ExecRequest) -> Iterator[Started | ExecEvent]:
         """See `SandboxCalls.exec`."""
         return self._work.exec(command_id, request)
+
+    def send_input(self, command_id: str, writer: str, data: bytes) -> bool:
+        """See `Commands.send_input`. Wakes nothing: the command runs, or there is none."""
+        return self.parts.commands.send_input(command_id, data, writer=writer)
+
+    def end_input(self, command_id: str, writer: str) -> None:
+        """See `Commands.end_input`."""
+        self.parts.commands.end_input(command_id, writer=writer)
+
+    def cut_input(self, command_id: str, writer: str) -> None:
+        """See `Commands.cut_input`."""
+        self.parts.commands.cut_input(command_id, writer=writer)
 
     def read_file(self, transfer_id: str, path: str) -> Iterator[bytes]:
         """See `SandboxCalls.read_file`."""

@@ -1,9 +1,10 @@
 """The Ray actor of one sandbox: a thin shell around `actors.sandbox.facade`, in a process of its own.
 
 Lanes are Ray concurrency groups of a synchronous actor. The default group, left without `max_concurrency`, is the
-mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands; `files` carries changes and
-listings of files; `reads` carries reads of files, which wait for their readers. `control` carries questions and
-cancellations, and answers in about a millisecond while the others are busy.
+mailbox: one call at a time, in order of arrival for each caller. `exec` carries commands, and `input` what they read,
+which waits for them; `files` carries changes and listings of files; `reads` carries reads of files, which wait for
+their readers. `control` carries questions and cancellations, and answers in about a millisecond while the others are
+busy.
 
 Ray retries nothing: a call with an effect runs once, or its caller learns that the outcome is unknown.
 """
@@ -23,7 +24,7 @@ from actors.errors import SandboxUnavailableError
 from actors.host.observation import Watch, observed
 from actors.logs import configure_logging, log
 from actors.rpc.cluster import times_restarted
-from actors.rpc.names import EXEC, FILES, MAILBOX, READS
+from actors.rpc.names import EXEC, FILES, INPUT, MAILBOX, READS
 from actors.rpc.service_actor import is_node_lost, note_backup, report_to_service
 from actors.sandbox.activity import Usage
 from actors.sandbox.actor_life import ActorLife
@@ -168,6 +169,18 @@ class SandboxHost:
     @ray.method(concurrency_group="exec", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
     def exec(self, command_id: str, request: ExecRequest) -> Iterator[Any]:
         yield from self._life.stream(EXEC, lambda box: box.exec(command_id, request))
+
+    @ray.method(concurrency_group="input")
+    def send_input(self, command_id: str, writer: str, data: bytes) -> bool:
+        return self._life.serve(INPUT, lambda box: box.send_input(command_id, writer, data), was_admitted=False)
+
+    @ray.method(concurrency_group="input")
+    def end_input(self, command_id: str, writer: str) -> None:
+        self._life.serve(INPUT, lambda box: box.end_input(command_id, writer), was_admitted=False)
+
+    @ray.method(concurrency_group="control")
+    def cut_input(self, command_id: str, writer: str) -> None:
+        self._life.answer(lambda box: box.cut_input(command_id, writer))
 
     @ray.method(concurrency_group="reads", num_returns="streaming", _generator_backpressure_num_objects=_STREAM_AHEAD)
     def read_file(self, transfer_id: str, path: str) -> Iterator[Any]:

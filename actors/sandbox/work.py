@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from actors.errors import InvalidRequestError
 from actors.faults import unavailable_unless
-from actors.models import ExecEvent, ExecRequest, FileEntry, FileKind, writable_path
+from actors.models import ExecEvent, ExecRequest, FileEntry, FileKind, Started, writable_path
 from actors.node.archiver import Archiver
 from actors.node.errors import TreeError
 from actors.node.tree import Tree
@@ -26,7 +26,7 @@ _LISTED = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """The calls of one sandbox's `exec`, `files` and `reads` lanes. Many run at once."""
+    """The calls of one sandbox's `exec`, `input`, `files` and `reads` lanes. Many run at once."""
 
     sandbox: str
     residency: Residency
@@ -40,7 +40,7 @@ class Work:
     pause_s: float
     """Longest time for which commands are paused."""
 
-    def exec(self, command_id: str, request: ExecRequest) -> Iterator[ExecEvent]:
+    def exec(self, command_id: str, request: ExecRequest) -> Iterator[Started | ExecEvent]:
         """See `SandboxCalls.exec`."""
         self.residency.wake_to_change()
         return self.unsaved.following(self.commands.run(command_id, request))

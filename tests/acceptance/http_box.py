@@ -23,6 +23,7 @@ class Ran:
     stdout: bytes = b""
     stderr: bytes = b""
     exit_code: int | None = None
+    command_id: str | None = None
     error: dict[str, Any] | None = None
     events: list[str] = field(default_factory=list)
 
@@ -37,6 +38,8 @@ class Ran:
                 self.stdout += base64.b64decode(data, validate=True)
             case "stderr":
                 self.stderr += base64.b64decode(data, validate=True)
+            case "started":
+                self.command_id = json.loads(data)["command_id"]
             case "exit":
                 self.exit_code = json.loads(data)["exit_code"]
             case "error":
@@ -76,6 +79,11 @@ class Running:
     def said(self, text: bytes) -> None:
         """Waits until the command has written `text`."""
         self._wait(lambda: text in self._ran.stdout)
+
+    def feed(self, data: bytes | Iterable[bytes]) -> httpx.Response:
+        """Sends the command's input, once it has begun."""
+        self._wait(lambda: self._ran.command_id is not None)
+        return self._box.client.put(f"{self._box.url}/exec/{self._ran.command_id}/stdin", content=data)
 
     def result(self) -> Ran:
         """Waits for the end of the stream."""
@@ -138,6 +146,10 @@ class HttpBox:
         ran = self.exec("sh", "-euc", script, cwd=cwd)
         assert ran.exit_code == 0, ran
         return ran.text
+
+    def taking_input(self, *argv: str) -> Running:
+        """Starts a command whose input is sent while it runs."""
+        return Running(self, {"argv": list(argv), "stdin_stream": True})
 
     def start(self, *argv: str, timeout_ms: int | None = None, cwd: str | None = None, **env: str) -> Running:
         """Starts a command."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.http_box import HttpBox
+from tests.acceptance.http_box import HttpBox, refusal
 from tests.support.drivers import reported
 from tests.support.mount_leaks import wait_until
 from tests.support.service import Service, eventually, running, workers
@@ -48,6 +48,23 @@ def test_calls_after_an_actor_was_killed_are_served_and_nothing_is_lost(service:
     assert box.sh("cat later") == "written over the restore"
     kinds = [event["kind"] for event in box.client.get(f"{box.url}/events").json()["events"]]
     assert kinds[::-1][:3] == ["created", "backed_up", "restored"]
+
+
+def test_the_input_of_a_command_whose_actor_was_killed_is_a_known_error(service: Service, box: HttpBox) -> None:
+    actor = actor_of(service, lambda: box.write("/workspace/file", b"kept"))
+    running = box.taking_input("cat")
+
+    def dying() -> Iterator[bytes]:
+        yield b"read"
+        running.said(b"read")
+        kill(actor)
+        yield b"not read"
+
+    sent = running.feed(dying())
+
+    assert refusal(sent) in ((503, "SANDBOX_UNAVAILABLE"), (404, "COMMAND_NOT_FOUND"))
+    assert (running.result().error or {})["code"] == "SANDBOX_UNAVAILABLE"
+    assert box.read("/workspace/file") == b"kept"
 
 
 def test_an_actor_that_was_killed_wakes_its_sandbox_without_a_call(service: Service, box: HttpBox) -> None:

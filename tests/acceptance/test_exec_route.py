@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import socket
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.acceptance.http_box import HttpBox, refusal
+from actors.sandbox.admission import THREADS
+from tests.acceptance.http_box import WAIT_S, HttpBox, Running, refusal
 from tests.support.service import Service, eventually, read_or_empty
 from tests.support.signals import disturbed_signals
 
+MIB = 1024**2
+UNREAD = """
+import fcntl, os, termios, time
+while int.from_bytes(fcntl.ioctl(0, termios.FIONREAD, bytes(4)), "little") < fcntl.fcntl(0, fcntl.F_GETPIPE_SZ):
+    time.sleep(0.01)
+print("full", flush=True)
+while not os.path.exists("go"):
+    time.sleep(0.02)
+"""
+"""A command that says when its input is full, and reads nothing of it."""
 SLEEPER = b"sleep\x00999.125\0"
 
 PROGRAMS = Path(__file__).parents[1] / "support" / "programs"
@@ -101,6 +117,113 @@ def test_a_command_has_default_signals_and_streams_that_can_be_opened(box: HttpB
     assert box.exec("timeout", "-s", "INT", "0.2", "sleep", "600", timeout_ms=120_000).exit_code == 124
     ran = box.exec("sh", "-c", "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin; umask")
     assert (ran.stdout, ran.stderr) == (b"out\n0022\n", b"err\n")
+
+
+def test_a_command_reads_the_input_that_came_with_it(box: HttpBox) -> None:
+    data = bytes(range(256)) * 2048
+    encoded = base64.b64encode(data).decode()
+
+    given = {"stdin": "ü\n"}, {"stdin": ""}, {"stdin_base64": encoded}
+    read = [Running(box, {"argv": ["cat"], **each}).result().stdout for each in given]
+
+    assert read == ["ü\n".encode(), b"", data]
+    assert refusal(box.post("exec", argv=["cat"], stdin="x" * (len(data) + 1))) == (422, "INVALID_REQUEST")
+
+
+def test_a_command_reads_a_large_input_while_it_is_sent(box: HttpBox) -> None:
+    block = os.urandom(MIB)
+    expected = hashlib.sha256(block * 100).hexdigest()
+    summing, copying = box.taking_input("sha256sum"), box.taking_input("cat")
+
+    sent = summing.feed(block for _ in range(100))
+    copied = copying.feed(block for _ in range(10))
+
+    assert (sent.status_code, sent.json()) == (200, {"ok": True, "complete": True})
+    assert summing.result().text == f"{expected}  -\n"
+    assert summing.result().events == ["started", "stdout", "exit"]
+    assert copied.json()["complete"] and copying.result().stdout == block * 10
+
+
+def test_each_piece_of_input_reaches_the_command_before_the_next(box: HttpBox) -> None:
+    running = box.taking_input("cat")
+
+    def lines() -> Iterator[bytes]:
+        for line in (b"1\n", b"2\n"):
+            yield line
+            running.said(line)
+
+    assert running.feed(lines()).json()["complete"]
+    assert running.result().stdout == b"1\n2\n"
+
+
+def test_an_unread_input_waits_at_its_client(box: HttpBox) -> None:
+    running = box.taking_input("sh", "-c", "until [ -e go ]; do sleep 0.02; done; exit 3")
+    taken, changed_at, has_ended = 0, time.monotonic(), threading.Event()
+
+    def blocks() -> Iterator[bytes]:
+        nonlocal taken, changed_at
+        while taken < 200 and not has_ended.is_set():
+            taken, changed_at = taken + 1, time.monotonic()
+            yield bytes(MIB)
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(running.feed, blocks())
+        eventually(lambda: sent.done() or (taken and time.monotonic() - changed_at > 1))
+        assert not sent.done() and taken < 100, "more than the connection's buffers hold"
+        box.write("/workspace/go", b"")
+        assert running.result().exit_code == 3
+        has_ended.set()
+        assert sent.result(WAIT_S).json() == {"ok": True, "complete": False}
+
+
+def test_writers_that_wait_for_their_commands_hold_up_no_other_call(box: HttpBox) -> None:
+    waiting = [box.taking_input("python3", "-c", UNREAD) for _ in range(THREADS["files"] + 1)]
+
+    with ThreadPoolExecutor(len(waiting)) as pool:
+        sent = [pool.submit(running.feed, bytes(MIB)) for running in waiting]
+        for running in waiting:
+            running.said(b"full\n")
+        box.write("/workspace/file", b"written")
+        assert box.sh("cat file") == "written"
+        assert not any(each.done() for each in sent)
+        box.write("/workspace/go", b"")
+        assert [each.result(WAIT_S).json()["complete"] for each in sent] == [False] * len(waiting)
+    assert [running.result().exit_code for running in waiting] == [0] * len(waiting)
+
+
+def test_a_command_that_ends_without_reading_is_no_error(box: HttpBox) -> None:
+    running = box.taking_input("sh", "-c", "exit 3")
+
+    assert running.result().exit_code == 3
+    sent = running.feed(b"x" * MIB)
+    assert (sent.status_code, sent.json()) == (200, {"ok": True, "complete": False})
+
+
+def test_an_input_whose_client_goes_away_stops_its_command(box: HttpBox) -> None:
+    running = box.taking_input("cat")
+
+    def breaking() -> Iterator[bytes]:
+        yield b"a part"
+        running.said(b"a part")
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        running.feed(breaking())
+    ran = running.result()
+    assert (ran.stdout, ran.events[-1], (ran.error or {})["code"]) == (b"a part", "error", "EXEC_STOPPED")
+
+
+def test_an_input_is_sent_once_and_only_to_a_command_that_takes_it(box: HttpBox) -> None:
+    running = box.taking_input("sh", "-c", "cat; until [ -e go ]; do sleep 0.02; done")
+    assert running.feed(b"whole").json()["complete"]
+
+    assert refusal(running.feed(b"again")) == (409, "INPUT_TAKEN")
+    assert refusal(box.client.put(f"{box.url}/exec/unknown/stdin", content=b"x")) == (404, "COMMAND_NOT_FOUND")
+    missing = "/v1/sandbox/never-used/exec/unknown/stdin"
+    assert refusal(box.client.put(missing, content=b"x")) == (404, "COMMAND_NOT_FOUND")
+    assert refusal(box.client.get("/v1/sandbox/never-used")) == (404, "SANDBOX_NOT_FOUND")
+    box.write("/workspace/go", b"")
+    assert running.result().stdout == b"whole"
 
 
 def test_the_working_directory_is_the_workspace_or_the_one_asked_for(box: HttpBox) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from actors.models import (
     ExecRequest,
     ExecResult,
     Exit,
+    Output,
     RestoreMode,
     RestoreOptions,
 )
@@ -201,15 +203,18 @@ def service_cgroup(data_dir: Path) -> str:
     return NodeLayout(NodeConfig(data_dir=data_dir)).cgroup
 
 
-def run(sandbox: LocalSandbox, *argv: str, cwd: str = "/workspace", timeout_ms: int = 60_000) -> ExecResult:
+def run(
+    sandbox: LocalSandbox, *argv: str, cwd: str = "/workspace", timeout_ms: int = 60_000, stdin: bytes | None = None
+) -> ExecResult:
     """Runs a command to its end."""
-    request = ExecRequest(argv=list(argv), cwd=cwd, timeout_ms=timeout_ms)
+    given = None if stdin is None else base64.b64encode(stdin).decode()
+    request = ExecRequest(argv=list(argv), cwd=cwd, timeout_ms=timeout_ms, stdin_base64=given)
     out: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
     code = -1
     for event in sandbox.exec(uuid.uuid4().hex, request):
         if isinstance(event, Exit):
             code = event.exit_code
-        else:
+        elif isinstance(event, Output):
             out[event.stream] += event.data
     return ExecResult(exit_code=code, stdout=bytes(out["stdout"]), stderr=bytes(out["stderr"]))
 
@@ -295,15 +300,23 @@ class Background(Generic[T]):
 @contextmanager
 def command(sandbox: LocalSandbox, script: str) -> Iterator[Background[ExecResult]]:
     """A shell script that runs in the background. Waits for its first output, and stops it at the end of the block."""
+    with running(sandbox, ExecRequest(argv=["sh", "-c", script])) as (background, _):
+        yield background
+
+
+@contextmanager
+def running(sandbox: LocalSandbox, request: ExecRequest) -> Iterator[tuple[Background[ExecResult], str]]:
+    """A command in the background, and its id. Waits for its first event, and stops it at the end of the block."""
     name, started = uuid.uuid4().hex, threading.Event()
 
     def act() -> ExecResult:
         out = bytearray()
         try:
-            for event in sandbox.exec(name, ExecRequest(argv=["sh", "-c", script])):
+            for event in sandbox.exec(name, request):
                 if isinstance(event, Exit):
                     return ExecResult(exit_code=event.exit_code, stdout=bytes(out), stderr=b"")
-                out += event.data
+                if isinstance(event, Output):
+                    out += event.data
                 started.set()
         finally:
             started.set()
@@ -312,7 +325,7 @@ def command(sandbox: LocalSandbox, script: str) -> Iterator[Background[ExecResul
     background = Background(act)
     assert started.wait(60), "the command says nothing"
     try:
-        yield background
+        yield background, name
     finally:
         sandbox.stop(name)
         assert wait_until(lambda: background.ended), "the command does not end"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import pickle
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from actors.client import Sandbox, ServiceCalls
 from actors.errors import InvalidBackupConfigError, InvalidRequestError, PathForbiddenError
 from actors.models import (
+    MAX_INPUT_BYTES,
     MAX_STRING_BYTES,
     MAX_TIMEOUT_MS,
     MAX_VARIABLES,
@@ -130,7 +132,13 @@ def test_a_mode_may_be_given_as_a_string() -> None:
      {"argv": ["a"], "timeout_ms": MAX_TIMEOUT_MS + 1}, {"argv": ["a"], "timeout_ms": -1},
      {"argv": ["a", "x" * (MAX_STRING_BYTES + 1)]}, {"argv": ["a", "é" * (MAX_STRING_BYTES // 2 + 1)]},
      {"argv": ["a"], "env": {"A": "x" * (MAX_STRING_BYTES - 1)}}, {"argv": ["a"], "env": {"x" * MAX_STRING_BYTES: ""}},
-     {"argv": ["a"], "env": {f"V{n}": "x" for n in range(MAX_VARIABLES + 1)}}, {"argv": ["x" * 100_000] * 11}],
+     {"argv": ["a"], "env": {f"V{n}": "x" for n in range(MAX_VARIABLES + 1)}}, {"argv": ["x" * 100_000] * 11},
+     {"argv": ["a"], "stdin": b"x"}, {"argv": ["a"], "stdin": "x" * (MAX_INPUT_BYTES + 1)},
+     {"argv": ["a"], "stdin": "é" * (MAX_INPUT_BYTES // 2 + 1)}, {"argv": ["a"], "stdin_base64": "no base64"},
+     {"argv": ["a"], "stdin_base64": "eA=\n="}, {"argv": ["a"], "stdin_base64": "é"},
+     {"argv": ["a"], "stdin_base64": base64.b64encode(bytes(MAX_INPUT_BYTES + 1)).decode()},
+     {"argv": ["a"], "stdin_stream": 1}, {"argv": ["a"], "stdin": "", "stdin_stream": True},
+     {"argv": ["a"], "stdin": "", "stdin_base64": ""}],
 )  # fmt: skip
 def test_impossible_commands_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError):
@@ -141,8 +149,10 @@ def test_impossible_commands_are_refused(bad: dict[str, Any]) -> None:
     "good",
     [{"argv": ["a"] * 4096}, {"argv": ["a"], "timeout_ms": MAX_TIMEOUT_MS}, {"argv": ["x" * MAX_STRING_BYTES]},
      {"argv": ["a"], "env": {"A": "x" * (MAX_STRING_BYTES - 2)}}, {"argv": ["x" * 100_000] * 10},
-     {"argv": ["a"], "env": {f"V{n}": "x" for n in range(MAX_VARIABLES)}}],
-    ids=range(6),
+     {"argv": ["a"], "env": {f"V{n}": "x" for n in range(MAX_VARIABLES)}},
+     {"argv": ["a"], "stdin": "é" * (MAX_INPUT_BYTES // 2)},
+     {"argv": ["a"], "stdin_base64": base64.b64encode(bytes(MAX_INPUT_BYTES)).decode()}],
+    ids=range(8),
 )  # fmt: skip
 def test_the_longest_commands_are_accepted(good: dict[str, Any]) -> None:
     assert validated(ExecRequest, good).argv == good["argv"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from actors.client import Sandbox, ServiceCalls
 from actors.errors import (
     BackupNotFoundError,
+    CommandNotFoundError,
     FileNotFoundInSandboxError,
     HoldfastError,
     InvalidRequestError,
@@ -59,6 +61,7 @@ from actors.models import (
     SandboxInfo,
     SandboxPage,
     SandboxRef,
+    Started,
 )
 
 T = TypeVar("T")
@@ -129,6 +132,31 @@ class MemoryUpload:
         return Later(lambda: setattr(self, "aborted", True))
 
 
+class MemoryInput:
+    """The input of a command, which takes `wanted` bytes and then no more."""
+
+    def __init__(self, wanted: float = float("inf")) -> None:
+        self.wanted = wanted
+        self.pieces: list[bytes] = []
+        self.heard_of = threading.Event()
+        self.ended = threading.Event()
+        self.cut_off = threading.Event()
+
+    def send(self, data: bytes) -> Later[bool]:
+        def act() -> bool:
+            self.pieces.append(data)
+            self.heard_of.set()
+            return sum(map(len, self.pieces)) < self.wanted
+
+        return Later(act)
+
+    def end(self) -> Later[None]:
+        return Later(self.ended.set)
+
+    def cut(self) -> Later[None]:
+        return Later(self.cut_off.set)
+
+
 @dataclass
 class MemorySandbox:
     """A fake sandbox; any command plays `script`, and a backup or a restore raises `failure` if there is one."""
@@ -136,7 +164,8 @@ class MemorySandbox:
     id: str
     tenant: MemoryTenant
     files: dict[str, bytes] = field(default_factory=dict)
-    script: list[ExecEvent | HoldfastError | Silence] = field(default_factory=list)
+    script: list[Started | ExecEvent | HoldfastError | Silence] = field(default_factory=list)
+    inputs: dict[str, MemoryInput] = field(default_factory=dict)
     tar: list[bytes | HoldfastError | Silence] = field(default_factory=lambda: [b"tar", b"ball"])
     failure: BaseException | None = None
     current: Operation | None = None
@@ -209,12 +238,24 @@ class MemorySandbox:
     def destroy(self) -> Later[None]:
         return Later(lambda: cast("None", self.tenant.sandboxes.pop(self.id, None)))
 
-    def exec(self, request: ExecRequest) -> MemoryStream[ExecEvent]:
+    def exec(self, request: ExecRequest) -> MemoryStream[Started | ExecEvent]:
         self.used = True
         self.asked.append(request)
-        stream = MemoryStream[ExecEvent](self.script or [Output(stream="stdout", data=b"hi\n"), Exit(exit_code=0)])
+        said: list[Started | ExecEvent | HoldfastError | Silence] = [
+            Output(stream="stdout", data=b"hi\n"),
+            Exit(exit_code=0),
+        ]
+        stream = MemoryStream[Started | ExecEvent](self.script or said)
         self.streams.append(stream)
         return stream
+
+    def command_input(self, command_id: str) -> Later[MemoryInput]:
+        def act() -> MemoryInput:
+            if command_id not in self.inputs:
+                raise CommandNotFoundError("No such command.")
+            return self.inputs[command_id]
+
+        return Later(act)
 
     def read_file(self, path: str) -> MemoryStream[bytes]:
         missing = FileNotFoundInSandboxError("No such file.", context={"path": path})
