@@ -12,7 +12,7 @@ from actors.errors import InvalidRequestError
 from actors.models import Exit
 from gateway.cli.arguments import Box
 from gateway.cli.session import Session, with_session
-from gateway.cli.standard_input import holds_data
+from gateway.cli.standard_input import passed_on
 
 
 @with_session
@@ -27,22 +27,18 @@ def exec_command(
     """Run a command in a sandbox.
 
     Its output is ours and its exit status too. With --json, the document holds exit_code, and stdout and
-    stderr in base64. It reads no standard input: what is piped or redirected into us is refused.
+    stderr in base64. It reads what is piped or redirected into us, to its end; of a terminal it reads nothing.
+    In a shell's loop that reads lines, redirect ours from /dev/null, or it reads them.
     """
-    if holds_data():
-        raise InvalidRequestError(
-            "A command in a sandbox cannot read our standard input.",
-            hint="Copy it into the sandbox first (`holdfast cp - BOX:PATH`), or redirect ours from /dev/null.",
-        )
-    events = session.sandbox(box).exec_stream(argv, cwd=cwd, env=_environment(env or []), timeout_s=timeout)
+    events = session.sandbox(box).exec_stream(
+        argv, cwd=cwd, env=_environment(env or []), timeout_s=timeout, stdin=passed_on()
+    )
     kept: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
     for event in events:
         if isinstance(event, Exit):
             if session.output.as_json:
                 encoded = {name: base64.b64encode(b"".join(data)).decode("ascii") for name, data in kept.items()}
                 session.output.result({"exit_code": event.exit_code, **encoded})
-            if holds_data():  # it has arrived meanwhile
-                print("note: the command has read nothing of our standard input", file=sys.stderr)
             raise typer.Exit(event.exit_code)
         if session.output.as_json:
             kept[event.stream].append(event.data)

@@ -1,35 +1,25 @@
-"""A check of standard input, for a command that cannot pass it on: finds data that would be lost."""
+"""The standard input that `holdfast exec` passes on to its command."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-import select
 import stat
-import sys
-import termios
+from typing import BinaryIO
 
 STDIN = 0
+_NULL = os.makedev(1, 3)
+"""The device /dev/null. Source: null(4)."""
 
 
-def holds_data(fd: int = STDIN) -> bool:
-    """Tells whether there is something to read: bytes in a pipe or a socket, or the rest of a file. Reads nothing.
+def passed_on(fd: int = STDIN) -> BinaryIO | None:
+    """What is piped or redirected into us; None for a terminal, /dev/null, or an input that is closed.
 
-    A terminal, a device such as /dev/null, and a closed or empty input hold nothing. Neither does a pipe whose writer
-    has written nothing so far, such as that of a shell over SSH.
+    It is read without a buffer. A thread that waits for a buffer of Python's would abort the process at its end.
     """
     try:
         found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode):
-            return os.lseek(fd, 0, os.SEEK_CUR) < found.st_size
-        if not (stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode)):
-            return False
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        if not poll.poll(0):
-            return False
-        waiting = bytearray(4)
-        fcntl.ioctl(fd, termios.FIONREAD, waiting)
+        if os.isatty(fd) or (stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL):
+            return None
+        return open(fd, "rb", buffering=0, closefd=False)
     except OSError:
-        return False
-    return int.from_bytes(waiting, sys.byteorder) > 0
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import pty
@@ -12,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -54,13 +55,13 @@ class Cli:
         self._env = clean_environment(service.home, {"HOLDFAST_DATA_DIR": str(service.data_dir)})
         self._cwd = service.home
 
-    def run(self, *argv: str) -> subprocess.CompletedProcess[bytes]:
+    def run(self, *argv: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> subprocess.CompletedProcess[bytes]:
         """Runs the command to its end; Ray's messages about the cluster are removed from its standard error."""
         done = subprocess.run(
             [HOLDFAST, *argv],
             env=self._env,
             cwd=self._cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             capture_output=True,
             timeout=COMMAND_S,
             check=False,
@@ -116,6 +117,39 @@ def test_the_main_flow_by_commands_for_people(cli: Cli, box: HttpBox, tmp_path: 
     assert fetched.stdout == b"kept\0\xff\n"
     assert listed.stdout.decode().split("\t")[0] == backup_id
     assert files.stdout.decode().split("\t")[-1] == "file\n"
+
+
+def test_exec_passes_on_what_is_piped_or_redirected_into_it(cli: Cli, box: HttpBox, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(1024**2) * 100)
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    with file.open("rb") as whole:
+        summed = cli.run("exec", box.id, "--", "sha256sum", stdin=whole)
+    with file.open("rb") as rest:
+        os.lseek(rest.fileno(), -3, os.SEEK_END)
+        counted = cli.run("exec", box.id, "--", "wc", "-c", stdin=rest)
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        assert endless.stdout is not None
+        headed = cli.run("exec", box.id, "--", "sh", "-c", "head -1; exit 4", stdin=endless.stdout)
+        endless.stdout.close()
+    reading, writing = os.pipe()
+    silent = cli.run("exec", box.id, "--", "echo", "end", stdin=reading)
+    os.close(writing)
+    empty = cli.run("exec", box.id, "--", "cat", stdin=reading)
+    os.close(reading)
+
+    assert (summed.returncode, summed.stdout) == (0, f"{expected}  -\n".encode())
+    assert counted.stdout == b"3\n"
+    assert (headed.returncode, headed.stdout, headed.stderr) == (4, b"y\n", b"")
+    assert (silent.returncode, silent.stdout, silent.stderr) == (0, b"end\n", b"")
+    assert (empty.returncode, empty.stdout) == (0, b"")
+
+
+def test_exec_reads_nothing_of_a_terminal(cli: Cli, box: HttpBox) -> None:
+    status, drawn = cli.on_a_terminal(["exec", box.id, "--", "sh", "-c", "readlink /proc/self/fd/0; cat"])
+
+    assert (status, SAID_BY_RAY.sub(b"", drawn.replace(b"\r", b""))) == (0, b"/dev/null\n")
 
 
 def test_a_name_that_is_not_utf8_works_in_every_command(cli: Cli, box: HttpBox, tmp_path: Path) -> None:
