@@ -11,6 +11,7 @@ import tarfile
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -393,10 +394,12 @@ def test_a_restore_ends_a_running_hydrate(kernel_node: Node, tmp_path: Path, end
     def is_stopped_half_way() -> bool:
         tars = [pid for pid, name in kernel_node.processes().items() if name == "tar"]
         for pid in tars:
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):  # the one that looks through the archive ends before
+                os.kill(pid, signal.SIGSTOP)
         has_begun = bool(tars) and len(os.listdir(work(kernel_node, box))) > 0
         for pid in tars if not has_begun else ():
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         return has_begun
 
     assert wait_until(is_stopped_half_way)
