@@ -343,6 +343,7 @@ def test_a_sandbox_whose_files_are_on_another_node_does_not_start_empty(
         back = kernel_node.sandbox("travelling")
         assert sh(back, "cat file") == "kept\n"
         back.ownership.check()  # it claims no epoch any more
+        back.close()  # nor does it write down what it finds unsaved, which would bring a deleted state back
 
         there.destroy()
         restore(there, handle)
