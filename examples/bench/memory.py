@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from bench.processes import Idle, Peak, named
@@ -9,6 +10,8 @@ from bench.tools import Tools
 from bench.workloads import random_bytes
 
 Figure = tuple[str, str]
+_SETTLED_S = 20.0
+"""Time after which what a first call leaves to do is over, such as imports and looks at the tree."""
 
 
 def figures(tools: Tools, empty_actor: Idle, *, boxes: int, size_mib: int) -> Iterator[Figure]:
@@ -49,6 +52,7 @@ def figures(tools: Tools, empty_actor: Idle, *, boxes: int, size_mib: int) -> It
 def _idle(boxes: int, empty_actor: Idle) -> Iterator[Figure]:
     actors = named(b"ray::SandboxHost")
     assert len(actors) >= boxes, f"{len(actors)} sandboxes are awake, not {boxes}"
+    time.sleep(_SETTLED_S)
     for what, idle in ((f"an awake idle sandbox, of {boxes}", Idle.measured(actors)), ("an empty actor", empty_actor)):
         yield f"memory of {what}", f"{idle.pss_mb:.1f} MB (PSS)"
         yield f"processor time of {what}", f"{idle.cpu_ms_per_s:.1f} ms a second"
