@@ -24,8 +24,7 @@ from itertools import islice
 
 from pydantic import SecretStr
 
-from storage import keys
-from storage.documents import find, read, write
+from storage import documents, keys
 from storage.errors import (
     CorruptMetadataError,
     DocumentError,
@@ -120,7 +119,7 @@ class BackupCatalog:
                 break
             except (PreconditionFailedError, StoreUnavailableError) as e:
                 # Either error may come after our own write took effect: only reading tells.
-                found = find(self.store, key)
+                found = documents.find(self.store, key)
                 if found is not None and found.data == data:
                     break
                 if found is not None:
@@ -131,7 +130,7 @@ class BackupCatalog:
 
     def sign_in_place(self, record: BackupRecord, *, replacing: str) -> None:
         """Signs metadata that is in the bucket already, and unsigned. `replacing`, errors: see `documents.write`."""
-        write(self.store, keys.metadata(record.id), sign(record, self._signing_key), replacing=replacing)
+        documents.write(self.store, keys.metadata(record.id), sign(record, self._signing_key), replacing=replacing)
 
     def write_index_entry(self, record: BackupRecord) -> bool:
         """Writes the index entry of a committed backup of ours. Idempotent; logs a failure, and returns False."""
@@ -155,7 +154,7 @@ class BackupCatalog:
             DocumentError: it is damaged, tampered with or of a later release; permanent.
         """
         key = keys.metadata(backup_id)
-        data = read(self.store, key).data
+        data = documents.read(self.store, key).data
         bucket = self.store.bucket
         if data == _FENCE:
             raise ObjectMissingError("read", bucket=bucket, key=key, detail="the backup was fenced off")

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from storage import keys
-from storage.documents import read, write
+from storage import documents, keys
 from storage.errors import CorruptMetadataError, InvalidCursorError, ObjectMissingError, PreconditionFailedError
 from storage.metadata import Claim, SandboxState, load
 from storage.store import ObjectStore, list_all
@@ -76,7 +75,9 @@ class SandboxDocuments:
         self, tenant: str, sandbox: str, idempotency_key: str, backup_id: str, *, replacing: str | None
     ) -> None:
         """Makes the key stand for a backup about to be committed. `replacing`, errors: see `documents.write`."""
-        write(self.store, keys.claim(tenant, sandbox, idempotency_key), Claim(backup_id=backup_id), replacing=replacing)
+        documents.write(
+            self.store, keys.claim(tenant, sandbox, idempotency_key), Claim(backup_id=backup_id), replacing=replacing
+        )
 
     def find_state(self, tenant: str, sandbox: str) -> StoredState | None:
         """A sandbox's state document; None if it was never written.
@@ -87,7 +88,7 @@ class SandboxDocuments:
         """
         key = keys.state(tenant, sandbox)
         try:
-            stored = read(self.store, key, max_bytes=STATE_BYTES)
+            stored = documents.read(self.store, key, max_bytes=STATE_BYTES)
         except ObjectMissingError:
             return None
         return StoredState(self._state(tenant, sandbox, stored.data), stored.etag)
@@ -119,7 +120,7 @@ class SandboxDocuments:
 
     def write_state(self, state: SandboxState, *, replacing: str | None) -> str:
         """Writes a sandbox's state document and returns its ETag. `replacing`, errors: see `documents.write`."""
-        return write(self.store, keys.state(state.tenant, state.id), state, replacing=replacing)
+        return documents.write(self.store, keys.state(state.tenant, state.id), state, replacing=replacing)
 
     def delete_state(self, tenant: str, sandbox: str) -> None:
         """Deletes a sandbox's state document; its backups stay. Idempotent."""
