@@ -19,6 +19,8 @@ from gateway.errors import MalformedBodyError, RequestTimeoutError
 from gateway.raw_names import with_raw_names
 
 M = TypeVar("M", bound=BaseModel)
+BINARY = "application/octet-stream"
+"""The media type of raw bytes."""
 
 
 async def pieces(

@@ -12,8 +12,8 @@ from storage.errors import (
 from storage.metadata import Document
 from storage.store import SMALL_OBJECT_BYTES, ObjectStore, Stored
 
-_READ_BACK_BYTES = 16 * 2**20
-"""More than any document of ours has."""
+MAX_BYTES = 16 * 2**20
+"""Size limit of the largest documents, the states of sandboxes."""
 
 
 def find(store: ObjectStore, key: str, *, max_bytes: int = SMALL_OBJECT_BYTES) -> Stored | None:
@@ -53,7 +53,7 @@ def write(store: ObjectStore, key: str, document: Document, *, replacing: str | 
         )
     except (PreconditionFailedError, StoreUnavailableError):
         # A retry inside the store may have found its own earlier write.
-        stored = find(store, key, max_bytes=_READ_BACK_BYTES)
+        stored = find(store, key, max_bytes=MAX_BYTES)
         if stored is None or stored.data != data:
             raise
         return stored.etag

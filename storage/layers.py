@@ -42,6 +42,7 @@ from typing import TypeVar
 from storage import keys
 from storage.beside import in_a_thread
 from storage.config import TransferConfig
+from storage.digests import part_count
 from storage.errors import IntegrityError, LayersUnusableError, ObjectMissingError, StorageError
 from storage.metadata import MAX_LAYERS, MAX_PARTS, BackupRecord, StoredLayer
 from storage.store import Head, ObjectStore
@@ -264,7 +265,7 @@ def layer_at(path: Path, config: TransferConfig) -> StoredLayer:
     part_bytes = config.part_bytes_for(size_bytes)
     whole, parts = hashlib.sha256(), []
     with path.open("rb") as file:
-        for _ in range(max(1, -(-size_bytes // part_bytes))):
+        for _ in range(part_count(size_bytes, part_bytes)):
             part, left = hashlib.sha256(), part_bytes
             while left and (chunk := file.read(min(CHUNK_BYTES, left))):
                 part.update(chunk)

@@ -15,7 +15,7 @@ from storage.store import ObjectStore, list_all
 
 logger = logging.getLogger(__name__)
 
-STATE_BYTES = 16 * 2**20
+STATE_BYTES = documents.MAX_BYTES
 _ASIDE_BYTES = 256 * 2**20
 """Size limit of a damaged document that is kept for a person."""
 
@@ -61,9 +61,8 @@ class SandboxDocuments:
             NewerDocumentError: permanent.
         """
         key = keys.claim(tenant, sandbox, idempotency_key)
-        try:
-            stored = self.store.get(key, max_bytes=_ASIDE_BYTES)
-        except ObjectMissingError:
+        stored = documents.find(self.store, key, max_bytes=_ASIDE_BYTES)
+        if stored is None:
             return None
         try:
             return StoredClaim(load(Claim, stored.data, bucket=self.store.bucket, key=key).backup_id, stored.etag)

@@ -22,7 +22,7 @@ def held(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
     `waiting` is called repeatedly while somebody else has the lock; it raises an error to end the wait. Raises OSError.
     """
-    with _opened(file, os.O_RDWR | os.O_CREAT) as fd:
+    with _opened(file) as fd:
         while not take(fd):
             waiting()
             time.sleep(_POLL_S)
@@ -35,7 +35,7 @@ def held_if_free(file: Path) -> Iterator[bool]:
 
     Raises OSError.
     """
-    with _opened(file, os.O_RDWR | os.O_CREAT) as fd:
+    with _opened(file) as fd:
         yield take(fd)
 
 
@@ -49,8 +49,8 @@ def take(fd: int) -> bool:
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+def _opened(file: Path) -> Iterator[int]:
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield fd
     finally:

@@ -115,7 +115,7 @@ class Packer:
             cancelled=cancelled,
         )
         box = replace(self._box, binds=(Bind(content, _CONTENT),), network=False)
-        path = self._squash(request, box, request.directory, found, time.monotonic() + _PACK_S)
+        path = self._squash(request, box, request.directory, found, time.monotonic() + request.timeout_s)
         return PackedArchive(path, found)
 
     def _create_whole(self, request: ArchiveRequest, rules: Rules, deadline: float) -> PackedArchive:

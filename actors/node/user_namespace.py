@@ -19,7 +19,6 @@ net/core/scm.c, too_many_pipe_buffers in fs/pipe.c, and fs/eventpoll.c.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import socket
@@ -32,7 +31,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Self
 
-from actors.node import namespace_maker, process
+from actors.node import file_lock, namespace_maker, process
 from actors.node.errors import NodeError
 
 OWNERS = range(61_184, 65_520)
@@ -180,9 +179,7 @@ class UserNamespace:
             if owner == self._uid:
                 continue
             fd = os.open(self._owners / str(owner), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not file_lock.take(fd):
                 os.close(fd)
                 continue
             self._owner_lock = fd

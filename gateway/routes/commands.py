@@ -10,14 +10,12 @@ from fastapi import APIRouter, Path, Request, Response
 from actors.models import ExecRequest, Model
 from gateway import sse
 from gateway.answers import answer
-from gateway.body import describes, describes_bytes, parsed, pieces
+from gateway.body import BINARY, describes, describes_bytes, parsed, pieces
 from gateway.errors import stopping
 from gateway.routes.request import Box, config_of
 from gateway.streaming import Source, StreamedAnswer
 
 router = APIRouter(prefix="/v1/sandbox", tags=["commands"])
-
-BINARY = "application/octet-stream"
 
 
 class InputSent(Model):

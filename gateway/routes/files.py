@@ -9,7 +9,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from actors.models import TRANSFER_BYTES, FileEntry, Model
 from gateway.answers import NO_CONTENT, answer, done
-from gateway.body import describes_bytes, in_blocks, pieces
+from gateway.body import BINARY, describes_bytes, in_blocks, pieces
 from gateway.cluster import Uploading
 from gateway.routes.request import Box, DirectoryPath, Excludes, FilePath, config_of
 from gateway.streaming import Source, StreamedAnswer, raw
@@ -25,7 +25,6 @@ register_url_convertor("anypath", _AnyPath())
 
 router = APIRouter(prefix="/v1/sandbox", tags=["files"])
 
-BINARY = "application/octet-stream"
 TAR = "application/x-tar"
 
 
