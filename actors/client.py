@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from actors.errors import InvalidBackupConfigError, InvalidRequestError
-from actors.input_source import InputSource
 from actors.models import (
     DEFAULT_TENANT,
     DEFAULT_TTL_S,
@@ -56,6 +55,7 @@ from actors.models import (
 from actors.pages import pages
 from actors.rpc.calls import Call
 from actors.rpc.cluster import connect
+from actors.rpc.input_source import InputSource
 from actors.rpc.sandbox_calls import InputWriter, SandboxCalls, Upload
 from actors.rpc.service_calls import ServiceCalls
 

@@ -14,8 +14,8 @@ import pytest
 
 from actors.client import Sandbox, SandboxCalls
 from actors.errors import INPUT_CUT_OFF, ExecStoppedError, HoldfastError, InvalidRequestError
-from actors.input_source import InputSource
 from actors.models import MAX_INPUT_BYTES, ExecEvent, Exit, Started
+from actors.rpc.input_source import InputSource
 from gateway.cli.app import main
 from gateway.cli.standard_input import STDIN, passed_on
 from tests.unit.gateway.conftest import DEADLINE_S
