@@ -1,6 +1,6 @@
-"""Measures how long Ray takes with actors that do nothing, and what they take. For `first_calls.py`.
+"""Measures Ray with actors that do nothing: the times, and an idle actor's memory and processor time.
 
-Arguments: number of rounds, of actors made at once, and of idle actors. Prints the figures as JSON.
+For `first_calls.py`. Arguments: number of rounds, of actors made at once, and of idle actors. Prints JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Noop:
 
 
 def idle(number: int) -> Idle:
-    """What each of so many actors takes while nobody calls it."""
+    """The memory and processor time of each of so many actors while nobody calls them."""
     made: list[Any] = [Noop.remote() for _ in range(number)]
     found = Idle.measured(ray.get([actor.ping.remote() for actor in made]))
     for actor in made:

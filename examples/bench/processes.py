@@ -41,7 +41,7 @@ def cpu_s(pid: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """What each of some idle processes takes, on average."""
+    """The average memory and processor time of some idle processes."""
 
     pss_mb: float
     cpu_ms_per_s: float

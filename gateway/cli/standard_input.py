@@ -12,7 +12,7 @@ _NULL = os.makedev(1, 3)
 
 
 def passed_on(fd: int = STDIN) -> BinaryIO | None:
-    """What is piped or redirected into us; None for a terminal, /dev/null, or an input that is closed.
+    """Our standard input if it is piped or redirected; None for a terminal, /dev/null, or an input that is closed.
 
     It is read without a buffer. A thread that waits for a buffer of Python's would abort the process at its end.
     """

@@ -209,10 +209,12 @@ def _clean_node(node: NodeConfig) -> None:
     layout = NodeLayout(node)
     Cgroup.remove_tree(layout.cgroup)
     former_groups.remove(layout.data_dir)
+    stuck = driver_choice.remove_leftovers(layout.driver)
     for folder in layout.mounting:
-        is_of_trials = folder == layout.driver
-        for stuck in driver_choice.remove_leftovers(folder) if is_of_trials else sweep(folder, and_itself=False):
-            log.error("mount_left_behind", mount=stuck.name)
+        if folder != layout.driver:
+            stuck += sweep(folder, and_itself=False)
+    for mount in stuck:
+        log.error("mount_left_behind", mount=mount.name)
     try:
         remove_tree(layout.trash)
         layout.prepare()

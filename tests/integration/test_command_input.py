@@ -1,4 +1,4 @@
-"""What commands read as their standard input, on the real box."""
+"""The standard input of commands, on the real box."""
 
 from __future__ import annotations
 
